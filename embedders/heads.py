@@ -1,0 +1,50 @@
+"""From a vision transformer's tokens to one vector. Imports torch at once: import it where a model is built."""
+
+import torch
+from torch import nn
+
+
+class ClassToken(nn.Module):
+    """The class token after the last layer norm: what DINOv2 and GigaPath publish as their embedding."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, side, side) to (n, hidden)."""
+        tokens: torch.Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        return tokens[:, 0]
+
+
+class RandomFeatures(nn.Module):
+    """A small transformer with random weights, read out so that simple differences of images survive.
+
+    The class token and the mean and standard deviation over patch tokens (brightness and texture) go through one fixed
+    Gaussian matrix to the wanted width. The same seed gives the same bits in each process.
+    """
+
+    projection: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, hidden: int, width: int, seed: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("projection", torch.empty(3 * hidden, width))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in sorted(self.backbone.named_parameters()):
+                if "norm" in name or "layer_scale" in name:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                elif name.endswith("bias"):
+                    parameter.zero_()
+                else:
+                    inputs = parameter[0].numel()
+                    parameter.normal_(0.0, inputs**-0.5 if parameter.ndim > 1 else 1.0, generator=generator)
+            self.projection.normal_(0.0, (3 * hidden) ** -0.5, generator=generator)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, side, side) to (n, width)."""
+        tokens: torch.Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        patches = tokens[:, 1:]
+        features = torch.cat([tokens[:, 0], patches.mean(dim=1), patches.std(dim=1)], dim=1)
+        return features @ self.projection

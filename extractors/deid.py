@@ -1,0 +1,127 @@
+"""De-identification: one key, one whole-week date offset a subject, keyed hashes of every identifier.
+
+Sources: HIPAA 45 CFR 164.514 (what identifies), DICOM PS3.15 Annex E (consistent UIDs, modified longitudinal dates).
+"""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write
+
+Mode = Literal["synthetic", "limited", "expert", "safe_harbor_year"]
+MAX_WEEKS = 104
+KEY_BYTES = 32
+SYNTHETIC_KEY = b"timeloom: simulated patients need no secret"
+
+
+class DeidConfig(BaseModel):
+    """How the release is de-identified; recorded in it as a declaration, never as a claim of compliance.
+
+    Attributes:
+        mode: what the site declares the release to be. `safe_harbor_year` forbids dates finer than a year, which no
+            timeline can do without, so it is refused.
+        subject_ids: `hash` by the key, or `keep` integers that are pseudonyms already.
+        dates: `shift` by the subject's offset, or `keep` dates that are shifted already.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mode: Mode = "expert"
+    subject_ids: Literal["hash", "keep"] = "hash"
+    dates: Literal["shift", "keep"] = "shift"
+
+
+def load_key(config: DeidConfig, private: Path) -> bytes:
+    """The site's key, made on first use and kept outside the root with mode 0600.
+
+    Raises:
+        TimeloomError: the key file exists and is not a key.
+    """
+    if config.mode == "synthetic":
+        return SYNTHETIC_KEY
+    path = private / "deid.key"
+    if not path.exists():
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(os.urandom(KEY_BYTES).hex() + "\n", encoding="ascii")
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as error:
+        raise TimeloomError("the de-identification key is unreadable", remedy="restore deid.key from backup") from error
+    if len(key) < KEY_BYTES:
+        raise TimeloomError("the de-identification key is too short", remedy="restore deid.key from backup")
+    return key
+
+
+class Deidentifier:
+    """Maps raw identifiers to the release's; the same raw value always gives the same result under one key."""
+
+    def __init__(self, config: DeidConfig, key: bytes) -> None:
+        if config.mode == "safe_harbor_year":
+            raise TimeloomError(
+                "deid.mode safe_harbor_year allows no date finer than a year, and timelines need them",
+                remedy="use `limited` under a data use agreement, or `expert`",
+            )
+        self.config = config
+        self._key = key
+
+    @property
+    def key_fingerprint(self) -> str:
+        """Tells two keys apart without telling anything about them."""
+        return self._digest("fingerprint", "")[:8].hex()
+
+    def _digest(self, domain: str, value: str) -> bytes:
+        return hmac.digest(self._key, f"{domain}\0{value}".encode(), hashlib.sha256)
+
+    def _identifier(self, domain: str, value: str) -> int:
+        return int.from_bytes(self._digest(domain, value)[:8], "big") >> 1
+
+    def _offset_days(self, value: str) -> int:
+        weeks = int.from_bytes(self._digest("offset", value)[:8], "big") % (2 * MAX_WEEKS) - MAX_WEEKS
+        return 7 * (weeks if weeks < 0 else weeks + 1)
+
+    def _by_distinct_value(self, raw: pl.Series, function: Callable[[str], int]) -> pl.Series:
+        distinct = raw.drop_nulls().unique()
+        mapped = pl.Series([function(value) for value in distinct.to_list()], dtype=pl.Int64)
+        return raw.replace_strict(distinct, mapped, default=None, return_dtype=pl.Int64)
+
+    def subject_ids(self, raw: pl.Series) -> pl.Series:
+        """int64 ids of raw text ids; null where an id is missing, or no integer under `keep`.
+
+        Raises:
+            TimeloomError: two raw ids collide.
+        """
+        if self.config.subject_ids == "keep":
+            return raw.cast(pl.Int64, strict=False)
+        ids = self._by_distinct_value(raw, lambda value: self._identifier("subject", value))
+        if ids.n_unique() != raw.n_unique():
+            raise TimeloomError("two subject ids share one hash", remedy="rotate the de-identification key")
+        return ids
+
+    def visit_ids(self, raw: pl.Series) -> pl.Series:
+        """int64 ids of raw visit ids, null where missing."""
+        if self.config.subject_ids == "keep":
+            kept = raw.cast(pl.Int64, strict=False)
+            if kept.null_count() == raw.null_count():
+                return kept
+        return self._by_distinct_value(raw, lambda value: self._identifier("visit", value))
+
+    def offsets(self, raw_subjects: pl.Series) -> pl.Series:
+        """The shift of each subject's dates as durations: whole weeks, never 0, at most two years either way."""
+        if self.config.dates == "keep":
+            days = pl.Series(raw_subjects.name, [0], dtype=pl.Int64).new_from_index(0, len(raw_subjects))
+        else:
+            days = self._by_distinct_value(raw_subjects, self._offset_days)
+        return (days.cast(pl.Int64) * 86_400_000_000).cast(pl.Duration("us"))
+
+    def item_key(self, identity: str) -> str:
+        """The key of an image: 32 hexadecimal digits, a keyed hash of its UIDs and content."""
+        return self._digest("item", identity)[:16].hex()

@@ -1,0 +1,125 @@
+"""Items: what an image extractor finds. One item is one CT volume or one slide, with a verdict from one vocabulary."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+TimePrecision = Literal["us", "s", "min", "day"]
+
+OK = "ok"
+
+# Every verdict with its meaning; docs/verdicts.md says more, and a test holds the two together.
+VERDICTS: Mapping[str, str] = {
+    OK: "usable",
+    # not the modality: nothing is wrong, there is nothing to embed
+    "refused_not_dicom": "files of the tree that are not DICOM (one item counts them all)",
+    "refused_not_ct": "DICOM of another kind: MR, PET, RT, SEG, SR, dose report, private SOP class",
+    "refused_localizer": "a CT localizer (scout, surview)",
+    "refused_secondary_capture": "a secondary capture or screen save",
+    "refused_burned_in": "the header says that annotations are burned into the pixels",
+    "refused_enhanced_multiframe": "an enhanced multi-frame CT object, which is not read yet",
+    "refused_not_hu": "pixels that do not rescale to Hounsfield units",
+    "refused_monochrome1": "an inverted grey scale (MONOCHROME1)",
+    "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
+    "refused_not_axial": "a coronal or sagittal reformat",
+    # the modality, but damaged or incomplete
+    "failed_unreadable": "a file that cannot be parsed or decoded, or is cut short",
+    "failed_missing_file": "a file that the manifest names and the tree lacks",
+    "failed_missing_geometry": "slices without position, orientation or spacing",
+    "failed_implausible_size": "a matrix larger than any scanner makes",
+    "failed_too_few_slices": "three slices or fewer",
+    "failed_too_many_units": "more slices or tiles than an item may have",
+    "failed_duplicate_position": "two different slices at one position",
+    "failed_missing_slice": "a gap where a slice should be",
+    "failed_inconsistent_geometry": "slices at irregular distances",
+    "failed_gantry_tilt": "slices sheared against their normal (gantry tilt)",
+    "failed_mixed_subjects": "slices of one series that name different patients",
+    "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
+    "failed_no_subject": "no patient identifier",
+    "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",
+    "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
+    "failed_no_tissue": "no tile with tissue",
+    "failed_too_many_bad_tiles": "more than a tenth of the tissue tiles cannot be decoded",
+    "failed_not_finite": "an encoder output that is not a finite number",
+}
+
+
+class VerdictError(Exception):
+    """An item ends with a verdict other than ok. Carries the verdict and nothing of the patient."""
+
+    def __init__(self, verdict: str) -> None:
+        if verdict not in VERDICTS or verdict == OK:
+            raise ValueError(f"no such verdict: {verdict}")
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
+@dataclass(frozen=True)
+class FoundItem:
+    """One item of a tree, before de-identification: subject, identity and paths are the hospital's own."""
+
+    modality: str
+    raw_subject: str | None
+    identity: str  # hex; of the content, whatever the names, folders and dates of its files
+    paths: tuple[str, ...]  # relative to the tree's root; a CT volume's in slice order
+    time: datetime | None  # naive, the hospital's wall clock
+    time_source: str  # the winning DICOM tag, or "manifest"; empty where there is no time
+    time_precision: TimePrecision
+    available_time: datetime | None  # None: as `time`
+    verdict: str
+    units_expected: int | None  # slices or tissue tiles
+    geometry: dict[str, Any] = field(default_factory=dict)  # JSON, without identifiers
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"no such verdict: {self.verdict}")
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """Some units of one item as an encoder's preprocessing takes them, and how many could not be read.
+
+    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB.
+    """
+
+    pixels: npt.NDArray[Any]
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class UnitRequest:
+    """What a reader of units needs to know of an item."""
+
+    root: Path
+    paths: tuple[str, ...]
+    geometry: Mapping[str, Any]
+
+
+EDGE_BYTES = 64 * 1024
+
+
+def file_fingerprint(path: Path) -> str:
+    """Size and xxh3 of the first and last 64 KiB: other content, other fingerprint; name and times play no part."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        tail = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
+    return f"{size}:{head}:{tail}"
+
+
+def identity_of(parts: Iterable[str]) -> str:
+    """SHA-256 over parts in sorted order: the identity of an item made of them."""
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def stack_units(units: list[npt.NDArray[Any]], failed: int = 0) -> UnitBatch:
+    """A batch of units of one shape (n, ...); of none, an empty batch that only counts failures."""
+    return UnitBatch(np.stack(units) if units else np.empty((0,), np.uint8), failed)

@@ -1,0 +1,5 @@
+"""A small simulated cancer hospital, written as a hospital would export it (docs/simulated-hospital.md)."""
+
+from extractors.simulate.hospital import SimulationSummary, simulate
+
+__all__ = ["SimulationSummary", "simulate"]

@@ -1,0 +1,147 @@
+"""Raw tables as streams of text columns: CSV, gzipped CSV or Parquet, one file or a folder of parts."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from extractors.source import Source, aggregate
+from warehouse.errors import TimeloomError
+
+ENDINGS = (".csv", ".csv.gz", ".parquet")
+BLOCK_BYTES = 16 << 20
+
+
+def table_files(folder: Path, table: str) -> list[Path]:
+    """The files of a table, in name order: `table.csv`, `.csv.gz` or `.parquet`, or a folder of such parts."""
+    for ending in ENDINGS:
+        path = folder / f"{table}{ending}"
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            raise TimeloomError(f"{table}{ending} is a folder", remedy="give the file itself")
+    parts = folder / table
+    if parts.is_dir():
+        return sorted(path for path in parts.iterdir() if path.name.endswith(ENDINGS))
+    return []
+
+
+class RawFile:
+    """One raw file, read in blocks of text columns.
+
+    Attributes:
+        malformed: line-level failures met so far: rows whose number of fields is wrong.
+    """
+
+    def __init__(self, path: Path, table: str, null_values: list[str]) -> None:
+        self.path = path
+        self.table = table
+        self.null_values = null_values
+        self.malformed = 0
+        self.columns = self._header()
+
+    def _refuse(self, what: str, remedy: str) -> TimeloomError:
+        return TimeloomError(f"table {self.table}: {what}", remedy=remedy)
+
+    def _header(self) -> list[str]:
+        try:
+            if self.path.name.endswith(".parquet"):
+                names = list(pq.read_schema(self.path).names)
+            else:
+                with pa.input_stream(str(self.path), compression="detect") as stream:
+                    text = stream.read(1 << 20).decode("utf-8-sig", errors="replace")
+                names = next(csv.reader(text.splitlines()), [])
+        except (OSError, pa.ArrowException) as error:
+            raise self._refuse(
+                "cannot be read", "check the file: truncated, not readable, or not what its name says"
+            ) from error
+        if not names:
+            raise self._refuse("is empty, it has not even a header", "export it again, or mark it `optional: true`")
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise self._refuse(f"has the column {min(repeated)} twice", "rename one of them in the export")
+        return names
+
+    def require(self, columns: set[str]) -> None:
+        """Refuses the file where a column is missing.
+
+        Raises:
+            TimeloomError: names the column.
+        """
+        missing = sorted(columns - set(self.columns))
+        if missing:
+            raise self._refuse(f"lacks the column {missing[0]}", "mend the export, or the source's YAML")
+
+    def _malformed_row(self, row: "pacsv.InvalidRow") -> str:
+        self.malformed += 1
+        return "skip"
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if self.path.name.endswith(".parquet"):
+            yield from pq.ParquetFile(self.path).iter_batches(columns=columns, batch_size=1 << 18)
+            return
+        with (
+            pa.input_stream(str(self.path), compression="detect") as stream,
+            pacsv.open_csv(
+                stream,
+                read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=self._malformed_row),
+                convert_options=pacsv.ConvertOptions(
+                    column_types={name: pa.string() for name in self.columns},
+                    include_columns=columns,
+                    null_values=self.null_values,
+                    strings_can_be_null=True,
+                ),
+            ) as reader,
+        ):
+            yield from reader
+
+    def blocks(self, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+        """Frames of text columns, in the file's order.
+
+        Raises:
+            TimeloomError: truncated, not UTF-8, or not what the name says.
+        """
+        try:
+            for batch in self._batches(columns or self.columns):
+                frame = pl.from_arrow(batch)
+                assert isinstance(frame, pl.DataFrame)
+                yield frame.cast(pl.String)
+        except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+            raise self._refuse(
+                "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
+            ) from error
+
+
+def load_lookup(folder: Path, source: Source, table: str, keys: list[str], columns: dict[str, str]) -> pl.DataFrame:
+    """The right side of a join: one row a key, text columns.
+
+    Raises:
+        TimeloomError: the table is missing, or has several rows a key where no aggregate is given.
+    """
+    needed = sorted({*keys, *(aggregate(spec)[1] for spec in columns.values())})
+    frames: list[pl.DataFrame] = []
+    for path in table_files(folder, table):
+        raw = RawFile(path, table, source.null_values)
+        raw.require(set(needed))
+        frames.extend(raw.blocks(needed))
+    if not frames:
+        empty = [*keys, *columns]
+        return pl.DataFrame(schema=dict.fromkeys(empty, pl.String))
+    frame = pl.concat(frames).drop_nulls(keys).unique()
+    kinds = {name: aggregate(spec) for name, spec in columns.items()}
+    if any(function for function, _ in kinds.values()):
+        order: list[pl.Expr] = [
+            getattr(pl.col(column), function or "first")().alias(name) for name, (function, column) in kinds.items()
+        ]
+        return frame.group_by(keys).agg(order)
+    frame = frame.select(*keys, *(pl.col(column).alias(name) for name, (_, column) in kinds.items())).unique()
+    if frame.select(keys).is_duplicated().any():
+        raise TimeloomError(
+            f"the join with {table} finds several rows a key", remedy="use min(column) or max(column) in the YAML"
+        )
+    return frame

@@ -1,0 +1,422 @@
+"""One run, from raw exports to a published release, as named steps that a scheduler may wrap.
+
+A run works in `work/<run>`; a killed run's folder is taken over, so that what it finished is not done again.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from extractors.deid import Deidentifier, load_key
+from flows.log import RunLog
+from pipelines import align, embed, index, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines.config import RunConfig
+from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
+from pipelines.fingerprints import Fingerprints
+from warehouse.errors import TimeloomError
+from warehouse.files import sha256_json, write_json
+from warehouse.hashing import splitmix64
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import (
+    Deidentification,
+    EncoderEntry,
+    FileEntry,
+    Manifest,
+    ProfileEntry,
+    TaskEntry,
+    content_hash,
+    read_manifest,
+)
+from warehouse.publish import complete_publication, current_release, exclusive, new_release_id, publish
+
+EMPTY = StageReport("none")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        release: the current release's id.
+        published: a new one was published; False where nothing changed.
+        quarantined: images that failed, and raw rows that made nothing and are no duplicates.
+        steps: per step, its tasks run, linked and resumed, and its seconds.
+    """
+
+    release: str
+    published: bool
+    quarantined: int
+    report: Path
+    steps: list[dict[str, Any]]
+
+    @property
+    def exit_code(self) -> int:
+        return 2 if self.quarantined else 0
+
+
+@dataclass
+class _State:
+    """What steps hand on to later steps."""
+
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
+    splits: dict[int, str] = field(default_factory=dict)
+    stores: dict[str, EncoderEntry] = field(default_factory=dict)
+    limit: str | None = None
+    manifest: Manifest | None = None
+
+
+class Run:
+    """A run over one root. Use as a context manager, then carry out `steps` in order.
+
+    Args:
+        base: the folder that the configuration's source files are relative to.
+        limit: run on that many subjects only, those with the smallest hash.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        base: Path,
+        layout: Layout,
+        engine: Engine,
+        *,
+        limit: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config, self.base, self.layout, self.engine = config, base, layout, engine
+        self.limit_subjects = limit
+        self.progress = progress
+        self.summaries: list[dict[str, Any]] = []
+        self._state = _State()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Run":
+        Deidentifier(self.config.deid, b"")
+        self._stack.enter_context(exclusive(self.layout))
+        try:
+            complete_publication(self.layout)
+            self._check_root()
+            self._adopt_work()
+            self._stack.enter_context(self.engine)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.log.failure(error)
+        self._stack.close()
+
+    def _check_root(self) -> None:
+        settings = {"buckets": self.config.buckets, "pack_groups": self.config.pack_groups}
+        if not self.layout.settings.exists():
+            write_json(self.layout.settings, settings)
+            return
+        import json
+
+        fixed = json.loads(self.layout.settings.read_text(encoding="utf-8"))
+        if fixed != settings:
+            raise TimeloomError(
+                f"{self.layout.root.name} was created with {fixed['buckets']} buckets in {fixed['pack_groups']} pack groups",
+                remedy="keep them, or use another root",
+            )
+
+    def _adopt_work(self) -> None:
+        left = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
+        self.run_id = left[-1].name if left else datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        for older in left[:-1]:
+            shutil.rmtree(older)
+        self.staging = self.layout.work / self.run_id
+        (self.staging / "release").mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.layout.logs / f"{self.run_id}.log")
+        self.log.line(f"run {self.run_id} {'resumed' if left else 'started'}")
+        current = current_release(self.layout)
+        self.previous = read_manifest(current.manifest) if current else None
+        self.context = RunContext(
+            engine=self.engine,
+            staging=self.staging,
+            previous=self.previous,
+            previous_path=current.path if current else None,
+            progress=self.progress,
+        )
+
+    @property
+    def steps(self) -> list[tuple[str, Callable[[], None]]]:
+        """Name and function of each step, in order."""
+        return [
+            ("extract", self._extract),
+            ("embed", self._embed),
+            ("align", self._align),
+            ("split", self._split),
+            ("vocabulary", self._vocabulary),
+            ("tokenize", self._tokenize),
+            ("pack", self._pack),
+            ("validate", self._validate),
+            ("publish", self._publish),
+        ]
+
+    def carry_out(self, name: str, step: Callable[[], None]) -> dict[str, Any]:
+        """Runs one step and says what it did."""
+        before = set(self._state.reports)
+        start = time.monotonic()
+        step()
+        new = [report for key, report in self._state.reports.items() if key not in before]
+        summary = {
+            "step": name,
+            "ran": sum(report.ran for report in new),
+            "linked": sum(report.linked for report in new),
+            "resumed": sum(report.resumed for report in new),
+            "seconds": round(time.monotonic() - start, 2),
+        }
+        self.summaries.append(summary)
+        self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed")
+        return summary
+
+    def _run(self, stage: Any, tasks: list[Task], *, in_release: bool = True) -> StageReport:
+        report = run_stage(stage, tasks, self.context)
+        known = self._state.reports.get(stage.name)
+        if known is not None:
+            report.entries = known.entries | report.entries
+            report.ran, report.linked = report.ran + known.ran, report.linked + known.linked
+            report.resumed += known.resumed
+        self._state.reports[stage.name] = report
+        if in_release:
+            self._state.tasks |= {f"{stage.name}/{key}": entry for key, entry in report.entries.items()}
+        return report
+
+    def _extract(self) -> None:
+        fingerprints = Fingerprints(self.layout.private)
+        extracted = self._run(
+            meds.STAGE, meds.plan(self.config, self.base, self.layout, fingerprints), in_release=False
+        )
+        meds.check_times(extracted, self.config.limits.unparsable_times)
+        self._run(index.STAGE, index.plan(self.config, self.layout, fingerprints), in_release=False)
+        fingerprints.save()
+        self._state.stores = embed.encoders(self.config)
+        if self.limit_subjects is not None:
+            self._state.limit = _limit(self.layout, extracted, self.limit_subjects)
+
+    def _embed(self) -> None:
+        indexed = self._state.reports[index.STAGE.name]
+        self._run(
+            embed.STAGE, embed.plan(self.config, self.context, self.layout, indexed, self._state.limit)
+        )
+
+    def _align(self) -> None:
+        reports = self._state.reports
+        tasks = align.plan(
+            self.context,
+            self.layout,
+            self.config.buckets,
+            reports[meds.STAGE.name],
+            reports[embed.STAGE.name],
+            self._state.limit,
+        )
+        aligned = self._run(align.STAGE, tasks)
+        if aligned.total("events") == 0:
+            raise TimeloomError("no events came out of the sources", remedy="look at the ledger and the source's YAML")
+        self._run(
+            metadata.STAGE,
+            metadata.plan(self.context, self.config.name, reports[meds.STAGE.name], aligned),
+        )
+
+    def _split(self) -> None:
+        aligned = self._state.reports[align.STAGE.name]
+        self._run(split.STAGE, split.plan(self.context, self.config.split, aligned))
+        self._state.splits = split.slice_hashes(self._tree.subject_splits, self.config.buckets)
+
+    @property
+    def _tree(self) -> ReleaseLayout:
+        return ReleaseLayout(self.staging / "release")
+
+    def _bucket_inputs(self) -> dict[int, Any]:
+        events, items = (self._state.reports[stage.name].hashes() for stage in (align.STAGE, embed.STAGE))
+        relative = ReleaseLayout(Path())
+        return {
+            bucket: [events[str(relative.events(bucket))], items[str(relative.items(bucket))]]
+            for bucket in range(self.config.buckets)
+        }
+
+    def _vocabulary(self) -> None:
+        for name, profile in self.config.profiles.items():
+            inputs = self._bucket_inputs()
+            tasks = vocabulary.plan_counts(self.context, name, profile, inputs, self._state.splits)
+            counts = self._run(vocabulary.COUNT, tasks)
+            self._run(vocabulary.FIT, [vocabulary.plan_fit(self.context, name, counts)])
+
+    def _tokenize(self) -> None:
+        for name, profile in self.config.profiles.items():
+            self._run(tokenize.STAGE, tokenize.plan(self.context, name, profile, self._bucket_inputs()))
+
+    def _pack(self) -> None:
+        groups = [
+            list(range(group, self.config.buckets, self.config.pack_groups))
+            for group in range(self.config.pack_groups)
+        ]
+        for name, profile in self.config.profiles.items():
+            fitted = self._state.reports[vocabulary.FIT.name].entries[name].counts
+            tasks = pack.plan(
+                self.context,
+                name,
+                profile,
+                groups,
+                self._state.reports[tokenize.STAGE.name],
+                self._state.splits,
+                fitted,
+                {modality: entry.store for modality, entry in self._state.stores.items()},
+            )
+            self._run(pack.STAGE, tasks)
+
+    def _files(self) -> dict[str, FileEntry]:
+        return {path: file for entry in self._state.tasks.values() for path, file in entry.files.items()}
+
+    def _validate(self) -> None:
+        """Judges the staging tree; an unchanged one was judged when it was published."""
+        self._state.manifest = self._manifest()
+        if self.unchanged:
+            return
+        _remove_strangers(self._tree.path, set(self._files()))
+        from flows.gate import judge_release
+
+        judge_release(self._tree, self._state.manifest, self.config, self.summaries)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the release would equal the current one in every file."""
+        manifest = self._state.manifest
+        return bool(self.previous and manifest and self.previous.content_hash == manifest.content_hash)
+
+    def _manifest(self) -> Manifest:
+        files = self._files()
+        deid = Deidentifier(self.config.deid, load_key(self.config.deid, self.layout.private))
+        reports = self._state.reports
+        fitted = reports[vocabulary.FIT.name].entries
+        verdicts: dict[str, dict[str, int]] = {}
+        for entry in reports[embed.STAGE.name].entries.values():
+            for modality, counted in entry.counts["verdicts"].items():
+                for verdict, number in counted.items():
+                    of = verdicts.setdefault(modality, {})
+                    of[verdict] = of.get(verdict, 0) + number
+        stages = [meds.STAGE, index.STAGE, embed.STAGE, align.STAGE, metadata.STAGE, split.STAGE]
+        stages += [vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, pack.STAGE]
+        return Manifest(
+            release_id=new_release_id(self.layout),
+            parent=self.previous.release_id if self.previous else None,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            run_id=self.run_id,
+            buckets=self.config.buckets,
+            deid=Deidentification(
+                mode=self.config.deid.mode,
+                subject_ids=self.config.deid.subject_ids,
+                dates=self.config.deid.dates,
+                key_fingerprint=deid.key_fingerprint,
+            ),
+            config_hash=sha256_json(self.config.model_dump(mode="json", exclude={"root", "workers"})),
+            split_scheme=self.config.split.scheme,
+            split_hash=files[str(ReleaseLayout(Path()).subject_splits)].sha256,
+            encoders=self._state.stores,
+            profiles={
+                name: ProfileEntry(
+                    context=profile.context,
+                    vocabulary_hash=fitted[name].counts["hash"],
+                    vocabulary_size=fitted[name].counts["size"],
+                    groups=self.config.pack_groups,
+                )
+                for name, profile in self.config.profiles.items()
+            },
+            stages={stage.name: stage.version for stage in stages},
+            sources={
+                f"{entry.counts['source']}/{entry.counts['table']}/{number}": entry.fingerprint
+                for number, entry in enumerate(reports[meds.STAGE.name].entries.values())
+            },
+            verdicts={modality: dict(sorted(of.items())) for modality, of in sorted(verdicts.items())},
+            content_hash=content_hash(files),
+            tasks=self._state.tasks,
+            files=files,
+        )
+
+    def _publish(self) -> None:
+        manifest = self._state.manifest
+        if manifest is None:
+            raise TimeloomError("nothing was judged", remedy="run the step validate first")
+        if self.unchanged:
+            self.log.line("nothing changed, nothing published")
+        else:
+            publish(self.layout, self._tree.path, manifest)
+            self._record_lineage(manifest)
+            self.log.line(f"published {manifest.release_id}")
+        shutil.rmtree(self.staging)
+        self._forget_old_segments()
+
+    def _record_lineage(self, manifest: Manifest) -> None:
+        """One OpenLineage-shaped record; hashes and counts only."""
+        from importlib.metadata import version
+
+        record = {
+            "eventType": "COMPLETE",
+            "eventTime": manifest.created_at,
+            "producer": f"timeloom {version('timeloom')}",
+            "run": {"runId": manifest.run_id},
+            "job": {"namespace": self.config.name, "name": "nightly"},
+            "inputs": [{"name": name, "fingerprint": value} for name, value in manifest.sources.items()],
+            "outputs": [{"name": manifest.release_id, "contentHash": manifest.content_hash}],
+            "configHash": manifest.config_hash,
+            "deid": manifest.deid.model_dump(),
+            "parent": manifest.parent,
+            "steps": self.summaries,
+        }
+        write_json(self.layout.lineage / f"{manifest.run_id}.json", record)
+
+    def _forget_old_segments(self) -> None:
+        reports = [self._state.reports[stage.name] for stage in (meds.STAGE, index.STAGE)]
+        kept = {Path(name).stem for report in reports for name in report.hashes()}
+        for path in self.layout.segments.glob("*"):
+            if path.stem not in kept:
+                path.unlink()
+
+    def outcome(self) -> Outcome:
+        """How the run ended."""
+        manifest = self._state.manifest
+        if manifest is None:
+            raise TimeloomError("the run has not ended", remedy="carry out every step")
+        failed = sum(
+            number
+            for of in manifest.verdicts.values()
+            for verdict, number in of.items()
+            if verdict.startswith("failed_")
+        )
+        rows = sum(
+            number
+            for entry in self._state.reports[meds.STAGE.name].entries.values()
+            for number in entry.counts["quarantined"].values()
+        )
+        release = self.previous.release_id if self.unchanged and self.previous else manifest.release_id
+        path = self.layout.releases / release
+        return Outcome(release, not self.unchanged, failed + rows, ReleaseLayout(path).report, self.summaries)
+
+
+def _limit(layout: Layout, extracted: StageReport, subjects: int) -> str:
+    """The hash of the last of that many subjects, in the order of their hashes."""
+    import polars as pl
+
+    paths = [layout.segments / name for name in extracted.hashes()]
+    ids = pl.concat([pl.scan_parquet(path).select("subject_id") for path in paths]).unique().collect()
+    hashes = sorted(splitmix64(ids["subject_id"].to_numpy()).tolist())
+    return f"{hashes[min(subjects, len(hashes)) - 1]:016x}" if hashes else "0"
+
+
+def _remove_strangers(tree: Path, known: set[str]) -> None:
+    """Files that a killed run with other settings left in the staging tree."""
+    for path in tree.rglob("*"):
+        if path.is_file() and str(path.relative_to(tree)) not in known:
+            path.unlink()

@@ -1,0 +1,199 @@
+"""The one YAML of a run: validated whole before any work, an unknown key answered with the nearest known one."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from embedders.encoders import EncoderConfig
+from extractors.deid import DeidConfig
+from warehouse.errors import TimeloomError
+
+Modality = Literal["ct", "wsi"]
+_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
+
+
+def _located(value: Any, info: ValidationInfo) -> Any:
+    """A path with `${VARIABLE:-default}` filled in. It is relative to the configuration file's folder; a variable's own
+    value, at its start, to where the command runs."""
+    if not isinstance(value, str | Path):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        filled = os.environ.get(match["name"])
+        if filled and match.start() == 0:
+            return str(Path(filled).expanduser().absolute())
+        if not filled and match["default"] is None:
+            raise ValueError(f"the environment variable {match['name']} is not set")
+        return filled or str(match["default"])
+
+    base = (info.context or {}).get("base", Path())
+    return (base / Path(_VARIABLE.sub(fill, str(value))).expanduser()).resolve()
+
+
+LocatedPath = Annotated[Path, BeforeValidator(_located)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Model):
+    """A source's mapping, by name or YAML file, and the folder with its tables."""
+
+    source: str
+    path: LocatedPath
+
+
+class CrosswalkConfig(_Model):
+    """A CSV that ties images to subjects.
+
+    Attributes:
+        match: the CSV's column `match` holds a `path` below the images' folder, or a DICOM `patient_id`.
+        columns: names of the CSV's columns where they are not match, subject_id, time, available_time, mpp.
+        artificial: the ties are made up, as when public data sets are joined for a demonstration; recorded per item.
+    """
+
+    file: LocatedPath
+    match: Literal["path", "patient_id"] = "path"
+    columns: dict[Literal["match", "subject_id", "time", "available_time", "mpp"], str] = Field(default_factory=dict)
+    artificial: bool = False
+
+
+class ImagesConfig(_Model):
+    """Where a modality's files lie; slides need a crosswalk, CT has its subject and time in its headers."""
+
+    path: LocatedPath
+    crosswalk: CrosswalkConfig | None = None
+
+
+class SplitConfig(_Model):
+    """A named scheme: fractions of train, tuning and held_out subjects."""
+
+    scheme: str = "mehrt"
+    train: float = 0.85
+    tuning: float = 0.05
+    held_out: float = 0.10
+
+
+class ProfileConfig(_Model):
+    """Rules of a token profile.
+
+    Attributes:
+        context: tokens a pack.
+        namespaces: what stands before a code's first slash; `null` keeps every code. Default: those of MEHRT.
+        pcs: ICD-10-PCS as `3+3+1` pieces.
+    """
+
+    context: int = Field(default=2048, ge=8, le=1 << 20)
+    namespaces: tuple[str, ...] | None = (
+        "DEMO", "ICD10CM", "ICD9CM", "ICD10PCS", "ICD9PCS", "RXNORM", "LOINC", "MEDS_DEATH",
+    )  # fmt: skip
+    order: Literal["available_time", "time"] = "available_time"
+
+
+class LimitsConfig(_Model):
+    """When a run stops rather than publish. `unparsable_times` is a share of the times in one column of one table."""
+
+    unparsable_times: float = Field(default=0.001, ge=0, le=1)
+
+
+class RunConfig(_Model):
+    """A whole run."""
+
+    name: str = "timeloom"
+    root: LocatedPath | None = None
+    sources: list[SourceConfig] = Field(min_length=1)
+    images: dict[Modality, ImagesConfig] = Field(default_factory=dict)
+    encoders: dict[Modality, EncoderConfig] = Field(default_factory=dict)
+    deid: DeidConfig = DeidConfig()
+    buckets: int = Field(default=64, ge=1, le=9999)
+    pack_groups: int = Field(default=1, ge=1)
+    split: SplitConfig = SplitConfig()
+    profiles: dict[str, ProfileConfig] = Field(default_factory=lambda: {"mehrt": ProfileConfig()})
+    limits: LimitsConfig = LimitsConfig()
+    workers: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _locate_weights(cls, raw: Any, info: ValidationInfo) -> Any:
+        encoders = raw.get("encoders") if isinstance(raw, dict) else None
+        if not isinstance(encoders, dict):
+            return raw
+        located = {
+            modality: {**one, "weights": _located(one["weights"], info)}
+            if isinstance(one, dict) and "weights" in one
+            else one
+            for modality, one in encoders.items()
+        }
+        return {**raw, "encoders": located}
+
+    @model_validator(mode="after")
+    def _checked(self) -> "RunConfig":
+        missing = sorted(set(self.images) - set(self.encoders))
+        if missing:
+            raise ValueError(f"images.{missing[0]} has no encoder: add encoders.{missing[0]}")
+        total = self.split.train + self.split.tuning + self.split.held_out
+        if abs(total - 1) > 1e-9:
+            raise ValueError("the fractions of split do not add up to 1")
+        if self.pack_groups > self.buckets:
+            raise ValueError("pack_groups cannot exceed buckets")
+        return self
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']}"
+    model: Any = RunConfig
+    known = list(model.model_fields)
+    for part in first["loc"][:-1]:
+        model = _inner(model, part)
+        known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else known
+    close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
+    nearest = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
+    return f"the key {where} is unknown, {nearest}"
+
+
+def _inner(model: Any, part: str | int) -> Any:
+    """The model below one step of an error's path: through fields, dictionaries and lists."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return model.model_fields[str(part)].annotation if str(part) in model.model_fields else model
+    for argument in getattr(model, "__args__", ()):
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            return argument
+    return model
+
+
+def parse_config(raw: Any, base: Path, name: str) -> RunConfig:
+    """Validates a configuration.
+
+    Raises:
+        TimeloomError: one line that names the key, and the nearest known one.
+    """
+    try:
+        return RunConfig.model_validate(raw, context={"base": base})
+    except ValidationError as error:
+        raise TimeloomError(f"{name}: {_explain(error)}", remedy="see docs/configuration.md") from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """Reads and validates a configuration file.
+
+    Raises:
+        TimeloomError: missing, no YAML, or invalid.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TimeloomError(f"cannot read the configuration {path}", remedy="give an existing file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TimeloomError(f"{path.name} is no YAML", remedy="see docs/configuration.md") from error
+    if not isinstance(raw, dict):
+        raise TimeloomError(f"{path.name} holds no configuration", remedy="see docs/configuration.md")
+    return parse_config(raw, path.parent.resolve(), path.name)

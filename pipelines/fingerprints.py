@@ -1,0 +1,52 @@
+"""Content hashes of raw files, remembered by path, size and modification time."""
+
+import json
+import stat
+from pathlib import Path
+
+from warehouse.errors import TimeloomError
+from warehouse.files import sha256_file, sha256_json, write_json
+
+
+class Fingerprints:
+    """A memory of hashes. It lies in the private folder, because raw paths may name patients."""
+
+    def __init__(self, private: Path) -> None:
+        self._path = private / "fingerprints.json"
+        try:
+            self._known: dict[str, list[str | int]] = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+        self._seen: dict[str, list[str | int]] = {}
+
+    def of(self, path: Path) -> str:
+        """SHA-256 of a file.
+
+        Raises:
+            TimeloomError: unreadable.
+        """
+        try:
+            status = path.stat()
+            key = str(path.resolve())
+            known = self._seen.get(key) or self._known.get(key)
+            if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
+                known = [status.st_size, status.st_mtime_ns, sha256_file(path)]
+        except OSError as error:
+            raise TimeloomError("a raw file cannot be read", remedy="check its permissions and its disk") from error
+        self._seen[key] = known
+        return str(known[2])
+
+    @staticmethod
+    def of_tree(folder: Path) -> str:
+        """A hash over names, sizes and modification times of a tree of images, too large to be read every night."""
+        listing = []
+        for path in sorted(folder.rglob("*")):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                listing.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+        return sha256_json(listing)
+
+    def save(self) -> None:
+        """Keeps what this run saw."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(self._path, self._seen)

@@ -1,0 +1,222 @@
+"""index: a tree of images → one row per item, de-identified, with a verdict before any encoder is loaded.
+
+What ties an item's key to raw files is written to the private folder beside the root, never into it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.items import FoundItem
+from extractors.source import TimeRule
+from extractors.times import parse_times
+from pipelines.config import CrosswalkConfig, RunConfig
+from pipelines.engine import Result, Stage, Task
+from pipelines.fingerprints import Fingerprints
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write, sha256_json, write_json
+from warehouse.hashing import bucket_of
+from warehouse.layout import Layout
+
+STAGE = Stage("index", 1, "pipelines.index:run")
+_CROSSWALK = ("match", "subject_id", "time", "available_time", "mpp")
+
+
+def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[Task]:
+    """One task per modality.
+
+    Raises:
+        TimeloomError: a folder or crosswalk is missing.
+    """
+    deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
+    tasks = []
+    for modality, images in sorted(config.images.items()):
+        if not images.path.is_dir():
+            raise TimeloomError(
+                f"the folder of {modality} images does not exist", remedy=f"mend images.{modality}.path"
+            )
+        crosswalk = images.crosswalk
+        if crosswalk is not None and not crosswalk.file.is_file():
+            raise TimeloomError(
+                f"the crosswalk of {modality} does not exist", remedy=f"mend images.{modality}.crosswalk.file"
+            )
+        fingerprint = sha256_json(
+            [STAGE.name, STAGE.version, modality, Fingerprints.of_tree(images.path), str(images.path)]
+            + [crosswalk.model_dump(mode="json", exclude={"file"}) if crosswalk else None]
+            + [fingerprints.of(crosswalk.file) if crosswalk else None]
+            + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
+        )
+        name = f"items-{modality}-{fingerprint[:24]}"
+        tasks.append(
+            Task(
+                stage=STAGE.name,
+                function=STAGE.function,
+                key=modality,
+                base=str(layout.segments),
+                record=str(layout.segments / f"{name}.json"),
+                params={
+                    "modality": modality,
+                    "folder": str(images.path),
+                    "crosswalk": crosswalk.model_dump(mode="json") if crosswalk else None,
+                    "deid": config.deid.model_dump(mode="json"),
+                    "private": str(layout.private),
+                    "buckets": config.buckets,
+                    "segment": f"{name}.parquet",
+                },
+                fingerprint=fingerprint,
+            )
+        )
+    return tasks
+
+
+def private_paths(private: Path, segment: str) -> Path:
+    """Where an index keeps the raw paths of its items."""
+    return private / "items" / Path(segment).with_suffix(".json").name
+
+
+def run(params: dict[str, Any], base: Path) -> Result:
+    """Indexes one modality's tree."""
+    modality, folder = params["modality"], Path(params["folder"])
+    crosswalk = CrosswalkConfig.model_validate(params["crosswalk"]) if params["crosswalk"] else None
+    deid_config = DeidConfig.model_validate(params["deid"])
+    deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
+    links = _read_crosswalk(crosswalk) if crosswalk else None
+    found = _find(modality, folder, links)
+    frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, crosswalk, deid)
+    frame = frame.with_columns(pl.Series("bucket", _buckets(frame["subject_id"], params["buckets"])))
+    paths = {
+        key: {"paths": list(item.paths), "geometry": item.geometry}
+        for key, item in zip(frame["item_key"].to_list(), found, strict=True)
+        if item.verdict == "ok"
+    }
+    write_json(private_paths(Path(params["private"]), params["segment"]), {"folder": str(folder), "items": paths})
+    # An item found twice (a copied folder) is one item: the first in the order of its key's rows.
+    frame = frame.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
+    with atomic_write(base / params["segment"]) as temporary:
+        frame.write_parquet(temporary)
+    verdicts = dict(frame.group_by("verdict").len().sort("verdict").iter_rows())
+    return Result({params["segment"]: len(frame)}, {"modality": modality, "verdicts": verdicts})
+
+
+def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
+    known = subject_ids.fill_null(0).to_numpy()
+    return np.where(subject_ids.is_null().to_numpy(), 0, bucket_of(known, buckets)).astype(np.uint16)
+
+
+def _find(modality: str, folder: Path, links: pl.DataFrame | None) -> list[FoundItem]:
+    if modality == "ct":
+        from extractors.dicom import index_ct
+
+        return index_ct(folder)
+    from extractors.slides import index_slides
+
+    if links is None:
+        raise TimeloomError("slides have no subject of their own", remedy="give images.wsi.crosswalk")
+    return index_slides(folder, links.rename({"match": "path", "subject_id": "raw_subject"}))
+
+
+def _read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
+    """Columns match, subject_id (text), time, available_time (datetime[us]), time_precision, mpp (float)."""
+    try:
+        raw = pl.read_csv(crosswalk.file, infer_schema=False, comment_prefix="#")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise TimeloomError("the crosswalk is no CSV", remedy=f"mend {crosswalk.file.name}") from error
+    names: dict[str, str] = {name: name for name in _CROSSWALK} | {str(k): v for k, v in crosswalk.columns.items()}
+    for required in ("match", "subject_id"):
+        if names[required] not in raw.columns:
+            raise TimeloomError(
+                f"the crosswalk {crosswalk.file.name} lacks the column {names[required]}",
+                remedy="add it, or name another under crosswalk.columns",
+            )
+    frame = raw.select(
+        (pl.col(names[name]) if names[name] in raw.columns else pl.lit(None, pl.String)).alias(name)
+        for name in _CROSSWALK
+    )
+    time, available = (parse_times(frame, TimeRule(column=[name])) for name in ("time", "available_time"))
+    if time.unreadable.any() or available.unreadable.any():
+        raise TimeloomError(
+            f"the crosswalk {crosswalk.file.name} has times that cannot be read", remedy="write 2024-05-01 13:30:00"
+        )
+    return frame.with_columns(
+        time.time.alias("time"),
+        time.precision.alias("time_precision"),
+        available.time.alias("available_time"),
+        pl.col("mpp").cast(pl.Float64, strict=False),
+    )
+
+
+def _rows(
+    found: list[FoundItem], by_patient: pl.DataFrame | None, crosswalk: CrosswalkConfig | None, deid: Deidentifier
+) -> pl.DataFrame:
+    """One row an item, in the order of `found`, with ids hashed and dates shifted."""
+    frame = pl.DataFrame(
+        {
+            "raw_subject": [item.raw_subject for item in found],
+            "item_key": [deid.item_key(f"{item.modality}\0{item.raw_subject}\0{item.identity}") for item in found],
+            "modality": [item.modality for item in found],
+            "time": [item.time for item in found],
+            "available_time": [item.available_time for item in found],
+            "time_source": [item.time_source for item in found],
+            "time_precision": [item.time_precision for item in found],
+            "verdict": [item.verdict for item in found],
+            "units_expected": [item.units_expected for item in found],
+            "geometry": [json.dumps(item.geometry, sort_keys=True) for item in found],
+        },
+        schema={
+            "raw_subject": pl.String, "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"),
+            "available_time": pl.Datetime("us"), "time_source": pl.String, "time_precision": pl.String,
+            "verdict": pl.String, "units_expected": pl.Int32, "geometry": pl.String,
+        },
+    )  # fmt: skip
+    if by_patient is not None:
+        frame = _relink(frame, by_patient)
+    subjects = frame["raw_subject"]
+    offsets = pl.lit(deid.offsets(subjects))
+    frame = frame.with_columns(
+        deid.subject_ids(subjects).alias("subject_id"),
+        (pl.col("time") + offsets).alias("time"),
+        (pl.max_horizontal("time", "available_time") + offsets).alias("available_time"),
+        pl.lit(bool(crosswalk and crosswalk.artificial)).alias("artificial_link"),
+    ).drop("raw_subject")
+    ok = pl.col("verdict") == "ok"
+    return frame.with_columns(
+        pl.when(ok & pl.col("subject_id").is_null())
+        .then(pl.lit("failed_no_subject"))
+        .when(ok & pl.col("time").is_null())
+        .then(pl.lit("failed_no_time"))
+        .otherwise("verdict")
+        .alias("verdict")
+    )
+
+
+def _relink(frame: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+    """Subjects, and times where it gives them, from a crosswalk by PatientID; unknown patients have no subject."""
+    renamed = links.rename(
+        {"match": "raw_subject", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
+    ).unique("raw_subject", keep="first", maintain_order=True)
+    joined = frame.join(renamed, on="raw_subject", how="left", maintain_order="left")
+    given = pl.col("_time").is_not_null()
+    return joined.with_columns(
+        pl.col("subject_id").alias("raw_subject"),
+        pl.coalesce("_time", "time").alias("time"),
+        pl.when(given).then("_available").otherwise("available_time").alias("available_time"),
+        pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),
+        pl.coalesce("_precision", "time_precision").alias("time_precision"),
+    ).select(frame.columns)
+
+
+def items_of_bucket(segments: list[Path], bucket: int) -> pl.DataFrame:
+    """The indexed items of one bucket, every modality."""
+    frames = [pl.scan_parquet(path).filter(pl.col("bucket") == bucket).drop("bucket") for path in segments]
+    return pl.concat(frames).collect() if frames else pl.DataFrame(schema=_EMPTY)
+
+
+_EMPTY: dict[str, pl.DataType | type[pl.DataType]] = {
+    "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"), "available_time": pl.Datetime("us"),
+    "time_source": pl.String, "time_precision": pl.String, "verdict": pl.String, "units_expected": pl.Int32,
+    "geometry": pl.String, "subject_id": pl.Int64, "artificial_link": pl.Boolean,
+}  # fmt: skip

@@ -1,0 +1,383 @@
+"""The gate: a right release passes whole, and each expectation is broken once, alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import staging
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from validation.measure_events import misplaced_subjects
+from validation.measure_subjects import ks_statistic
+from validation.profile import ReleaseProfile, profile_release
+from validation.suites import EXPECTATIONS, Judgement, judge
+from warehouse.errors import TimeloomError
+from warehouse.hashing import bucket_of
+from warehouse.layout import ReleaseLayout
+from warehouse.schemas import LEDGER, write_table
+from warehouse.shards import read_shard, write_shard
+
+Mutation = Callable[[ReleaseLayout], None]
+MUTATIONS: dict[str, Mutation] = {}
+FRACTIONS: dict[str, dict[str, float]] = {}  # where a mutation is one of the scheme, not of the tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> ReleaseLayout:
+    return staging.make_tree(tmp_path / "release")
+
+
+def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> ReleaseProfile:
+    return profile_release(
+        tree,
+        scheme=staging.SCHEME,
+        fractions=fractions or staging.FRACTIONS,
+        profiles=staging.PROFILES,
+        buckets=staging.BUCKETS,
+    )
+
+
+def failed(judgement: Judgement) -> set[str]:
+    return {result.name for result in judgement.results if not result.success}
+
+
+def breaks(name: str) -> Callable[[Mutation], Mutation]:
+    def register(mutation: Mutation) -> Mutation:
+        MUTATIONS[name] = mutation
+        return mutation
+
+    return register
+
+
+def change(tree: ReleaseLayout, kind: str, edit: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    staging.write_buckets(tree, edit(staging.read_all(tree, kind)), kind)
+
+
+def first_lab(column: str, value: object) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """Sets a column of the first laboratory event of subject 0."""
+    hit = (pl.col("subject_id") == 0) & (pl.col("source") == "labs")
+    first = hit & (hit.cum_sum() == 1)
+    return lambda frame: frame.with_columns(pl.when(first).then(pl.lit(value)).otherwise(pl.col(column)).alias(column))
+
+
+def of_item(key: str, **values: object) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    hit = pl.col("item_key") == key
+    return lambda frame: frame.with_columns(
+        pl.when(hit).then(pl.lit(value, frame.schema[name])).otherwise(pl.col(name)).alias(name)
+        for name, value in values.items()
+    )
+
+
+def ledger_rows(tree: ReleaseLayout, table: str, outcome: str, rows: int) -> None:
+    hit = (pl.col("table") == table) & (pl.col("outcome") == outcome)
+    frame = pl.read_parquet(tree.ledger).with_columns(
+        pl.when(hit).then(rows).otherwise(pl.col("rows")).cast(pl.Int64).alias("rows")
+    )
+    write_table(tree.ledger, frame, LEDGER, "ledger")
+
+
+@breaks("events.rows")
+def no_events(tree: ReleaseLayout) -> None:
+    change(tree, "events", lambda frame: frame.clear())
+    change(tree, "items", lambda frame: frame.filter(pl.col("verdict") != "ok"))
+    change(tree, "subjects", lambda frame: frame.clear())
+    change(tree, "timeline", lambda frame: frame.clear())
+    staging.write_shards(tree, staging.read_all(tree, "timeline"), {})
+    frame = pl.read_parquet(tree.ledger).filter(pl.col("table") == "units")
+    write_table(tree.ledger, frame, LEDGER, "ledger")
+
+
+@breaks("events.schema_breaks")
+def wrong_type(tree: ReleaseLayout) -> None:
+    path = tree.events(0)
+    pl.read_parquet(path).with_columns(pl.col("numeric_value").cast(pl.Float64)).write_parquet(path)
+
+
+@breaks("events.misplaced_subjects")
+def swapped_buckets(tree: ReleaseLayout) -> None:
+    one, other, spare = tree.events(0), tree.events(1), tree.path / "spare"
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+
+
+@breaks("events.rows_out_of_order")
+def reversed_rows(tree: ReleaseLayout) -> None:
+    for bucket in range(staging.BUCKETS):
+        path = tree.events(bucket)
+        write_table(path, pl.read_parquet(path).reverse(), staging.EVENTS, "events")
+
+
+@breaks("events.empty_codes")
+def empty_code(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("code", ""))
+    staging.write_codes(tree, ["", *pl.read_parquet(tree.codes)["code"]])
+
+
+@breaks("events.undescribed_codes")
+def new_code(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("code", "LOINC//NEW"))
+
+
+@breaks("events.available_before_time")
+def too_early(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("available_time", datetime(2019, 12, 31)))
+
+
+@breaks("events.unknown_items")
+def unknown_item(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("item_key", "ct-nowhere"))
+
+
+@breaks("events.implausible_times")
+def year_one(tree: ReleaseLayout) -> None:
+    born = (pl.col("subject_id") == 3) & (pl.col("code") == "MEDS_BIRTH")
+    year = pl.when(born).then(pl.lit(datetime(1700, 1, 1))).otherwise(pl.col("time"))
+    change(tree, "events", lambda frame: frame.with_columns(year.alias("time"), year.alias("available_time")))
+
+
+@breaks("events.born_or_dead_twice")
+def born_twice(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("code", "MEDS_BIRTH"))
+
+
+@breaks("ledger.*")
+def no_ledger(tree: ReleaseLayout) -> None:
+    no_events(tree)
+    write_table(tree.ledger, pl.read_parquet(tree.ledger).clear(), LEDGER, "ledger")
+
+
+@breaks("ledger.difference")
+def lost_rows(tree: ReleaseLayout) -> None:
+    ledger_rows(tree, "labs", "raw", 190)
+
+
+@breaks("ledger.events_difference")
+def lost_event(tree: ReleaseLayout) -> None:
+    lab = (pl.col("subject_id") == 0) & (pl.col("source") == "labs")
+    change(tree, "events", lambda frame: frame.filter(~(lab & (lab.cum_sum() == 1))))
+
+
+@breaks("ledger.quarantined_share")
+def many_quarantined(tree: ReleaseLayout) -> None:
+    ledger_rows(tree, "labs", "raw", 190)
+    ledger_rows(tree, "labs", "quarantined", 10)
+
+
+@breaks("items.duplicate_keys")
+def same_key(tree: ReleaseLayout) -> None:
+    refused = pl.col("verdict") == "refused_localizer"
+    change(tree, "items", lambda frame: pl.concat([frame, frame.filter(refused)]))
+
+
+@breaks("items.ok_incomplete")
+def no_encoder(tree: ReleaseLayout) -> None:
+    change(tree, "items", of_item("ct-a", encoder=None))
+
+
+@breaks("items.ok_units_off")
+def lost_slices(tree: ReleaseLayout) -> None:
+    change(tree, "items", of_item("ct-a", units_encoded=39))
+
+
+@breaks("items.ok_events_off")
+def unseen_image(tree: ReleaseLayout) -> None:
+    change(tree, "events", lambda frame: frame.filter(pl.col("item_key").fill_null("") != "wsi-a"))
+
+
+@breaks("items.verdict")
+def unknown_verdict(tree: ReleaseLayout) -> None:
+    change(tree, "items", of_item("ct-scout", verdict="fine"))
+
+
+@breaks("items.failed_share")
+def many_failed(tree: ReleaseLayout) -> None:
+    change(tree, "items", of_item("ct-scout", verdict="failed_no_time"))
+
+
+@breaks("splits.subjects_without_split")
+def unassigned(tree: ReleaseLayout) -> None:
+    ledger = [(subject, staging.split_of(subject)) for subject in range(staging.SUBJECT_COUNT) if subject != 5]
+    staging.write_split_ledger(tree, ledger)
+
+
+@breaks("splits.subjects_in_two_splits")
+def in_two(tree: ReleaseLayout) -> None:
+    ledger = [(subject, staging.split_of(subject)) for subject in range(staging.SUBJECT_COUNT)]
+    staging.write_split_ledger(tree, [*ledger, (5, "tuning")])
+
+
+@breaks("splits.published_differently")
+def published_elsewhere(tree: ReleaseLayout) -> None:
+    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+    staging.write_subject_splits(tree, splits | {5: "held_out"})
+
+
+@breaks("splits.share_z")
+def other_fractions(tree: ReleaseLayout) -> None:
+    FRACTIONS["splits.share_z"] = {"train": 0.4, "tuning": 0.3, "held_out": 0.3}
+
+
+@breaks("splits.length_ks_ratio")
+def long_tuning(tree: ReleaseLayout) -> None:
+    """Half of the patients are outside train, and their timelines are longer than any within."""
+    FRACTIONS["splits.length_ks_ratio"] = {"train": 0.5, "tuning": 0.25, "held_out": 0.25}
+    splits = {subject: ("train", "train", "tuning", "held_out")[subject // 10] for subject in range(40)}
+    staging.write_split_ledger(tree, list(splits.items()))
+    staging.write_subject_splits(tree, splits)
+    timelines = staging.read_all(tree, "timeline")
+    more = timelines.filter((pl.col("subject_id") >= 20) & (pl.col("type") == 1))
+    timelines = pl.concat([timelines, more, more]).sort("subject_id", maintain_order=True)
+    staging.write_buckets(tree, timelines, "timeline")
+    staging.write_shards(tree, timelines, splits)
+
+
+@breaks("splits.set_z")
+def images_in_tuning(tree: ReleaseLayout) -> None:
+    many = pl.when(pl.col("subject_id") % 10 == 8).then(1).otherwise(pl.col("wsi"))
+    change(tree, "subjects", lambda frame: frame.with_columns(many.alias("wsi")))
+
+
+@breaks("shards.token_difference")
+def lost_pack(tree: ReleaseLayout) -> None:
+    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != 3)
+    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+    staging.write_shards(tree, timelines, splits)
+
+
+@breaks("shards.foreign_subjects")
+def leaked_subject(tree: ReleaseLayout) -> None:
+    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+    staging.write_shards(tree, staging.read_all(tree, "timeline"), splits | {5: "held_out"})
+
+
+@breaks("shards.malformed_packs")
+def other_context(tree: ReleaseLayout) -> None:
+    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 == 8)
+    path = tree.shard(staging.PROFILE, "tuning", 0)
+    write_shard(path, staging.make_packs(timelines, 64), staging.header("tuning", 64))
+
+
+@breaks("shards.ids_out_of_range")
+def unknown_token(tree: ReleaseLayout) -> None:
+    ids = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].input_ids)
+    ids[0, 1] = len(staging.VOCABULARY_ROWS)
+    staging.change_shard(tree, "tuning", input_ids=ids)
+
+
+@breaks("shards.dangling_images")
+def dangling_image(tree: ReleaseLayout) -> None:
+    keys = read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_key
+    staging.change_shard(tree, "train", image_key=["ct-nowhere", *keys[1:]])
+
+
+@breaks("shards.max_segments")
+def many_segments(tree: ReleaseLayout) -> None:
+    """One pack of 65 segments: each subject's tokens are cut into single ones."""
+    packs = read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1]
+    empty = 65 - int(packs.segments_per_pack[0])
+    staging.change_shard(
+        tree,
+        "tuning",
+        segments_per_pack=np.array([65], np.int32),
+        segment_length=np.concatenate([packs.segment_length, np.zeros(empty, np.int32)]),
+        segment_subject=np.concatenate([packs.segment_subject, np.repeat(packs.segment_subject[:1], empty)]),
+        segment_offset=np.zeros(65, np.int32),
+    )
+
+
+@breaks("shards.fill_judged")
+def empty_packs(tree: ReleaseLayout) -> None:
+    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 < 8)
+    packs = staging.make_packs(timelines, 10)
+    wide = {name: np.zeros((len(packs), staging.CONTEXT), dtype) for name, dtype in
+            (("input_ids", np.uint16), ("token_type", np.uint8), ("time_us", np.int64))}  # fmt: skip
+    for name, matrix in wide.items():
+        matrix[:, : getattr(packs, name).shape[1]] = getattr(packs, name)
+    write_shard(tree.shard(staging.PROFILE, "train", 0), replace(packs, **wide), staging.header("train"))
+
+
+def test_a_right_release_passes_every_expectation(tree: ReleaseLayout) -> None:
+    judgement = judge(profile(tree), None)
+    assert judgement.passed
+    assert failed(judgement) == set()
+    assert len(judgement.results) == len(EXPECTATIONS)
+
+
+def test_every_expectation_has_its_mutation() -> None:
+    assert set(MUTATIONS) == {expectation.name for expectation in EXPECTATIONS}
+    assert len({expectation.name for expectation in EXPECTATIONS}) == len(EXPECTATIONS)
+
+
+# What cannot fail alone: no events and no ledger are the same release without content.
+TOGETHER = {"ledger.*": {"events.rows", "ledger.*"}}
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str) -> None:
+    MUTATIONS[name](tree)
+    judgement = judge(profile(tree, FRACTIONS.get(name)), None)
+    expected = TOGETHER.get(name, {name})
+    assert failed(judgement) == expected
+    critical = {expectation.name for expectation in EXPECTATIONS if expectation.severity == "critical"}
+    assert judgement.passed == (not expected & critical)
+
+
+def test_an_expectation_that_cannot_be_evaluated_fails(tree: ReleaseLayout) -> None:
+    whole = profile(tree)
+    lacking = ReleaseProfile(**vars(whole) | {"shards": whole.shards.drop("token_difference")})
+    judgement = judge(lacking, None)
+    assert failed(judgement) == {"shards.token_difference"}
+    assert not judgement.passed
+
+
+def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLayout) -> None:
+    lost_rows(tree)
+    judge(profile(tree), tree.quality / "data_docs")
+    pages = list((tree.quality / "data_docs").rglob("*.html"))
+    assert {page.name for page in pages} >= {"index.html", "events.html", "shards.html"}
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    assert any("raw rows are exactly events" in text for text in texts)
+    for text in texts:
+        assert "<script" not in text
+        assert 'rel="stylesheet" href="http' not in text
+        assert 'src="http' not in text
+        assert "190" not in text
+
+
+def test_a_damaged_file_is_named_not_traced(tree: ReleaseLayout) -> None:
+    path = tree.events(0)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TimeloomError, match=r"data/0000\.parquet"):
+        profile(tree)
+
+
+def test_a_split_shard_under_the_wrong_name_is_malformed(tree: ReleaseLayout) -> None:
+    tuning = tree.shard(staging.PROFILE, "tuning", 0)
+    _, packs = read_shard(tuning)
+    write_shard(tuning, packs, staging.header("train"))
+    assert failed(judge(profile(tree), None)) == {"shards.malformed_packs"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=50, unique=True), st.integers(1, 64))
+def test_subjects_in_their_own_bucket_are_never_misplaced(ids: list[int], buckets: int) -> None:
+    subjects = np.array(ids, np.int64)
+    home = bucket_of(subjects, buckets).astype(np.int64)
+    frame = pl.DataFrame({"subject_id": subjects, "bucket": home})
+    assert misplaced_subjects(frame, buckets) == 0
+    moved = frame.with_columns(pl.col("bucket") + 1)
+    assert misplaced_subjects(moved, buckets) == len(ids)
+    assert misplaced_subjects(pl.concat([frame, moved]), buckets) == len(ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.lists(st.integers(0, 9), min_size=1, max_size=30))
+def test_the_distance_of_lengths_is_that_of_scipy(first: list[int], second: list[int]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    assert ks_statistic(np.array(first), np.array(second)) == pytest.approx(stats.ks_2samp(first, second).statistic)

@@ -1,0 +1,93 @@
+"""The release profile: what is measured of a release tree, as small frames of aggregates that suites can judge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from validation.measure_events import measure_events, measure_items, measure_ledger, read_items, read_ledger
+from validation.measure_shards import measure_shards
+from validation.measure_subjects import (
+    disagreements,
+    measure_cohorts,
+    measure_histogram,
+    measure_sets,
+    measure_splits,
+    read_assignments,
+    read_subjects,
+)
+from warehouse.layout import ReleaseLayout
+
+AREAS = ("events", "ledger", "items", "splits", "shards")
+
+
+@dataclass(frozen=True)
+class ReleaseProfile:
+    """Aggregates of one release; no row of it is a subject's. Columns: see the function named.
+
+    Attributes:
+        events: one row (measure_events). ledger: a row per table (measure_ledger). items: a row per modality and
+            verdict (measure_items). splits: a row per split (measure_splits). shards: a row per profile and split
+            (measure_shards). These five are judged by validation.suites.
+        outcomes: the ledger as it stands, with every reason.
+        cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
+        length_unit: `tokens of <profile>`, or `events` where no profile was made.
+    """
+
+    events: pl.DataFrame
+    ledger: pl.DataFrame
+    items: pl.DataFrame
+    splits: pl.DataFrame
+    shards: pl.DataFrame
+    outcomes: pl.DataFrame
+    cohorts: pl.DataFrame
+    sets: pl.DataFrame
+    histogram: pl.DataFrame
+    length_unit: str
+
+
+def profile_release(
+    tree: ReleaseLayout,
+    *,
+    scheme: str,
+    fractions: Mapping[str, float],
+    profiles: Mapping[str, int | None],
+    buckets: int,
+    latest: datetime | None = None,
+) -> ReleaseProfile:
+    """Measures a staging tree or a published release; changes nothing.
+
+    One bucket's columns are in memory at a time, and of all subjects a few numbers each.
+
+    Args:
+        scheme: the name of the split scheme.
+        fractions: its splits, train first, and the share of the subjects that each should have.
+        profiles: the token profiles and the context, in tokens, that their packs should have.
+        buckets: the root's number of buckets.
+        latest: the last moment that an event may have, where dates are not shifted.
+
+    Raises:
+        TimeloomError: a file of the tree is damaged.
+    """
+    events = measure_events(tree, buckets, latest)
+    ledger = read_ledger(tree)
+    items = read_items(tree, buckets)
+    assigned = read_assignments(tree, scheme)
+    first = next(iter(profiles), None)
+    subjects = read_subjects(tree, scheme, first, buckets)
+    splits = list(fractions)
+    return ReleaseProfile(
+        events=events.summary,
+        ledger=measure_ledger(ledger, events.sources),
+        items=measure_items(items, events.item_events),
+        splits=measure_splits(subjects, fractions, disagreements(tree, scheme, events.subjects)),
+        shards=measure_shards(
+            tree, profiles, splits, buckets, assigned, items.filter(pl.col("verdict") == "ok")["item_key"]
+        ),
+        outcomes=ledger,
+        cohorts=measure_cohorts(subjects, splits),
+        sets=measure_sets(subjects, splits),
+        histogram=measure_histogram(subjects, splits),
+        length_unit=f"tokens of {first}" if first else "events",
+    )

@@ -1,0 +1,50 @@
+"""How validation reads a release tree: lazily, and with the project's own error where a file is damaged."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from warehouse.errors import TimeloomError
+
+
+def unreadable(path: Path) -> TimeloomError:
+    """The error for a damaged or missing file of a release, named by folder and file."""
+    return TimeloomError(
+        f"{path.parent.name}/{path.name} cannot be read", remedy="run `timeloom verify`, then rebuild it"
+    )
+
+
+def collect(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:
+    """Runs a streaming query over one file.
+
+    Raises:
+        TimeloomError: the file is damaged, or lacks a column of its schema.
+    """
+    try:
+        return lazy.collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(path) from error
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """A lazy scan of one Parquet file; what is wrong with the file shows in `collect`."""
+    return pl.scan_parquet(path)
+
+
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that are files; a stage may leave out a bucket that holds nothing."""
+    return [path for path in paths if path.is_file()]
+
+
+def gather(paths: Iterable[Path], schema: pa.Schema, columns: list[str]) -> pl.DataFrame:
+    """Some columns of several files, below one another; an empty frame of the schema's types where there is no file.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
+    empty = pl.from_arrow(schema.empty_table().select(columns))
+    assert isinstance(empty, pl.DataFrame)
+    frames = [collect(scan(path).select(columns), path) for path in existing(paths)]
+    return pl.concat([empty, *frames], how="vertical_relaxed")

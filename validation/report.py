@@ -1,0 +1,172 @@
+"""The quality report: one page that a data steward can read, print and keep, without a network."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from validation.cells import Cell, Cells, Hidden
+from validation.figures import length_figure, modality_figure
+from validation.profile import ReleaseProfile
+from validation.suites import Judgement
+from validation.tables import Column, Format, Table, build_tables, listed
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write, write_json
+from warehouse.layout import ReleaseLayout
+
+
+TEMPLATE = "report.html.jinja"
+OPEN_MODE = "synthetic"
+DEID_MODES = {
+    "synthetic": "simulated patients",
+    "limited": "limited data set: real dates, under an agreement",
+    "expert": "expert determination: dates shifted by whole weeks",
+    "safe_harbor_year": "years only, after the Safe Harbor list",
+}
+NAMESPACES: dict[str, tuple[str, Format]] = {
+    "namespace": ("Namespace", "text"),
+    "tokens": ("Tokens in the vocabulary", "count"),
+    "train_count": ("Uses in train", "count"),
+    "unknown_share": ("Unknown, of held out", "share"),
+}
+ENCODERS: dict[str, tuple[str, Format]] = {
+    "modality": ("Modality", "text"),
+    "label": ("Encoder", "text"),
+    "dim": ("Numbers a vector", "count"),
+    "weights_sha256": ("SHA-256 of the weights", "text"),
+}
+TIMINGS: dict[str, tuple[str, Format]] = {"stage": ("Stage", "text"), "seconds": ("Seconds", "seconds")}
+
+
+def show(cell: Cell, kind: Format = "text") -> str:
+    """A cell as it is printed."""
+    if isinstance(cell, Hidden):
+        return cell.label
+    if cell is None:
+        return "–"
+    if kind == "text" or isinstance(cell, str):
+        return str(cell)
+    if kind == "count":
+        return f"{int(cell):,}"
+    if kind == "share":
+        return f"{100 * cell:.2f} %"
+    if kind == "seconds":
+        return f"{cell:,.1f}"
+    return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:,.1f}" if abs(cell) >= 100 else f"{cell:,.3f}"
+
+
+def turn(table: Table) -> Table:
+    """The table with a line per column, as the papers print A1 and A2; cells become text."""
+    head, *rest = table.columns
+    columns = [Column("statistic", "", "text")]
+    columns += [Column(str(index), show(row[head.name])) for index, row in enumerate(table.rows)]
+    rows: list[dict[str, Cell]] = [
+        {"statistic": column.heading}
+        | {str(index): show(row[column.name], column.format) for index, row in enumerate(table.rows)}
+        for column in rest
+    ]
+    return Table(table.name, table.title, columns, rows, table.note)
+
+
+def _given(context: Mapping[str, Any], cells: Cells) -> dict[str, Table]:
+    """Tables of what only the caller knows: encoders, token namespaces, seconds per stage."""
+    encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
+    timings = [{"stage": stage, "seconds": seconds} for stage, seconds in context.get("timings", {}).items()]
+    namespaces = [
+        dict(entry) | {"train_count": cells.count(entry["train_count"])} if "train_count" in entry else dict(entry)
+        for entry in context.get("namespaces", [])
+    ]
+    return {
+        "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
+        "namespaces": listed("namespaces", "Vocabulary", namespaces, NAMESPACES),
+        "timings": listed("timings", "Time", timings, TIMINGS),
+    }
+
+
+def _headline(profile: ReleaseProfile, cells: Cells) -> list[tuple[str, str]]:
+    usable = profile.items.filter(profile.items["verdict"] == "ok")["items"].sum()
+    figures = {
+        "patients": int(profile.events["subjects"].item()),
+        "events": int(profile.events["rows"].item()),
+        "usable images": int(usable),
+        "tokens": int(profile.shards["tokens_shards"].sum()) if "tokens_shards" in profile.shards.columns else 0,
+    }
+    about = "" if cells.open else "about "
+    shown = {name: (cells.rounded(value), value) for name, value in figures.items()}
+    return [
+        (name, show(cell, "count") if isinstance(cell, Hidden) or not value else about + show(cell, "count"))
+        for name, (cell, value) in shown.items()
+    ]
+
+
+def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str, bytes]) -> None:
+    """The same tables for programs: one JSON, a Parquet file each, the figures as PNG."""
+    quality = tree.quality
+    as_json = {
+        name: {"title": table.title, "note": table.note, "rows": table.frame().to_dicts()}
+        for name, table in tables.items()
+    }
+    write_json(quality / "tables.json", as_json)
+    for name, table in tables.items():
+        with atomic_write(quality / f"{name}.parquet") as temporary:
+            pq.write_table(table.frame().to_arrow(), temporary, write_page_checksum=True)
+    for name, picture in figures.items():
+        with atomic_write(quality / f"{name}.png") as temporary:
+            temporary.write_bytes(picture)
+
+
+def write_report(
+    tree: ReleaseLayout, profile: ReleaseProfile, judgement: Judgement, context: Mapping[str, Any]
+) -> None:
+    """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
+
+    Args:
+        context: what only the run knows; every key may be absent. `release_id`, `parent`, `created_at`: text.
+            `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
+            scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
+            `encoders`: modality to label, dim, weights_sha256. `namespaces`: entries of namespace, tokens,
+            train_count, unknown_share. `timings`: stage to seconds.
+
+    Raises:
+        TimeloomError: the report cannot be written.
+    """
+    import jinja2
+
+    mode = str(context.get("deid_mode", "not declared"))
+    cells = Cells(open=mode == OPEN_MODE)
+    tables = build_tables(profile, judgement, cells)
+    figures = {
+        "figure_a1": modality_figure(tables["figure_a1"]),
+        "figure_lengths": length_figure(tables["lengths"], profile.length_unit),
+    }
+    given = _given(context, cells)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["show"] = show
+    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
+    page = template.render(
+        judgement=judgement,
+        counted={
+            severity: sum(result.severity == severity for result in judgement.failures)
+            for severity in ("critical", "warning")
+        },
+        context=dict.fromkeys(("release_id", "parent", "created_at", "scheme", "sources", "artificial_links"))
+        | dict(context),
+        mode=mode,
+        mode_meaning=DEID_MODES.get(mode, ""),
+        open=cells.open,
+        headline=_headline(profile, cells),
+        tables=tables | given,
+        turn=turn,
+        figures={name: base64.b64encode(picture).decode("ascii") for name, picture in figures.items()},
+        length_unit=profile.length_unit,
+    )
+    try:
+        _save(tree, tables | {name: table for name, table in given.items() if table.rows}, figures)
+        with atomic_write(tree.report) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise TimeloomError("the quality report cannot be written", remedy="free disk space and run again") from error

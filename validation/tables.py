@@ -1,0 +1,319 @@
+"""The report's tables, from the release profile, small cells hidden: on the page, as JSON and as Parquet alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from extractors.items import VERDICTS
+from validation.cells import WITHHELD, Cell, Cells, Hidden, follow
+from validation.measure_subjects import IMAGING, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.profile import ReleaseProfile
+from validation.suites import Judgement, Result
+
+Format = Literal["text", "count", "share", "number", "seconds"]
+Row = dict[str, Cell]
+INTERVAL_NAME = "mean interval between a patient's consecutive distinct times, in days"
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    heading: str
+    format: Format = "count"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of aggregates.
+
+    Attributes:
+        name: of its files in quality/.
+        note: a sentence that says how to read it.
+        upright: printed with a line per column, as the papers print Tables A1 and A2.
+    """
+
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    note: str = ""
+    upright: bool = False
+
+    def frame(self) -> pl.DataFrame:
+        """The table for programs: a hidden cell is null, and `withheld` names its column with its label."""
+        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64, "seconds": pl.Float64}
+        schema = {column.name: kinds[column.format] for column in self.columns} | {"withheld": pl.String}
+        rows = [
+            {name: None if isinstance(cell, Hidden) else cell for name, cell in row.items()}
+            | {"withheld": "; ".join(f"{name}: {cell.label}" for name, cell in row.items() if isinstance(cell, Hidden))}
+            for row in self.rows
+        ]
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def ledger_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """Counts per raw table: raw = events + static + reference + quarantined."""
+    rows: list[Row] = []
+    for line in profile.ledger.iter_rows(named=True):
+        names = ("events", "static", "reference", "quarantined")
+        parts = dict(zip(names, cells.parts([line[name] for name in names], [False, False, False, True]), strict=True))
+        rows.append(
+            {"table": line["table"], "raw": cells.count(line["raw"])}
+            | parts
+            | {
+                "difference": cells.count(line["difference"]),
+                "stored": follow(follow(parts["events"], parts["static"]), cells.count(line["stored"])),
+            }
+        )
+    columns = [
+        Column("table", "Table", "text"),
+        Column("raw", "Raw rows"),
+        Column("events", "Events"),
+        Column("static", "Static"),
+        Column("reference", "Reference"),
+        Column("quarantined", "Quarantined"),
+        Column("difference", "Difference"),
+        Column("stored", "Events made"),
+    ]
+    note = (
+        "Rows, but for the last column. Raw rows = events + static + reference + quarantined; "
+        "the difference must be 0. One row may make several events."
+    )
+    return Table("counts", "Counts per table", columns, rows, note)
+
+
+def quarantine_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Table:
+    """Quarantined rows by table and reason."""
+    quarantined = profile.outcomes.filter((pl.col("outcome") == "quarantined") & (pl.col("rows") > 0))
+    shown = {row["table"]: row for row in ledger.rows}
+    rows: list[Row] = []
+    for (table,), part in quarantined.sort("table", "reason").group_by("table", maintain_order=True):
+        total = shown.get(str(table), {})
+        values = part["rows"].to_list()
+        for reason, value, cell in zip(part["reason"], values, cells.parts(values), strict=True):
+            kept = cell if isinstance(cell, Hidden) else follow(total.get("quarantined"), cell)
+            raw = total.get("raw")
+            share = value / raw if isinstance(raw, int) and raw else None
+            rows.append({"table": str(table), "reason": reason, "rows": kept, "share": follow(kept, share)})
+    columns = [
+        Column("table", "Table", "text"),
+        Column("reason", "Reason", "text"),
+        Column("rows", "Rows"),
+        Column("share", "Of its rows", "share"),
+    ]
+    return Table("quarantine", "Quarantined rows", columns, rows, "Rows that made nothing, by the first reason.")
+
+
+def conflict_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """Rows that were kept although something about them is wrong."""
+    meaning = {"partial": "kept, one column unreadable", "conflict": "contradicts another fact"}
+    kept = profile.outcomes.filter(pl.col("outcome").is_in(list(meaning)) & (pl.col("rows") > 0))
+    rows: list[Row] = [
+        {
+            "table": line["table"],
+            "what": meaning[line["outcome"]],
+            "reason": line["reason"],
+            "rows": cells.count(line["rows"]),
+        }
+        for line in kept.sort("outcome", "table", "reason").iter_rows(named=True)
+    ]
+    columns = [
+        Column("table", "Table", "text"),
+        Column("what", "What it means", "text"),
+        Column("reason", "Reason", "text"),
+        Column("rows", "Rows"),
+    ]
+    note = "These rows are in the release; they are counted here so that nobody has to find them."
+    return Table("conflicts", "Kept, with a reservation", columns, rows, note)
+
+
+def verdict_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """Images by modality and verdict."""
+    names = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray"}
+    rows: list[Row] = []
+    for line in profile.items.iter_rows(named=True):
+        items = cells.count(line["items"])
+        units = {
+            name: follow(items, cells.count(line[name])) for name in ("units_expected", "units_encoded", "units_failed")
+        }
+        meaning = VERDICTS.get(line["verdict"], "unknown")
+        modality = names.get(line["modality"], line["modality"])
+        rows.append({"modality": modality, "verdict": line["verdict"], "meaning": meaning, "items": items} | units)
+    columns = [
+        Column("modality", "Modality", "text"),
+        Column("verdict", "Verdict", "text"),
+        Column("meaning", "Meaning", "text"),
+        Column("items", "Images"),
+        Column("units_expected", "Units expected"),
+        Column("units_encoded", "Encoded"),
+        Column("units_failed", "Failed"),
+    ]
+    note = "A unit is a slice of a CT volume or a tile of a slide. An image that is not usable leaves no vector."
+    return Table("verdicts", "Images", columns, rows, note)
+
+
+def sets_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """Figure A1's figures: subjects by modality set and split."""
+    rows: list[Row] = []
+    for (split,), part in profile.sets.group_by("split", maintain_order=True):
+        shown = cells.parts(part["subjects"].to_list())
+        for kind, share, cell in zip(part["set"], part["share"], shown, strict=True):
+            rows.append({"split": str(split), "set": kind, "subjects": cell, "share": follow(cell, share)})
+    columns = [
+        Column("split", "Split", "text"),
+        Column("set", "Modalities", "text"),
+        Column("subjects", "Patients"),
+        Column("share", "Of the split", "share"),
+    ]
+    return Table("figure_a1", "Modalities by split", columns, rows)
+
+
+def histogram_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """Subjects by length and split."""
+    rows: list[Row] = []
+    for (split,), part in profile.histogram.group_by("split", maintain_order=True):
+        shown = cells.parts(part["subjects"].to_list())
+        for low, share, cell in zip(part["low"], part["share"], shown, strict=True):
+            rows.append({"split": str(split), "low": low, "subjects": cell, "share": follow(cell, share)})
+    columns = [
+        Column("split", "Split", "text"),
+        Column("low", "Length from"),
+        Column("subjects", "Patients"),
+        Column("share", "Of the split", "share"),
+    ]
+    return Table("lengths", "Length of timelines", columns, rows)
+
+
+def cohort_table(profile: ReleaseProfile, sets: Table, population: str, cells: Cells) -> Table:
+    """Table A1 (all patients) or A2 (patients with images), a row per split."""
+    part = profile.cohorts.filter(pl.col("population") == population)
+    shown = cells.parts(part["subjects"].to_list())
+    without = {row["split"]: row["subjects"] for row in sets.rows if row["set"] == MODALITY_SETS[0]}
+    rows: list[Row] = []
+    for line, cell in zip(part.iter_rows(named=True), shown, strict=True):
+        # patients with images are all of them but the structured only: hidden together
+        subjects = (
+            cell if population == STRUCTURED or isinstance(cell, Hidden) else follow(without[line["split"]], cell)
+        )
+        row: Row = {
+            "split": line["split"],
+            "subjects": subjects,
+            "share": follow(subjects, line["share"]),
+            "tokens": follow(subjects, line["tokens"]),
+        }
+        for prefix in ("length", "mean_interval_days"):
+            row |= _statistics(line, prefix, subjects, cells)
+        rows.append(row)
+    columns = [
+        Column("split", "Split", "text"),
+        Column("subjects", "Patients"),
+        Column("share", "Share of patients", "share"),
+        Column("tokens", profile.length_unit.split(" of ")[0].capitalize()),
+        *_headings("length", "Length"),
+        *_headings("mean_interval_days", "Interval (days)"),
+    ]
+    name, title, length = (
+        ("table_a1", "Table A1. All patients, structured data", "structured tokens")
+        if population == STRUCTURED
+        else ("table_a2", "Table A2. Patients with images, structured data and images", "structured and image tokens")
+    )
+    note = f"Length: {length} a patient ({profile.length_unit}). Interval: {INTERVAL_NAME}; nothing is clipped."
+    return Table(name, title, columns, rows, note, upright=True)
+
+
+def _statistics(line: Mapping[str, Any], prefix: str, subjects: Cell, cells: Cells) -> Row:
+    count = line[f"{prefix}_n"]
+    enough = follow(subjects, cells.count(count))
+    row: Row = {f"{prefix}_{name}": follow(enough, line[f"{prefix}_{name}"]) for name in ("mean", "sd")}
+    for name, quantile in QUANTILES.items():
+        value = follow(enough, line[f"{prefix}_{name}"])
+        row[f"{prefix}_{name}"] = value if cells.tail(count, quantile) else WITHHELD
+    return row
+
+
+def _headings(prefix: str, heading: str) -> list[Column]:
+    names = {"mean": "mean", "sd": "standard deviation", "p1": "1st percentile", "q1": "1st quartile"}
+    names |= {"median": "median", "q3": "3rd quartile", "p99": "99th percentile"}
+    return [Column(f"{prefix}_{name}", f"{heading}, {words}", "number") for name, words in names.items()]
+
+
+def shard_table(profile: ReleaseProfile, cohort: Table) -> Table:
+    """Shards by profile and split; what would give a hidden number of patients away is hidden too."""
+    known = {row["split"]: row["subjects"] for row in cohort.rows}
+    names = ("packs", "tokens_timeline", "tokens_shards", "token_difference", "fill", "max_segments", "image_places")
+    rows: list[Row] = []
+    for line in profile.shards.iter_rows(named=True):
+        shown = {name: follow(known.get(line["split"]), line[name]) for name in names}
+        rows.append({"profile": line["profile"], "split": line["split"]} | shown)
+    columns = [
+        Column("profile", "Profile", "text"),
+        Column("split", "Split", "text"),
+        Column("packs", "Packs"),
+        Column("tokens_timeline", "Tokens in timelines"),
+        Column("tokens_shards", "Tokens in shards"),
+        Column("token_difference", "Difference"),
+        Column("fill", "Fill", "share"),
+        Column("max_segments", "Most segments"),
+        Column("image_places", "Images"),
+    ]
+    return Table("shards", "Shards", columns, rows, "The difference is summed over patients and must be 0.")
+
+
+def expectation_table(judgement: Judgement, cells: Cells) -> Table:
+    """Every expectation with its result."""
+    rows: list[Row] = [
+        {
+            "suite": result.suite,
+            "sentence": result.sentence,
+            "severity": result.severity,
+            "result": "pass" if result.success else "fail",
+            "observed": _observed(result, cells),
+            "rule": result.rule,
+        }
+        for result in judgement.results
+    ]
+    headings = {"suite": "Suite", "sentence": "Expectation", "severity": "Severity", "result": "Result"}
+    columns = [Column(name, heading, "text") for name, heading in headings.items()]
+    columns += [Column("observed", "Observed", "number"), Column("rule", "Required", "text")]
+    return Table("expectations", "Expectations", columns, rows)
+
+
+def _observed(result: Result, cells: Cells) -> Cell:
+    """The figure behind a result; a share or deviation of few subjects would give their number away."""
+    value = result.observed
+    if value is None or cells.open or result.kind == "number":
+        return value
+    if result.kind == "derived":
+        return WITHHELD
+    return cells.rounded(int(value))
+
+
+def listed(
+    name: str, title: str, given: Sequence[Mapping[str, Any]], formats: Mapping[str, tuple[str, Format]]
+) -> Table:
+    """A table of what the caller gives: a row per entry, the columns that `formats` names and any entry has."""
+    columns = [
+        Column(key, heading, kind) for key, (heading, kind) in formats.items() if any(key in entry for entry in given)
+    ]
+    return Table(name, title, columns, [{column.name: entry.get(column.name) for column in columns} for entry in given])
+
+
+def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) -> dict[str, Table]:
+    """All tables by name."""
+    ledger, sets = ledger_table(profile, cells), sets_table(profile, cells)
+    first = cohort_table(profile, sets, STRUCTURED, cells)
+    tables = [
+        expectation_table(judgement, cells),
+        ledger,
+        quarantine_table(profile, ledger, cells),
+        conflict_table(profile, cells),
+        verdict_table(profile, cells),
+        first,
+        cohort_table(profile, sets, IMAGING, cells),
+        sets,
+        histogram_table(profile, cells),
+        shard_table(profile, first),
+    ]
+    return {table.name: table for table in tables}

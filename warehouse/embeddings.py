@@ -1,0 +1,324 @@
+"""The embedding store: one LMDB file per bucket, one checked array per item key.
+
+A value is a 64-byte header, the array (little-endian, C order) and zeros. LMDB keeps a value of more than half a page
+on pages of its own with 16 bytes of page header, so values are padded to fill those pages: 4,096 k - 16 bytes. That
+costs no disk and leaves no slack in which bytes of an item deleted earlier could survive. A (1024,) or (1536,) float32
+vector takes 8,192 bytes, a (1536,) float16 vector 4,096.
+"""
+
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from warehouse.errors import TimeloomError
+
+Array = npt.NDArray[Any]
+Buffer = bytes | memoryview
+
+MAGIC = b"TLEV"
+VERSION = 1
+MAX_DIMENSIONS = 4
+MAX_KEY_BYTES = 64
+MAP_BYTES = 1 << 40  # address space, not disk: the file grows with its content
+PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
+
+# magic, version, dtype code, dimensions, shape, units, reserved; then the checksum of everything else in the value
+_FIELDS = struct.Struct("<4sHBB4QQ8x")
+_CHECKSUM = struct.Struct("<Q")
+HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2")}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class EmbeddingHeader:
+    """What stands before an array: its shape, its dtype and how many units (slices, tiles) it was made from."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    n_units: int
+
+
+class StoreDamagedError(TimeloomError):
+    """A store's bytes are not what was written."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"embedding store {_name(path)} is damaged ({what})",
+            remedy="delete this file and run again: its items are embedded anew from the raw images",
+        )
+
+
+def _name(path: Path) -> str:
+    """A store's name for messages: modality, encoder and bucket, which identify nobody."""
+    return "/".join(path.parts[-3:])
+
+
+def encode_value(array: Array, n_units: int) -> bytes:
+    """The bytes stored for `array`, float32 or float16 of at most four dimensions.
+
+    Raises:
+        ValueError: another dtype, more dimensions, or a negative `n_units`.
+    """
+    stored = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    code = _CODES.get(stored.dtype)
+    if code is None or array.ndim > MAX_DIMENSIONS or n_units < 0:
+        raise ValueError(f"cannot store {array.dtype} of {array.ndim} dimensions from {n_units} units")
+    shape = (*array.shape, *(0,) * (MAX_DIMENSIONS - array.ndim))
+    fields = _FIELDS.pack(MAGIC, VERSION, code, array.ndim, *shape, n_units)
+    payload = stored.tobytes()
+    size = HEADER_BYTES + len(payload)
+    if size > PAGE_BYTES // 2:
+        payload += bytes(-(size + PAGE_HEADER_BYTES) % PAGE_BYTES)
+    checksum = xxhash.xxh3_64_intdigest(fields + payload)
+    return fields + _CHECKSUM.pack(checksum) + payload
+
+
+def _decode_header(value: Buffer, path: Path) -> EmbeddingHeader:
+    if len(value) < HEADER_BYTES:
+        raise StoreDamagedError(path, "a value is too short")
+    magic, version, code, ndim, *rest = _FIELDS.unpack_from(value)
+    if magic != MAGIC or code not in _DTYPES or ndim > MAX_DIMENSIONS:
+        raise StoreDamagedError(path, "a value has no header")
+    if version != VERSION:
+        raise TimeloomError(
+            f"embedding store {_name(path)} has format {version}, this timeloom reads {VERSION}",
+            remedy="use the timeloom version that wrote it, or delete the file and run again",
+        )
+    return EmbeddingHeader(tuple(rest[:ndim]), _DTYPES[code], rest[MAX_DIMENSIONS])
+
+
+def _decode(value: Buffer, path: Path) -> tuple[EmbeddingHeader, Array]:
+    """Header and a copy of the array; raises StoreDamagedError where one byte of the value has changed."""
+    header = _decode_header(value, path)
+    checksum = xxhash.xxh3_64(value[: _FIELDS.size])
+    checksum.update(value[HEADER_BYTES:])
+    if checksum.intdigest() != _CHECKSUM.unpack_from(value, _FIELDS.size)[0]:
+        raise StoreDamagedError(path, "a checksum differs")
+    count = int(np.prod(header.shape, dtype=np.int64))
+    array = np.frombuffer(value, dtype=header.dtype, count=count, offset=HEADER_BYTES)
+    return header, array.reshape(header.shape).copy()
+
+
+# LMDB refuses to open a path twice in one process, so each process has one environment per path: here. A forked child
+# inherits the table and LMDB's own memory of open paths; it must close its copies (which leaves the parent's alone,
+# as readers hold no lock) before it can open anything.
+_environments: dict[tuple[int, str], lmdb.Environment] = {}
+_guard = threading.RLock()
+
+
+def _forget_inherited() -> None:
+    global _guard
+    _guard = threading.RLock()
+    for environment in _environments.values():
+        if environment.flags()["readonly"]:
+            environment.close()
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
+
+
+def _identity(path: Path) -> tuple[int, str]:
+    return os.getpid(), os.path.realpath(path)
+
+
+def close_stores() -> None:
+    """Closes every store that this process has open for reading; the next read opens it again."""
+    with _guard:
+        for identity, environment in list(_environments.items()):
+            if environment.flags()["readonly"]:
+                environment.close()
+                del _environments[identity]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[lmdb.Transaction]:
+    """A read transaction on `path`, opening its environment once per process; LMDB's errors in our words."""
+    try:
+        environment = _environments.get(_identity(path)) or _open_reader(path)
+        with environment.begin(buffers=True) as transaction:
+            yield transaction
+    except lmdb.Error as error:
+        raise StoreDamagedError(path, type(error).__name__) from error
+
+
+def _open_reader(path: Path) -> lmdb.Environment:
+    with _guard:
+        identity = _identity(path)
+        if identity in _environments:
+            return _environments[identity]
+        if not path.is_file():
+            raise TimeloomError(
+                f"embedding store {_name(path)} is missing", remedy="run `timeloom run` again to make it, or restore it"
+            )
+        if path.stat().st_size == 0:
+            raise StoreDamagedError(path, "the file is empty")
+        environment = lmdb.open(
+            str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=MAP_BYTES, max_spare_txns=8
+        )
+        _environments[identity] = environment
+        return environment
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """Read access to one bucket's vectors; holds a path only, so it may be sent to and made in any process."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """A reader of the store at `path`; needs no writable directory.
+
+        Raises:
+            TimeloomError: the file is absent, empty or no store of ours.
+        """
+        store = cls(Path(path))
+        with _reading(store.path):
+            return store
+
+    def get(self, key: str) -> Array:
+        """The array stored under `key`, checked.
+
+        Raises:
+            KeyError: no such key.
+            TimeloomError: the stored bytes have changed.
+        """
+        with _reading(self.path) as transaction:
+            value = transaction.get(key.encode("ascii"))
+            if value is None:
+                raise KeyError(key)
+            return _decode(value, self.path)[1]
+
+    def header(self, key: str) -> EmbeddingHeader:
+        """Shape, dtype and units of `key`, the checksum unread; raises KeyError where it is absent."""
+        with _reading(self.path) as transaction:
+            value = transaction.get(key.encode("ascii"))
+            if value is None:
+                raise KeyError(key)
+            return _decode_header(value, self.path)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str) or not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
+            return False
+        with _reading(self.path) as transaction:
+            return transaction.get(key.encode("ascii")) is not None
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        with _reading(self.path) as transaction, transaction.cursor() as cursor:
+            return [bytes(key).decode("ascii") for key in cursor.iternext(keys=True, values=False)]
+
+    def verify(self) -> int:
+        """Checks every value against its checksum and counts them; raises TimeloomError at the first that differs."""
+        with _reading(self.path) as transaction, transaction.cursor() as cursor:
+            return len([_decode(value, self.path)[0] for value in cursor.iternext(keys=False, values=True)])
+
+    def __len__(self) -> int:
+        with _reading(self.path) as transaction:
+            return int(transaction.stat()["entries"])
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over sorted keys and their values: equal for equal content whatever the order and layout of pages."""
+    digest = hashlib.sha256()
+    with _reading(path) as transaction, transaction.cursor() as cursor:
+        for key, value in cursor:
+            digest.update(struct.pack("<II", len(key), len(value)))
+            digest.update(key)
+            digest.update(value)
+    return digest.hexdigest()
+
+
+class EmbeddingWriter:
+    """Write access to one bucket's store, created if absent. One writer at a time: LMDB's lock file stands beside it.
+
+    Each `put_many` is one synced transaction, stored whole or not at all, also under kill -9. So call it with some
+    hundred items: one by one is 20 times slower.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._environment: lmdb.Environment | None = None
+
+    def __enter__(self) -> Self:
+        with _guard:
+            inherited = _environments.pop(_identity(self.path), None)
+            if inherited is not None:
+                if not inherited.flags()["readonly"]:
+                    _environments[_identity(self.path)] = inherited
+                    raise RuntimeError(f"{_name(self.path)} has a writer in this process already")
+                inherited.close()
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._environment = lmdb.open(
+                    str(self.path), subdir=False, map_size=MAP_BYTES, sync=True, writemap=False, readahead=False
+                )
+            except (lmdb.Error, OSError) as error:
+                raise TimeloomError(
+                    f"embedding store {_name(self.path)} cannot be written ({type(error).__name__})",
+                    remedy="check that the root is writable, on a local disk and not full; delete the file if damaged",
+                ) from error
+            # Readers of this process share the writer's environment while it is open.
+            _environments[_identity(self.path)] = self._environment
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _guard:
+            _environments.pop(_identity(self.path), None)
+            if self._environment is not None:
+                self._environment.close()
+                self._environment = None
+
+    def put_many(self, items: Sequence[tuple[str, Array, int]]) -> None:
+        """Stores (key, array, n_units) triples in one transaction; a key stored before is replaced.
+
+        Raises:
+            ValueError: a key is not 1 to 64 ascii characters, or an array cannot be stored (see `encode_value`).
+            TimeloomError: the disk is full or the store damaged; nothing of this call was stored.
+        """
+        if self._environment is None:
+            raise RuntimeError("EmbeddingWriter is used outside its with block")
+        values = list(_encoded(items))
+        try:
+            with self._environment.begin(write=True) as transaction:
+                for key, value in values:
+                    transaction.put(key, value)
+        except lmdb.Error as error:
+            raise TimeloomError(
+                f"embedding store {_name(self.path)} could not be written ({type(error).__name__})",
+                remedy="free disk space and run again; what was stored before stands",
+            ) from error
+
+    def stored_units(self, key: str) -> int | None:
+        """Units behind the stored array of `key`; None where it is absent or fails its checksum, so is to be made."""
+        with _reading(self.path) as transaction:
+            value = transaction.get(key.encode("ascii"))
+            if value is None:
+                return None
+            try:
+                return _decode(value, self.path)[0].n_units
+            except StoreDamagedError:
+                return None
+
+
+def _encoded(items: Iterable[tuple[str, Array, int]]) -> Iterator[tuple[bytes, bytes]]:
+    for key, array, n_units in items:
+        if not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
+            raise ValueError("an item key is 1 to 64 ascii characters")
+        yield key.encode("ascii"), encode_value(array, n_units)

@@ -1,0 +1,124 @@
+"""Where everything lies under a root. No other module spells a path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def bucket_name(bucket: int) -> str:
+    """The file stem of a bucket, `0007`."""
+    return f"{bucket:04d}"
+
+
+@dataclass(frozen=True)
+class ReleaseLayout:
+    """Paths inside one release, or inside the staging tree that will become one."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    def events(self, bucket: int) -> Path:
+        return self.path / "data" / f"{bucket_name(bucket)}.parquet"
+
+    @property
+    def dataset_metadata(self) -> Path:
+        return self.path / "metadata" / "dataset.json"
+
+    @property
+    def codes(self) -> Path:
+        return self.path / "metadata" / "codes.parquet"
+
+    @property
+    def subject_splits(self) -> Path:
+        return self.path / "metadata" / "subject_splits.parquet"
+
+    def items(self, bucket: int) -> Path:
+        return self.path / "items" / f"{bucket_name(bucket)}.parquet"
+
+    def subjects(self, bucket: int) -> Path:
+        """One row a subject: the statistics that splits are stratified by."""
+        return self.path / "subjects" / f"{bucket_name(bucket)}.parquet"
+
+    def split_ledger(self, scheme: str) -> Path:
+        return self.path / "splits" / f"{scheme}.parquet"
+
+    def vocabulary(self, profile: str) -> Path:
+        return self.path / "vocabularies" / profile / "vocabulary.parquet"
+
+    def codes_of(self, bucket: int) -> Path:
+        """Events per code of one bucket."""
+        return self.path / "codes" / f"{bucket_name(bucket)}.parquet"
+
+    def token_counts(self, profile: str, bucket: int) -> Path:
+        return self.path / "vocabularies" / profile / "counts" / f"{bucket_name(bucket)}.parquet"
+
+    def timeline(self, profile: str, bucket: int) -> Path:
+        return self.path / "timelines" / profile / f"{bucket_name(bucket)}.parquet"
+
+    def shard(self, profile: str, split: str, group: int) -> Path:
+        return self.path / "shards" / profile / split / f"{group:04d}.parquet"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.parquet"
+
+    @property
+    def quality(self) -> Path:
+        return self.path / "quality"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "quality" / "report.html"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a root."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        """What was fixed when the root was created: the number of buckets."""
+        return self.root / "root.json"
+
+    @property
+    def current(self) -> Path:
+        return self.root / "current"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def lineage(self) -> Path:
+        return self.root / "lineage"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    def embeddings(self, modality: str, store: str) -> Path:
+        return self.root / "embeddings" / modality / store
+
+    def embedding_bucket(self, modality: str, store: str, bucket: int) -> Path:
+        return self.embeddings(modality, store) / f"{bucket_name(bucket)}.lmdb"
+
+    @property
+    def private(self) -> Path:
+        """Beside the root, never in it: the key, and what ties de-identified items to raw files."""
+        return self.root.with_name(f"{self.root.name}.private")

@@ -1,0 +1,92 @@
+"""Releases appear whole or not at all: one rename, then one pointer swap."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from warehouse.errors import TimeloomError
+from warehouse.files import sync_directory, write_json
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import Manifest, write_manifest
+
+
+def current_release(layout: Layout) -> ReleaseLayout | None:
+    """The published release, its path resolved so that a later swap does not move the reader; None before the first."""
+    if not layout.current.is_symlink():
+        return None
+    path = layout.current.resolve()
+    if not path.is_dir():
+        raise TimeloomError("`current` points at a release that is gone", remedy="point it at a directory of releases/")
+    return ReleaseLayout(path)
+
+
+@contextmanager
+def exclusive(layout: Layout) -> Iterator[None]:
+    """Holds the root's lock; the kernel frees it when the process dies.
+
+    Raises:
+        TimeloomError: another run holds it.
+    """
+    layout.root.mkdir(parents=True, exist_ok=True)
+    with layout.lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TimeloomError(
+                f"another run is working on {layout.root.name}", remedy="wait for it, or look at its log"
+            ) from error
+        yield
+
+
+def new_release_id(layout: Layout) -> str:
+    """A UTC time stamp, made unique."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    taken = {path.name for path in layout.releases.iterdir()} if layout.releases.is_dir() else set()
+    candidates = (stamp, *(f"{stamp}.{number}" for number in range(1, len(taken) + 2)))
+    return next(name for name in candidates if name not in taken)
+
+
+def _point(layout: Layout, name: str) -> None:
+    pointer = layout.root / f".current.{os.getpid()}"
+    pointer.unlink(missing_ok=True)
+    pointer.symlink_to(Path("releases") / name)
+    pointer.replace(layout.current)
+    sync_directory(layout.root)
+
+
+def _intention(staging: Path) -> Path:
+    return staging.parent / "publishing.json"
+
+
+def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
+    """Turns the staging tree `work/<run>/release` into the current release.
+
+    Files are synced when they are written, so a kill before the rename leaves the old release; a kill between the
+    rename and the swap leaves an intention beside the staging tree, which `complete_publication` carries out.
+    """
+    write_manifest(staging / "manifest.json", manifest)
+    layout.releases.mkdir(exist_ok=True)
+    target = layout.releases / manifest.release_id
+    write_json(_intention(staging), {"release": manifest.release_id})
+    staging.rename(target)
+    sync_directory(layout.releases)
+    _point(layout, manifest.release_id)
+    _intention(staging).unlink()
+    return ReleaseLayout(target)
+
+
+def complete_publication(layout: Layout) -> str | None:
+    """Finishes a publication that was killed between rename and swap; gives the release's id, or None."""
+    for intention in sorted(layout.work.glob("*/publishing.json")):
+        release = str(json.loads(intention.read_text(encoding="utf-8"))["release"])
+        published = (layout.releases / release).is_dir()
+        if published:
+            _point(layout, release)
+        intention.unlink()
+        if published:
+            return release
+    return None

@@ -1,0 +1,198 @@
+"""What trainers import: a release, pinned and checked. torch is imported by what gives tensors, not before."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from warehouse.embeddings import EmbeddingStore
+from warehouse.errors import TimeloomError
+from warehouse.files import sha256_file
+from warehouse.hashing import bucket_of
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import FileEntry, Manifest, read_manifest
+from warehouse.publish import current_release
+from warehouse.schemas import EVENTS, ITEMS, read_frame
+
+if TYPE_CHECKING:
+    import torch
+
+    from warehouse.batches import Batch
+    from warehouse.dataset import ShardDataset
+
+SPLITS = ("train", "tuning", "held_out")
+REMEDY = "run `timeloom verify`, then restore the file or rebuild the release"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published release. It never changes, so a reader that holds it is not disturbed by the next night."""
+
+    layout: Layout
+    files: ReleaseLayout
+    manifest: Manifest
+    _verified: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, root: Path | str, release: str | None = None) -> Self:
+        """The release that `current` points at now, or the one named.
+
+        Raises:
+            TimeloomError: nothing is published, no such release, or its manifest is damaged.
+        """
+        layout = Layout(Path(root))
+        if release is None:
+            found = current_release(layout)
+            if found is None:
+                raise TimeloomError(f"{layout.root.name} has no published release", remedy="run `timeloom run` first")
+        else:
+            found = ReleaseLayout(layout.releases.resolve() / release)
+            if not found.path.is_dir():
+                raise TimeloomError(
+                    f"there is no release {release}", remedy="see `timeloom status` for those there are"
+                )
+        return cls(layout, found, read_manifest(found.manifest))
+
+    @property
+    def path(self) -> Path:
+        """The release's directory."""
+        return self.files.path
+
+    def events(self, split: str | None = None) -> pl.LazyFrame:
+        """MEDS events (warehouse.schemas.EVENTS), a subject's rows together and by time; of one split, or of all.
+
+        Raises:
+            TimeloomError: no such split, or a file of the release is gone.
+        """
+        paths = self.present([self.files.events(bucket) for bucket in range(self.manifest.buckets)])
+        events = pl.scan_parquet(paths) if paths else _empty(EVENTS)
+        if split is None:
+            return events
+        check_split(split)
+        subjects = read_frame(self.checked(self.files.subject_splits)).filter(pl.col("split") == split)
+        return events.join(subjects.lazy(), on="subject_id", how="semi", maintain_order="left")
+
+    def items(self) -> pl.LazyFrame:
+        """Every image found (warehouse.schemas.ITEMS), refused and failed ones included: see `verdict`.
+
+        Raises:
+            TimeloomError: a file of the release is gone.
+        """
+        paths = self.present([self.files.items(bucket) for bucket in range(self.manifest.buckets)])
+        return pl.scan_parquet(paths) if paths else _empty(ITEMS)
+
+    def vocabulary(self, profile: str) -> pl.DataFrame:
+        """token_id, token, type and train_count, by token_id.
+
+        Raises:
+            TimeloomError: no such profile, or the file is damaged.
+        """
+        self.check_profile(profile)
+        return read_frame(self.checked(self.files.vocabulary(profile))).sort("token_id")
+
+    def vector(self, modality: str, item_key: str) -> npt.NDArray[Any]:
+        """The stored array of one item: (1024,) for CT, (1536,) for slides; un-projected, un-normalised.
+
+        Raises:
+            TimeloomError: the release has no vector for that item, or the store is damaged.
+        """
+        wanted = (pl.col("modality") == modality) & (pl.col("item_key") == item_key) & (pl.col("verdict") == "ok")
+        found = self.items().filter(wanted, pl.col("subject_id").is_not_null()).select("subject_id", "store").collect()
+        if found.is_empty():
+            raise TimeloomError(f"the release has no {modality} vector under this key", remedy="see release.items()")
+        subject, store = found.row(0)
+        return self.stored_vector(
+            modality, store, int(bucket_of(np.array([subject]), self.manifest.buckets)[0]), item_key
+        )
+
+    def shards(
+        self,
+        profile: str,
+        *,
+        split: str,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = 0,
+        loss: str = "mehrt",
+        vectors: bool = True,
+    ) -> "ShardDataset":
+        """The packs of a split, for one of `world_size` ranks.
+
+        Args:
+            profile: token profile, e.g. `mehrt`.
+            split: train, tuning or held_out.
+            seed: of the shuffle; None reads in the stored order.
+            loss: `mehrt` (images, padding and specials are no targets) or `multimodal` (nor are demographics).
+            vectors: whether batches carry the image vectors.
+
+        Raises:
+            TimeloomError: no such profile, split or loss; a shard is missing, truncated, or of another vocabulary.
+        """
+        from warehouse.dataset import ShardDataset
+
+        return ShardDataset(self, profile, split, rank, world_size, seed, loss, vectors)
+
+    def visible_items(self, batch: "Batch", modality: str, k: int = 8) -> "torch.Tensor":
+        """Strictly-before mask for cross-attention: see warehouse.batches.visible_items."""
+        from warehouse import batches
+
+        return batches.visible_items(batch, modality, k)
+
+    def check_profile(self, profile: str) -> None:
+        if profile not in self.manifest.profiles:
+            known = ", ".join(self.manifest.profiles) or "none"
+            raise TimeloomError(f"the release has no profile {profile}", remedy=f"choose one of: {known}")
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def _entry(self, path: Path) -> FileEntry:
+        """The manifest's entry of a file that is there with its size; content unread."""
+        name = self.relative(path)
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise TimeloomError(f"{name} is not part of the release", remedy="run `timeloom verify`")
+        if not path.is_file():
+            raise TimeloomError(f"{name} is missing from the release", remedy=REMEDY)
+        if path.stat().st_size != entry.bytes:
+            raise TimeloomError(
+                f"{name} is truncated or was changed: its size differs from the manifest", remedy=REMEDY
+            )
+        return entry
+
+    def present(self, paths: list[Path]) -> list[Path]:
+        listed = [path for path in paths if self.relative(path) in self.manifest.files]
+        for path in listed:
+            self._entry(path)
+        return listed
+
+    def checked(self, path: Path) -> Path:
+        """The path, its content compared with the manifest's SHA-256 the first time."""
+        name = self.relative(path)
+        if name not in self._verified:
+            if sha256_file(path) != self._entry(path).sha256:
+                raise TimeloomError(f"{name} is corrupt: its checksum differs from the manifest", remedy=REMEDY)
+            self._verified.add(name)
+        return path
+
+    def stored_vector(self, modality: str, store: str, bucket: int, key: str) -> npt.NDArray[Any]:
+        path = self.layout.embedding_bucket(modality, store, bucket)
+        try:
+            return EmbeddingStore.open(path).get(key)
+        except KeyError:
+            name = "/".join(path.parts[-3:])
+        raise TimeloomError(f"embedding store {name} lacks an item of the release", remedy="run `timeloom verify`")
+
+
+def _empty(schema: Any) -> pl.LazyFrame:
+    frame = pl.from_arrow(schema.empty_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame.lazy()
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise TimeloomError(f"there is no split called {split}", remedy=f"choose one of {', '.join(SPLITS)}")

@@ -1,0 +1,157 @@
+"""Arrow schemas of everything a release holds, and the writer that keeps them."""
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write
+
+TIME = pa.timestamp("us")
+
+# MEDS 0.4.1 columns first (subject_id, time, code, numeric_value, text_value), then ours. `kind` is what the total
+# order ranks by: visit_start, clinical, image, death, visit_end.
+EVENTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("time", TIME),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("numeric_value", pa.float32()),
+        pa.field("text_value", pa.large_string()),
+        pa.field("available_time", TIME),
+        pa.field("time_precision", pa.string()),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("unit", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("visit_id", pa.int64()),
+        pa.field("item_key", pa.string()),
+    ]
+)
+
+# One row per image found. `verdict` is ok, refused_* (not the modality) or failed_* (should have been good).
+ITEMS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64()),
+        pa.field("item_key", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("time", TIME),
+        pa.field("available_time", TIME),
+        pa.field("time_source", pa.string()),
+        pa.field("time_precision", pa.string()),
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("units_expected", pa.int32()),
+        pa.field("units_encoded", pa.int32(), nullable=False),
+        pa.field("units_failed", pa.int32(), nullable=False),
+        pa.field("store", pa.string()),
+        pa.field("encoder", pa.string()),
+        pa.field("dim", pa.int32()),
+        pa.field("geometry", pa.string()),
+        pa.field("artificial_link", pa.bool_(), nullable=False),
+    ]
+)
+
+# What splits are stratified by. `mean_interval_days` is over consecutive distinct times; null below two of them.
+SUBJECTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("static_events", pa.int64(), nullable=False),
+        pa.field("ct", pa.int64(), nullable=False),
+        pa.field("wsi", pa.int64(), nullable=False),
+        pa.field("mean_interval_days", pa.float64()),
+    ]
+)
+
+# Append-only: a row, once in a release, stands in every later one with the same split.
+SPLIT_LEDGER = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("ordinal", pa.int64(), nullable=False),
+    ]
+)
+
+VOCABULARY = pa.schema(
+    [
+        pa.field("token_id", pa.uint32(), nullable=False),
+        pa.field("token", pa.string(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("train_count", pa.int64(), nullable=False),
+    ]
+)
+
+TOKEN_COUNTS = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("token", pa.string(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+# One row per token, a subject's tokens together and in order. `type` is warehouse.tokens.TokenType.
+TIMELINES = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("token_id", pa.uint32(), nullable=False),
+        pa.field("type", pa.uint8(), nullable=False),
+        pa.field("time", TIME),
+        pa.field("item_key", pa.string()),
+    ]
+)
+
+# Per table and outcome: rows_in = events + static + reference + every quarantine reason.
+LEDGER = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+    ]
+)
+
+
+def conform(frame: pl.DataFrame | pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """Casts a frame to a schema, in its order of columns, and refuses nulls where it has none.
+
+    Raises:
+        TimeloomError: a column is missing, or null where the schema forbids it.
+    """
+    table = frame.to_arrow() if isinstance(frame, pl.DataFrame) else frame
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise TimeloomError(f"{what} lacks the column {missing[0]}", remedy="report this: a stage broke its contract")
+    table = table.select(schema.names).cast(schema)
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise TimeloomError(f"{what} has nulls in {field.name}", remedy="report this: a stage broke its contract")
+    return table
+
+
+def write_table(path: Path, frame: pl.DataFrame | pa.Table, schema: pa.Schema, what: str) -> int:
+    """Writes a frame as Parquet with exactly `schema`, atomically; gives the number of rows."""
+    table = conform(frame, schema, what).combine_chunks()
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, store_schema=True)
+    return int(table.num_rows)
+
+
+def read_frame(path: Path) -> pl.DataFrame:
+    """Reads one Parquet file of a release, page checksums verified.
+
+    Raises:
+        TimeloomError: the file is missing, truncated or corrupt.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise TimeloomError(
+            f"cannot read {path.parent.name}/{path.name}", remedy="run `timeloom verify` and restore or rebuild it"
+        ) from error
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,28 @@
+"""Token types and reserved ids: shared by the stages that write tokens and the readers that mask them."""
+
+from enum import IntEnum
+
+
+class TokenType(IntEnum):
+    """What a token stands for. Loss masks are derived from it, never stored."""
+
+    SPECIAL = 0
+    STRUCTURED = 1
+    DEMOGRAPHIC = 2
+    INTERVAL = 3
+    IMAGE = 4
+
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+MODALITIES = ("ct", "wsi", "ecg", "cxr", "note")
+IMAGE_TOKENS = {modality: 4 + index for index, modality in enumerate(MODALITIES)}
+
+RESERVED: tuple[tuple[str, TokenType], ...] = (
+    ("[PAD]", TokenType.SPECIAL),
+    ("[BOS]", TokenType.SPECIAL),
+    ("[EOS]", TokenType.SPECIAL),
+    ("[UNK]", TokenType.SPECIAL),
+    *((f"[{modality.upper()}]", TokenType.IMAGE) for modality in MODALITIES),
+)
+
+TYPE_NAMES = {kind: kind.name.lower() for kind in TokenType}
