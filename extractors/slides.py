@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -65,12 +65,13 @@ class TilePlan:
 def index_slides(root: Path, manifest: pl.DataFrame) -> list[FoundItem]:
     """One item per row of `manifest`, opened and judged, its tissue tiles counted.
 
-    The time of a slide is the collection time that the manifest gives, never the scan date of the file. A date, or
-    midnight sharp, has day precision.
+    The time of a slide is the collection time that the manifest gives, never the scan date of the file. Without a
+    column time_precision, a date, or midnight sharp, has day precision.
 
     Args:
         root: the folder that the manifest's paths are relative to.
-        manifest: columns path, raw_subject, time, available_time, mpp (null: the file's own).
+        manifest: columns path, raw_subject, time, available_time, mpp (null: the file's own), and if at hand
+            time_precision.
     """
     return [_index_slide(root, row) for row in manifest.iter_rows(named=True)]
 
@@ -78,6 +79,8 @@ def index_slides(root: Path, manifest: pl.DataFrame) -> list[FoundItem]:
 def _index_slide(root: Path, row: Mapping[str, Any]) -> FoundItem:
     relative = str(row["path"] or "")
     collected, precision = _time(row["time"])
+    if collected is not None and row.get("time_precision") in get_args(TimePrecision):
+        precision = row["time_precision"]
     available, _ = _time(row["available_time"])
     mpp = None if row["mpp"] is None else float(row["mpp"])
     geometry: dict[str, Any] = {}

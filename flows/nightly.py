@@ -6,6 +6,8 @@ run that was killed, or is started twice, harms nothing.
 
 import os
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -22,6 +24,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.run import Outcome, Run
@@ -57,54 +60,63 @@ class _ProgressArtifact:
         update_progress_artifact(self.identity, 100.0)  # type: ignore[arg-type]
 
 
-def _step_task(run: Run, name: str, step: Any, watch: Progress | None) -> None:
-    def carry_out() -> dict[str, Any]:
-        artifact = _ProgressArtifact(name)
+# What a terminal shows, for the run of this process; a parameter would be sent to the server.
+watch: ContextVar[Progress | None] = ContextVar("watch", default=None)
 
-        def both(stage: str, done: int, total: int) -> None:
-            artifact(stage, done, total)
-            if watch:
-                watch(stage, done, total)
 
-        run.context.progress = both
-        summary = run.carry_out(name, step)
-        artifact.close()
-        return summary
+def _carry_out(run: Run, name: str, step: Callable[[], None], seen: Progress | None) -> None:
+    """One step as one task run, never one per bucket or item."""
 
-    task(
-        carry_out,
+    @task(
         name=name,
         task_run_name=name,
         retries=RETRIES,
         retry_delay_seconds=5,
         retry_condition_fn=_worth_retrying,
         persist_result=False,
-        cache_policy=None,
-    )()
+        cache_policy=NO_CACHE,
+    )
+    def carry_out() -> dict[str, Any]:
+        artifact = _ProgressArtifact(name)
+
+        def both(stage: str, done: int, total: int) -> None:
+            artifact(stage, done, total)
+            if seen:
+                seen(stage, done, total)
+
+        run.context.progress = both
+        summary = run.carry_out(name, step)
+        artifact.close()
+        get_run_logger().info("%s: %s run, %s linked, %s resumed", *list(summary.values())[:4])
+        return summary
+
+    carry_out()
 
 
 @flow(name="nightly", validate_parameters=False, persist_result=False)
-def nightly(config: str, root: str | None = None, engine: str = "local", runner: str = "FnApiRunner",
-            workers: int | None = None, limit: int | None = None) -> dict[str, Any]:  # fmt: skip
+def nightly(
+    config: str,
+    root: str | None = None,
+    engine: str = "local",
+    runner: str = "FnApiRunner",
+    workers: int | None = None,
+    limit: int | None = None,
+) -> Outcome:
     """Raw exports to a published release: extract, embed, align, split, vocabulary, tokenize, pack, validate, publish.
 
     Args:
         config: path of the run's YAML.
         root: the warehouse; the configuration's `root` where absent.
-        engine: `local` or `beam`; runner: a Beam runner's name.
+        engine: `local` or `beam`.
+        runner: with `beam`, the runner's name.
+        workers: processes; this machine's cores where absent.
         limit: run on that many subjects only.
     """
     settings = RunSettings(Path(config), Path(root) if root else None, engine, runner, workers, limit)
-    outcome = run_steps(settings, None)
-    return {"release": outcome.release, "published": outcome.published, "quarantined": outcome.quarantined}
-
-
-def run_steps(settings: RunSettings, watch: Progress | None) -> Outcome:
-    """Carries out every step as a Prefect task; call it inside a flow run."""
-    with open_run(settings, watch) as run:
+    with open_run(settings, None) as run:
         run.log.line(f"prefect flow run {flow_run.get_id()}")
         for name, step in run.steps:
-            _step_task(run, name, step, watch)
+            _carry_out(run, name, step, watch.get())
         outcome = run.outcome()
     _show(outcome)
     return outcome
@@ -113,20 +125,5 @@ def run_steps(settings: RunSettings, watch: Progress | None) -> Outcome:
 def _show(outcome: Outcome) -> None:
     create_table_artifact(outcome.steps, key="steps", description="Tasks run, linked and resumed, and seconds, a step")
     what = "published" if outcome.published else "unchanged, nothing published"
-    create_markdown_artifact(
-        f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release"
-    )
+    create_markdown_artifact(f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release")
     create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")
-
-
-def run_in_flow(settings: RunSettings, watch: Progress | None) -> Outcome:
-    """Runs the nightly flow in this process, with progress for a terminal; starts a server of its own if need be."""
-    outcomes: list[Outcome] = []
-
-    def body(config: str) -> None:
-        outcomes.append(run_steps(settings, watch))
-
-    flow(body, name="nightly", flow_run_name=None, validate_parameters=False, persist_result=False)(
-        str(settings.config.name)
-    )
-    return outcomes[0]

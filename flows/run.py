@@ -3,6 +3,7 @@
 A run works in `work/<run>`; a killed run's folder is taken over, so that what it finished is not done again.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -122,12 +123,10 @@ class Run:
         if not self.layout.settings.exists():
             write_json(self.layout.settings, settings)
             return
-        import json
-
         fixed = json.loads(self.layout.settings.read_text(encoding="utf-8"))
         if fixed != settings:
             raise TimeloomError(
-                f"{self.layout.root.name} was created with {fixed['buckets']} buckets in {fixed['pack_groups']} pack groups",
+                f"{self.layout.root.name} has {fixed['buckets']} buckets and {fixed['pack_groups']} pack groups",
                 remedy="keep them, or use another root",
             )
 
@@ -208,9 +207,7 @@ class Run:
 
     def _embed(self) -> None:
         indexed = self._state.reports[index.STAGE.name]
-        self._run(
-            embed.STAGE, embed.plan(self.config, self.context, self.layout, indexed, self._state.limit)
-        )
+        self._run(embed.STAGE, embed.plan(self.config, self.context, self.layout, indexed, self._state.limit))
 
     def _align(self) -> None:
         reports = self._state.reports
@@ -260,8 +257,7 @@ class Run:
 
     def _pack(self) -> None:
         groups = [
-            list(range(group, self.config.buckets, self.config.pack_groups))
-            for group in range(self.config.pack_groups)
+            list(range(group, self.config.buckets, self.config.pack_groups)) for group in range(self.config.pack_groups)
         ]
         for name, profile in self.config.profiles.items():
             fitted = self._state.reports[vocabulary.FIT.name].entries[name].counts

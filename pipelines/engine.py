@@ -203,7 +203,7 @@ class BeamEngine:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
-        options = [f"--runner={self.runner}", *self.options]
+        options = [f"--runner={self.runner}", "--default_sdk_harness_log_level=WARNING", *self.options]
         if self.runner == "FnApiRunner":
             mode = "multi_processing" if self.workers > 1 else "in_memory"
             options += [f"--direct_running_mode={mode}", f"--direct_num_workers={self.workers}"]

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import shutil
+import warnings
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from phantoms import AIR, disc, write_series, write_slice
 
 from extractors.ct_geometry import canonical_axial, judge
 from extractors.dicom import index_ct, read_volume
+from extractors.dicom_header import quiet
 from extractors.dicom_time import earliest, moments_of
 from extractors.items import VERDICTS, FoundItem, VerdictError
 
@@ -203,6 +205,17 @@ def test_nothing_of_the_patient_is_logged_or_shown(
     assert "SECRET" not in caplog.text and not [w for w in recwarn if "SECRET" in str(w.message)]
     for item in items:
         assert "SECRET" not in repr((item.identity, item.geometry, item.verdict))
+
+
+def test_pydicom_says_nothing_while_headers_are_read(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    with quiet():
+        logging.getLogger("pydicom").error("SECRET")
+        warnings.warn("SECRET", stacklevel=1)
+    assert "SECRET" not in caplog.text and not list(recwarn)
+    logging.getLogger("pydicom").error("heard again")
+    assert "heard again" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from embedders.runner import EmbeddedItem, ItemToEmbed, embed_items
 from extractors.dicom import index_ct, read_volume
 from extractors.items import FoundItem, UnitBatch, UnitRequest
 from extractors.slides import index_slides
-from warehouse.embeddings import EmbeddingStore, EmbeddingWriter, content_hash
+from warehouse.embeddings import EmbeddingStore, EmbeddingWriter, close_stores, content_hash
 from warehouse.errors import TimeloomError
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_vector_is_made_again(tmp_path: Path, encoder: Encoder) -> Non
     embed(items, encoder, tmp_path / "s.lmdb")
     before = content_hash(tmp_path / "s.lmdb")
     vector = EmbeddingStore.open(tmp_path / "s.lmdb").get(items[0].item_key)
-    runner_close()
+    close_stores()
     content = bytearray((tmp_path / "s.lmdb").read_bytes())
     content[content.find(vector.tobytes()[:64]) + 5] ^= 4
     (tmp_path / "s.lmdb").write_bytes(content)
@@ -168,12 +168,6 @@ def test_a_damaged_vector_is_made_again(tmp_path: Path, encoder: Encoder) -> Non
         EmbeddingStore.open(tmp_path / "s.lmdb").verify()
     embed(items, encoder, tmp_path / "s.lmdb")
     assert content_hash(tmp_path / "s.lmdb") == before
-
-
-def runner_close() -> None:
-    from warehouse.embeddings import close_stores
-
-    close_stores()
 
 
 def test_long_items_are_committed_before_the_hundred_are_full(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader, Dataset
 
+from warehouse import embeddings
 from warehouse.embeddings import (
     HEADER_BYTES,
     EmbeddingStore,
@@ -196,6 +197,30 @@ def test_readers_and_a_writer_live_together_in_one_process(store: Path) -> None:
         with pytest.raises(RuntimeError, match="writer in this process"), EmbeddingWriter(store):
             pass
     assert second.get("new").tolist() == [1, 1, 1]
+
+
+def test_a_reader_follows_a_store_that_another_process_grows(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "READER_ROOM_BYTES", 1 << 20)
+    reader = EmbeddingStore.open(store)
+    assert len(reader) == 20
+    child = textwrap.dedent("""
+        import sys, numpy as np
+        from warehouse.embeddings import EmbeddingWriter
+        with EmbeddingWriter(sys.argv[1]) as writer:
+            writer.put_many([(f"new-{i}", np.full(1024, i, np.float32), i) for i in range(500)])
+    """)
+    subprocess.run([sys.executable, "-c", child, str(store)], check=True)
+    assert reader.get("new-499")[0] == 499 and len(reader) == 520 and reader.verify() == 520
+
+
+def test_a_process_reads_more_stores_than_whole_maps_would_fit(tmp_path: Path) -> None:
+    """200 buckets: with a map of 1 TiB each they would need more than the 128 TiB of a process."""
+    for bucket in range(200):
+        with EmbeddingWriter(tmp_path / f"{bucket:04d}.lmdb") as writer:
+            writer.put_many(vectors(1, width=8, seed=bucket))
+    readers = [EmbeddingStore.open(tmp_path / f"{bucket:04d}.lmdb") for bucket in range(200)]
+    assert all(len(reader) == 1 for reader in readers)
+    close_stores()
 
 
 def test_reading_needs_no_lock_file_and_no_writable_folder(store: Path) -> None:

@@ -212,8 +212,11 @@ def test_iterating_again_continues_then_starts_the_next_epoch(release):
     rest = list(dataset.batches(8))
     once = sorted([*first.pack_ids.tolist(), *flat(packs_of(rest))])
     assert once == sorted(dataset._pack_ids.tolist())
-    second = flat(packs_of(dataset.batches(8)))
+    passed = list(dataset.batches(8))
+    second = flat(packs_of(passed))
     assert sorted(second) == once
+    assert {batch.epoch for batch in passed} == {1}
+    assert (dataset.epoch, dataset.consumed) == (2, 0)
     assert second != [*first.pack_ids.tolist(), *flat(packs_of(rest))]
     again = train(release)
     again.set_epoch(1)

@@ -131,6 +131,7 @@ def test_a_slide_needs_a_subject_and_a_time(slide: Path, columns: dict[str, Any]
 )
 def test_dates_have_day_precision(slide: Path, when: date, precision: str) -> None:
     assert index_one(slide, time=when).time_precision == precision
+    assert index_one(slide, time=when, time_precision="min").time_precision == "min"
 
 
 @pytest.mark.parametrize("path", ["absent.svs", "../outside.svs", "", "/etc/hostname"])

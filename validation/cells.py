@@ -6,7 +6,6 @@ that gives it away; zero may be shown.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 LARGEST_SMALL = 10
 SMALL_LABEL, WITHHELD_LABEL = "1–10", "withheld"
@@ -69,7 +68,7 @@ class Cells:
             return value
         if is_small(value):
             return SMALL
-        unit = 10 ** (len(str(abs(value))) - 2)
+        unit = int(10 ** (len(str(abs(value))) - 2))
         return value // unit * unit
 
     def tail(self, count: int, quantile: float) -> bool:
@@ -77,6 +76,6 @@ class Cells:
         return self.open or count * min(quantile, 1 - quantile) > LARGEST_SMALL
 
 
-def follow(cell: Cell, value: Any) -> Cell:
+def follow(cell: Cell, value: Cell) -> Cell:
     """`value`, unless the cell that it is worked out from is hidden."""
     return WITHHELD if isinstance(cell, Hidden) else value

@@ -80,7 +80,7 @@ def _raised(result: Any) -> bool:
     return any(entry.get("raised_exception") for entry in (info, *nested))
 
 
-# what Data Docs fetch from the network: style sheets, scripts, a logo; and the dead ends these leave
+# what Data Docs fetch from the network: style sheets, scripts, a logo; what works only with them is hidden
 _REMOTE = re.compile(
     r"<link[^>]*href=\"https?://[^>]*>|<script[^>]*src=\"https?://[^>]*>\s*</script>|<img[^>]*src=\"https?://[^>]*>",
     re.DOTALL,
@@ -89,7 +89,10 @@ _SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
 _STYLE = """<style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
 table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;border-bottom:1px solid #d9dee4;text-align:left}
-a{color:#1d5c8f}ul{padding-left:1.2rem}nav,.modal,button,.ge-how-to{display:none!important}
+a{color:#1d5c8f}ul{padding-left:1.2rem}
+nav,footer,.modal,button,.btn-group,.collapse,a[data-toggle]{display:none!important}
+i.text-success::before{content:"pass"}i.text-danger::before{content:"fail"}i{font-style:normal;font-weight:600}
+.text-success{color:#2e6b4a}.text-danger{color:#a33327}
 </style></head>"""
 
 

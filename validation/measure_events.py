@@ -17,6 +17,7 @@ from warehouse.schemas import ITEMS, LEDGER
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
+SURPLUS = "extra_birth_or_death"
 SUMMED = ("events", "static", "reference", "quarantined")
 
 
@@ -202,8 +203,10 @@ def balance(ledger: pl.DataFrame) -> pl.DataFrame:
         return pl.col("rows").filter(pl.col("outcome") == outcome).sum().alias(outcome)
 
     made = pl.col("outcome").is_in(["events", "static", "reference"])
+    # a line over all tables, such as the one of conflicts, is no table
     return (
-        ledger.group_by("table")
+        ledger.filter((pl.col("outcome") == "raw").any().over("table"))
+        .group_by("table")
         .agg(
             *(rows(name) for name in ("raw", *SUMMED, "partial", "conflict")),
             pl.col("events").filter(made).sum().alias("emitted"),
@@ -217,14 +220,18 @@ def measure_ledger(ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
     """`balance`, with each table's events in the release beside those that it is said to have made.
 
     A table of the events that the ledger does not know stands here with `raw` 0, unless all its events are images'.
+    `events_unexplained`, on every row, is the sum of the tables' absolute differences less what the ledger explains
+    for all tables together: second births and deaths, of which align keeps the first.
     """
+    explained = int(ledger.filter(pl.col("reason") == SURPLUS)["rows"].sum())
     return (
         balance(ledger)
         .join(sources.rename({"source": "table", "rows": "stored"}), on="table", how="full", coalesce=True)
         .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
         .with_columns(pl.col(pl.Int64).fill_null(0))
+        .with_columns((pl.col("emitted") - pl.col("stored")).alias("events_difference"))
         .with_columns(
-            (pl.col("emitted") - pl.col("stored")).alias("events_difference"),
+            (pl.col("events_difference").abs().sum() - explained).alias("events_unexplained"),
             (pl.col("quarantined") / pl.col("raw").clip(lower_bound=1)).alias("quarantined_share"),
         )
         .drop("image_rows")

@@ -96,11 +96,11 @@ def ks_statistic(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
 
 
 def measure_splits(
-    subjects: pl.DataFrame, fractions: Mapping[str, float], disagreement: Mapping[str, int]
+    subjects: pl.DataFrame, fractions: Mapping[str, float | None], disagreement: Mapping[str, int]
 ) -> pl.DataFrame:
     """One row per split of the scheme, in its order; compared with the first one, which is train.
 
-    Columns: subjects, share, target, share_z (deviation from the target in standard errors), length_ks and
+    Columns: subjects, share, target, share_z (deviation in standard errors, null without a target), length_ks and
     length_ks_ratio (to the critical value at alpha 0.001), set_z (the largest deviation of a modality set's share
     from train's, in standard errors), and `disagreements` on every row.
     """
@@ -118,14 +118,21 @@ def measure_splits(
                 "subjects": part.height,
                 "share": share,
                 "target": target,
-                "share_z": abs(share - target) / max(float(np.sqrt(target * (1 - target) / total)), 1e-9),
+                "share_z": _share_deviation(share, target, total),
                 "length_ks": distance,
                 "length_ks_ratio": distance * float(np.sqrt(harmonic)) / KS_COEFFICIENT,
                 "set_z": max(_set_deviation(train, part, kind) for kind in MODALITY_SETS),
                 **disagreement,
             }
         )
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides={"target": pl.Float64, "share_z": pl.Float64})
+
+
+def _share_deviation(share: float, target: float | None, total: int) -> float | None:
+    """|z| of a share of `total` subjects against its target; None without a target."""
+    if target is None:
+        return None
+    return abs(share - target) / max(float(np.sqrt(target * (1 - target) / total)), 1e-9)
 
 
 def _set_deviation(train: pl.DataFrame, part: pl.DataFrame, kind: str) -> float:

@@ -1,6 +1,6 @@
 """The release profile: what is measured of a release tree, as small frames of aggregates that suites can judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from validation.measure_subjects import (
 )
 from warehouse.layout import ReleaseLayout
 
+SPLITS = ("train", "tuning", "held_out")
 AREAS = ("events", "ledger", "items", "splits", "shards")
 
 
@@ -51,9 +52,9 @@ def profile_release(
     tree: ReleaseLayout,
     *,
     scheme: str,
-    fractions: Mapping[str, float],
-    profiles: Mapping[str, int | None],
+    profiles: Mapping[str, int | None] | Sequence[str],
     buckets: int,
+    fractions: Mapping[str, float] | None = None,
     latest: datetime | None = None,
 ) -> ReleaseProfile:
     """Measures a staging tree or a published release; changes nothing.
@@ -62,9 +63,10 @@ def profile_release(
 
     Args:
         scheme: the name of the split scheme.
-        fractions: its splits, train first, and the share of the subjects that each should have.
-        profiles: the token profiles and the context, in tokens, that their packs should have.
+        profiles: the token profiles, with the context in tokens that their packs must have where it is known.
         buckets: the root's number of buckets.
+        fractions: the scheme's splits, train first, with the share of the subjects that each should have; without
+            them shares are not judged.
         latest: the last moment that an event may have, where dates are not shifted.
 
     Raises:
@@ -74,16 +76,18 @@ def profile_release(
     ledger = read_ledger(tree)
     items = read_items(tree, buckets)
     assigned = read_assignments(tree, scheme)
-    first = next(iter(profiles), None)
+    contexts = profiles if isinstance(profiles, Mapping) else dict.fromkeys(profiles)
+    targets = fractions or dict.fromkeys(SPLITS)
+    first = next(iter(contexts), None)
     subjects = read_subjects(tree, scheme, first, buckets)
-    splits = list(fractions)
+    splits = list(targets)
     return ReleaseProfile(
         events=events.summary,
         ledger=measure_ledger(ledger, events.sources),
         items=measure_items(items, events.item_events),
-        splits=measure_splits(subjects, fractions, disagreements(tree, scheme, events.subjects)),
+        splits=measure_splits(subjects, targets, disagreements(tree, scheme, events.subjects)),
         shards=measure_shards(
-            tree, profiles, splits, buckets, assigned, items.filter(pl.col("verdict") == "ok")["item_key"]
+            tree, contexts, splits, buckets, assigned, items.filter(pl.col("verdict") == "ok")["item_key"]
         ),
         outcomes=ledger,
         cohorts=measure_cohorts(subjects, splits),

@@ -24,7 +24,7 @@ def collect(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:
     """
     try:
         return lazy.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise unreadable(path) from error
 
 

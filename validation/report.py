@@ -7,15 +7,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from validation.cells import Cell, Cells, Hidden
+from validation.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
 from validation.figures import length_figure, modality_figure
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement
-from validation.tables import Column, Format, Table, build_tables, listed
+from validation.tables import Column, Format, Row, Table, build_tables, listed
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, write_json
 from warehouse.layout import ReleaseLayout
-
+from warehouse.manifest import Manifest
 
 TEMPLATE = "report.html.jinja"
 OPEN_MODE = "synthetic"
@@ -37,7 +37,13 @@ ENCODERS: dict[str, tuple[str, Format]] = {
     "dim": ("Numbers a vector", "count"),
     "weights_sha256": ("SHA-256 of the weights", "text"),
 }
-TIMINGS: dict[str, tuple[str, Format]] = {"stage": ("Stage", "text"), "seconds": ("Seconds", "seconds")}
+TIMINGS: dict[str, tuple[str, Format]] = {
+    "step": ("Step", "text"),
+    "ran": ("Tasks run", "count"),
+    "linked": ("Linked", "count"),
+    "resumed": ("Resumed", "count"),
+    "seconds": ("Seconds", "tenths"),
+}
 
 
 def show(cell: Cell, kind: Format = "text") -> str:
@@ -52,36 +58,56 @@ def show(cell: Cell, kind: Format = "text") -> str:
         return f"{int(cell):,}"
     if kind == "share":
         return f"{100 * cell:.2f} %"
-    if kind == "seconds":
+    if kind == "tenths":
         return f"{cell:,.1f}"
-    return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:,.1f}" if abs(cell) >= 100 else f"{cell:,.3f}"
+    return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:,.1f}" if abs(cell) >= 1000 else f"{cell:,.3f}"
 
 
 def turn(table: Table) -> Table:
-    """The table with a line per column, as the papers print A1 and A2; cells become text."""
+    """The table with a line per column, as the papers print A1 and A2; cells become text.
+
+    A line of which every cell is withheld is left out; the table for programs has it.
+    """
     head, *rest = table.columns
     columns = [Column("statistic", "", "text")]
     columns += [Column(str(index), show(row[head.name])) for index, row in enumerate(table.rows)]
-    rows: list[dict[str, Cell]] = [
-        {"statistic": column.heading}
-        | {str(index): show(row[column.name], column.format) for index, row in enumerate(table.rows)}
-        for column in rest
-    ]
+    rows: list[Row] = []
+    for column in rest:
+        if all(row[column.name] == WITHHELD for row in table.rows):
+            continue
+        line: Row = {"statistic": column.heading}
+        for index, row in enumerate(table.rows):
+            line[str(index)] = show(row[column.name], column.format)
+        rows.append(line)
     return Table(table.name, table.title, columns, rows, table.note)
+
+
+def facts_of(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest tells the report, as its context."""
+    return {
+        "release_id": manifest.release_id,
+        "parent": manifest.parent,
+        "created_at": manifest.created_at,
+        "deid_mode": manifest.deid.mode,
+        "deid_dates": manifest.deid.dates,
+        "scheme": manifest.split_scheme,
+        "sources": sorted({name.split("/")[0] for name in manifest.sources}),
+        "encoders": {modality: entry.model_dump() for modality, entry in manifest.encoders.items()},
+    }
 
 
 def _given(context: Mapping[str, Any], cells: Cells) -> dict[str, Table]:
     """Tables of what only the caller knows: encoders, token namespaces, seconds per stage."""
     encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
-    timings = [{"stage": stage, "seconds": seconds} for stage, seconds in context.get("timings", {}).items()]
-    namespaces = [
+    timings = [{"step": step, "seconds": seconds} for step, seconds in context.get("timings", {}).items()]
+    namespaces: list[dict[str, Any]] = [
         dict(entry) | {"train_count": cells.count(entry["train_count"])} if "train_count" in entry else dict(entry)
         for entry in context.get("namespaces", [])
     ]
     return {
         "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
         "namespaces": listed("namespaces", "Vocabulary", namespaces, NAMESPACES),
-        "timings": listed("timings", "Time", timings, TIMINGS),
+        "timings": listed("timings", "Time", timings or context.get("steps", []), TIMINGS),
     }
 
 
@@ -123,17 +149,21 @@ def write_report(
     """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
 
     Args:
-        context: what only the run knows; every key may be absent. `release_id`, `parent`, `created_at`: text.
+        context: what only the run knows; every key may be absent. `manifest`: a Manifest, from which the keys of
+            `facts_of` are taken where they are not given. `release_id`, `parent`, `created_at`: text.
             `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
             scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
             `encoders`: modality to label, dim, weights_sha256. `namespaces`: entries of namespace, tokens,
-            train_count, unknown_share. `timings`: stage to seconds.
+            train_count, unknown_share. `steps`: entries of step, ran, linked,
+            resumed, seconds, or `timings`: step to seconds.
 
     Raises:
         TimeloomError: the report cannot be written.
     """
     import jinja2
 
+    known = context.get("manifest")
+    context = (facts_of(known) if isinstance(known, Manifest) else {}) | dict(context)
     mode = str(context.get("deid_mode", "not declared"))
     cells = Cells(open=mode == OPEN_MODE)
     tables = build_tables(profile, judgement, cells)
@@ -146,6 +176,7 @@ def write_report(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["show"] = show
+    environment.tests["hidden"] = lambda cell: isinstance(cell, Hidden) or cell in (SMALL_LABEL, WITHHELD_LABEL)
     template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
     page = template.render(
         judgement=judgement,
@@ -153,7 +184,9 @@ def write_report(
             severity: sum(result.severity == severity for result in judgement.failures)
             for severity in ("critical", "warning")
         },
-        context=dict.fromkeys(("release_id", "parent", "created_at", "scheme", "sources", "artificial_links"))
+        context=dict.fromkeys(
+            ("release_id", "parent", "created_at", "deid_dates", "scheme", "sources", "artificial_links")
+        )
         | dict(context),
         mode=mode,
         mode_meaning=DEID_MODES.get(mode, ""),

@@ -12,7 +12,7 @@ from validation.measure_subjects import IMAGING, MODALITY_SETS, QUANTILES, STRUC
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement, Result
 
-Format = Literal["text", "count", "share", "number", "seconds"]
+Format = Literal["text", "count", "share", "number", "tenths"]
 Row = dict[str, Cell]
 INTERVAL_NAME = "mean interval between a patient's consecutive distinct times, in days"
 
@@ -43,7 +43,7 @@ class Table:
 
     def frame(self) -> pl.DataFrame:
         """The table for programs: a hidden cell is null, and `withheld` names its column with its label."""
-        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64, "seconds": pl.Float64}
+        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64, "tenths": pl.Float64}
         schema = {column.name: kinds[column.format] for column in self.columns} | {"withheld": pl.String}
         rows = [
             {name: None if isinstance(cell, Hidden) else cell for name, cell in row.items()}
@@ -236,7 +236,8 @@ def _statistics(line: Mapping[str, Any], prefix: str, subjects: Cell, cells: Cel
 def _headings(prefix: str, heading: str) -> list[Column]:
     names = {"mean": "mean", "sd": "standard deviation", "p1": "1st percentile", "q1": "1st quartile"}
     names |= {"median": "median", "q3": "3rd quartile", "p99": "99th percentile"}
-    return [Column(f"{prefix}_{name}", f"{heading}, {words}", "number") for name, words in names.items()]
+    kind: Format = "tenths" if prefix == "length" else "number"
+    return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
 def shard_table(profile: ReleaseProfile, cohort: Table) -> Table:

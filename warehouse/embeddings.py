@@ -31,7 +31,10 @@ MAGIC = b"TLEV"
 VERSION = 1
 MAX_DIMENSIONS = 4
 MAX_KEY_BYTES = 64
-MAP_BYTES = 1 << 40  # address space, not disk: the file grows with its content
+# Address space, not disk: the file grows with its content. A process has at most some writers open, but a trainer has
+# a reader for every bucket, and 128 TiB hold 128 maps of this size: readers map the file and some room to grow.
+WRITER_MAP_BYTES = 1 << 40
+READER_ROOM_BYTES = 1 << 30
 PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
 
 # magic, version, dtype code, dimensions, shape, units, reserved; then the checksum of everything else in the value
@@ -148,11 +151,26 @@ def close_stores() -> None:
 def _reading(path: Path) -> Iterator[lmdb.Transaction]:
     """A read transaction on `path`, opening its environment once per process; LMDB's errors in our words."""
     try:
-        environment = _environments.get(_identity(path)) or _open_reader(path)
-        with environment.begin(buffers=True) as transaction:
+        try:
+            transaction = _reader(path).begin(buffers=True)
+        except lmdb.MapResizedError:  # another process has written more than this map holds
+            _close_reader(path)
+            transaction = _reader(path).begin(buffers=True)
+        with transaction:
             yield transaction
     except lmdb.Error as error:
         raise StoreDamagedError(path, type(error).__name__) from error
+
+
+def _reader(path: Path) -> lmdb.Environment:
+    return _environments.get(_identity(path)) or _open_reader(path)
+
+
+def _close_reader(path: Path) -> None:
+    with _guard:
+        environment = _environments.pop(_identity(path), None)
+        if environment is not None:
+            environment.close()
 
 
 def _open_reader(path: Path) -> lmdb.Environment:
@@ -164,10 +182,12 @@ def _open_reader(path: Path) -> lmdb.Environment:
             raise TimeloomError(
                 f"embedding store {_name(path)} is missing", remedy="run `timeloom run` again to make it, or restore it"
             )
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise StoreDamagedError(path, "the file is empty")
+        map_size = (size // PAGE_BYTES) * PAGE_BYTES + READER_ROOM_BYTES
         environment = lmdb.open(
-            str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=MAP_BYTES, max_spare_txns=8
+            str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=map_size, max_spare_txns=8
         )
         _environments[identity] = environment
         return environment
@@ -265,7 +285,7 @@ class EmbeddingWriter:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._environment = lmdb.open(
-                    str(self.path), subdir=False, map_size=MAP_BYTES, sync=True, writemap=False, readahead=False
+                    str(self.path), subdir=False, map_size=WRITER_MAP_BYTES, sync=True, writemap=False, readahead=False
                 )
             except (lmdb.Error, OSError) as error:
                 raise TimeloomError(

@@ -181,6 +181,8 @@ def train(options: argparse.Namespace) -> dict[str, float]:
                 step += 1
                 if step % 50 == 0:
                     print(f"step {step}: loss {loss.item():.3f}", flush=True)
+        if not step:
+            raise TimeloomError("the train split has no target tokens", remedy="use a release with more subjects")
 
     model.eval()
     unigram = -(counts / counts.sum()).log()

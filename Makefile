@@ -1,0 +1,40 @@
+# Everything a person does here. PYTHON may name another interpreter of 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUBJECTS ?= 500
+
+.PHONY: help demo test lint format clean
+
+help:  ## Say what there is to make.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+# Two stamps: `make demo` needs no test tools, `make test` adds them.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish a release.
+	@$(BIN)/timeloom demo --subjects $(SUBJECTS) || { code=$$?; [ $$code -eq 2 ] || exit $$code; }
+
+test: $(VENV)/.tools  ## Run the checks and the tests.
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.tools  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and the demo.
+	rm -rf $(VENV) timeloom-demo

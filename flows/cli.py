@@ -1,0 +1,264 @@
+"""The `timeloom` command. Heavy libraries are imported by the commands that need them, so that --help is instant."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.guard import check_ownership
+from flows.terminal import StageProgress, console, say, show_error
+from warehouse.errors import TimeloomError
+
+if TYPE_CHECKING:
+    from flows.run import Outcome
+    from flows.settings import RunSettings
+    from pipelines.engine import Progress
+
+EXIT_CODES = """Exit codes: 0 published, or nothing had changed; 1 nothing published, the cause in one line;
+2 published, with quarantined images or rows."""
+
+app = typer.Typer(
+    name="timeloom",
+    help="Turns a hospital's raw exports into training-ready multimodal patient timelines, and proves that they are "
+    "right.\n\nStart with `timeloom demo`; then write a configuration for your own tables (docs/configuration.md) and "
+    "`timeloom run` it every night.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class EngineName(StrEnum):
+    """Where tasks run."""
+
+    local = "local"
+    beam = "beam"
+
+
+Root = Annotated[
+    Path | None, typer.Option("--root", help="The warehouse: releases, vectors, segments.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; this machine's cores if not given.", min=1)]
+Engine = Annotated[EngineName, typer.Option(help="`local` runs processes here; `beam` runs on any Beam runner.")]
+Runner = Annotated[str, typer.Option(help="With --engine beam: the Beam runner's name.")]
+Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjects only.", min=1)]
+Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
+
+DEMO = Path("timeloom-demo")
+_debug = False
+
+
+def main() -> None:
+    """Entry point: one clear line instead of a traceback, and the exit codes of the documentation."""
+    try:
+        check_ownership()
+        sys.exit(app(standalone_mode=False))
+    except TimeloomError as error:
+        if _debug:
+            raise
+        show_error(error)
+        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):
+        say("stopped; run the same command again and it resumes")
+        sys.exit(1)
+    except Exception as error:
+        if _debug:
+            raise
+        if show := getattr(error, "show", None):
+            show()
+            sys.exit(1)
+        show_error(TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it"))
+        sys.exit(1)
+
+
+def _set_debug(debug: bool) -> None:
+    global _debug
+    _debug = debug
+
+
+def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
+    from flows.settings import open_run
+
+    with StageProgress(quiet=as_json) as progress:
+        if direct:
+            with open_run(settings, progress) as run:
+                for name, step in run.steps:
+                    run.carry_out(name, step)
+                outcome = run.outcome()
+        else:
+            outcome = _in_prefect(settings, progress)
+    if as_json:
+        print(json.dumps(asdict(outcome), default=str))
+    else:
+        what = "published" if outcome.published else "nothing changed, nothing published; current is"
+        say(f"{what} release {outcome.release}")
+        if outcome.quarantined:
+            say(f"{outcome.quarantined} images or rows are quarantined; the report says why")
+        say(f"report: {outcome.report}")
+    raise typer.Exit(outcome.exit_code)
+
+
+def _in_prefect(settings: "RunSettings", progress: "Progress") -> "Outcome":
+    """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.nightly import nightly, watch
+
+    watch.set(progress)
+    return nightly(
+        config=str(settings.config),
+        root=str(settings.root) if settings.root else None,
+        engine=settings.engine,
+        runner=settings.runner,
+        workers=settings.workers,
+        limit=settings.limit,
+    )
+
+
+@app.command()
+def demo(
+    root: Annotated[Path, typer.Option(help="Where the simulated hospital and its warehouse go.")] = Path(
+        "timeloom-demo"
+    ),
+    subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    workers: Workers = None,
+    direct: Direct = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate a small cancer hospital, run everything on it, and say where to look.
+
+    The hospital has faults planted on purpose, so the demo ends with exit code 2: published, with quarantined items.
+    """
+    _set_debug(debug)
+    from extractors.simulate import simulate
+    from flows.demo import write_config
+    from flows.settings import RunSettings
+
+    hospital, warehouse = root / "hospital", root / "warehouse"
+    summary = simulate(hospital, subjects=subjects, seed=seed)
+    if not as_json:
+        say(
+            f"{hospital}: {summary.subjects} simulated patients, {summary.ct_series} CT series, {summary.slides} slides"
+        )
+    config = write_config(root)
+    try:
+        _carry_out(RunSettings(config, warehouse, workers=workers), direct=direct, as_json=as_json)
+    finally:
+        if not as_json and (warehouse / "current").exists():
+            say(f"look at it: timeloom status --root {warehouse}; train on it: docs/modelers.md")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The run's YAML, docs/configuration.md.")],
+    root: Root = None,
+    engine: Engine = EngineName.local,
+    runner: Runner = "FnApiRunner",
+    workers: Workers = None,
+    limit: Limit = None,
+    direct: Direct = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn raw exports into a published release. A run that was killed resumes; an unchanged one publishes nothing."""
+    _set_debug(debug)
+    from flows.settings import RunSettings
+
+    _carry_out(RunSettings(config, root, engine.value, runner, workers, limit), direct=direct, as_json=as_json)
+
+
+@app.command()
+def status(
+    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is published, from what, and with which verdicts."""
+    _set_debug(debug)
+    from flows.status import describe, print_status
+
+    description = describe(root)
+    if as_json:
+        print(json.dumps(description))
+    else:
+        print_status(description, console)
+
+
+@app.command()
+def verify(
+    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Recompute every checksum and cross-reference of the current release. Exit code 1 where one does not hold."""
+    _set_debug(debug)
+    from validation.verify import verify_release
+
+    with StageProgress(quiet=as_json) as progress:
+        findings = verify_release(root, progress)
+    if as_json:
+        print(json.dumps([{"check": one.check, "ok": one.ok, "detail": one.detail} for one in findings]))
+    else:
+        for one in findings:
+            say(f"{'ok  ' if one.ok else 'FAIL'} {one.check}{': ' + one.detail if one.detail else ''}")
+    raise typer.Exit(0 if all(one.ok for one in findings) else 1)
+
+
+@app.command()
+def report(
+    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    debug: Debug = False,
+) -> None:
+    """Print the path of the current release's quality report, one page that any browser shows offline."""
+    _set_debug(debug)
+    from warehouse.layout import Layout
+    from warehouse.publish import current_release
+
+    current = current_release(Layout(root))
+    if current is None:
+        raise TimeloomError(f"{root.name} has no release yet", "run `timeloom run` or `timeloom demo`")
+    print(current.report)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="A folder that is absent, empty, or an earlier simulation.")],
+    subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Write a simulated cancer hospital as a hospital would export it: tables, CT series, slides."""
+    _set_debug(debug)
+    from extractors.simulate import simulate as write_hospital
+
+    with StageProgress() as progress:
+        summary = write_hospital(out, subjects=subjects, seed=seed, progress=progress)
+    rows = ", ".join(f"{number} {table}" for table, number in summary.rows.items())
+    say(f"wrote {out}: {rows}; {summary.ct_series} CT series, {summary.slides} slides")
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Argument(help="The run's YAML.")],
+    root: Root = None,
+    cron: Annotated[str, typer.Option(help="When to run, as a cron expression.")] = "0 2 * * *",
+    port: Annotated[int, typer.Option(help="Where the Prefect UI listens, if no server is configured.")] = 4200,
+    debug: Debug = False,
+) -> None:
+    """Run the nightly flow on a schedule on this machine, with the Prefect UI to watch it. Ctrl-C ends it."""
+    _set_debug(debug)
+    from flows.serve import serve_nightly
+
+    serve_nightly(config, root, cron, port, say)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The report: what it says, that small cells stay hidden and cannot be worked out, and that it needs no network."""
+
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+import staging
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from validation import measure_subjects
+from validation.cells import Cells, Hidden
+from validation.profile import ReleaseProfile, profile_release
+from validation.report import show, write_report
+from validation.suites import judge
+from validation.tables import build_tables
+from warehouse.layout import ReleaseLayout
+
+CONTEXT = {
+    "release_id": "2026-11-21T02-00-00Z",
+    "parent": "2026-11-20T02-00-00Z",
+    "encoders": {"ct": {"label": "random <b>", "dim": 1024, "weights_sha256": "ab" * 32}},
+    "steps": [{"step": "pack", "ran": 3, "linked": 0, "resumed": 0, "seconds": 1.25}],
+    "namespaces": [{"namespace": "LOINC", "tokens": 31, "train_count": 7, "unknown_share": 0.0}],
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLayout:
+    return staging.make_tree(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def profile(tree: ReleaseLayout) -> ReleaseProfile:
+    return profile_release(
+        tree,
+        scheme=staging.SCHEME,
+        fractions=staging.FRACTIONS,
+        profiles=staging.PROFILES,
+        buckets=staging.BUCKETS,
+    )
+
+
+def written(tree: ReleaseLayout, profile: ReleaseProfile, **context: object) -> tuple[str, dict[str, list[dict]]]:
+    write_report(tree, profile, judge(profile, None), CONTEXT | context)
+    tables = json.loads((tree.quality / "tables.json").read_text(encoding="utf-8"))
+    return tree.report.read_text(encoding="utf-8"), {name: table["rows"] for name, table in tables.items()}
+
+
+def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+    page, tables = written(tree, profile, deid_mode="synthetic")
+    assert "Published" in page
+    assert "2026-11-20T02-00-00Z" in page
+    assert "random &lt;b&gt;" in page
+    assert "no claim of compliance" in page
+    labs = next(row for row in tables["counts"] if row["table"] == "labs")
+    assert (labs["raw"], labs["events"], labs["quarantined"], labs["difference"]) == (181, 180, 1, 0)
+    assert tables["quarantine"][0]["reason"] == "unparsable_time"
+    assert {row["rows"] for row in tables["conflicts"]} == {2, 3}
+    assert [row["subjects"] for row in tables["table_a1"]] == [32, 4, 4]
+    assert [row["subjects"] for row in tables["table_a2"]] == [2, 0, 1]
+    assert "1–10" not in page
+
+
+def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+    page, _ = written(tree, profile, deid_mode="synthetic")
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 2
+    assert "url(" not in page
+
+
+def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+    broken = ReleaseProfile(**vars(profile) | {"events": profile.events.with_columns(pl.lit(12).alias("empty_codes"))})
+    page, tables = written(tree, broken, deid_mode="synthetic")
+    assert "Refused: nothing was published" in page
+    assert page.index("no code is empty") < page.index("<h2>Expectations")
+    assert [row["sentence"] for row in tables["expectations"] if row["result"] == "fail"] == [
+        "Every event says what happened: no code is empty."
+    ]
+
+
+@pytest.mark.parametrize("context", [{"deid_mode": "expert"}, {"deid_mode": "limited"}, {}])
+def test_small_cells_are_hidden_unless_patients_are_simulated(
+    tree: ReleaseLayout, profile: ReleaseProfile, context: dict[str, str]
+) -> None:
+    page, tables = written(tree, profile, **context)
+    labs = next(row for row in tables["counts"] if row["table"] == "labs")
+    assert labs["raw"] == 181
+    # 181 - 180 would give the one quarantined row away, and so would 180 events made
+    assert (labs["events"], labs["quarantined"], labs["stored"]) == (None, None, None)
+    assert labs["withheld"] == "events: withheld; quarantined: 1–10; stored: withheld"
+    assert "1–10" in page
+    assert "180" not in re.sub(r"base64,[^\"]*", "", page)
+    counts = {"rows", "subjects", "items", "events", "static", "reference", "quarantined", "raw", "stored"}
+    for rows in tables.values():
+        for row in rows:
+            assert not any(0 < (row[name] or 0) <= 10 for name in counts & set(row))
+    for name in ("table_a1", "table_a2"):
+        for row in tables[name]:
+            assert row["subjects"] in (None, 0, 32)
+            hidden = row["subjects"] is None
+            assert not hidden or all(value is None for key, value in row.items() if key not in {"split", "withheld"})
+
+
+def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+    _, tables = written(tree, profile, deid_mode="expert")
+    for name, rows in tables.items():
+        assert pl.read_parquet(tree.quality / f"{name}.parquet").to_dicts() == rows
+    assert (tree.quality / "figure_a1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_percentiles_of_few_patients_are_withheld(profile: ReleaseProfile) -> None:
+    rng = np.random.default_rng(1)
+    subjects = pl.DataFrame(
+        {
+            "split": ["train"] * 2000 + ["tuning"] * 200 + ["held_out"] * 30,
+            "set": ["structured only"] * 2230,
+            "structured": rng.integers(2, 500, 2230),
+            "tokens": rng.integers(2, 500, 2230),
+            "mean_interval_days": rng.random(2230),
+        }
+    )
+    cohorts = measure_subjects.measure_cohorts(subjects, list(staging.FRACTIONS))
+    wide = ReleaseProfile(**vars(profile) | {"cohorts": cohorts})
+    train, tuning, held_out = build_tables(wide, judge(wide, None), Cells(open=False))["table_a1"].rows
+    assert isinstance(train["length_p1"], float)
+    assert isinstance(tuning["length_p1"], Hidden)
+    assert isinstance(tuning["length_q1"], float)
+    assert isinstance(held_out["length_q3"], Hidden)
+    assert isinstance(held_out["length_median"], float)
+    assert isinstance(held_out["length_mean"], float)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_no_small_part_can_be_worked_out_from_its_sum(values: list[int]) -> None:
+    shown = Cells(open=False).parts(values)
+    hidden = [value for value, cell in zip(values, shown, strict=True) if isinstance(cell, Hidden)]
+    assert all(not isinstance(cell, int) or cell == 0 or cell > 10 for cell in shown)
+    others = [value for value in values if value]
+    if hidden and len(hidden) < len(others):
+        assert len(hidden) > 1 and sum(hidden) > 10
+    assert Cells(open=True).parts(values) == values
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9))
+def test_a_rounded_total_is_never_above_and_keeps_its_size(value: int) -> None:
+    cell = Cells(open=False).rounded(value)
+    if 0 < value <= 10:
+        assert isinstance(cell, Hidden)
+    else:
+        assert isinstance(cell, int) and 0.9 * value <= cell <= value
+
+
+def test_figures_are_printed_for_people() -> None:
+    assert show(1234567, "count") == "1,234,567"
+    assert show(0.12345, "share") == "12.35 %"
+    assert show(None, "count") == "–"
+    assert show(12.25, "tenths") == "12.2"
+    assert show(Hidden("1–10"), "count") == "1–10"
