@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import xxhash
 
@@ -118,8 +117,3 @@ def file_fingerprint(path: Path) -> str:
 def identity_of(parts: Iterable[str]) -> str:
     """SHA-256 over parts in sorted order: the identity of an item made of them."""
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
-
-
-def stack_units(units: list[npt.NDArray[Any]], failed: int = 0) -> UnitBatch:
-    """A batch of units of one shape (n, ...); of none, an empty batch that only counts failures."""
-    return UnitBatch(np.stack(units) if units else np.empty((0,), np.uint8), failed)

@@ -81,6 +81,8 @@ def main() -> None:
 def _set_debug(debug: bool) -> None:
     global _debug
     _debug = debug
+    if debug:
+        os.environ["TIMELOOM_DEBUG"] = "1"
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from pipelines.config import RunConfig
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_json, write_json
+from warehouse.files import sha256_file, sha256_json, write_json
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
@@ -348,6 +348,12 @@ class Run:
         if self.unchanged:
             self.log.line("nothing changed, nothing published")
         else:
+            quality = {
+                str(path.relative_to(self._tree.path)): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
+                for path in sorted(self._tree.quality.rglob("*"))
+                if path.is_file()
+            }
+            manifest = manifest.model_copy(update={"files": manifest.files | quality})
             publish(self.layout, self._tree.path, manifest)
             self._record_lineage(manifest)
             self.log.line(f"published {manifest.release_id}")

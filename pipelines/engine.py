@@ -24,6 +24,8 @@ from warehouse.files import link_or_copy, sha256_file, sha256_json, write_json
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
 
 Progress = Callable[[str, int, int], None]
+# Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
+DEBUG_VARIABLE = "TIMELOOM_DEBUG"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def execute(task: Task) -> str:
         entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
         write_json(record, entry.model_dump(mode="json"))
     except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
         write_json(failure, _describe(error))
     return task.key
 

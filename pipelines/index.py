@@ -51,13 +51,16 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
             + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
         )
         name = f"items-{modality}-{fingerprint[:24]}"
+        record = layout.segments / f"{name}.json"
+        if not private_paths(layout.private, record.name).is_file():
+            record.unlink(missing_ok=True)
         tasks.append(
             Task(
                 stage=STAGE.name,
                 function=STAGE.function,
                 key=modality,
                 base=str(layout.segments),
-                record=str(layout.segments / f"{name}.json"),
+                record=str(record),
                 params={
                     "modality": modality,
                     "folder": str(images.path),

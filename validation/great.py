@@ -90,7 +90,7 @@ _STYLE = """<style>
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
 table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;border-bottom:1px solid #d9dee4;text-align:left}
 a{color:#1d5c8f}ul{padding-left:1.2rem}
-nav,footer,.modal,button,.btn-group,.collapse,a[data-toggle]{display:none!important}
+nav,footer,.sticky,.modal,button,.btn-group,.collapse,a[data-toggle]{display:none!important}
 i.text-success::before{content:"pass"}i.text-danger::before{content:"fail"}i{font-style:normal;font-weight:600}
 .text-success{color:#2e6b4a}.text-danger{color:#a33327}
 </style></head>"""
