@@ -112,7 +112,9 @@ class Converter:
         )
         self._next_row += len(block)
         for join, lookup in zip(rule.joins, self.lookups, strict=True):
-            frame = frame.join(lookup, on=join.key, how="left", maintain_order="left")
+            # A looked-up column replaces the row's own of that name, as a derived one does.
+            shadowed = [name for name in join.columns if name in frame.columns]
+            frame = frame.drop(shadowed).join(lookup, on=join.key, how="left", maintain_order="left")
         for name, expression in rule.derive.items():
             frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
         subjects = frame[rule.subject or self.source.subject].str.strip_chars().replace("", None)

@@ -107,19 +107,26 @@ class Deidentifier:
         return ids
 
     def visit_ids(self, raw: pl.Series) -> pl.Series:
-        """int64 ids of raw visit ids, null where missing."""
+        """int64 ids of raw visit ids, null where missing; under `keep`, what is no integer is hashed."""
         if self.config.subject_ids == "keep":
+            # Value by value, so that what a visit becomes does not depend on the others in its block.
             kept = raw.cast(pl.Int64, strict=False)
-            if kept.null_count() == raw.null_count():
-                return kept
-        return self._by_distinct_value(raw, lambda value: self._identifier("visit", value))
+            hashed = self._by_distinct_value(raw.set(kept.is_not_null(), None), self._visit)
+            return kept.zip_with(kept.is_not_null(), hashed)
+        return self._by_distinct_value(raw, self._visit)
+
+    def _visit(self, value: str) -> int:
+        return self._identifier("visit", value)
 
     def offsets(self, raw_subjects: pl.Series) -> pl.Series:
         """The shift of each subject's dates as durations: whole weeks, never 0, at most two years either way."""
         if self.config.dates == "keep":
             days = pl.Series(raw_subjects.name, [0], dtype=pl.Int64).new_from_index(0, len(raw_subjects))
         else:
-            days = self._by_distinct_value(raw_subjects, self._offset_days)
+            # Under `keep`, "007" and "7" are one subject, and so have one offset.
+            kept = self.config.subject_ids == "keep"
+            subjects = raw_subjects.cast(pl.Int64, strict=False).cast(pl.String) if kept else raw_subjects
+            days = self._by_distinct_value(subjects, self._offset_days)
         return (days.cast(pl.Int64) * 86_400_000_000).cast(pl.Duration("us"))
 
     def item_key(self, identity: str) -> str:

@@ -44,7 +44,7 @@ class TimeRule(_Model):
 
     Attributes:
         column: the first of these that is not null is taken.
-        formats: strptime formats tried in order; one without a time of day gives a date.
+        formats: strptime formats tried in order; one without a time of day gives a date, one with `%z` gives UTC.
         anchor: a date (or year) stands at the `end` of its span, so that nothing uses it early, or at its `start`.
         midnight_is_date: 00:00:00 means that only the day is known.
     """
@@ -53,6 +53,13 @@ class TimeRule(_Model):
     formats: Columns = list(DEFAULT_FORMATS)
     anchor: Literal["start", "end"] = "end"
     midnight_is_date: bool = False
+
+    @model_validator(mode="after")
+    def _checked(self) -> "TimeRule":
+        for one in self.formats:
+            if re.search("%[HI]", one) and not re.search("%M|%R|%T", one):
+                raise ValueError(f"the format {one} has an hour without minutes")
+        return self
 
 
 def _time_rule(value: Any) -> Any:

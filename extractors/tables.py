@@ -17,17 +17,21 @@ BLOCK_BYTES = 16 << 20
 
 
 def table_files(folder: Path, table: str) -> list[Path]:
-    """The files of a table, in name order: `table.csv`, `.csv.gz` or `.parquet`, or a folder of such parts."""
-    for ending in ENDINGS:
-        path = folder / f"{table}{ending}"
-        if path.is_file():
-            return [path]
+    """The files of a table, in name order: `table.csv`, `.csv.gz` or `.parquet`, or a folder of such parts.
+
+    Raises:
+        TimeloomError: a folder has a file's name, or the table stands there in two forms.
+    """
+    named = [folder / f"{table}{ending}" for ending in ENDINGS]
+    for path in named:
         if path.is_dir():
-            raise TimeloomError(f"{table}{ending} is a folder", remedy="give the file itself")
+            raise TimeloomError(f"{path.name} is a folder", remedy="give the file itself")
+    files = [path for path in named if path.is_file()]
     parts = folder / table
-    if parts.is_dir():
-        return sorted(path for path in parts.iterdir() if path.name.endswith(ENDINGS))
-    return []
+    pieces = sorted(path for path in parts.iterdir() if path.name.endswith(ENDINGS)) if parts.is_dir() else []
+    if len(files) + bool(pieces) > 1:
+        raise TimeloomError(f"the table {table} stands there twice", remedy="keep one of its files")
+    return files or pieces
 
 
 class RawFile:
@@ -110,7 +114,8 @@ class RawFile:
             for batch in self._batches(columns or self.columns):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
-                yield frame.cast(pl.String)
+                text = frame.cast(pl.String)
+                yield text.with_columns(pl.when(~pl.all().is_in(self.null_values)).then(pl.all()))
         except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
@@ -134,14 +139,15 @@ def load_lookup(folder: Path, source: Source, table: str, keys: list[str], colum
         return pl.DataFrame(schema=dict.fromkeys(empty, pl.String))
     frame = pl.concat(frames).drop_nulls(keys).unique()
     kinds = {name: aggregate(spec) for name, spec in columns.items()}
-    if any(function for function, _ in kinds.values()):
-        order: list[pl.Expr] = [
-            getattr(pl.col(column), function or "first")().alias(name) for name, (function, column) in kinds.items()
-        ]
-        return frame.group_by(keys).agg(order)
-    frame = frame.select(*keys, *(pl.col(column).alias(name) for name, (_, column) in kinds.items())).unique()
-    if frame.select(keys).is_duplicated().any():
+    plain = [pl.col(column).alias(name) for name, (function, column) in kinds.items() if not function]
+    lookup = frame.select(*keys, *plain).unique(maintain_order=True)
+    if lookup.select(keys).is_duplicated().any():
         raise TimeloomError(
             f"the join with {table} finds several rows a key", remedy="use min(column) or max(column) in the YAML"
         )
-    return frame
+    extremes: list[pl.Expr] = [
+        getattr(pl.col(column), function)().alias(name) for name, (function, column) in kinds.items() if function
+    ]
+    if extremes:
+        lookup = lookup.join(frame.group_by(keys).agg(extremes), on=keys)
+    return lookup.select(*keys, *columns)

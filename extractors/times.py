@@ -6,6 +6,12 @@ import polars as pl
 
 from extractors.source import TimeRule
 
+_DATES = (
+    ("%d", "day"), ("%e", "day"), ("%j", "day"), ("%F", "day"), ("%D", "day"),
+    ("%m", "month"), ("%b", "month"), ("%B", "month"), ("%h", "month"),
+)  # fmt: skip
+# A year of two digits that %Y would take as one of the first century is unreadable.
+_FIRST_YEAR = 1000
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 
 
@@ -14,7 +20,7 @@ def precision_of(time_format: str) -> str:
     for directive, precision in (("%.f", "us"), ("%f", "us"), ("%S", "s"), ("%T", "s"), ("%M", "min"), ("%R", "min")):
         if directive in time_format:
             return precision
-    for directive, precision in (("%d", "day"), ("%j", "day"), ("%F", "day"), ("%m", "month"), ("%b", "month")):
+    for directive, precision in _DATES:
         if directive in time_format:
             return precision
     return "year"
@@ -45,7 +51,8 @@ def _parse(values: pl.Series, time_format: str) -> pl.Series:
         return (values + completion).str.to_date(time_format + day_format, strict=False).cast(pl.Datetime("us"))
     if precision == "day":
         return values.str.to_date(time_format, strict=False, exact=True).cast(pl.Datetime("us"))
-    return values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
+    parsed = values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
+    return parsed.dt.replace_time_zone(None)
 
 
 def parse_times(frame: pl.DataFrame, rule: TimeRule) -> Times:
@@ -64,7 +71,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule) -> Times:
         if not open_rows.any():
             break
         parsed = _parse(text.set(~open_rows, None), time_format)
-        new = parsed.is_not_null() & open_rows
+        new = (parsed.dt.year() >= _FIRST_YEAR).fill_null(False) & open_rows
         time = parsed.zip_with(new, time)
         label = pl.Series([precision_of(time_format)]).new_from_index(0, len(text))
         precision = label.zip_with(new, precision)

@@ -40,7 +40,8 @@ def judge_release(tree: ReleaseLayout, manifest: Manifest, config: RunConfig, st
     write_report(tree, profile, judgement, context)
     if not judgement.passed:
         failed = [one.sentence for one in judgement.results if not one.success and one.severity == "critical"]
-        raise TimeloomError(f"the gate refuses the release: {failed[0]}", remedy=f"look at {tree.report}")
+        first = failed[0].rstrip(".")
+        raise TimeloomError(f"the gate refuses the release: {first}", remedy=f"look at {tree.report}")
 
 
 def namespaces(tree: ReleaseLayout, profile: str, buckets: int) -> list[dict[str, Any]]:

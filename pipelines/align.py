@@ -66,8 +66,12 @@ def run(params: dict[str, Any], base: Path) -> Result:
     rows = pl.concat(frames) if frames else _EVENT_FRAME.with_columns(
         pl.lit(0, pl.Int64).alias("row"), pl.lit(0, pl.UInt64).alias("row_hash")
     )  # fmt: skip
-    rows = within_limit(rows, params["limit"])
-    rows, duplicates = drop_duplicate_rows(rows)
+    within = within_limit(rows, params["limit"])
+    set_aside = {"outside_limit": account(rows.filter(~within))}
+    rows = rows.filter(within)
+    again = repeated_rows(rows)
+    set_aside["duplicate_row"] = account(rows.filter(again))
+    rows = rows.filter(~again)
     events = pl.concat([rows.select(EVENTS.names), image_events(items)])
     events, surplus = one_birth_and_death(events)
     events = sort_events(events)
@@ -76,7 +80,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
         tree.subjects(bucket): (subject_statistics(events, items), SUBJECTS),
         tree.codes_of(bucket): (code_counts(events), CODE_COUNTS),
     }
-    counts = {"duplicates": duplicates, "conflicts": conflicts(events) | surplus, "events": len(events)}
+    counts = {"set_aside": set_aside, "conflicts": conflicts(events) | surplus, "events": len(events)}
     written = {
         str(path.relative_to(base)): write_table(path, frame, schema, path.parent.name)
         for path, (frame, schema) in files.items()
@@ -84,34 +88,34 @@ def run(params: dict[str, Any], base: Path) -> Result:
     return Result(dict(written), counts)
 
 
-def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.DataFrame:
-    """Rows of the subjects whose hash is at most `limit`."""
-    if limit is None or frame.is_empty():
-        return frame
-    kept = splitmix64(frame["subject_id"].to_numpy()) <= int(limit, 16)
-    return frame.filter(pl.Series(kept))
+def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
+    """Whether each row's subject has a hash of at most `limit`; rows without a subject have none."""
+    if limit is None:
+        return pl.Series([True]).new_from_index(0, len(frame))
+    subjects = frame["subject_id"]
+    within = splitmix64(subjects.fill_null(0).to_numpy()) <= int(limit, 16)
+    return pl.Series(within) & subjects.is_not_null()
 
 
-def drop_duplicate_rows(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
-    """Drops the events of raw rows that equal an earlier row of their table in every column.
-
-    Gives the rest, and per table the raw rows and events dropped, and how many of the rows had timed events.
-    """
+def repeated_rows(rows: pl.DataFrame) -> pl.Series:
+    """Whether each event comes from a raw row that equals an earlier row of its table in every column."""
     first = pl.col("row").min().over("subject_id", "source", "row_hash")
-    marked = rows.with_columns((pl.col("row") != first).alias("_again"))
-    again = marked.filter("_again")
+    return rows.select(pl.col("row") != first).to_series()
+
+
+def account(removed: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Per table, the raw rows whose events were taken out: rows, events, and rows with timed events."""
     counted = (
-        again.group_by("source", "row")
+        removed.group_by("source", "row")
         .agg(pl.len().alias("events"), pl.col("time").is_not_null().any().alias("timed"))
         .group_by("source")
         .agg(pl.len().alias("rows"), pl.col("events").sum(), pl.col("timed").sum())
         .sort("source")
     )
-    duplicates = {
+    return {
         source: {"rows": number, "events": events, "timed": timed}
         for source, number, events, timed in counted.select("source", "rows", "events", "timed").iter_rows()
     }
-    return marked.filter(~pl.col("_again")).drop("_again"), duplicates
 
 
 def image_events(items: pl.DataFrame) -> pl.DataFrame:
@@ -143,7 +147,8 @@ def image_events(items: pl.DataFrame) -> pl.DataFrame:
 def one_birth_and_death(events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """Keeps a subject's earliest birth and death; a source's own priorities stand in its YAML."""
     once = pl.col("code").is_in([BIRTH, DEATH])
-    ordered = events.filter(once).sort("subject_id", "code", "time", "source", nulls_last=True)
+    total = sort_events(events.filter(once))
+    ordered = total.sort("subject_id", "code", "time", "source", nulls_last=True, maintain_order=True)
     kept = ordered.unique(["subject_id", "code"], keep="first", maintain_order=True)
     extra = {"extra_birth_or_death": len(ordered) - len(kept)}
     return pl.concat([events.filter(~once), kept]), extra

@@ -76,7 +76,8 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Embeds one bucket's items, those that are not in their store yet."""
     bucket = params["bucket"]
     segments = [Path(path) for path in params["segments"]]
-    items = within_limit(items_of_bucket(segments, bucket), params["limit"])
+    items = items_of_bucket(segments, bucket)
+    items = items.filter(within_limit(items, params["limit"]))
     outcomes = []
     for modality, usable in sorted(
         items.filter(pl.col("verdict") == "ok").partition_by("modality", as_dict=True).items()

@@ -93,7 +93,8 @@ def _tables(source: Source, folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name.endswith(ENDINGS) and path not in known:
             name = str(path.relative_to(folder))
-            found[next(name.removesuffix(ending) for ending in reversed(ENDINGS) if name.endswith(ending))] = [path]
+            table = next(name.removesuffix(ending) for ending in reversed(ENDINGS) if name.endswith(ending))
+            found.setdefault(table, []).append(path)
     return found
 
 
@@ -114,7 +115,8 @@ class _SegmentWriter:
         bucket = bucket_of(events["subject_id"].to_numpy(), self.buckets)
         order = np.argsort(bucket, kind="stable")
         sorted_events = events[order]
-        content = sorted_events.select(EVENTS.names)
+        # With the raw row's hash: whether two rows are duplicates may hang on a column that no rule reads.
+        content = sorted_events.select(*EVENTS.names, "row_hash")
         hashes = np.stack([content.hash_rows(seed=seed).to_numpy() for seed in (1, 2)])
         table = conform(sorted_events, SEGMENT, "a segment")
         numbers, starts = np.unique(bucket[order], return_index=True)

@@ -42,8 +42,8 @@ def plan(context: RunContext, name: str, meds: StageReport, align: StageReport) 
 def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
     """LEDGER rows: raw = events + static + reference + quarantined, for each table.
 
-    A raw row that equals an earlier one is found when its bucket is aligned: it moves from events, or static, to the
-    reason `duplicate_row`.
+    What is found when a bucket is aligned moves from events, or static, to its reason: a raw row that equals an
+    earlier one, and in a trial run a row of a subject outside its limit.
     """
     outcomes: Counter[tuple[str, str, str]] = Counter()
     emitted: Counter[str] = Counter()
@@ -57,11 +57,12 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
             for reason, rows in counts[outcome].items():
                 outcomes[table, outcome, reason] += rows
     for entry in align.entries.values():
-        for table, again in entry.counts["duplicates"].items():
-            outcomes[table, "quarantined", "duplicate_row"] += again["rows"]
-            outcomes[table, "events", ""] -= again["timed"]
-            outcomes[table, "static", ""] -= again["rows"] - again["timed"]
-            emitted[table] -= again["events"]
+        for reason, tables in entry.counts["set_aside"].items():
+            for table, removed in tables.items():
+                outcomes[table, "quarantined", reason] += removed["rows"]
+                outcomes[table, "events", ""] -= removed["timed"]
+                outcomes[table, "static", ""] -= removed["rows"] - removed["timed"]
+                emitted[table] -= removed["events"]
         for reason, rows in entry.counts["conflicts"].items():
             if rows:
                 outcomes["all tables", "conflict", reason] += rows

@@ -57,6 +57,7 @@ def plan(
                 "context": profile.context,
                 "token_dtype": token_dtype,
                 "vocabulary_hash": vocabulary["hash"],
+                "vocabulary_size": vocabulary["size"],
                 "stores": stores,
             }
             tasks.append(
@@ -64,7 +65,7 @@ def plan(
                     STAGE,
                     f"{name}-{split}-{group:04d}",
                     context.staging,
-                    settings=header,
+                    settings={name: value for name, value in header.items() if not name.startswith("vocabulary_")},
                     inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets]],
                     params={"header": header, "timelines": files},
                 )
@@ -105,8 +106,8 @@ def cut(lengths: npt.NDArray[np.int64], context: int) -> tuple[npt.NDArray[np.in
 def best_fit(lengths: npt.NDArray[np.int64], context: int, max_segments: int = MAX_SEGMENTS) -> npt.NDArray[np.int64]:
     """The pack (n,) of each segment (n,), in the order given: the fullest open pack that still has room.
 
-    Open packs are kept by free space; of those with equal space the last opened is taken. A pack closes when it is full
-    or has `max_segments`.
+    Open packs are kept by free space; of those with equal space the one filled last is taken. A pack closes when it
+    is full or has `max_segments`.
     """
     packs = np.empty(len(lengths), dtype=np.int64)
     segments: list[int] = []

@@ -14,6 +14,7 @@ from warehouse.tokens import BOS, IMAGE_TOKENS, RESERVED, TokenType
 
 SPLIT_INTO_PIECES = ("ICD10CM", "ICD10PCS")
 OLDEST = 90
+DAYS_A_YEAR = 365.2425
 
 # One row per token of a subject: subject_id, token, type (TokenType), time, item_key. Time is null for what has none.
 TOKEN_COLUMNS = ("subject_id", "token", "type", "time", "item_key")
@@ -132,7 +133,8 @@ def _demographics(events: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
         .join(born, on="subject_id")
         .sort("subject_id")
     )
-    years = (pl.col("_first").dt.year() - pl.col("_birth").dt.year()).clip(0)
+    # From the interval, which a date shift keeps, not from the two years, which it does not.
+    years = ((pl.col("_first") - pl.col("_birth")).dt.total_days() / DAYS_A_YEAR).floor().cast(pl.Int64).clip(0)
     decade = years // 10 * 10
     span = pl.concat_str(decade.cast(pl.String), pl.lit("-"), (decade + 9).cast(pl.String))
     age = pl.when(years >= OLDEST).then(pl.lit(f"{OLDEST}+")).otherwise(span)

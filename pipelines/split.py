@@ -2,8 +2,9 @@
 
 Schema in: SUBJECTS of every bucket and the ledger of the release before. Schema out: SPLIT_LEDGER, subject_splits.
 
-In each stratum subjects are dealt, in the order of their hash, along one fixed pattern of splits whose every prefix is
-within one subject of its quota. A subject that comes later takes the next place of its stratum's pattern: nobody moves.
+In each stratum subjects are dealt, in the order of their hash, along one fixed pattern of splits, from a place after
+which every stretch is within one subject of its quota. A subject that comes later takes the next place of its stratum:
+nobody moves.
 """
 
 import json
@@ -137,8 +138,8 @@ def assign(
 ) -> pl.DataFrame:
     """The ledger with every subject of `subjects`: known rows unchanged, new rows appended.
 
-    A row's `ordinal` is the subject's place in its stratum; the first stratum of a freeze starts at the pattern's
-    first place, each next one where the one before it ended, so that the whole is matched as well as each part.
+    A row's `ordinal` is the subject's place in the pattern. A stratum first seen starts where it is within one subject
+    of its quota whatever its length, and of such places where the whole comes closest to its own quota.
     """
     new = subjects.join(known.select("subject_id"), on="subject_id", how="anti")
     if new.is_empty():
@@ -151,16 +152,38 @@ def assign(
         .sort("stratum", "_hash", "subject_id")
         .select("subject_id", "stratum")
     )
-    last = known.group_by("stratum").agg(pl.col("ordinal").max().alias("_last"))
-    fresh = placed.join(last, on="stratum", how="left", maintain_order="left").with_columns(
-        pl.int_range(pl.len()).over("stratum").alias("_rank"), pl.int_range(pl.len()).alias("_place")
+    places = pattern(scheme)
+    starts = _starts(placed, known, scheme, places)
+    fresh = placed.join(starts, on="stratum", how="left", maintain_order="left").with_columns(
+        (pl.col("_start") + pl.int_range(pl.len()).over("stratum")).cast(pl.Int64).alias("ordinal")
     )
-    start = pl.col("_place").first().over("stratum") + len(known)
-    ordinal = pl.coalesce(pl.col("_last") + 1, start) + pl.col("_rank")
-    fresh = fresh.with_columns(ordinal.cast(pl.Int64).alias("ordinal"))
-    chosen = pattern(scheme)[fresh["ordinal"].to_numpy() % PATTERN_LENGTH]
+    chosen = places[fresh["ordinal"].to_numpy() % PATTERN_LENGTH]
     names = pl.Series("split", np.array(SPLITS, dtype=object)[chosen], dtype=pl.String)
     return pl.concat([known, fresh.with_columns(names).select(known.columns)])
+
+
+def _starts(
+    placed: pl.DataFrame, known: pl.DataFrame, scheme: SplitConfig, places: npt.NDArray[np.uint8]
+) -> pl.DataFrame:
+    """Where each stratum of `placed` goes on in the pattern: columns stratum, _start."""
+    fractions = np.array([scheme.train, scheme.tuning, scheme.held_out])
+    # (PATTERN_LENGTH + 1, 3): by how much each split leads its quota after so many places.
+    dealt = np.eye(3)[places].cumsum(axis=0)
+    lead = np.vstack([np.zeros(3), dealt - np.arange(1, len(places) + 1)[:, None] * fractions])
+    good = np.flatnonzero(((lead >= lead.max(axis=0) - 1) & (lead <= lead.min(axis=0) + 1)).all(axis=1)[:-1])
+    held = known["split"].value_counts()
+    total = np.array([held.filter(pl.col("split") == name)["count"].sum() for name in SPLITS]) - fractions * len(known)
+    last = dict(known.group_by("stratum").agg(pl.col("ordinal").max()).iter_rows())
+    starts: list[tuple[str, int]] = []
+    for stratum, size in placed.group_by("stratum", maintain_order=True).len().iter_rows():
+        if stratum in last:
+            start = last[stratum] + 1
+        else:
+            after = total + lead[(good + size) % PATTERN_LENGTH] - lead[good]
+            start = int(good[np.abs(after).max(axis=1).round(9).argmin()])
+        total = total + lead[(start + size) % PATTERN_LENGTH] - lead[start % PATTERN_LENGTH]
+        starts.append((stratum, start))
+    return pl.DataFrame(starts, schema={"stratum": pl.String, "_start": pl.Int64}, orient="row")
 
 
 def slice_hashes(path: Path, buckets: int) -> dict[int, str]:

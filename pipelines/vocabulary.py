@@ -11,10 +11,10 @@ import polars as pl
 from pipelines.config import ProfileConfig
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.profiles import token_rows
-from warehouse.files import sha256_json
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.schemas import TOKEN_COUNTS, VOCABULARY, read_frame, write_table
 from warehouse.tokens import RESERVED, TYPE_NAMES, TokenType
+from warehouse.vocabulary import vocabulary_hash
 
 COUNT = Stage("count", 1, "pipelines.vocabulary:count")
 FIT = Stage("vocabulary", 1, "pipelines.vocabulary:fit")
@@ -123,12 +123,7 @@ def extend(counts: pl.DataFrame, known: pl.DataFrame | None) -> pl.DataFrame:
     )
 
 
-def vocabulary_hash(vocabulary: pl.DataFrame) -> str:
-    """SHA-256 of ids and tokens: what a model trained on them depends on."""
-    return sha256_json([vocabulary["token_id"].to_list(), vocabulary["token"].to_list()])
-
-
 def slice_hash(counts: Path, vocabulary: pl.DataFrame) -> str:
     """A hash of the ids of the tokens that one bucket has: what its timeline depends on."""
     tokens = read_frame(counts).select(pl.col("token").unique().sort())
-    return vocabulary_hash(tokens.join(vocabulary, on="token").sort("token"))
+    return vocabulary_hash(tokens.join(vocabulary, on="token"))

@@ -9,7 +9,7 @@ import polars as pl
 
 from warehouse import shards
 from warehouse.embeddings import EmbeddingWriter
-from warehouse.files import sha256_file, sha256_json, write_json
+from warehouse.files import sha256_file, write_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Deidentification, EncoderEntry, FileEntry, Manifest, ProfileEntry, content_hash
@@ -17,6 +17,7 @@ from warehouse.publish import publish
 from warehouse.schemas import EVENTS, ITEMS, SPLIT_LEDGER, VOCABULARY, write_table
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import BOS, IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TYPE_NAMES, TokenType
+from warehouse.vocabulary import vocabulary_hash
 
 BUCKETS, GROUPS, CODES, PROFILE = 4, 2, 40, "mehrt"
 DIMS = {"ct": 1024, "wsi": 1536}
@@ -188,7 +189,7 @@ def fabricate(
     layout = Layout(root)
     staging = ReleaseLayout(layout.work / name / "release")
     vocabulary = _vocabulary()
-    vocabulary_hash = sha256_json(vocabulary["token"].to_list())
+    hashed = vocabulary_hash(vocabulary)
     write_table(staging.vocabulary(PROFILE), vocabulary, VOCABULARY, "vocabulary")
     splits = pl.DataFrame([(line.subject, line.split) for line in timelines], ["subject_id", "split"], orient="row")
     write_table(
@@ -221,7 +222,7 @@ def fabricate(
             for group in range(GROUPS):
                 mine = [line for line in timelines if line.split == split and line.subject % 3 % GROUPS == group]
                 if mine or empty:
-                    header = ShardHeader(PROFILE, split, group, context, "uint16", vocabulary_hash, STORES)
+                    header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
                     write_shard(staging.shard(PROFILE, split, group), pack_timelines(mine, context, group), header)
     finally:
         shards.ROW_GROUP_ROWS = usual
@@ -248,7 +249,7 @@ def fabricate(
         encoders=encoders,
         profiles={
             PROFILE: ProfileEntry(
-                context=context, vocabulary_hash=vocabulary_hash, vocabulary_size=len(vocabulary), groups=GROUPS
+                context=context, vocabulary_hash=hashed, vocabulary_size=len(vocabulary), groups=GROUPS
             )
         },
         stages={},

@@ -186,7 +186,7 @@ def make_packs(timelines: pl.DataFrame, context: int = CONTEXT) -> Packs:
 
 
 def header(split: str, context: int = CONTEXT) -> ShardHeader:
-    return ShardHeader(PROFILE, split, 0, context, "uint16", "0" * 64, STORES)
+    return ShardHeader(PROFILE, split, 0, context, "uint16", "0" * 64, 11, STORES)
 
 
 def meds_table(path: Path, table: pa.Table) -> None:

@@ -108,7 +108,7 @@ def quarantine_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Ta
 
 def conflict_table(profile: ReleaseProfile, cells: Cells) -> Table:
     """Rows that were kept although something about them is wrong."""
-    meaning = {"partial": "kept, one column unreadable", "conflict": "contradicts another fact"}
+    meaning = {"partial": "kept, one column missing or unreadable", "conflict": "contradicts another fact"}
     kept = profile.outcomes.filter(pl.col("outcome").is_in(list(meaning)) & (pl.col("rows") > 0))
     rows: list[Row] = [
         {

@@ -18,6 +18,7 @@ from warehouse.hashing import bucket_of, splitmix64
 from warehouse.reader import REMEDY, Release, check_split
 from warehouse.shards import Packs, map_shard, read_header, read_pack_ids
 from warehouse.tokens import MODALITIES
+from warehouse.vocabulary import vocabulary_hash
 
 STAGE = 0  # later stages of a curriculum shuffle with a salt of their own
 
@@ -65,7 +66,7 @@ class ShardDataset(IterableDataset[Batch]):
         self._paths = release.present([release.files.shard(profile, split, group) for group in range(entry.groups)])
         if not self._paths:
             raise TimeloomError(f"profile {profile} has no shards of split {split}", remedy="choose another split")
-        release.checked(release.files.vocabulary(profile))
+        self._vocabulary = release.vocabulary(profile)
         for path in self._paths:
             self._check_header(path)
         # A block is a row group of a shard; a pack is known by its block and its row there.
@@ -159,7 +160,8 @@ class ShardDataset(IterableDataset[Batch]):
     def _check_header(self, path: Path) -> None:
         name, header = self.release.relative(path), read_header(path)
         entry = self.release.manifest.profiles[self.profile]
-        if header.vocabulary_hash != entry.vocabulary_hash:
+        known = vocabulary_hash(self._vocabulary, header.vocabulary_size)
+        if known != header.vocabulary_hash or vocabulary_hash(self._vocabulary) != entry.vocabulary_hash:
             raise TimeloomError(f"{name} was written with another vocabulary than the manifest names", remedy=REMEDY)
         if (header.profile, header.split, header.context) != (self.profile, self.split, entry.context):
             raise TimeloomError(f"{name} is of another profile, split or context than its place says", remedy=REMEDY)

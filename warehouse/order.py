@@ -5,7 +5,7 @@ import polars as pl
 KIND_RANK = {"visit_start": 0, "clinical": 1, "image": 2, "death": 3, "visit_end": 4}
 PRECISION_RANK = {"us": 0, "s": 0, "min": 0, "hour": 0, "day": 1, "month": 2, "year": 3}
 
-_TIES = ["code", "source", "numeric_value", "text_value", "unit", "visit_id", "item_key"]
+_TIES = ["code", "source", "numeric_value", "text_value", "unit", "visit_id", "item_key", "time_precision"]
 
 
 def kind_rank() -> pl.Expr:
@@ -30,8 +30,10 @@ def sort_events(events: pl.DataFrame, by: str = "time") -> pl.DataFrame:
         by: `time`, as MEDS asks, or `available_time`, as timelines are ordered.
     """
     other = "available_time" if by == "time" else "time"
+    # The precision is that of `time`: a date-only fact that becomes available at a later moment stands exactly there.
+    precision = pl.when(pl.col("time").eq_missing(pl.col(by))).then(precision_rank()).otherwise(pl.lit(0, pl.UInt8))
     return (
-        events.with_columns(precision_rank().alias("_precision"), kind_rank().alias("_kind"))
+        events.with_columns(precision.alias("_precision"), kind_rank().alias("_kind"))
         .sort("subject_id", by, "_precision", "_kind", *_TIES, other, nulls_last=False)
         .drop("_precision", "_kind")
     )

@@ -31,7 +31,8 @@ class ShardHeader:
     Attributes:
         context: tokens a pack, padding included.
         token_dtype: `uint16`, or `uint32` for vocabularies above 65,535.
-        vocabulary_hash: SHA-256 of the ids and tokens that the shard was written with.
+        vocabulary_hash: warehouse.vocabulary.vocabulary_hash of the ids that were known when the shard was written.
+        vocabulary_size: how many those were; later ones were appended.
         stores: modality to the name of its embedding store.
     """
 
@@ -41,6 +42,7 @@ class ShardHeader:
     context: int
     token_dtype: str
     vocabulary_hash: str
+    vocabulary_size: int
     stores: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -132,12 +134,13 @@ def read_header(path: Path) -> ShardHeader:
     """
     try:
         raw = (pq.read_schema(path).metadata or {})[METADATA_KEY]
-        header = ShardHeader(**json.loads(raw))
+        fields = json.loads(raw)
+        version = int(fields["format_version"])
+        if version > FORMAT_VERSION:
+            raise TimeloomError(f"shard {path.name} has format {version}", remedy="upgrade timeloom")
+        return ShardHeader(**fields)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise TimeloomError(f"shard {path.name} is unreadable", remedy="run `timeloom verify`") from error
-    if header.format_version > FORMAT_VERSION:
-        raise TimeloomError(f"shard {path.name} has format {header.format_version}", remedy="upgrade timeloom")
-    return header
 
 
 def _fixed_dtypes(header: ShardHeader) -> dict[str, np.dtype[Any]]:
