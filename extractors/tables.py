@@ -46,6 +46,7 @@ class RawFile:
         self.table = table
         self.null_values = null_values
         self.malformed = 0
+        self._swallowed = False
         self.columns = self._header()
 
     def _refuse(self, what: str, remedy: str) -> TimeloomError:
@@ -82,7 +83,19 @@ class RawFile:
 
     def _malformed_row(self, row: "pacsv.InvalidRow") -> str:
         self.malformed += 1
+        text = row.text.strip()
+        self._swallowed |= "\n" in text and text.count('"') % 2 == 1
         return "skip"
+
+    def _ends_in_quotes(self, last: str | None) -> bool:
+        """Whether the last field, which spans lines, was never closed and so swallowed the rows after its start."""
+        if last is None or "\n" not in last or self.path.name.endswith(".parquet"):
+            return False
+        tail = b""
+        with pa.input_stream(str(self.path), compression="detect") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                tail = (tail + block)[-4:]
+        return not tail.rstrip(b"\r\n").endswith(b'"')
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if self.path.name.endswith(".parquet"):
@@ -108,18 +121,23 @@ class RawFile:
         """Frames of text columns, in the file's order.
 
         Raises:
-            TimeloomError: truncated, not UTF-8, or not what the name says.
+            TimeloomError: truncated, not UTF-8, not what the name says, or with a quote that is never closed.
         """
+        last = None
         try:
             for batch in self._batches(columns or self.columns):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
                 text = frame.cast(pl.String)
+                if len(text) and self.columns[-1] in text.columns:
+                    last = text[self.columns[-1]][-1]
                 yield text.with_columns(pl.when(~pl.all().is_in(self.null_values)).then(pl.all()))
         except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
             ) from error
+        if self._swallowed or self._ends_in_quotes(last):
+            raise self._refuse("has a quoted field that is never closed", "export it again with its quotes doubled")
 
 
 def load_lookup(folder: Path, source: Source, table: str, keys: list[str], columns: dict[str, str]) -> pl.DataFrame:

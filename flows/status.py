@@ -97,7 +97,7 @@ def print_status(description: dict[str, Any], console: Console) -> None:
     for name, packs in description["packs"].items():
         console.print(f"{name}: {packs['packs']} packs, {packs['tokens']} tokens, {packs['fill']:.2%} full")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("table")
+    table.add_column("table", no_wrap=True)
     for name in ("rows in", "events", "static", "reference", "quarantined", "difference"):
         table.add_column(name, justify="right")
     for name, row in description["tables"].items():

@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from warehouse.errors import TimeloomError
 
-console = Console(soft_wrap=True, highlight=False)
+PLAIN_WIDTH = 120
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 PLAIN_SECONDS = 10.0
 
@@ -53,6 +54,8 @@ class StageProgress:
             self._rich.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if not total:
+            return
         if self._lively:
             bar = self._bars.get(stage)
             if bar is None:

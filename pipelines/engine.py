@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -139,6 +140,17 @@ class Engine(Protocol):
         """Executes every task, in any order, calling `done` as far as it can with each finished key."""
 
 
+def _end_with_parent() -> None:
+    """Ends this worker when the run is killed: a pool's workers would wait for tasks for ever, and keep writing."""
+
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 class LocalEngine:
     """Spawned processes of this machine; one worker runs in this process.
 
@@ -162,7 +174,7 @@ class LocalEngine:
         if self._pool is None:
             # One thread a process: the processes are the parallelism. Children read this when they import polars.
             os.environ.setdefault("POLARS_MAX_THREADS", "1")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_end_with_parent)
         return self._pool
 
     def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
@@ -339,6 +351,10 @@ def run_stage(stage: Stage, tasks: Sequence[Task], context: RunContext) -> Stage
         if context.progress:
             context.progress(stage.name, finished, len(tasks))
 
+    for task in todo:
+        # What an earlier run left must not pass for this one's outcome, should the engine lose the task.
+        Path(task.record).unlink(missing_ok=True)
+        Path(task.record).with_suffix(".error").unlink(missing_ok=True)
     if todo:
         context.engine.map(todo, done)
     for task in todo:

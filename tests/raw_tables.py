@@ -35,9 +35,18 @@ def source_of(**tables: dict[str, Any]) -> Source:
 
 
 def convert(
-    work: Path, source: Source, table: str, path: Path, deid: dict[str, Any] | None = None, first_row: int = 0
+    work: Path,
+    source: Source,
+    table: str,
+    path: Path,
+    deid: dict[str, Any] | None = None,
+    first_row: int = 0,
+    private: Path | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """One raw file through the meds stage: the segment's rows and the account. `work` gets segments and private/."""
+    """One raw file through the meds stage: the segment's rows and the account.
+
+    `work` gets the segment, and the private folder unless that is given.
+    """
     result: Result = meds.run(
         {
             "source": source.model_dump(mode="json"),
@@ -46,14 +55,14 @@ def convert(
             "path": str(path),
             "first_row": first_row,
             "deid": DeidConfig.model_validate(deid or KEEP).model_dump(mode="json"),
-            "private": str(work / "private"),
+            "private": str(private or work / "private"),
             "buckets": BUCKETS,
             "segment": f"{table.replace('/', '-')}-{first_row}.parquet",
         },
         work,
     )
     (segment,) = result.files
-    return pl.read_parquet(work / segment).sort("row", "code"), result.counts
+    return pl.read_parquet(work / segment).sort("row", maintain_order=True), result.counts
 
 
 def convert_text(
