@@ -107,11 +107,15 @@ def execute(task: Task) -> str:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        write_json(failure, _describe(error))
+        reason = describe_failure(error)
+        try:
+            write_json(failure, reason)
+        except OSError:  # a full disk takes no record either
+            raise TimeloomError(reason["message"], reason["remedy"]) from None
     return task.key
 
 
-def _describe(error: Exception) -> dict[str, str]:
+def describe_failure(error: Exception) -> dict[str, str]:
     """What went wrong without any value in it: a library's message may hold a patient's."""
     where = "".join(f"{frame.filename}:{frame.lineno}\n" for frame in traceback.extract_tb(error.__traceback__))
     if isinstance(error, TimeloomError):

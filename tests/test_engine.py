@@ -27,7 +27,7 @@ from pipelines.engine import (
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.layout import Layout
-from warehouse.manifest import Deidentification, Manifest, content_hash
+from warehouse.manifest import Manifest
 from warehouse.publish import publish
 
 STAGE = Stage("toy", 1, "toy_stage:run")
@@ -86,24 +86,8 @@ def outcome(report: StageReport) -> tuple[int, int, int]:
 def publish_toy(root: Path, staging: Path, report: StageReport, name: str = "one") -> Manifest:
     """Publishes what the toy stage made."""
     files = {path: file for entry in report.entries.values() for path, file in entry.files.items()}
-    manifest = Manifest(
-        release_id=name,
-        parent=None,
-        created_at="",
-        run_id=name,
-        buckets=1,
-        deid=Deidentification(mode="synthetic", subject_ids="keep", dates="keep", key_fingerprint=""),
-        config_hash="",
-        split_scheme="",
-        split_hash="",
-        encoders={},
-        profiles={},
-        stages={},
-        sources={},
-        verdicts={},
-        content_hash=content_hash(files),
-        tasks={f"toy/{key}": entry for key, entry in report.entries.items()},
-        files=files,
+    manifest = toy_stage.toy_manifest(files, name).model_copy(
+        update={"tasks": {f"toy/{key}": entry for key, entry in report.entries.items()}}
     )
     publish(Layout(root), staging / "release", manifest)
     return manifest

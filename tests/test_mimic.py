@@ -4,6 +4,7 @@ import csv
 import gzip
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,8 @@ def test_labs_equal_a_recomputation(demo: Path, converted: dict[str, Any]) -> No
         assert time is not None
         said = row["valuenum"] or (row["value"] if row["value"] != "___" else "") or row["comments"]
         number, words = None, said.strip() or None
-        try:
+        with suppress(ValueError):
             number, words = float(np.float32(float(said))), None
-        except ValueError:
-            pass
         unit = row["valueuom"].strip() if row["valueuom"] else None
         visit = int(row["hadm_id"]) if row["hadm_id"] else None
         key = (int(row["subject_id"]), f"MIMIC_LAB/{row['itemid']}", time, max(time, stored or time))

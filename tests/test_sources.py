@@ -529,7 +529,7 @@ def test_built_in_sources_load(name: str) -> None:
         (MAPPING.replace("code: X", "code: 'X/{a'"), "placeholder"),
         (MAPPING.replace("code: X", "code: X, kind: visit"), "kind visit is none of"),
         (MAPPING.replace("code: X", "code: X, where: 'a ='"), "is no SQL expression"),
-        (MAPPING.replace("{events:", "{joins: [{table: nowhere, key: a, columns: {b: b}}], events:"), "unknown table nowhere"),
+        (MAPPING.replace("{events:", "{joins: [{table: away, key: a, columns: {b: b}}], events:"), "unknown table away"),
         (MAPPING.replace("{events: [{code: X, time: at}]}", "{}"), "needs at least one event"),
         ("[1, 2", "is no YAML"),
         ("", "source"),

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.engine import Result
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
+from warehouse.manifest import Deidentification, FileEntry, Manifest, content_hash
 
 PATIENT_VALUE = "MRN-4711 Erika Mustermann"
 
@@ -37,6 +38,29 @@ def run(params: dict[str, Any], base: Path) -> Result:
     with atomic_write(base / name) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Result({name: len(lines)}, {"lines": len(lines)})
+
+
+def toy_manifest(files: dict[str, FileEntry], release_id: str) -> Manifest:
+    """The manifest of a release that holds these files."""
+    return Manifest(
+        release_id=release_id,
+        parent=None,
+        created_at="2026-01-01T00:00:00+00:00",
+        run_id="toy",
+        buckets=1,
+        deid=Deidentification(mode="synthetic", subject_ids="keep", dates="keep", key_fingerprint=""),
+        config_hash="",
+        split_scheme="",
+        split_hash="",
+        encoders={},
+        profiles={},
+        stages={},
+        sources={},
+        verdicts={},
+        content_hash=content_hash(files),
+        tasks={},
+        files=files,
+    )
 
 
 def fill_disk() -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -58,6 +59,11 @@ def _point(layout: Layout, name: str) -> None:
     sync_directory(layout.root)
 
 
+def _pointed(layout: Layout) -> str | None:
+    """What `current` says, whether or not it is there."""
+    return str(layout.current.readlink()) if layout.current.is_symlink() else None
+
+
 def _intention(staging: Path) -> Path:
     return staging.parent / "publishing.json"
 
@@ -71,7 +77,7 @@ def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
     write_manifest(staging / "manifest.json", manifest)
     layout.releases.mkdir(exist_ok=True)
     target = layout.releases / manifest.release_id
-    write_json(_intention(staging), {"release": manifest.release_id})
+    write_json(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
     staging.rename(target)
     sync_directory(layout.releases)
     _point(layout, manifest.release_id)
@@ -80,13 +86,20 @@ def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
 
 
 def complete_publication(layout: Layout) -> str | None:
-    """Finishes a publication that was killed between rename and swap; gives the release's id, or None."""
+    """Finishes a publication that was killed after its rename; gives the release's id, or None.
+
+    Where `current` was moved by hand since then, it stays where a person put it. The run's folder goes, so that no
+    later run takes its name over.
+    """
+    completed = None
     for intention in sorted(layout.work.glob("*/publishing.json")):
-        release = str(json.loads(intention.read_text(encoding="utf-8"))["release"])
-        published = (layout.releases / release).is_dir()
-        if published:
-            _point(layout, release)
-        intention.unlink()
-        if published:
-            return release
-    return None
+        wanted = json.loads(intention.read_text(encoding="utf-8"))
+        release = str(wanted["release"])
+        if (layout.releases / release).is_dir():
+            if _pointed(layout) == wanted["instead_of"]:
+                _point(layout, release)
+            completed = release
+            shutil.rmtree(intention.parent)
+        else:
+            intention.unlink()
+    return completed
