@@ -204,6 +204,8 @@ def _values(rule: EventRule) -> list[pl.Expr]:
     nothing = pl.lit(None, pl.String)
     raw = pl.col(rule.value).str.strip_chars().replace("", None) if rule.value else nothing
     parsed = raw.cast(pl.Float64, strict=False)
+    # -0 sorts as equal to 0 and is not the same bytes.
+    parsed = pl.when(parsed == 0).then(0.0).otherwise(parsed)
     number = pl.when(parsed.is_finite()).then(parsed).cast(pl.Float32)
     number = pl.when(number.is_finite()).then(number)
     leftover = pl.when(number.is_null()).then(raw)

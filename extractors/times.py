@@ -10,8 +10,9 @@ _DATES = (
     ("%d", "day"), ("%e", "day"), ("%j", "day"), ("%F", "day"), ("%D", "day"),
     ("%m", "month"), ("%b", "month"), ("%B", "month"), ("%h", "month"),
 )  # fmt: skip
-# A year of two digits that %Y would take as one of the first century is unreadable.
-_FIRST_YEAR = 1000
+# A year of two digits, which %Y takes as one of the first century, and 9999, which stands for "no date" and which a
+# shift moves past what Python can hold, are unreadable.
+_FIRST_YEAR, _LAST_YEAR = 1000, 9900
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 
 
@@ -71,7 +72,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule) -> Times:
         if not open_rows.any():
             break
         parsed = _parse(text.set(~open_rows, None), time_format)
-        new = (parsed.dt.year() >= _FIRST_YEAR).fill_null(False) & open_rows
+        new = parsed.dt.year().is_between(_FIRST_YEAR, _LAST_YEAR).fill_null(False) & open_rows
         time = parsed.zip_with(new, time)
         label = pl.Series([precision_of(time_format)]).new_from_index(0, len(text))
         precision = label.zip_with(new, precision)

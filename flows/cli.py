@@ -74,7 +74,10 @@ def main() -> None:
         if show := getattr(error, "show", None):
             show()
             sys.exit(1)
-        show_error(TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it"))
+        from pipelines.engine import clear_error
+
+        itself = TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it")
+        show_error(clear_error(error) or itself)
         sys.exit(1)
 
 

@@ -10,12 +10,20 @@ PACKAGES = ("warehouse", "extractors", "embedders", "pipelines", "validation", "
 
 
 def owners(package: str, search: list[str] | None = None) -> set[Path]:
-    """Every folder or file on the import path that answers to a package's name, ours among them."""
+    """Every folder or file on the import path that answers to a package's name, ours among them.
+
+    A folder without `__init__` answers only where nothing else does, which is so beside an editable install of ours.
+    """
+    entries = [entry or "." for entry in (search if search is not None else sys.path)]
     found = set()
-    for entry in search if search is not None else sys.path:
-        spec = PathFinder.find_spec(package, [entry or "."])
+    for entry in entries:
+        spec = PathFinder.find_spec(package, [entry])
         if spec is not None and spec.origin is not None:
             found.add(Path(spec.origin).resolve().parent)
+    whole = PathFinder.find_spec(package, entries)
+    if whole is not None and whole.origin is None:
+        folders = [Path(folder).resolve() for folder in whole.submodule_search_locations or ()]
+        found.update(folder for folder in folders if folder.is_dir())
     return found
 
 

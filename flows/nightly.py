@@ -6,6 +6,7 @@ run that was killed, or is started twice, harms nothing.
 
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,17 +30,21 @@ from prefect.runtime import flow_run
 
 from flows.run import Outcome, Run
 from flows.settings import RunSettings, open_run
-from pipelines.engine import Progress
+from pipelines.engine import DEBUG_VARIABLE, Progress, clear_error
 from warehouse.errors import TimeloomError
 
 RETRIES = 2
 REFRESH_SECONDS = 2.0
 
 
+class StepFailedError(TimeloomError):
+    """A step raised what nobody foresaw: its type and place, not its words, which may quote a patient's value."""
+
+
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """A clear error stays one; a lost process or a full queue may not."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, TimeloomError)
+    return isinstance(error, StepFailedError) or not isinstance(error, TimeloomError)
 
 
 class _ProgressArtifact:
@@ -64,8 +69,10 @@ class _ProgressArtifact:
 watch: ContextVar[Progress | None] = ContextVar("watch", default=None)
 
 
-def _carry_out(run: Run, name: str, step: Callable[[], None], seen: Progress | None) -> None:
+def _carry_out(run: Run, name: str, step: Callable[[], None]) -> None:
     """One step as one task run, never one per bucket or item."""
+    # Here and not in the flow, whose own names are pickled for a scheduled run: a ContextVar cannot be.
+    seen = watch.get()
 
     @task(
         name=name,
@@ -85,12 +92,26 @@ def _carry_out(run: Run, name: str, step: Callable[[], None], seen: Progress | N
                 seen(stage, done, total)
 
         run.context.progress = both
-        summary = run.carry_out(name, step)
+        summary = _without_values(run, name, step)
         artifact.close()
         get_run_logger().info("%s: %s run, %s linked, %s resumed", *list(summary.values())[:4])
         return summary
 
     carry_out()
+
+
+def _without_values(run: Run, name: str, step: Callable[[], None]) -> dict[str, Any]:
+    """Carries a step out. Prefect's server is told every word of an exception and of what caused it."""
+    try:
+        return run.carry_out(name, step)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        clear = clear_error(error)
+        if clear is None:
+            run.log.failure(error)
+            clear = StepFailedError(f"{type(error).__name__} in the step {name}", "see the log; run with --debug")
+        raise clear from None
 
 
 @flow(name="nightly", validate_parameters=False, persist_result=False)
@@ -116,7 +137,7 @@ def nightly(
     with open_run(settings, None) as run:
         run.log.line(f"prefect flow run {flow_run.get_id()}")
         for name, step in run.steps:
-            _carry_out(run, name, step, watch.get())
+            _carry_out(run, name, step)
         outcome = run.outcome()
     _show(outcome)
     return outcome

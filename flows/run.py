@@ -131,10 +131,13 @@ class Run:
             )
 
     def _adopt_work(self) -> None:
-        left = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
-        self.run_id = left[-1].name if left else datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-        for older in left[:-1]:
-            shutil.rmtree(older)
+        folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
+        # A run without its release tree was killed after it had published: its name stays its own.
+        left = [path for path in folders if (path / "release").is_dir()][-1:]
+        self.run_id = left[0].name if left else datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        for older in folders:
+            if older not in left:
+                shutil.rmtree(older)
         self.staging = self.layout.work / self.run_id
         (self.staging / "release").mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.layout.logs / f"{self.run_id}.log")
@@ -354,8 +357,9 @@ class Run:
                 if path.is_file()
             }
             manifest = manifest.model_copy(update={"files": manifest.files | quality})
-            publish(self.layout, self._tree.path, manifest)
+            # First, so that no kill leaves a release without its lineage: a run that is taken over writes it again.
             self._record_lineage(manifest)
+            publish(self.layout, self._tree.path, manifest)
             self.log.line(f"published {manifest.release_id}")
         shutil.rmtree(self.staging)
         self._forget_old_segments()

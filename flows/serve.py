@@ -30,6 +30,8 @@ def start_server(port: int) -> "subprocess.Popen[bytes]":
     Raises:
         TimeloomError: it does not start.
     """
+    if _healthy(f"http://127.0.0.1:{port}/api"):
+        raise TimeloomError(f"another Prefect server listens on port {port}", "set PREFECT_API_URL, or give another --port")
     environment = os.environ | {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -73,4 +75,7 @@ def serve_nightly(config: Path, root: Path | None, cron: str, port: int, say: Ca
     finally:
         if server is not None:
             server.send_signal(signal.SIGTERM)
-            server.wait(timeout=30)
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()

@@ -107,7 +107,7 @@ def execute(task: Task) -> str:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        reason = describe_failure(error)
+        reason = _describe(error)
         try:
             write_json(failure, reason)
         except OSError:  # a full disk takes no record either
@@ -115,20 +115,22 @@ def execute(task: Task) -> str:
     return task.key
 
 
-def describe_failure(error: Exception) -> dict[str, str]:
+def _describe(error: Exception) -> dict[str, str]:
     """What went wrong without any value in it: a library's message may hold a patient's."""
     where = "".join(f"{frame.filename}:{frame.lineno}\n" for frame in traceback.extract_tb(error.__traceback__))
+    clear = clear_error(error) or TimeloomError(f"{type(error).__name__} in the stage", "see the log; run with --debug")
+    return {"message": clear.message, "remedy": clear.remedy, "where": where}
+
+
+def clear_error(error: Exception) -> TimeloomError | None:
+    """What a person can mend, if it is that: a clear error itself, a full disk, a forbidden file."""
     if isinstance(error, TimeloomError):
-        return {"message": error.message, "remedy": error.remedy, "where": where}
+        return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return {"message": "the disk is full", "remedy": "free space and run again; it resumes", "where": where}
+        return TimeloomError("the disk is full", "free space and run again; it resumes")
     if isinstance(error, PermissionError):
-        return {"message": "a file may not be read or written", "remedy": "mend the permissions", "where": where}
-    return {
-        "message": f"{type(error).__name__} in the stage",
-        "remedy": "see the log; run with --debug",
-        "where": where,
-    }
+        return TimeloomError("a file may not be read or written", "mend the permissions")
+    return None
 
 
 class Engine(Protocol):

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import align_one, aligned_events, convert, convert_text, csv_text, source_of
 
+from extractors import tables
 from extractors.source import SOURCES, Source, TimeRule, load_source
 from extractors.tables import BLOCK_BYTES, RawFile, table_files
 from extractors.times import parse_times
 from pipelines import meds
 from pipelines.config import RunConfig
-from pipelines.engine import StageReport
+from pipelines.engine import LocalEngine, RunContext, StageReport, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
@@ -61,6 +62,7 @@ def test_the_usual_formats(raw: str, time: datetime, precision: str) -> None:
         "2020-01-01 24:00:00",
         "x",
         "20-01-01",
+        "9999-12-31",
         "2020-01-01 10:00:00Z",
         "2020-01-01 oops",
         "0",
@@ -170,6 +172,12 @@ def test_numbers_become_float32_and_all_else_stays_text(tmp_path: Path) -> None:
     assert found["numeric_value"].null_count() == len(others) + 1
     assert found["text_value"].to_list() == [None] * len(numbers) + others + [None]
     assert counts["events"] == len(rows)
+
+
+def test_minus_nought_is_nought(tmp_path: Path) -> None:
+    rows = [(1, "2020-01-01", value) for value in ("-0", "0", "-0.0")]
+    found, _ = convert_text(tmp_path, table(event(time="at", value="v")), csv_text(["pid", "at", "v"], rows))
+    assert [str(value) for value in found["numeric_value"]] == ["0.0"] * 3
 
 
 JOINED = {"events": [event("STAY", time="opened")]}
@@ -316,6 +324,19 @@ def test_equal_rows_are_found_across_the_parts_of_a_table_and_other_rows_are_not
     result = align_one(tmp_path, accounts, int(bucket))
     assert result.counts["set_aside"]["duplicate_row"] == {"t": {"rows": 1, "events": 1, "timed": 1}}
     assert sorted(aligned_events(tmp_path, int(bucket))["code"]) == ["X/A", "X/B", "X/B"]
+
+
+def test_rows_are_numbered_through_all_blocks_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
+    rows = [(1, f"2020-01-{day:02d} 00:00:00") for day in (*range(1, 21), 1, 2)]
+    found, counts = convert_text(tmp_path, PLAIN, csv_text(["pid", "at"], rows))
+    assert found["row"].to_list() == list(range(22))
+    (bucket,) = counts["buckets"]
+    assert len(counts["buckets"][bucket]["groups"]) > 1
+    assert align_one(tmp_path, {"t-0.parquet": counts}, int(bucket)).counts["set_aside"]["duplicate_row"] == {
+        "t": {"rows": 2, "events": 2, "timed": 2}
+    }
+    assert len(aligned_events(tmp_path, int(bucket))) == 20
 
 
 def test_a_change_in_a_column_that_no_rule_reads_is_seen_by_the_index(tmp_path: Path) -> None:
@@ -501,6 +522,39 @@ def test_a_missing_table_is_named_unless_optional(tmp_path: Path) -> None:
     assert plan(tmp_path, MAPPING.replace("{events:", "{optional: true, events:")) == []
 
 
+def run_tasks(tmp_path: Path, tasks: list[Any]) -> StageReport:
+    with LocalEngine(1) as engine:
+        return run_stage(meds.STAGE, tasks, RunContext(engine, tmp_path / "work", None, None))
+
+
+def test_a_segment_is_used_again_until_its_raw_file_or_a_joined_one_changes(tmp_path: Path) -> None:
+    write_stays(tmp_path, (1, "s1", "2020-01-01", "2020-01-09 12:00:00"))
+    (tmp_path / "raw" / "t.csv").write_text(csv_text(["pid", "stay", "code"], [(1, "s1", "A")]))
+    mapping = """{name: s, subject: pid, tables: {
+        t: {joins: [{table: stays, key: stay, columns: {closed: closed}}], events: [{code: X, time: closed}]},
+        stays: {events: [{code: Y, time: opened}]}}}"""
+    assert run_tasks(tmp_path, plan(tmp_path, mapping)).ran == 2
+    assert run_tasks(tmp_path, plan(tmp_path, mapping)).resumed == 2
+    write_stays(tmp_path, (1, "s1", "2020-01-01", "2020-01-10 12:00:00"))
+    assert run_tasks(tmp_path, plan(tmp_path, mapping)).ran == 2
+    (tmp_path / "raw" / "t.csv").write_text(csv_text(["pid", "stay", "code"], [(1, "s1", "B")]))
+    again = run_tasks(tmp_path, plan(tmp_path, mapping))
+    assert (again.ran, again.resumed) == (1, 1)
+
+
+def test_a_failing_expression_says_nothing_of_the_value(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "t.csv").write_text(csv_text(["pid", "at"], [(1, "SECRET-VALUE")]))
+    mapping = MAPPING.replace("{events:", "{derive: {year: CAST(at AS BIGINT)}, events:")
+    with pytest.raises(TimeloomError, match="in the stage") as caught:
+        run_tasks(tmp_path, plan(tmp_path, mapping))
+    assert "SECRET" not in str(caught.value) + "".join(caught.value.__notes__)
+    below = tmp_path / "warehouse"
+    assert all(b"SECRET" not in path.read_bytes() for path in below.rglob("*") if path.is_file())
+    assert not list(below.rglob("*.parquet"))
+
+
 def test_too_many_unreadable_times_stop_the_run(tmp_path: Path) -> None:
     _, counts = convert_text(tmp_path, PLAIN, GOOD + b"9,nonsense\n")
     report = StageReport("meds", entries={"t": TaskEntry(fingerprint="", files={}, counts=counts)})
@@ -529,7 +583,7 @@ def test_built_in_sources_load(name: str) -> None:
         (MAPPING.replace("code: X", "code: 'X/{a'"), "placeholder"),
         (MAPPING.replace("code: X", "code: X, kind: visit"), "kind visit is none of"),
         (MAPPING.replace("code: X", "code: X, where: 'a ='"), "is no SQL expression"),
-        (MAPPING.replace("{events:", "{joins: [{table: away, key: a, columns: {b: b}}], events:"), "unknown table away"),
+        (MAPPING.replace("{events:", "{joins: [{table: away, key: a, columns: {}}], events:"), "unknown table away"),
         (MAPPING.replace("{events: [{code: X, time: at}]}", "{}"), "needs at least one event"),
         ("[1, 2", "is no YAML"),
         ("", "source"),
