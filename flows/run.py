@@ -14,27 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from extractors.deid import Deidentifier, load_key
+from extractors.deid import Deidentifier
 from flows.log import RunLog
+from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from pipelines import align, embed, index, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, sha256_json, write_json
+from warehouse.files import write_json
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import (
-    Deidentification,
-    EncoderEntry,
-    FileEntry,
-    Manifest,
-    ProfileEntry,
-    TaskEntry,
-    content_hash,
-    read_manifest,
-)
-from warehouse.publish import complete_publication, current_release, exclusive, new_release_id, publish
+from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
+from warehouse.publish import complete_publication, current_release, exclusive, publish
 
 EMPTY = StageReport("none")
 
@@ -116,6 +108,8 @@ class Run:
     ) -> None:
         if error is not None:
             self.log.failure(error)
+            if isinstance(error, TimeloomError):
+                error.log = self.log.path
         self._stack.close()
 
     def _check_root(self) -> None:
@@ -259,9 +253,8 @@ class Run:
             self._run(tokenize.STAGE, tokenize.plan(self.context, name, profile, self._bucket_inputs()))
 
     def _pack(self) -> None:
-        groups = [
-            list(range(group, self.config.buckets, self.config.pack_groups)) for group in range(self.config.pack_groups)
-        ]
+        buckets, number = self.config.buckets, self.config.pack_groups
+        groups = [list(range(buckets * one // number, buckets * (one + 1) // number)) for one in range(number)]
         for name, profile in self.config.profiles.items():
             fitted = self._state.reports[vocabulary.FIT.name].entries[name].counts
             tasks = pack.plan(
@@ -276,73 +269,29 @@ class Run:
             )
             self._run(pack.STAGE, tasks)
 
-    def _files(self) -> dict[str, FileEntry]:
-        return {path: file for entry in self._state.tasks.values() for path, file in entry.files.items()}
-
     def _validate(self) -> None:
         """Judges the staging tree; an unchanged one was judged when it was published."""
-        self._state.manifest = self._manifest()
+        self._state.manifest = make_manifest(
+            self.config,
+            self.layout,
+            self.run_id,
+            self.previous.release_id if self.previous else None,
+            self._state.reports,
+            self._state.tasks,
+            self._state.stores,
+        )
         if self.unchanged:
             return
-        _remove_strangers(self._tree.path, set(self._files()))
+        _remove_strangers(self._tree.path, set(self._state.manifest.files))
         from flows.gate import judge_release
 
         judge_release(self._tree, self._state.manifest, self.config, self.summaries)
 
     @property
     def unchanged(self) -> bool:
-        """Whether the release would equal the current one in every file."""
+        """Whether the release would equal the current one in every file and in what it declares."""
         manifest = self._state.manifest
-        return bool(self.previous and manifest and self.previous.content_hash == manifest.content_hash)
-
-    def _manifest(self) -> Manifest:
-        files = self._files()
-        deid = Deidentifier(self.config.deid, load_key(self.config.deid, self.layout.private))
-        reports = self._state.reports
-        fitted = reports[vocabulary.FIT.name].entries
-        verdicts: dict[str, dict[str, int]] = {}
-        for entry in reports[embed.STAGE.name].entries.values():
-            for modality, counted in entry.counts["verdicts"].items():
-                for verdict, number in counted.items():
-                    of = verdicts.setdefault(modality, {})
-                    of[verdict] = of.get(verdict, 0) + number
-        stages = [meds.STAGE, index.STAGE, embed.STAGE, align.STAGE, metadata.STAGE, split.STAGE]
-        stages += [vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, pack.STAGE]
-        return Manifest(
-            release_id=new_release_id(self.layout),
-            parent=self.previous.release_id if self.previous else None,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            run_id=self.run_id,
-            buckets=self.config.buckets,
-            deid=Deidentification(
-                mode=self.config.deid.mode,
-                subject_ids=self.config.deid.subject_ids,
-                dates=self.config.deid.dates,
-                key_fingerprint=deid.key_fingerprint,
-            ),
-            config_hash=sha256_json(self.config.model_dump(mode="json", exclude={"root", "workers"})),
-            split_scheme=self.config.split.scheme,
-            split_hash=files[str(ReleaseLayout(Path()).subject_splits)].sha256,
-            encoders=self._state.stores,
-            profiles={
-                name: ProfileEntry(
-                    context=profile.context,
-                    vocabulary_hash=fitted[name].counts["hash"],
-                    vocabulary_size=fitted[name].counts["size"],
-                    groups=self.config.pack_groups,
-                )
-                for name, profile in self.config.profiles.items()
-            },
-            stages={stage.name: stage.version for stage in stages},
-            sources={
-                f"{entry.counts['source']}/{entry.counts['table']}/{number}": entry.fingerprint
-                for number, entry in enumerate(reports[meds.STAGE.name].entries.values())
-            },
-            verdicts={modality: dict(sorted(of.items())) for modality, of in sorted(verdicts.items())},
-            content_hash=content_hash(files),
-            tasks=self._state.tasks,
-            files=files,
-        )
+        return bool(self.previous and manifest and same_release(self.previous, manifest))
 
     def _publish(self) -> None:
         manifest = self._state.manifest
@@ -351,42 +300,18 @@ class Run:
         if self.unchanged:
             self.log.line("nothing changed, nothing published")
         else:
-            quality = {
-                str(path.relative_to(self._tree.path)): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
-                for path in sorted(self._tree.quality.rglob("*"))
-                if path.is_file()
-            }
-            manifest = manifest.model_copy(update={"files": manifest.files | quality})
+            manifest = with_report(manifest, self._tree)
             # First, so that no kill leaves a release without its lineage: a run that is taken over writes it again.
-            self._record_lineage(manifest)
+            record_lineage(self.layout, manifest, self.config.name, self.summaries)
             publish(self.layout, self._tree.path, manifest)
             self.log.line(f"published {manifest.release_id}")
         shutil.rmtree(self.staging)
         self._forget_old_segments()
 
-    def _record_lineage(self, manifest: Manifest) -> None:
-        """One OpenLineage-shaped record; hashes and counts only."""
-        from importlib.metadata import version
-
-        record = {
-            "eventType": "COMPLETE",
-            "eventTime": manifest.created_at,
-            "producer": f"timeloom {version('timeloom')}",
-            "run": {"runId": manifest.run_id},
-            "job": {"namespace": self.config.name, "name": "nightly"},
-            "inputs": [{"name": name, "fingerprint": value} for name, value in manifest.sources.items()],
-            "outputs": [{"name": manifest.release_id, "contentHash": manifest.content_hash}],
-            "configHash": manifest.config_hash,
-            "deid": manifest.deid.model_dump(),
-            "parent": manifest.parent,
-            "steps": self.summaries,
-        }
-        write_json(self.layout.lineage / f"{manifest.run_id}.json", record)
-
     def _forget_old_segments(self) -> None:
         reports = [self._state.reports[stage.name] for stage in (meds.STAGE, index.STAGE)]
         kept = {Path(name).stem for report in reports for name in report.hashes()}
-        for path in self.layout.segments.glob("*"):
+        for path in (*self.layout.segments.glob("*"), *(self.layout.private / "items").glob("*")):
             if path.stem not in kept:
                 path.unlink()
 
@@ -395,20 +320,14 @@ class Run:
         manifest = self._state.manifest
         if manifest is None:
             raise TimeloomError("the run has not ended", remedy="carry out every step")
-        failed = sum(
-            number
-            for of in manifest.verdicts.values()
-            for verdict, number in of.items()
-            if verdict.startswith("failed_")
-        )
-        rows = sum(
-            number
-            for entry in self._state.reports[meds.STAGE.name].entries.values()
-            for number in entry.counts["quarantined"].values()
-        )
         release = self.previous.release_id if self.unchanged and self.previous else manifest.release_id
-        path = self.layout.releases / release
-        return Outcome(release, not self.unchanged, failed + rows, ReleaseLayout(path).report, self.summaries)
+        return Outcome(
+            release=release,
+            published=not self.unchanged,
+            quarantined=quarantined(manifest, self._state.reports[meds.STAGE.name]),
+            report=ReleaseLayout(self.layout.releases / release).report,
+            steps=self.summaries,
+        )
 
 
 def _limit(layout: Layout, extracted: StageReport, subjects: int) -> str:

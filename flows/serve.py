@@ -31,7 +31,9 @@ def start_server(port: int) -> "subprocess.Popen[bytes]":
         TimeloomError: it does not start.
     """
     if _healthy(f"http://127.0.0.1:{port}/api"):
-        raise TimeloomError(f"another Prefect server listens on port {port}", "set PREFECT_API_URL, or give another --port")
+        raise TimeloomError(
+            f"another Prefect server listens on port {port}", "set PREFECT_API_URL, or give another --port"
+        )
     environment = os.environ | {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

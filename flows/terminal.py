@@ -22,7 +22,8 @@ def say(text: str) -> None:
 
 def show_error(error: TimeloomError) -> None:
     """One line on standard error."""
-    _errors.print(f"timeloom: {error}", markup=False)
+    log = f" (log: {error.log})" if error.log else ""
+    _errors.print(f"timeloom: {error}{log}", markup=False)
 
 
 class StageProgress:

@@ -20,6 +20,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol
 
+from polars.exceptions import PanicException
+
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file, sha256_json, write_json
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
@@ -104,7 +106,7 @@ def execute(task: Task) -> str:
             files[relative] = FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size, rows=rows)
         entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
         write_json(record, entry.model_dump(mode="json"))
-    except Exception as error:
+    except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         reason = _describe(error)
@@ -115,14 +117,14 @@ def execute(task: Task) -> str:
     return task.key
 
 
-def _describe(error: Exception) -> dict[str, str]:
+def _describe(error: BaseException) -> dict[str, str]:
     """What went wrong without any value in it: a library's message may hold a patient's."""
     where = "".join(f"{frame.filename}:{frame.lineno}\n" for frame in traceback.extract_tb(error.__traceback__))
     clear = clear_error(error) or TimeloomError(f"{type(error).__name__} in the stage", "see the log; run with --debug")
     return {"message": clear.message, "remedy": clear.remedy, "where": where}
 
 
-def clear_error(error: Exception) -> TimeloomError | None:
+def clear_error(error: BaseException) -> TimeloomError | None:
     """What a person can mend, if it is that: a clear error itself, a full disk, a forbidden file."""
     if isinstance(error, TimeloomError):
         return error

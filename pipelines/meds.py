@@ -52,7 +52,7 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
                 fingerprint = sha256_json(
                     [STAGE.name, STAGE.version, pl.__version__, rule, source.subject, source.null_values]
                     + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
-                    + [fingerprints.of(path), inputs, part]
+                    + [fingerprints.of(path), inputs, number, part]
                 )
                 tasks.append(
                     Task(
@@ -66,7 +66,7 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
                             "table": table,
                             "folder": str(one.path),
                             "path": str(path),
-                            "first_row": part << 40,
+                            "first_row": (number << 52) + (part << 40),
                             "deid": config.deid.model_dump(mode="json"),
                             "private": str(layout.private),
                             "buckets": config.buckets,

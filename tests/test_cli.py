@@ -203,9 +203,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), BAD_INPUT, ids=[spoil.__name__ for spoil, _ in BAD_INPUT])
-def test_bad_input_is_one_line_and_touches_nothing(
-    spoil: Callable[[Site], None], said: list[str], site: Site
-) -> None:
+def test_bad_input_is_one_line_and_touches_nothing(spoil: Callable[[Site], None], said: list[str], site: Site) -> None:
     before = site.state()
     spoil(site)
     done = site.run()

@@ -270,7 +270,7 @@ def test_a_full_disk_has_its_line(
     workers: int, inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", os.fsync)  # undone afterwards, where the task runs in this process
-    faults = {number: "full" for number in range(5)}
+    faults = dict.fromkeys(range(5), "full")
     with LocalEngine(workers) as engine, pytest.raises(TimeloomError) as caught:
         run_stage(STAGE, tasks_of(inputs, tmp_path, faults), context_of(tmp_path, engine))
     assert str(caught.value) == "the disk is full; free space and run again; it resumes"

@@ -146,9 +146,7 @@ def test_a_roll_back_by_hand_is_respected(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("point", ["before the swap", "after the swap"])
-def test_a_roll_back_after_a_kill_is_respected_too(
-    point: str, layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_roll_back_after_a_kill_is_respected_too(point: str, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("2026-01-01", "2026-01-02"):
         publish_one(layout, name, name)
     manifest = stage(layout, "2026-01-03", "new", "third")

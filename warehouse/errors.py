@@ -1,8 +1,10 @@
 """The one exception that a user sees: what is wrong, and what to do about it."""
 
+from pathlib import Path
+
 
 class TimeloomError(Exception):
-    """A failure that a person can mend.
+    """A failure that a person can mend. `log` is where its run wrote more, if there was a run.
 
     Args:
         message: one line that names the thing (a table, a column, a configuration key; never a patient's value).
@@ -13,6 +15,7 @@ class TimeloomError(Exception):
         super().__init__(message, remedy)
         self.message = message
         self.remedy = remedy
+        self.log: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
