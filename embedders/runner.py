@@ -18,6 +18,7 @@ from extractors.dicom import read_ct_units
 from extractors.items import OK, UnitBatch, UnitRequest, VerdictError
 from extractors.slides import read_slide_units
 from warehouse.embeddings import EmbeddingWriter
+from warehouse.errors import TimeloomError
 
 MAX_FAILED_SHARE = 0.1
 COMMIT_UNITS = 8_192  # so that some long slides are kept before the hundred are full
@@ -119,6 +120,7 @@ def _embed(item: ItemToEmbed, encoder: Encoder, batch_size: int) -> tuple[Embedd
         if not encoded or failed > MAX_FAILED_SHARE * item.units_expected:
             raise VerdictError("failed_unreadable")
     except VerdictError as error:
+        _still_there(item)
         nothing = EmbeddedItem(item.item_key, error.verdict, item.units_expected, 0, item.units_expected, None)
         return nothing, None
     return _result(item, encoded, encoder.spec.width), (total / encoded).astype(np.float32)
@@ -131,13 +133,30 @@ def _units(item: ItemToEmbed, batch_size: int) -> Iterator[UnitBatch]:
     while True:
         try:
             batch = next(batches, None)
-        except VerdictError:
+        except (VerdictError, MemoryError):
             raise
         except Exception as error:
             raise VerdictError("failed_unreadable") from error
         if batch is None:
             return
         yield batch
+
+
+def _still_there(item: ItemToEmbed) -> None:
+    """Tells a damaged image, which stays damaged, from a disk that is away, which must not leave a lasting verdict.
+
+    Raises:
+        TimeloomError: a file that was indexed cannot be opened now.
+    """
+    for path in item.paths:
+        try:
+            with (item.root / path).open("rb"):
+                pass
+        except OSError as error:
+            raise TimeloomError(
+                f"{item.modality} images that were indexed cannot be opened now",
+                remedy="see that their disk is mounted and readable, and run again; it resumes",
+            ) from error
 
 
 @contextmanager

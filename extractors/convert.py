@@ -69,13 +69,22 @@ class Converter:
 
     Args:
         lookups: the right side of each of the table's joins, in their order.
+        first_row: number of the first row; rows of a table have numbers of their own over all its files.
+        label: what events call the table; its name where None.
     """
 
     def __init__(
-        self, source: Source, table: str, deid: Deidentifier, lookups: list[pl.DataFrame], first_row: int = 0
+        self,
+        source: Source,
+        table: str,
+        deid: Deidentifier,
+        lookups: list[pl.DataFrame],
+        first_row: int = 0,
+        label: str | None = None,
     ) -> None:
         self.source = source
         self.table = table
+        self.label = label or table
         self.rule: TableRule = source.tables[table]
         self.deid = deid
         self.lookups = lookups
@@ -176,7 +185,7 @@ class Converter:
             pl.lit(precision).alias("time_precision"),
             pl.lit(rule.kind).alias("kind"),
             (pl.col(rule.unit).str.strip_chars() if rule.unit else pl.lit(None, pl.String)).alias("unit"),
-            pl.lit(self.table).alias("source"),
+            pl.lit(self.label).alias("source"),
             pl.col("_visit").alias("visit_id"),
             pl.lit(None, pl.String).alias("item_key"),
             pl.col("_row").alias("row"),
@@ -204,10 +213,9 @@ def _values(rule: EventRule) -> list[pl.Expr]:
     nothing = pl.lit(None, pl.String)
     raw = pl.col(rule.value).str.strip_chars().replace("", None) if rule.value else nothing
     parsed = raw.cast(pl.Float64, strict=False)
-    # -0 sorts as equal to 0 and is not the same bytes.
-    parsed = pl.when(parsed == 0).then(0.0).otherwise(parsed)
     number = pl.when(parsed.is_finite()).then(parsed).cast(pl.Float32)
-    number = pl.when(number.is_finite()).then(number)
+    # -0 sorts as equal to 0 and is not the same bytes.
+    number = pl.when(number == 0).then(pl.lit(0.0, pl.Float32)).when(number.is_finite()).then(number)
     leftover = pl.when(number.is_null()).then(raw)
     text = pl.coalesce(pl.col(rule.text).str.strip_chars().replace("", None), leftover) if rule.text else leftover
     return [number.alias("numeric_value"), text.cast(pl.String).alias("text_value")]

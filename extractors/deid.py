@@ -38,15 +38,24 @@ class DeidConfig(BaseModel):
     dates: Literal["shift", "keep"] = "shift"
 
 
-def load_key(config: DeidConfig, private: Path) -> bytes:
-    """The site's key, made on first use and kept outside the root with mode 0600.
+def load_key(config: DeidConfig, private: Path, *, create: bool = False) -> bytes:
+    """The site's key, kept outside the root with mode 0600.
+
+    Args:
+        create: make one where there is none, as for a new root. Anywhere else another key would give every subject
+            another id, another date and another split.
 
     Raises:
-        TimeloomError: the key file exists and is not a key.
+        TimeloomError: the key is missing, or the file is no key.
     """
     if config.mode == "synthetic":
         return SYNTHETIC_KEY
     path = private / "deid.key"
+    if not path.exists() and not create:
+        raise TimeloomError(
+            "the private folder beside the root has no de-identification key",
+            remedy="restore deid.key from backup, or put the folder back beside the root",
+        )
     if not path.exists():
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -99,15 +108,17 @@ class Deidentifier:
         Raises:
             TimeloomError: two raw ids collide.
         """
+        raw = _stripped(raw)
         if self.config.subject_ids == "keep":
             return raw.cast(pl.Int64, strict=False)
         ids = self._by_distinct_value(raw, lambda value: self._identifier("subject", value))
         if ids.n_unique() != raw.n_unique():
-            raise TimeloomError("two subject ids share one hash", remedy="rotate the de-identification key")
+            raise TimeloomError("two subject ids share one hash", remedy="start another root with another key")
         return ids
 
     def visit_ids(self, raw: pl.Series) -> pl.Series:
         """int64 ids of raw visit ids, null where missing; under `keep`, what is no integer is hashed."""
+        raw = _stripped(raw)
         if self.config.subject_ids == "keep":
             # Value by value, so that what a visit becomes does not depend on the others in its block.
             kept = raw.cast(pl.Int64, strict=False)
@@ -120,6 +131,7 @@ class Deidentifier:
 
     def offsets(self, raw_subjects: pl.Series) -> pl.Series:
         """The shift of each subject's dates as durations: whole weeks, never 0, at most two years either way."""
+        raw_subjects = _stripped(raw_subjects)
         if self.config.dates == "keep":
             days = pl.Series(raw_subjects.name, [0], dtype=pl.Int64).new_from_index(0, len(raw_subjects))
         else:
@@ -132,3 +144,8 @@ class Deidentifier:
     def item_key(self, identity: str) -> str:
         """The key of an image: 32 hexadecimal digits, a keyed hash of its UIDs and content."""
         return self._digest("item", identity)[:16].hex()
+
+
+def _stripped(raw: pl.Series) -> pl.Series:
+    """Ids without the spaces that one table pads them with and another does not; null where nothing is left."""
+    return raw.cast(pl.String).str.strip_chars().replace("", None)

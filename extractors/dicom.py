@@ -209,7 +209,7 @@ def read_volume(paths: Sequence[str], root: Path) -> Iterator[npt.NDArray[np.flo
                 if max(dataset.Rows, dataset.Columns) > MAX_SIDE or text_of(dataset, "NumberOfFrames") not in ("", "1"):
                     raise VerdictError("failed_implausible_size")
                 pixels = _hounsfield(dataset)
-        except VerdictError:
+        except (VerdictError, MemoryError):
             raise
         except Exception as error:  # decoders raise almost anything on damaged bytes
             raise VerdictError("failed_unreadable") from error

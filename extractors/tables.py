@@ -66,9 +66,13 @@ class RawFile:
             ) from error
         if not names:
             raise self._refuse("is empty, it has not even a header", "export it again, or mark it `optional: true`")
-        repeated = {name for name in names if names.count(name) > 1}
+        repeated = [number for number, name in enumerate(names, 1) if names.index(name) != number - 1]
         if repeated:
-            raise self._refuse(f"has the column {min(repeated)} twice", "rename one of them in the export")
+            # By number: without a header the first line is a patient's.
+            first = names.index(names[repeated[0] - 1]) + 1
+            raise self._refuse(
+                f"has columns {first} and {repeated[0]} of one name", "rename one of them, or add the header line"
+            )
         return names
 
     def require(self, columns: set[str]) -> None:

@@ -7,7 +7,8 @@ run that was killed, or is started twice, harms nothing.
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from prefect.runtime import flow_run
 
 from flows.run import Outcome, Run
 from flows.settings import RunSettings, open_run
-from pipelines.engine import DEBUG_VARIABLE, Progress, clear_error
+from pipelines.engine import DEBUG_VARIABLE, Progress, WorkerLostError, clear_error
 from warehouse.errors import TimeloomError
 
 RETRIES = 2
@@ -44,25 +45,37 @@ class StepFailedError(TimeloomError):
 def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     """A clear error stays one; a lost process or a full queue may not."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StepFailedError) or not isinstance(error, TimeloomError)
+    return isinstance(error, (StepFailedError, WorkerLostError)) or not isinstance(error, TimeloomError)
+
+
+@contextmanager
+def _for_looking() -> Iterator[None]:
+    """Artifacts inform; a server that does not take one must not end, or repeat, a step that is done."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("the Prefect server did not take an artifact: %s", type(error).__name__)
 
 
 class _ProgressArtifact:
     """A step's progress in the UI, refreshed every few seconds at most."""
 
     def __init__(self, step: str) -> None:
-        self.step = step
-        self.identity = create_progress_artifact(0.0, key=f"progress-{step}", description=f"Progress of {step}")
+        self.identity: Any = None
+        with _for_looking():
+            self.identity = create_progress_artifact(0.0, key=f"progress-{step}", description=f"Progress of {step}")
         self.refreshed = time.monotonic()
+
+    def show(self, percent: float) -> None:
+        if self.identity is not None:
+            with _for_looking():
+                update_progress_artifact(self.identity, percent)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if total and now - self.refreshed >= REFRESH_SECONDS:
             self.refreshed = now
-            update_progress_artifact(self.identity, 100.0 * done / total)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        update_progress_artifact(self.identity, 100.0)  # type: ignore[arg-type]
+            self.show(100.0 * done / total)
 
 
 # What a terminal shows, for the run of this process; a parameter would be sent to the server.
@@ -93,7 +106,7 @@ def _carry_out(run: Run, name: str, step: Callable[[], None]) -> None:
 
         run.context.progress = both
         summary = _without_values(run, name, step)
-        artifact.close()
+        artifact.show(100.0)
         get_run_logger().info("%s: %s run, %s linked, %s resumed", *list(summary.values())[:4])
         return summary
 
@@ -144,7 +157,10 @@ def nightly(
 
 
 def _show(outcome: Outcome) -> None:
-    create_table_artifact(outcome.steps, key="steps", description="Tasks run, linked and resumed, and seconds, a step")
     what = "published" if outcome.published else "unchanged, nothing published"
-    create_markdown_artifact(f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release")
-    create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")
+    with _for_looking():
+        create_table_artifact(outcome.steps, key="steps", description="Tasks run, linked, resumed, and seconds, a step")
+        create_markdown_artifact(
+            f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release"
+        )
+        create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")

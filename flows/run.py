@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from extractors.deid import Deidentifier
+from extractors.deid import Deidentifier, load_key
 from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from pipelines import align, embed, index, meds, metadata, pack, split, tokenize, vocabulary
@@ -22,13 +22,22 @@ from pipelines.config import RunConfig
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import write_json
+from warehouse.files import link_or_copy, write_json
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
 from warehouse.publish import complete_publication, current_release, exclusive, publish
+from warehouse.schemas import read_frame
 
-EMPTY = StageReport("none")
+# What a root is made with and keeps: a change would move subjects, give them other ids, or mix a trial with the whole.
+FIXED = {
+    "buckets": "number of buckets",
+    "pack_groups": "number of pack groups",
+    "limit": "--limit (a trial keeps to a root of its own)",
+    "subject_ids": "deid.subject_ids",
+    "dates": "deid.dates",
+    "key": "de-identification key",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class _State:
     stores: dict[str, EncoderEntry] = field(default_factory=dict)
     limit: str | None = None
     manifest: Manifest | None = None
+    published: bool = False
 
 
 class Run:
@@ -113,16 +123,27 @@ class Run:
         self._stack.close()
 
     def _check_root(self) -> None:
-        settings = {"buckets": self.config.buckets, "pack_groups": self.config.pack_groups}
-        if not self.layout.settings.exists():
+        """Holds the run against what was fixed when the root was made."""
+        new = not self.layout.settings.exists()
+        key = load_key(self.config.deid, self.layout.private, create=new)
+        settings = {
+            "buckets": self.config.buckets,
+            "pack_groups": self.config.pack_groups,
+            "limit": self.limit_subjects,
+            "subject_ids": self.config.deid.subject_ids,
+            "dates": self.config.deid.dates,
+            "key": Deidentifier(self.config.deid, key).key_fingerprint,
+        }
+        if new:
             write_json(self.layout.settings, settings)
             return
         fixed = json.loads(self.layout.settings.read_text(encoding="utf-8"))
-        if fixed != settings:
-            raise TimeloomError(
-                f"{self.layout.root.name} has {fixed['buckets']} buckets and {fixed['pack_groups']} pack groups",
-                remedy="keep them, or use another root",
-            )
+        for name, value in settings.items():
+            if fixed.get(name) != value:
+                raise TimeloomError(
+                    f"{self.layout.root.name} was made with another {FIXED[name]}",
+                    remedy="keep it, or use another root",
+                )
 
     def _adopt_work(self) -> None:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
@@ -256,7 +277,6 @@ class Run:
         buckets, number = self.config.buckets, self.config.pack_groups
         groups = [list(range(buckets * one // number, buckets * (one + 1) // number)) for one in range(number)]
         for name, profile in self.config.profiles.items():
-            fitted = self._state.reports[vocabulary.FIT.name].entries[name].counts
             tasks = pack.plan(
                 self.context,
                 name,
@@ -264,13 +284,27 @@ class Run:
                 groups,
                 self._state.reports[tokenize.STAGE.name],
                 self._state.splits,
-                fitted,
+                read_frame(self._tree.vocabulary(name)),
                 {modality: entry.store for modality, entry in self._state.stores.items()},
             )
             self._run(pack.STAGE, tasks)
 
+    def _carry_forward(self) -> None:
+        """Ledgers of schemes and vocabularies of profiles that this run does not use: they hold for ever.
+
+        Dropping them would move subjects, or renumber tokens, when a scheme or profile comes back.
+        """
+        known = {path for entry in self._state.tasks.values() for path in entry.files}
+        for path, file in self.previous.files.items() if self.previous else ():
+            lasting = path.startswith("splits/") or path.endswith("/vocabulary.parquet")
+            inherited = self.context.inherited(Path(path))
+            if lasting and path not in known and inherited is not None:
+                link_or_copy(inherited.path, self._tree.path / path)
+                self._state.tasks[f"carried/{path}"] = TaskEntry(fingerprint=file.sha256, files={path: file})
+
     def _validate(self) -> None:
         """Judges the staging tree; an unchanged one was judged when it was published."""
+        self._carry_forward()
         self._state.manifest = make_manifest(
             self.config,
             self.layout,
@@ -289,23 +323,27 @@ class Run:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the release would equal the current one in every file and in what it declares."""
+        """Whether the release would equal the current one, and that one is whole."""
         manifest = self._state.manifest
-        return bool(self.previous and manifest and same_release(self.previous, manifest))
+        same = bool(self.previous and manifest and same_release(self.previous, manifest))
+        return same and not self.context.damaged
 
     def _publish(self) -> None:
         manifest = self._state.manifest
         if manifest is None:
             raise TimeloomError("nothing was judged", remedy="run the step validate first")
-        if self.unchanged:
+        if self._state.published:
+            pass  # a scheduler asks again: what is left is to tidy up
+        elif self.unchanged:
             self.log.line("nothing changed, nothing published")
         else:
             manifest = with_report(manifest, self._tree)
             # First, so that no kill leaves a release without its lineage: a run that is taken over writes it again.
             record_lineage(self.layout, manifest, self.config.name, self.summaries)
             publish(self.layout, self._tree.path, manifest)
+            self._state.published = True
             self.log.line(f"published {manifest.release_id}")
-        shutil.rmtree(self.staging)
+        shutil.rmtree(self.staging, ignore_errors=True)
         self._forget_old_segments()
 
     def _forget_old_segments(self) -> None:

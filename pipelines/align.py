@@ -22,11 +22,6 @@ BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 _EVENT_FRAME = pl.DataFrame(pl.from_arrow(EVENTS.empty_table()))
 
 
-def image_code(modality: str) -> str:
-    """The event code of a modality."""
-    return f"IMAGE/{modality.upper()}"
-
-
 def plan(
     context: RunContext, layout: Layout, buckets: int, meds: StageReport, items: StageReport, limit: str | None
 ) -> list[Task]:

@@ -5,9 +5,19 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from embedders.encoders import EncoderConfig
 from extractors.deid import DeidConfig
@@ -65,10 +75,23 @@ class CrosswalkConfig(_Model):
 
 
 class ImagesConfig(_Model):
-    """Where a modality's files lie; slides need a crosswalk, CT has its subject and time in its headers."""
+    """Where a modality's files lie; slides need a crosswalk, CT has its subject and time in its headers.
+
+    Attributes:
+        timezone: CT only, an IANA name: scanners that state another offset are converted to the site's wall clock,
+            which is what the tables are in.
+    """
 
     path: LocatedPath
     crosswalk: CrosswalkConfig | None = None
+    timezone: str | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in available_timezones():
+            raise ValueError(f"there is no time zone {name}")
+        return name
 
 
 class SplitConfig(_Model):
@@ -86,7 +109,7 @@ class ProfileConfig(_Model):
     Attributes:
         context: tokens a pack.
         namespaces: what stands before a code's first slash; `null` keeps every code. Default: those of MEHRT.
-        pcs: ICD-10-PCS as `3+3+1` pieces.
+        order: tokens stand by when they could be known, or by `time`, the papers' literal reading.
     """
 
     context: int = Field(default=2048, ge=8, le=1 << 20)

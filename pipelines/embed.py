@@ -16,7 +16,7 @@ from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_
 from pipelines.index import items_of_bucket, private_paths
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.manifest import EncoderEntry
-from warehouse.schemas import ITEMS, write_table
+from warehouse.schemas import ITEMS, read_frame, write_table
 
 STAGE = Stage("embed", 1, "pipelines.embed:run")
 
@@ -57,6 +57,7 @@ def plan(config: RunConfig, context: RunContext, layout: Layout, index: StageRep
                 "encoders": {name: encoder.model_dump(mode="json") for name, encoder in config.encoders.items()},
                 "stores": {name: entry.model_dump(mode="json") for name, entry in made_by.items()},
             },
+            intact="pipelines.embed:has_vectors",
         )
         for bucket in range(config.buckets)
     ]
@@ -70,6 +71,21 @@ def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[st
     row = pl.concat_list(pl.exclude("bucket").cast(pl.String).fill_null(""))
     grouped = items.sort("modality", "item_key").group_by("bucket", maintain_order=True).agg(row.alias("rows"))
     return dict(grouped.select("bucket", "rows").iter_rows())
+
+
+def has_vectors(params: dict[str, Any], base: Path) -> bool:
+    """Whether every usable item of the bucket still has its vector; a store that went is filled again."""
+    items = read_frame(ReleaseLayout(base).items(params["bucket"])).filter(pl.col("verdict") == "ok")
+    if items.is_empty():
+        return True
+    from warehouse.embeddings import EmbeddingStore
+
+    layout = Layout(Path(params["root"]))
+    for (modality, store), part in items.partition_by("modality", "store", as_dict=True).items():
+        path = layout.embedding_bucket(str(modality), str(store), params["bucket"])
+        if not path.is_file() or not set(part["item_key"]) <= set(EmbeddingStore.open(path).keys()):
+            return False
+    return True
 
 
 def run(params: dict[str, Any], base: Path) -> Result:

@@ -31,6 +31,10 @@ Progress = Callable[[str, int, int], None]
 DEBUG_VARIABLE = "TIMELOOM_DEBUG"
 
 
+class WorkerLostError(TimeloomError):
+    """A process died and nobody knows why; the next try may succeed."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a stage function made.
@@ -63,6 +67,8 @@ class Task:
         record: where the task's record stands.
         params: what the function gets.
         fingerprint: changes with the stage's version, its settings and the content of its inputs.
+        intact: `module:name` of a function (params, base) -> bool: whether what the task left outside its files, such
+            as vectors in a store, is still there. An earlier outcome is reused only then.
     """
 
     stage: str
@@ -72,9 +78,19 @@ class Task:
     record: str
     params: dict[str, Any]
     fingerprint: str
+    intact: str | None = None
 
 
-def make_task(stage: Stage, key: str, staging: Path, *, settings: Any, inputs: Any, params: dict[str, Any]) -> Task:
+def make_task(
+    stage: Stage,
+    key: str,
+    staging: Path,
+    *,
+    settings: Any,
+    inputs: Any,
+    params: dict[str, Any],
+    intact: str | None = None,
+) -> Task:
     """A task whose outputs belong to the release.
 
     Args:
@@ -90,6 +106,7 @@ def make_task(stage: Stage, key: str, staging: Path, *, settings: Any, inputs: A
         record=str(staging / "tasks" / stage.name / f"{key.replace('/', '~')}.json"),
         params=params,
         fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
+        intact=intact,
     )
 
 
@@ -197,7 +214,7 @@ class LocalEngine:
                 done(future.result())
         except BrokenProcessPool as error:
             self._pool = None
-            raise TimeloomError(
+            raise WorkerLostError(
                 "a worker process died, perhaps for lack of memory", "run again with fewer workers; it resumes"
             ) from error
 
@@ -282,6 +299,7 @@ class RunContext:
     Attributes:
         staging: `work/<run>`; `release/` below it becomes the release.
         previous: manifest and directory of the current release, or None.
+        damaged: a file of the current release turned out to be missing or cut short, so a whole one must replace it.
     """
 
     engine: Engine
@@ -289,6 +307,7 @@ class RunContext:
     previous: Manifest | None
     previous_path: Path | None
     progress: Progress | None = None
+    damaged: bool = False
 
     def inherited(self, relative: Path) -> Inherited | None:
         """A file of the release before, if there is one."""
@@ -304,16 +323,30 @@ def _load_record(path: Path) -> TaskEntry | None:
         return None
 
 
-def _finished(task: Task) -> TaskEntry | None:
-    """The record of an earlier run of this very task, if its files are whole."""
+def _intact(task: Task) -> bool:
+    if task.intact is None:
+        return True
+    module, name = task.intact.split(":")
+    return bool(getattr(importlib.import_module(module), name)(task.params, Path(task.base)))
+
+
+def _finished(task: Task, context: RunContext) -> TaskEntry | None:
+    """The record of an earlier run of this very task, if its files are whole.
+
+    What a killed run left in the staging tree is read again; segments, which every night reuses, are known by size and
+    checked page by page when their rows are read.
+    """
     entry = _load_record(Path(task.record))
     if entry is None or entry.fingerprint != task.fingerprint:
         return None
+    staged = Path(task.base).is_relative_to(context.staging)
     for relative, file in entry.files.items():
         path = Path(task.base) / relative
-        if not path.is_file() or path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+        if not path.is_file() or path.stat().st_size != file.bytes:
             return None
-    return entry
+        if staged and sha256_file(path) != file.sha256:
+            return None
+    return entry if _intact(task) else None
 
 
 def _linked(task: Task, context: RunContext) -> TaskEntry | None:
@@ -326,8 +359,11 @@ def _linked(task: Task, context: RunContext) -> TaskEntry | None:
     for relative, file in entry.files.items():
         source = context.previous_path / relative
         if not source.is_file() or source.stat().st_size != file.bytes:
+            context.damaged = True
             return None
         link_or_copy(source, Path(task.base) / relative)
+    if not _intact(task):
+        return None
     write_json(Path(task.record), entry.model_dump(mode="json"))
     return entry
 
@@ -341,7 +377,7 @@ def run_stage(stage: Stage, tasks: Sequence[Task], context: RunContext) -> Stage
     report = StageReport(stage.name)
     todo = []
     for task in tasks:
-        if (entry := _finished(task)) is not None:
+        if (entry := _finished(task, context)) is not None:
             report.resumed += 1
         elif (entry := _linked(task, context)) is not None:
             report.linked += 1

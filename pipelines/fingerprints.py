@@ -39,11 +39,16 @@ class Fingerprints:
     @staticmethod
     def of_tree(folder: Path) -> str:
         """A hash over names, sizes and modification times of a tree of images, too large to be read every night."""
-        listing = []
+        listing: list[list[str | int]] = []
         for path in sorted(folder.rglob("*")):
-            status = path.stat()
+            name = str(path.relative_to(folder))
+            try:
+                status = path.stat()
+            except OSError:  # a link to nowhere, or a file that went meanwhile: part of the listing as such
+                listing.append([name, -1, -1])
+                continue
             if stat.S_ISREG(status.st_mode):
-                listing.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+                listing.append([name, status.st_size, status.st_mtime_ns])
         return sha256_json(listing)
 
     def save(self) -> None:

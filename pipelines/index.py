@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.items import FoundItem
+from extractors.items import OK, FoundItem
 from extractors.source import TimeRule
 from extractors.times import parse_times
 from pipelines.config import CrosswalkConfig, RunConfig
@@ -48,7 +49,7 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
             [STAGE.name, STAGE.version, modality, Fingerprints.of_tree(images.path), str(images.path)]
             + [crosswalk.model_dump(mode="json", exclude={"file"}) if crosswalk else None]
             + [fingerprints.of(crosswalk.file) if crosswalk else None]
-            + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
+            + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, images.timezone]
         )
         name = f"items-{modality}-{fingerprint[:24]}"
         record = layout.segments / f"{name}.json"
@@ -64,6 +65,7 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
                 params={
                     "modality": modality,
                     "folder": str(images.path),
+                    "timezone": images.timezone,
                     "crosswalk": crosswalk.model_dump(mode="json") if crosswalk else None,
                     "deid": config.deid.model_dump(mode="json"),
                     "private": str(layout.private),
@@ -88,21 +90,23 @@ def run(params: dict[str, Any], base: Path) -> Result:
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     links = _read_crosswalk(crosswalk) if crosswalk else None
-    found = _find(modality, folder, links)
+    found = _find(modality, folder, links, params["timezone"])
     frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, crosswalk, deid)
     frame = frame.with_columns(pl.Series("bucket", _buckets(frame["subject_id"], params["buckets"])))
     paths = {
         key: {"paths": list(item.paths), "geometry": item.geometry}
         for key, item in zip(frame["item_key"].to_list(), found, strict=True)
-        if item.verdict == "ok"
+        if item.verdict == OK
     }
     write_json(private_paths(Path(params["private"]), params["segment"]), {"folder": str(folder), "items": paths})
-    # An item found twice (a copied folder) is one item: the first in the order of its key's rows.
-    frame = frame.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
+    # An item found twice (a copied folder, two lines of a crosswalk) is one item: a usable finding, if there is one.
+    usable_first = frame.sort(pl.col("verdict") != OK, maintain_order=True)
+    items = usable_first.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
     with atomic_write(base / params["segment"]) as temporary:
-        frame.write_parquet(temporary)
-    verdicts = dict(frame.group_by("verdict").len().sort("verdict").iter_rows())
-    return Result({params["segment"]: len(frame)}, {"modality": modality, "verdicts": verdicts})
+        pq.write_table(items.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
+    verdicts = dict(items.group_by("verdict").len().sort("verdict").iter_rows())
+    counts = {"modality": modality, "verdicts": verdicts, "found_again": len(frame) - len(items)}
+    return Result({params["segment"]: len(items)}, counts)
 
 
 def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
@@ -110,11 +114,11 @@ def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
     return np.where(subject_ids.is_null().to_numpy(), 0, bucket_of(known, buckets)).astype(np.uint16)
 
 
-def _find(modality: str, folder: Path, links: pl.DataFrame | None) -> list[FoundItem]:
+def _find(modality: str, folder: Path, links: pl.DataFrame | None, timezone: str | None) -> list[FoundItem]:
     if modality == "ct":
         from extractors.dicom import index_ct
 
-        return index_ct(folder)
+        return index_ct(folder, site_timezone=timezone)
     from extractors.slides import index_slides
 
     if links is None:
@@ -149,6 +153,7 @@ def _read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
         time.precision.alias("time_precision"),
         available.time.alias("available_time"),
         pl.col("mpp").cast(pl.Float64, strict=False),
+        pl.col("match", "subject_id").str.strip_chars().replace("", None),
     )
 
 
@@ -177,6 +182,10 @@ def _rows(
     )  # fmt: skip
     if by_patient is not None:
         frame = _relink(frame, by_patient)
+    # A date stands at the end of its day, as in every other source: nothing may use it early.
+    dated = pl.col("time_precision") == "day"
+    end_of_day = pl.col("time").dt.truncate("1d") + pl.duration(days=1) - pl.duration(microseconds=1)
+    frame = frame.with_columns(pl.when(dated).then(end_of_day).otherwise("time").alias("time"))
     subjects = frame["raw_subject"]
     offsets = pl.lit(deid.offsets(subjects))
     frame = frame.with_columns(
@@ -185,7 +194,7 @@ def _rows(
         (pl.max_horizontal("time", "available_time") + offsets).alias("available_time"),
         pl.lit(bool(crosswalk and crosswalk.artificial)).alias("artificial_link"),
     ).drop("raw_subject")
-    ok = pl.col("verdict") == "ok"
+    ok = pl.col("verdict") == OK
     return frame.with_columns(
         pl.when(ok & pl.col("subject_id").is_null())
         .then(pl.lit("failed_no_subject"))

@@ -44,15 +44,16 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
         source = load_source(one.source, base)
         if not one.path.is_dir():
             raise TimeloomError(f"the folder of source {source.name} does not exist", remedy="mend sources.path")
-        for table, files in _tables(source, one.path).items():
+        for table, files in _tables(source, one.path, deid).items():
             joined = [join.table for join in source.tables[table].joins] if table in source.tables else []
             inputs = [fingerprints.of(path) for name in joined for path in table_files(one.path, name)]
             rule = source.tables[table].model_dump(mode="json") if table in source.tables else None
+            label = table if len(config.sources) == 1 else f"{source.name}/{table}"
             for part, path in enumerate(files):
                 fingerprint = sha256_json(
                     [STAGE.name, STAGE.version, pl.__version__, rule, source.subject, source.null_values]
                     + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
-                    + [fingerprints.of(path), inputs, number, part]
+                    + [fingerprints.of(path), inputs, label, number, part]
                 )
                 tasks.append(
                     Task(
@@ -64,6 +65,7 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
                         params={
                             "source": source.model_dump(mode="json"),
                             "table": table,
+                            "label": label,
                             "folder": str(one.path),
                             "path": str(path),
                             "first_row": (number << 52) + (part << 40),
@@ -78,8 +80,11 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
     return tasks
 
 
-def _tables(source: Source, folder: Path) -> dict[str, list[Path]]:
-    """Files by table: every mapped one, and every one that lies there and no rule mentions."""
+def _tables(source: Source, folder: Path, deid: Deidentifier) -> dict[str, list[Path]]:
+    """Files by table: every mapped one, and every one that lies there and no rule mentions.
+
+    An unmapped file is called by a hash: its name is nobody's choice here, and may be a patient's.
+    """
     found: dict[str, list[Path]] = {}
     for table, rule in source.tables.items():
         files = table_files(folder, table)
@@ -92,9 +97,7 @@ def _tables(source: Source, folder: Path) -> dict[str, list[Path]]:
     known = {path for files in found.values() for path in files}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name.endswith(ENDINGS) and path not in known:
-            name = str(path.relative_to(folder))
-            table = next(name.removesuffix(ending) for ending in reversed(ENDINGS) if name.endswith(ending))
-            found.setdefault(table, []).append(path)
+            found[f"unmapped-{deid.item_key(str(path.relative_to(folder)))[:8]}"] = [path]
     return found
 
 
@@ -144,7 +147,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     source, table, folder = Source.model_validate(params["source"]), params["table"], Path(params["folder"])
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
-    raw = RawFile(Path(params["path"]), table, source.null_values)
+    raw = RawFile(Path(params["path"]), params["label"], source.null_values)
     target = base / params["segment"]
     with atomic_write(target) as temporary:
         segment = _SegmentWriter(temporary, params["buckets"])
@@ -156,7 +159,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
                 account.quarantined["unmapped_table"] = account.raw
     account.raw += raw.malformed
     account.quarantined["malformed_row"] = raw.malformed
-    counts = {"table": table, "source": source.name, "segment": params["segment"], "buckets": segment.index()}
+    counts = {"table": params["label"], "source": source.name, "segment": params["segment"], "buckets": segment.index()}
     counts |= asdict(account) | {
         "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},
         "partial": {reason: rows for reason, rows in account.partial.items() if rows},
@@ -176,7 +179,7 @@ def _convert(
     raw.require(source.needed_columns(table))
     rule = source.tables[table]
     lookups = [load_lookup(folder, source, join.table, join.key, join.columns) for join in rule.joins]
-    converter = Converter(source, table, deid, lookups, first_row)
+    converter = Converter(source, table, deid, lookups, first_row, raw.table)
     for block in raw.blocks():
         segment.write(converter.convert(block))
     return converter.account

@@ -32,7 +32,7 @@ def plan(context: RunContext, name: str, meds: StageReport, align: StageReport) 
             STAGE,
             "all",
             context.staging,
-            settings=name,
+            settings=dataset_metadata(name),
             inputs=[codes, rows],
             params={"name": name, "codes": sorted(codes), "ledger": rows},
         )

@@ -14,16 +14,15 @@ import polars as pl
 
 from pipelines.config import ProfileConfig
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.split import SPLITS
 from warehouse.errors import TimeloomError
 from warehouse.hashing import salt_of, splitmix64
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import read_frame
-from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, TokenType
+from warehouse.schemas import SPLITS, read_frame
+from warehouse.shards import MAX_SEGMENTS, NO_TIME, Packs, ShardHeader, write_shard
+from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TokenType
+from warehouse.vocabulary import vocabulary_hash
 
 STAGE = Stage("pack", 1, "pipelines.pack:run")
-MAX_SEGMENTS = 64
 ORDER_SALT = salt_of("pack order")
 
 
@@ -34,7 +33,7 @@ def plan(
     groups: list[list[int]],
     timelines: StageReport,
     splits: dict[int, str],
-    vocabulary: dict[str, Any],
+    vocabulary: pl.DataFrame,
     stores: dict[str, str],
 ) -> list[Task]:
     """One task per split and pack group.
@@ -42,13 +41,16 @@ def plan(
     Args:
         groups: the buckets of each group.
         splits: per bucket, the hash of its subjects' splits.
-        vocabulary: `hash` and `size`.
+        vocabulary: VOCABULARY. A shard depends on the ids up to the largest that its group uses, so that a vocabulary
+            which grew leaves the other groups' shards as they are.
     """
     hashes = timelines.hashes()
-    token_dtype = "uint16" if vocabulary["size"] <= 1 << 16 else "uint32"
+    token_dtype = "uint16" if len(vocabulary) <= 1 << 16 else "uint32"
+    tree = ReleaseLayout(context.staging / "release")
     tasks = []
     for group, buckets in enumerate(groups):
         files = [str(ReleaseLayout(Path()).timeline(name, bucket)) for bucket in buckets]
+        known = _ids_used([tree.token_counts(name, bucket) for bucket in buckets], vocabulary)
         for split in SPLITS:
             header = {
                 "profile": name,
@@ -56,8 +58,8 @@ def plan(
                 "group": group,
                 "context": profile.context,
                 "token_dtype": token_dtype,
-                "vocabulary_hash": vocabulary["hash"],
-                "vocabulary_size": vocabulary["size"],
+                "vocabulary_hash": vocabulary_hash(vocabulary, known),
+                "vocabulary_size": known,
                 "stores": stores,
             }
             tasks.append(
@@ -65,12 +67,19 @@ def plan(
                     STAGE,
                     f"{name}-{split}-{group:04d}",
                     context.staging,
-                    settings={name: value for name, value in header.items() if not name.startswith("vocabulary_")},
+                    settings=header,
                     inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets]],
                     params={"header": header, "timelines": files},
                 )
             )
     return tasks
+
+
+def _ids_used(counts: list[Path], vocabulary: pl.DataFrame) -> int:
+    """One more than the largest id of the tokens counted; the reserved ids at least."""
+    tokens = pl.concat([read_frame(path).select("token") for path in counts]).unique()
+    largest = tokens.join(vocabulary, on="token")["token_id"].max()
+    return max(len(RESERVED), int(str(largest)) + 1 if largest is not None else 0)
 
 
 def run(params: dict[str, Any], base: Path) -> Result:

@@ -22,10 +22,9 @@ from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json, write_json
 from warehouse.hashing import bucket_of, salt_of, splitmix64
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SPLIT_LEDGER, read_frame, write_table
+from warehouse.schemas import SPLIT_LEDGER, SPLITS, read_frame, write_table
 
 STAGE = Stage("split", 1, "pipelines.split:run")
-SPLITS = ("train", "tuning", "held_out")
 PATTERN_LENGTH = 10_000
 QUANTILES = (0.25, 0.5, 0.75)
 SUBJECT_SPLITS = pa.schema(

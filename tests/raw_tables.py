@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from extractors.deid import DeidConfig
+from extractors.deid import DeidConfig, load_key
 from extractors.source import Source
 from pipelines import align, meds
 from pipelines.engine import Result
@@ -47,14 +47,17 @@ def convert(
 
     `work` gets the segment, and the private folder unless that is given.
     """
+    config = DeidConfig.model_validate(deid or KEEP)
+    load_key(config, private or work / "private", create=True)
     result: Result = meds.run(
         {
             "source": source.model_dump(mode="json"),
             "table": table,
+            "label": table,
             "folder": str(path.parent),
             "path": str(path),
             "first_row": first_row,
-            "deid": DeidConfig.model_validate(deid or KEEP).model_dump(mode="json"),
+            "deid": config.model_dump(mode="json"),
             "private": str(private or work / "private"),
             "buckets": BUCKETS,
             "segment": f"{table.replace('/', '-')}-{first_row}.parquet",

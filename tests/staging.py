@@ -29,6 +29,7 @@ from warehouse.publish import publish
 from warehouse.schemas import EVENTS, ITEMS, LEDGER, SPLIT_LEDGER, SUBJECTS, TIMELINES, VOCABULARY, write_table
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import EOS, IMAGE_TOKENS, MODALITIES, RESERVED, TokenType
+from warehouse.vocabulary import vocabulary_hash
 
 SCHEME, PROFILE, BUCKETS, CONTEXT = "mehrt", "mehrt", 4, 32
 FRACTIONS = {"train": 0.8, "tuning": 0.1, "held_out": 0.1}
@@ -121,6 +122,9 @@ def _ledger(events: pl.DataFrame) -> pl.DataFrame:
 
 
 VOCABULARY_ROWS = [*RESERVED, ("LOINC//718-7", TokenType.STRUCTURED), ("DEMO//SEX//F", TokenType.DEMOGRAPHIC)]
+VOCABULARY_HASH = vocabulary_hash(
+    pl.DataFrame({"token_id": range(len(VOCABULARY_ROWS)), "token": [token for token, _ in VOCABULARY_ROWS]})
+)
 LAB_TOKEN, SEX_TOKEN = len(RESERVED), len(RESERVED) + 1
 
 
@@ -186,7 +190,7 @@ def make_packs(timelines: pl.DataFrame, context: int = CONTEXT) -> Packs:
 
 
 def header(split: str, context: int = CONTEXT) -> ShardHeader:
-    return ShardHeader(PROFILE, split, 0, context, "uint16", "0" * 64, 11, STORES)
+    return ShardHeader(PROFILE, split, 0, context, "uint16", VOCABULARY_HASH, len(VOCABULARY_ROWS), STORES)
 
 
 def meds_table(path: Path, table: pa.Table) -> None:
@@ -306,7 +310,11 @@ def make_manifest(tree: ReleaseLayout, release_id: str) -> Manifest:
             modality: EncoderEntry(label="random, for demonstration only", store=store, dim=DIMS[modality])
             for modality, store in STORES.items()
         },
-        profiles={PROFILE: ProfileEntry(context=CONTEXT, vocabulary_hash="0" * 64, vocabulary_size=11, groups=1)},
+        profiles={
+            PROFILE: ProfileEntry(
+                context=CONTEXT, vocabulary_hash=VOCABULARY_HASH, vocabulary_size=len(VOCABULARY_ROWS), groups=1
+            )
+        },
         stages={},
         sources={},
         verdicts={},

@@ -239,7 +239,8 @@ def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""
     status = json.loads(timeloom("status", "--root", alone.root, "--json").stdout)
-    assert status["verdicts"] == {"ct": {"failed_unreadable": 1}}
+    (verdict,) = status["tables"]["verdicts"]
+    assert (verdict["modality"], verdict["verdict"]) == ("CT", "failed_unreadable")
 
 
 FULL_DISK = """
@@ -358,17 +359,22 @@ def test_status_of_the_demo(demo_release: Path) -> None:
     manifest = read_manifest(current.manifest)
     assert status["release"] == current.path.name
     assert status["content_hash"] == manifest.content_hash
-    assert sum(status["subjects"].values()) == 150
-    assert {name: table["difference"] for name, table in status["tables"].items()} == dict.fromkeys(
+    shown = status["tables"]
+    assert sum(row["subjects"] for row in shown["table_a1"]) == 150
+    assert {row["table"]: row["difference"] for row in shown["counts"]} == dict.fromkeys(
         ["deaths", "diagnoses", "encounters", "labs", "medications", "patients", "procedures"], 0
     )
     tables = demo_release.parent / "hospital" / "tables"
-    for name, table in status["tables"].items():
-        assert table["raw"] == len((tables / f"{name}.csv").read_text().splitlines()) - 1
-    assert status["verdicts"] == manifest.verdicts
+    for row in shown["counts"]:
+        assert row["raw"] == len((tables / f"{row['table']}.csv").read_text().splitlines()) - 1
+    names = {"CT": "ct", "slide": "wsi"}
+    verdicts: dict[str, dict[str, int]] = {}
+    for row in shown["verdicts"]:
+        verdicts.setdefault(names[row["modality"]], {})[row["verdict"]] = row["items"]
+    assert verdicts == manifest.verdicts
     assert all(label.startswith("random-") for label in status["encoders"].values())
     said = timeloom("status", "--root", demo_release).stdout
-    for word in (current.path.name, *status["tables"], *status["encoders"].values(), "demonstration"):
+    for word in (current.path.name, *(row["table"] for row in shown["counts"]), *status["encoders"].values()):
         assert word in said
 
 

@@ -142,18 +142,18 @@ def test_safe_harbor_year_is_refused() -> None:
 def test_the_key_is_made_once_outside_the_root_for_the_owner_alone(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "warehouse")
     assert not layout.private.is_relative_to(layout.root)
-    first = load_key(DeidConfig(), layout.private)
+    first = load_key(DeidConfig(), layout.private, create=True)
     path = layout.private / "deid.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(layout.private.stat().st_mode) == 0o700
     assert load_key(DeidConfig(), layout.private) == first
-    assert load_key(DeidConfig(), tmp_path / "elsewhere") != first
+    assert load_key(DeidConfig(), tmp_path / "elsewhere", create=True) != first
 
 
 def test_the_key_is_closed_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        load_key(DeidConfig(), tmp_path / "private")
+        load_key(DeidConfig(), tmp_path / "private", create=True)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "private" / "deid.key").stat().st_mode) == 0o600
@@ -161,10 +161,10 @@ def test_the_key_is_closed_whatever_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"not hexadecimal", b"abcd", b"\xff\xfe\x00", b"00" * 31])
 def test_a_damaged_key_is_refused_in_one_line(tmp_path: Path, damage: bytes) -> None:
-    load_key(DeidConfig(), tmp_path)
+    load_key(DeidConfig(), tmp_path, create=True)
     (tmp_path / "deid.key").write_bytes(damage)
     with pytest.raises(TimeloomError, match=r"key is (unreadable|too short); restore deid.key") as caught:
-        load_key(DeidConfig(), tmp_path)
+        load_key(DeidConfig(), tmp_path, create=True)
     assert "\n" not in str(caught.value)
 
 
@@ -198,7 +198,7 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     _, counts = convert(layout.segments, source, "t", raw / "t.csv", deid, private=layout.private)
     params = {
         "modality": "ct", "folder": str(tmp_path / "ct"), "crosswalk": None, "deid": deid,
-        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet",
+        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet", "timezone": None,
     }  # fmt: skip
     index.run(params, layout.segments)
     items = pl.read_parquet(layout.segments / "items-ct-0.parquet")

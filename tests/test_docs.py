@@ -61,7 +61,7 @@ def test_readme_run_command_on_real_data(place: Path, real_data: Path, monkeypat
     trial = next(words for words in commands("README.md") if words[1] == "run" and "--limit" in words)
     done = timeloom([*trial[1:], "--direct"], place)
     assert done.returncode == 0, done.stderr
-    release = current_release(Layout(place / "mimic-warehouse"))
+    release = current_release(Layout(place / "trial"))
     assert release is not None
     assert pl.read_parquet(release.subject_splits).height == int(trial[trial.index("--limit") + 1])
 

@@ -12,6 +12,7 @@ import yaml
 from phantoms import write_series
 from raw_tables import KEEP, align_one, aligned_events, convert
 
+from extractors.deid import DeidConfig, load_key
 from extractors.source import load_source
 from pipelines import index, pack, split, tokenize, vocabulary
 from pipelines.config import ProfileConfig
@@ -66,7 +67,8 @@ def index_ct(given: Path, work: Path) -> dict[str, str]:
         write_series(work / "ct" / name, **header)
     crosswalk = {"file": str(given / "crosswalk.csv"), "match": "patient_id", "artificial": True}
     params = {"modality": "ct", "folder": str(work / "ct"), "crosswalk": crosswalk, "deid": KEEP, "buckets": 1}
-    index.run(params | {"private": str(work / "private"), "segment": "items.parquet"}, work)
+    load_key(DeidConfig.model_validate(KEEP), work / "private", create=True)
+    index.run(params | {"private": str(work / "private"), "segment": "items.parquet", "timezone": None}, work)
     items = pl.read_parquet(work / "items.parquet")
     assert items["item_key"].str.contains("^[0-9a-f]{32}$").all()
     shown = ["subject_id", "modality", "time", "available_time", "time_source", "time_precision", "verdict"]

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from raw_tables import convert
 
+from extractors.deid import load_key
 from extractors.source import Source, load_source
 from pipelines import meds
 from pipelines.config import RunConfig
@@ -53,6 +54,7 @@ def converted(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     )
     layout = Layout(work / "warehouse")
     found = {}
+    load_key(config.deid, layout.private, create=True)
     for task in meds.plan(config, work, layout, Fingerprints(layout.private)):
         result = meds.run(task.params, work)
         (segment,) = result.files

@@ -107,6 +107,9 @@ def test_a_kill_at_any_step_leaves_a_whole_release(
     swapped = point == "after the swap"
     if swapped or not first:
         assert readable(layout) == (("2026-01-02", "new") if swapped else ("2026-01-01", "old"))
+    elif renamed:
+        with pytest.raises(TimeloomError, match="`current` is no link"):
+            current_release(layout)
     else:
         assert current_release(layout) is None
 

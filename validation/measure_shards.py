@@ -13,6 +13,7 @@ from validation.reading import collect, existing, gather, scan, unreadable
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import TIMELINES, VOCABULARY
 from warehouse.shards import ShardHeader, read_header
+from warehouse.vocabulary import vocabulary_hash
 
 SMALL_COLUMNS = ["length", "segment_length", "segment_subject", "image_key"]
 MANY_PACKS = 20  # below this a split's last, half empty pack decides its fill
@@ -45,10 +46,9 @@ def shard_paths(tree: ReleaseLayout, profile: str, split: str) -> list[Path]:
     return sorted(tree.shard(profile, split, 0).parent.glob("*.parquet"))
 
 
-def vocabulary_size(tree: ReleaseLayout, profile: str) -> int:
-    """Ids that the profile's vocabulary gives out: its largest plus one; 0 without a vocabulary."""
-    ids = gather([tree.vocabulary(profile)], VOCABULARY, ["token_id"])["token_id"]
-    return int(ids.max()) + 1 if len(ids) else 0  # type: ignore[arg-type]  # polars types max() for every dtype
+def read_vocabulary(tree: ReleaseLayout, profile: str) -> pl.DataFrame:
+    """`token_id` and `token` of the profile's vocabulary; no rows without one."""
+    return gather([tree.vocabulary(profile)], VOCABULARY, ["token_id", "token"])
 
 
 def timeline_tokens(tree: ReleaseLayout, profile: str, buckets: int) -> pl.DataFrame:
@@ -109,26 +109,30 @@ def _above(chunk: pa.Array, dtype: np.dtype[np.generic], size: int) -> int:
 
 
 def read_split(
-    tree: ReleaseLayout, profile: str, split: str, *, context: int | None, size: int, ok_keys: pl.Series
+    tree: ReleaseLayout, profile: str, split: str, *, context: int | None, vocabulary: pl.DataFrame, ok_keys: pl.Series
 ) -> ShardMeasures:
     """Reads the shards of one split, a row group at a time.
 
     Args:
         context: tokens that a pack must have; None takes each shard's own word for it.
-        size: the vocabulary's size.
+        vocabulary: `token_id` and `token`; a shard must have been written with the first of these ids.
         ok_keys: keys of usable items.
 
     Raises:
         TimeloomError: a shard is damaged.
     """
     measures = ShardMeasures()
+    ids_given = vocabulary["token_id"]
+    size = int(ids_given.max()) + 1 if len(ids_given) else 0  # type: ignore[arg-type]  # max() of every dtype
     for path in shard_paths(tree, profile, split):
         header = read_header(path)
         try:
             file = pq.ParquetFile(path, page_checksum_verification=True)
             width = file.schema_arrow.field("input_ids").type.byte_width
             as_said = width == header.context * np.dtype(header.token_dtype).itemsize
-            fits = as_said and context in (None, header.context) and (profile, split) == (header.profile, header.split)
+            same_ids = vocabulary_hash(vocabulary, header.vocabulary_size) == header.vocabulary_hash
+            fits = as_said and same_ids and context in (None, header.context)
+            fits = fits and (profile, split) == (header.profile, header.split)
             for group in range(file.metadata.num_row_groups):
                 _add_group(measures, file.read_row_group(group, SMALL_COLUMNS), header, fits, ok_keys)
                 ids = file.read_row_group(group, ["input_ids"])
@@ -177,9 +181,10 @@ def _profile_rows(
     assigned: pl.DataFrame,
     ok_keys: pl.Series,
 ) -> list[dict[str, object]]:
-    size = vocabulary_size(tree, profile)
+    vocabulary = read_vocabulary(tree, profile)
     measures = {
-        split: read_split(tree, profile, split, context=context, size=size, ok_keys=ok_keys) for split in splits
+        split: read_split(tree, profile, split, context=context, vocabulary=vocabulary, ok_keys=ok_keys)
+        for split in splits
     }
     empty = pl.DataFrame(schema={"subject_id": pl.Int64, "tokens": pl.Int64})
     found = {

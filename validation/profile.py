@@ -18,8 +18,8 @@ from validation.measure_subjects import (
     read_subjects,
 )
 from warehouse.layout import ReleaseLayout
+from warehouse.schemas import SPLITS
 
-SPLITS = ("train", "tuning", "held_out")
 AREAS = ("events", "ledger", "items", "splits", "shards")
 
 

@@ -13,8 +13,8 @@ import polars as pl
 from validation.expectation import Expectation, Kind, Severity
 from validation.great import make_offline, run_suites
 from validation.profile import AREAS, ReleaseProfile
+from warehouse.shards import MAX_SEGMENTS
 
-MAX_SEGMENTS = 64
 VERDICT_PATTERN = r"^(?:ok|(?:refused|failed)_[a-z0-9_]+)$"
 
 

@@ -16,13 +16,13 @@ import polars as pl
 from validation.measure_events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
 from validation.measure_shards import measure_shards
 from validation.measure_subjects import disagreements, read_assignments
-from validation.profile import SPLITS
 from validation.stores import check_store
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, content_hash, read_manifest
 from warehouse.publish import current_release
+from warehouse.schemas import SPLITS
 
 Progress = Callable[[str, int, int], None]
 NAMED = 5  # files that a finding names before it counts the rest

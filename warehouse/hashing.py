@@ -1,14 +1,10 @@
 """Stable hashes. Buckets, splits and shuffles rest on these, so their values are part of the format."""
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 U64 = npt.NDArray[np.uint64]
 
@@ -41,22 +37,3 @@ BUCKET_SALT = salt_of("timeloom bucket")
 def bucket_of(subject_ids: npt.NDArray[Any], buckets: int) -> npt.NDArray[np.uint16]:
     """The bucket (n,) of each subject: fixed for ever by the id and the number of buckets."""
     return (splitmix64(subject_ids, BUCKET_SALT) % np.uint64(buckets)).astype(np.uint16)
-
-
-def table_hash(table: pa.Table) -> str:
-    """SHA-256 of a table's schema and values, independent of chunks, compression and file layout."""
-    digest = hashlib.sha256(str([(field.name, str(field.type)) for field in table.schema]).encode())
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-        combined = table.replace_schema_metadata(None).combine_chunks()
-        writer.write_table(combined)
-    digest.update(sink.getvalue())
-    return digest.hexdigest()
-
-
-def parquet_hash(paths: Iterable[Path]) -> str:
-    """One content hash over Parquet files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(table_hash(pq.read_table(path)).encode())
-    return digest.hexdigest()

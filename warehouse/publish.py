@@ -18,6 +18,12 @@ from warehouse.manifest import Manifest, write_manifest
 def current_release(layout: Layout) -> ReleaseLayout | None:
     """The published release, its path resolved so that a later swap does not move the reader; None before the first."""
     if not layout.current.is_symlink():
+        if layout.current.exists() or (layout.releases.is_dir() and any(layout.releases.iterdir())):
+            # Taking this for a first run would draw every split and every token id anew.
+            raise TimeloomError(
+                f"{layout.root.name} has releases, and `current` is no link to one of them",
+                remedy="make it one: ln -sfn releases/<id> current",
+            )
         return None
     path = layout.current.resolve()
     if not path.is_dir():

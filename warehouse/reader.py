@@ -15,7 +15,7 @@ from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.publish import current_release
-from warehouse.schemas import EVENTS, ITEMS, read_frame
+from warehouse.schemas import EVENTS, ITEMS, SPLITS, read_frame
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from warehouse.batches import Batch
     from warehouse.dataset import ShardDataset
 
-SPLITS = ("train", "tuning", "held_out")
 REMEDY = "run `timeloom verify`, then restore the file or rebuild the release"
 
 

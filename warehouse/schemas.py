@@ -10,6 +10,7 @@ from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 
 TIME = pa.timestamp("us")
+SPLITS = ("train", "tuning", "held_out")
 
 # MEDS 0.4.1 columns first (subject_id, time, code, numeric_value, text_value), then ours. `kind` is what the total
 # order ranks by: visit_start, clinical, image, death, visit_end.

@@ -20,6 +20,7 @@ from warehouse.files import atomic_write
 
 FORMAT_VERSION = 1
 ROW_GROUP_ROWS = 4096
+MAX_SEGMENTS = 64
 NO_TIME = np.iinfo(np.int64).min
 METADATA_KEY = b"timeloom"
 
@@ -31,8 +32,8 @@ class ShardHeader:
     Attributes:
         context: tokens a pack, padding included.
         token_dtype: `uint16`, or `uint32` for vocabularies above 65,535.
-        vocabulary_hash: warehouse.vocabulary.vocabulary_hash of the ids that were known when the shard was written.
-        vocabulary_size: how many those were; later ones were appended.
+        vocabulary_size: the ids that the shard may hold are below it; the vocabulary may have grown beyond.
+        vocabulary_hash: warehouse.vocabulary.vocabulary_hash of those ids.
         stores: modality to the name of its embedding store.
     """
 
