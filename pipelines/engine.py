@@ -147,6 +147,8 @@ def clear_error(error: BaseException) -> TimeloomError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TimeloomError("the disk is full", "free space and run again; it resumes")
+    if isinstance(error, MemoryError):
+        return WorkerLostError("a task ran out of memory", "run again with fewer workers; it resumes")
     if isinstance(error, PermissionError):
         return TimeloomError("a file may not be read or written", "mend the permissions")
     return None

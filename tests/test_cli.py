@@ -190,7 +190,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (misspell_inner_key, ["limits.unparseable_times", "did you mean unparsable_times?"]),
     (misspell_source_key, ["sources.0.p", "docs/configuration.md"]),
     (unknown_source, ["no source mimc", "simulated-hospital"]),
-    (other_buckets, ["has 2 buckets", "another root"]),
+    (other_buckets, ["another number of buckets", "another root"]),
     (no_yaml, ["run.yaml is no YAML", "docs/configuration.md"]),
     (empty_config, ["run.yaml holds no configuration", "docs/configuration.md"]),
     (drop_config, ["cannot read the configuration", "existing file"]),
@@ -263,7 +263,8 @@ def test_a_full_disk_is_one_line_and_touches_nothing(where: str, site: Site) -> 
     (site.folder / "path" / "sitecustomize.py").write_text(FULL_DISK)
     done = site.run(PYTHONPATH=str(site.folder / "path"), FULL_AT=where)
     assert done.returncode == 1
-    assert done.stderr == "timeloom: the disk is full; free space and run again; it resumes\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("timeloom: the disk is full; free space and run again; it resumes")
     assert site.state() == before
 
 
@@ -290,9 +291,9 @@ def test_bad_input_is_one_line_under_prefect_too(site: Site, tmp_path: Path) -> 
     done = timeloom(*arguments, PREFECT_HOME=str(tmp_path / "prefect"))
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.splitlines() == [
-        "timeloom: table labs: lacks the column result_time; mend the export, or the source's YAML"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("timeloom: table labs: lacks the column result_time; mend the export, or the source's YAML")
+    assert "(log: " in line
     assert site.state() == before
 
 

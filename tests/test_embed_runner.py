@@ -81,15 +81,34 @@ def test_one_corrupt_item_leaves_the_others_stored(tmp_path: Path, encoder: Enco
     items = series(tmp_path / "ct", 5)
     victim = items[2].root / items[2].paths[3]
     victim.write_bytes(victim.read_bytes()[:-900])
-    (items[4].root / items[4].paths[0]).unlink()
     results = embed(items, encoder, tmp_path / "s.lmdb")
-    assert [result.verdict for result in results] == ["ok", "ok", "failed_unreadable", "ok", "failed_unreadable"]
+    assert [result.verdict for result in results] == ["ok", "ok", "failed_unreadable", "ok", "ok"]
     assert (results[2].units_encoded, results[2].units_failed, results[2].dim) == (0, 5, None)
-    kept = [items[index].item_key for index in (0, 1, 3)]
+    kept = [items[index].item_key for index in (0, 1, 3, 4)]
     assert EmbeddingStore.open(tmp_path / "s.lmdb").keys() == sorted(kept)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("decoder"), MemoryError(), KeyError("x"), StopIteration()])
+def test_a_file_that_went_since_it_was_indexed_is_no_verdict(tmp_path: Path, encoder: Encoder) -> None:
+    """A disk that is away would otherwise leave `failed_unreadable` for ever."""
+    items = series(tmp_path / "ct", 2)
+    (items[1].root / items[1].paths[0]).unlink()
+    with pytest.raises(TimeloomError, match="cannot be opened now"):
+        embed(items, encoder, tmp_path / "s.lmdb")
+
+
+def test_a_lack_of_memory_is_no_verdict(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = series(tmp_path / "ct", 1)
+
+    def reader(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
+        yield UnitBatch(np.zeros((1, 8, 8), np.float32))
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "READERS", {"ct": reader})
+    with pytest.raises(MemoryError):
+        embed(items, encoder, tmp_path / "s.lmdb")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("decoder"), KeyError("x"), StopIteration()])
 def test_whatever_a_reader_raises_is_that_items_verdict(
     tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
