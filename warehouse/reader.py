@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from warehouse.batches import Batch
     from warehouse.dataset import ShardDataset
 
-REMEDY = "run `timeloom verify`, then restore the file or rebuild the release"
+REMEDY = "run `timeloom verify`, delete the damaged file and run again"
 
 
 @dataclass(frozen=True)
