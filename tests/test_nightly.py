@@ -454,6 +454,28 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
     assert site.manifest.release_id == published.manifest.release_id
 
 
+def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    site.append("labs", lab(1, "P000001"))
+    known = {run["id"] for run in server.ask("flow_runs")}
+    script = (
+        "import sys\n"
+        "from flows import nightly\n"
+        "def refuse(*_, **__):\n"
+        "    raise ConnectionError('the server is away')\n"
+        "nightly.update_progress_artifact = nightly.create_table_artifact = refuse\n"
+        "if __name__ == '__main__':\n"
+        "    nightly.nightly(config=sys.argv[1], root=sys.argv[2], workers=1)\n"
+    )
+    command = [sys.executable, "-c", script, str(site.config), str(site.root)]
+    subprocess.run(command, capture_output=True, check=True, env=server.environment)
+    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
+    seen = server.finished(run["id"])
+    assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
+    assert [one["run_count"] for one in seen["task_runs"]] == [1] * 9, "no step may be repeated"
+    assert site.manifest.release_id != published.manifest.release_id
+
+
 def test_a_schedule_fires(published: Site, tmp_path: Path, server: Server) -> None:
     assert tuple(map(int, version("sqlalchemy").split(".")[:2])) < (2, 1), "with 2.1 cron schedules never fire"
     site = published.copy(tmp_path, hospital=True)

@@ -151,7 +151,8 @@ def read_frame(path: Path) -> pl.DataFrame:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
-            f"cannot read {path.parent.name}/{path.name}", remedy="run `timeloom verify`, delete the damaged file and run again"
+            f"cannot read {path.parent.name}/{path.name}",
+            remedy="run `timeloom verify`, delete the damaged file and run again",
         ) from error
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)

@@ -185,6 +185,12 @@ def _packs(table: pa.Table, matrices: dict[str, npt.NDArray[Any]]) -> Packs:
     )
 
 
+def _corrupt(path: Path) -> TimeloomError:
+    return TimeloomError(
+        f"shard {path.name} is corrupt", remedy="run `timeloom verify`, delete the damaged file and run again"
+    )
+
+
 def read_shard(path: Path) -> tuple[ShardHeader, Packs]:
     """Reads a whole shard into memory, page checksums verified.
 
@@ -195,7 +201,7 @@ def read_shard(path: Path) -> tuple[ShardHeader, Packs]:
     try:
         table = pq.read_table(path, memory_map=True, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise TimeloomError(f"shard {path.name} is corrupt", remedy="run `timeloom verify` and rebuild it") from error
+        raise _corrupt(path) from error
     dtypes = _fixed_dtypes(header)
     return header, _packs(table, {name: _matrix(table, name, dtype, header.context) for name, dtype in dtypes.items()})
 
@@ -211,7 +217,7 @@ def read_pack_ids(path: Path) -> list[npt.NDArray[np.int64]]:
             groups = range(file.num_row_groups)
             return [file.read_row_group(group, ["pack_id"]).column("pack_id").to_numpy() for group in groups]
     except (OSError, pa.ArrowException) as error:
-        raise TimeloomError(f"shard {path.name} is corrupt", remedy="run `timeloom verify` and rebuild it") from error
+        raise _corrupt(path) from error
 
 
 _PAGE_HEADER_BYTES = 256
@@ -250,5 +256,5 @@ def map_shard(path: Path) -> tuple[ShardHeader, list[Packs]]:
                 }
                 blocks.append(_packs(file.read_row_group(group, small), matrices))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise TimeloomError(f"shard {path.name} is corrupt", remedy="run `timeloom verify` and rebuild it") from error
+        raise _corrupt(path) from error
     return header, blocks
