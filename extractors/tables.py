@@ -83,7 +83,9 @@ class RawFile:
         """
         missing = sorted(columns - set(self.columns))
         if missing:
-            raise self._refuse(f"lacks the column {missing[0]}", "mend the export, or the source's YAML")
+            alone = len(self.columns) == 1
+            remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
+            raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
     def _malformed_row(self, row: "pacsv.InvalidRow") -> str:
         self.malformed += 1

@@ -52,14 +52,34 @@ Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjec
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 
 DEMO = Path("timeloom-demo")
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 _debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        say(f"timeloom {version('timeloom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
     """Entry point: one clear line instead of a traceback, and the exit codes of the documentation."""
     try:
         check_ownership()
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except TimeloomError as error:
         if _debug:
             raise
@@ -105,7 +125,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
         what = "published" if outcome.published else "nothing changed, nothing published; current is"
         say(f"{what} release {outcome.release}")
         if outcome.quarantined:
-            say(f"{outcome.quarantined} images or rows are quarantined; the report says why")
+            say(f"{outcome.quarantined} images or raw rows (duplicates apart) are quarantined; the report says why")
         say(f"report: {outcome.report}")
     raise typer.Exit(outcome.exit_code)
 
@@ -113,6 +133,9 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
 def _in_prefect(settings: "RunSettings", progress: "Progress") -> "Outcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.server import ensure_server
+
+    ensure_server()
     from flows.nightly import nightly, watch
 
     watch.set(progress)

@@ -22,7 +22,7 @@ from pipelines.config import RunConfig
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, write_json
+from warehouse.files import link_or_copy, sha256_file, write_json
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
@@ -72,6 +72,7 @@ class _State:
     stores: dict[str, EncoderEntry] = field(default_factory=dict)
     limit: str | None = None
     manifest: Manifest | None = None
+    unchanged: bool = False  # equal to the current release, and that one is whole
     published: bool = False
 
 
@@ -124,7 +125,8 @@ class Run:
 
     def _check_root(self) -> None:
         """Holds the run against what was fixed when the root was made."""
-        new = not self.layout.settings.exists()
+        published = self.layout.releases.is_dir() and any(self.layout.releases.iterdir())
+        new = not (published and self.layout.settings.exists())
         key = load_key(self.config.deid, self.layout.private, create=new)
         settings = {
             "buckets": self.config.buckets,
@@ -299,6 +301,10 @@ class Run:
             lasting = path.startswith("splits/") or path.endswith("/vocabulary.parquet")
             inherited = self.context.inherited(Path(path))
             if lasting and path not in known and inherited is not None:
+                if not inherited.path.is_file() or sha256_file(inherited.path) != file.sha256:
+                    raise TimeloomError(
+                        f"{path} of the current release is damaged", remedy="point `current` at an older release"
+                    )
                 link_or_copy(inherited.path, self._tree.path / path)
                 self._state.tasks[f"carried/{path}"] = TaskEntry(fingerprint=file.sha256, files={path: file})
 
@@ -314,19 +320,14 @@ class Run:
             self._state.tasks,
             self._state.stores,
         )
-        if self.unchanged:
+        same = self.previous is not None and same_release(self.previous, self._state.manifest)
+        self._state.unchanged = same and not self.context.damaged
+        if self._state.unchanged:
             return
         _remove_strangers(self._tree.path, set(self._state.manifest.files))
         from flows.gate import judge_release
 
         judge_release(self._tree, self._state.manifest, self.config, self.summaries)
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether the release would equal the current one, and that one is whole."""
-        manifest = self._state.manifest
-        same = bool(self.previous and manifest and same_release(self.previous, manifest))
-        return same and not self.context.damaged
 
     def _publish(self) -> None:
         manifest = self._state.manifest
@@ -334,7 +335,7 @@ class Run:
             raise TimeloomError("nothing was judged", remedy="run the step validate first")
         if self._state.published:
             pass  # a scheduler asks again: what is left is to tidy up
-        elif self.unchanged:
+        elif self._state.unchanged:
             self.log.line("nothing changed, nothing published")
         else:
             manifest = with_report(manifest, self._tree)
@@ -358,10 +359,10 @@ class Run:
         manifest = self._state.manifest
         if manifest is None:
             raise TimeloomError("the run has not ended", remedy="carry out every step")
-        release = self.previous.release_id if self.unchanged and self.previous else manifest.release_id
+        release = self.previous.release_id if self._state.unchanged and self.previous else manifest.release_id
         return Outcome(
             release=release,
-            published=not self.unchanged,
+            published=not self._state.unchanged,
             quarantined=quarantined(manifest, self._state.reports[meds.STAGE.name]),
             report=ReleaseLayout(self.layout.releases / release).report,
             steps=self.summaries,

@@ -9,14 +9,16 @@ import errno
 import importlib
 import json
 import os
+import signal
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -167,6 +169,19 @@ class Engine(Protocol):
         """Executes every task, in any order, calling `done` as far as it can with each finished key."""
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Workers that are started here do not hear Ctrl-C: it is the run's to stop, and they end with it."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _end_with_parent() -> None:
     """Ends this worker when the run is killed: a pool's workers would wait for tasks for ever, and keep writing."""
 
@@ -211,7 +226,8 @@ class LocalEngine:
                 done(execute(task))
             return
         try:
-            futures = [self._executor().submit(execute, task) for task in tasks]
+            with _deaf_to_interrupts():
+                futures = [self._executor().submit(execute, task) for task in tasks]
             for future in as_completed(futures):
                 done(future.result())
         except BrokenProcessPool as error:
@@ -301,7 +317,6 @@ class RunContext:
     Attributes:
         staging: `work/<run>`; `release/` below it becomes the release.
         previous: manifest and directory of the current release, or None.
-        damaged: a file of the current release turned out to be missing or cut short, so a whole one must replace it.
     """
 
     engine: Engine
@@ -309,7 +324,19 @@ class RunContext:
     previous: Manifest | None
     previous_path: Path | None
     progress: Progress | None = None
-    damaged: bool = False
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a file of the current release is not what it was, so that a whole release must replace it."""
+        return self._damage.exists()
+
+    def note_damage(self) -> None:
+        """Remembers it in the run's folder: a run that takes over must know too."""
+        self._damage.touch()
+
+    @property
+    def _damage(self) -> Path:
+        return self.staging / "damaged"
 
     def inherited(self, relative: Path) -> Inherited | None:
         """A file of the release before, if there is one."""
@@ -352,7 +379,10 @@ def _finished(task: Task, context: RunContext) -> TaskEntry | None:
 
 
 def _linked(task: Task, context: RunContext) -> TaskEntry | None:
-    """The previous release's outputs of this very task, hard-linked into the staging tree."""
+    """The previous release's outputs of this very task, hard-linked into the staging tree.
+
+    They are read once more before they are published once more: a flipped bit must not pass from release to release.
+    """
     if context.previous is None or context.previous_path is None:
         return None
     entry = context.previous.tasks.get(f"{task.stage}/{task.key}")
@@ -360,8 +390,8 @@ def _linked(task: Task, context: RunContext) -> TaskEntry | None:
         return None
     for relative, file in entry.files.items():
         source = context.previous_path / relative
-        if not source.is_file() or source.stat().st_size != file.bytes:
-            context.damaged = True
+        if not source.is_file() or source.stat().st_size != file.bytes or sha256_file(source) != file.sha256:
+            context.note_damage()
             return None
         link_or_copy(source, Path(task.base) / relative)
     if not _intact(task):

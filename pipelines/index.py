@@ -38,7 +38,7 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
     for modality, images in sorted(config.images.items()):
         if not images.path.is_dir():
             raise TimeloomError(
-                f"the folder of {modality} images does not exist", remedy=f"mend images.{modality}.path"
+                f"the folder of {modality} images does not exist: {images.path}", remedy=f"mend images.{modality}.path"
             )
         crosswalk = images.crosswalk
         if crosswalk is not None and not crosswalk.file.is_file():

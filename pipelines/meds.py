@@ -43,7 +43,9 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
     for number, one in enumerate(config.sources):
         source = load_source(one.source, base)
         if not one.path.is_dir():
-            raise TimeloomError(f"the folder of source {source.name} does not exist", remedy="mend sources.path")
+            raise TimeloomError(
+                f"the folder of source {source.name} does not exist: {one.path}", remedy="mend sources.path"
+            )
         for table, files in _tables(source, one.path, deid).items():
             joined = [join.table for join in source.tables[table].joins] if table in source.tables else []
             inputs = [fingerprints.of(path) for name in joined for path in table_files(one.path, name)]

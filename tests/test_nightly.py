@@ -26,7 +26,7 @@ import yaml
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.simulate import simulate
 from flows.run import Outcome, Run
-from flows.serve import start_server
+from flows.server import start_server
 from flows.settings import RunSettings, open_run
 from warehouse.embeddings import close_stores, content_hash
 from warehouse.errors import TimeloomError

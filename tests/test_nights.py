@@ -292,3 +292,52 @@ def test_publishing_twice_in_one_run_is_harmless(site: Site) -> None:
         assert run.outcome().published
     assert not list(site.layout.work.iterdir())
     opens(site.layout)
+
+
+def test_a_flipped_bit_is_not_published_again(site: Site) -> None:
+    site.night()
+    release = current_release(site.layout)
+    assert release is not None
+    path = release.events(2)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    outcome = site.night()
+    assert outcome is not None
+    assert outcome.published
+    opens(site.layout)
+
+
+def test_healing_that_was_killed_is_finished(site: Site) -> None:
+    site.night()
+    release = current_release(site.layout)
+    assert release is not None
+    release.events(1).unlink()
+    assert site.night(until="pack") is None
+    outcome = site.night()
+    assert outcome is not None
+    assert outcome.published
+    opens(site.layout)
+
+
+def test_a_first_run_that_failed_binds_nothing(site: Site) -> None:
+    tables = site.config["sources"][0]["path"]
+    site.config["sources"][0]["path"] = "nowhere"
+    site.config["deid"] = {"mode": "expert"}
+    with pytest.raises(TimeloomError, match=r"does not exist: .*nowhere"):
+        site.night()
+    site.config["sources"][0]["path"] = tables
+    site.config["deid"] = {"mode": "synthetic", "dates": "keep"}
+    assert site.night() is not None
+
+
+def test_a_damaged_ledger_of_another_scheme_is_not_carried_on(site: Site) -> None:
+    site.night()
+    site.config["split"] = {"scheme": "other"}
+    site.night()
+    release = current_release(site.layout)
+    assert release is not None
+    path = release.split_ledger("mehrt")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TimeloomError, match=r"splits/mehrt.parquet of the current release is damaged"):
+        site.night()

@@ -240,13 +240,14 @@ def _headings(prefix: str, heading: str) -> list[Column]:
     return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
-def shard_table(profile: ReleaseProfile, cohort: Table) -> Table:
+def shard_table(profile: ReleaseProfile, cohort: Table, cells: Cells) -> Table:
     """Shards by profile and split; what would give a hidden number of patients away is hidden too."""
     known = {row["split"]: row["subjects"] for row in cohort.rows}
     names = ("packs", "tokens_timeline", "tokens_shards", "token_difference", "fill", "max_segments", "image_places")
     rows: list[Row] = []
     for line in profile.shards.iter_rows(named=True):
         shown = {name: follow(known.get(line["split"]), line[name]) for name in names}
+        shown["image_places"] = follow(shown["image_places"], cells.count(line["image_places"]))
         rows.append({"profile": line["profile"], "split": line["split"]} | shown)
     columns = [
         Column("profile", "Profile", "text"),
@@ -315,6 +316,6 @@ def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) ->
         cohort_table(profile, sets, IMAGING, cells),
         sets,
         histogram_table(profile, cells),
-        shard_table(profile, first),
+        shard_table(profile, first, cells),
     ]
     return {table.name: table for table in tables}

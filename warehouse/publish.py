@@ -38,8 +38,14 @@ def exclusive(layout: Layout) -> Iterator[None]:
     Raises:
         TimeloomError: another run holds it.
     """
-    layout.root.mkdir(parents=True, exist_ok=True)
-    with layout.lock.open("a") as file:
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        lock = layout.lock.open("a")
+    except OSError as error:
+        raise TimeloomError(
+            f"the root {layout.root} cannot be made or written", remedy="give --root a folder on a writable, local disk"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
