@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from flows.settings import RunSettings
     from pipelines.engine import Progress
 
-EXIT_CODES = """Exit codes: 0 published, or nothing had changed; 1 nothing published, the cause in one line;
-2 published, with quarantined images or rows."""
+EXIT_CODES = (
+    "Exit codes: 0 the current release is whole, new or unchanged; 2 it has quarantined images or rows; "
+    "1 nothing was published, and one line says why."
+)
 
 app = typer.Typer(
     name="timeloom",
     help="Turns a hospital's raw exports into training-ready multimodal patient timelines, and proves that they are "
     "right.\n\nStart with `timeloom demo`; then write a configuration for your own tables (docs/configuration.md) and "
     "`timeloom run` it every night.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
