@@ -46,6 +46,7 @@ class EngineName(StrEnum):
 Root = Annotated[
     Path | None, typer.Option("--root", help="The warehouse: releases, vectors, segments.", show_default=False)
 ]
+Warehouse = Annotated[Path, typer.Option(help="The warehouse.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; this machine's cores if not given.", min=1)]
@@ -208,7 +209,7 @@ def run(
 
 @app.command()
 def status(
-    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    root: Warehouse = DEMO / "warehouse",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -225,7 +226,7 @@ def status(
 
 @app.command()
 def verify(
-    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    root: Warehouse = DEMO / "warehouse",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -245,7 +246,7 @@ def verify(
 
 @app.command()
 def report(
-    root: Annotated[Path, typer.Option(help="The warehouse.")] = DEMO / "warehouse",
+    root: Warehouse = DEMO / "warehouse",
     debug: Debug = False,
 ) -> None:
     """Print the path of the current release's quality report, one page that any browser shows offline."""

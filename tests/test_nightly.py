@@ -429,24 +429,27 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     assert set(seen["flow_runs"][0]["parameters"]) == {"config", "root", "engine", "runner", "workers", "limit"}
 
 
-def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Path, server: Server) -> None:
-    site = published.copy(tmp_path, hospital=True)
+def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dict[str, Any]]]:
+    """One night with news in a process of its own, in which `patch` is executed first; what the server saw of it."""
     site.append("labs", lab(1, "P000001"))
     known = {run["id"] for run in server.ask("flow_runs")}
     script = (
         "import sys\n"
         "from flows import gate, nightly\n"
-        "def judge(*_):\n"
-        "    int('Erika Mustermann')\n"
-        "gate.judge_release = judge\n"
-        "nightly.RETRIES = 0\n"
+        f"{patch}\n"
         "if __name__ == '__main__':\n"
         "    nightly.nightly(config=sys.argv[1], root=sys.argv[2], workers=1)\n"
     )
     command = [sys.executable, "-c", script, str(site.config), str(site.root)]
     subprocess.run(command, capture_output=True, check=False, env=server.environment)
     (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
-    seen = server.finished(run["id"])
+    return server.finished(run["id"])
+
+
+def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    patch = "def judge(*_):\n    int('Erika Mustermann')\ngate.judge_release = judge\nnightly.RETRIES = 0"
+    seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "FAILED"
     assert {one["name"]: one["state_type"] for one in seen["task_runs"]}["validate"] == "FAILED"
     assert "ValueError" in json.dumps(seen)
@@ -456,21 +459,11 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
 
 def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path: Path, server: Server) -> None:
     site = published.copy(tmp_path, hospital=True)
-    site.append("labs", lab(1, "P000001"))
-    known = {run["id"] for run in server.ask("flow_runs")}
-    script = (
-        "import sys\n"
-        "from flows import nightly\n"
-        "def refuse(*_, **__):\n"
-        "    raise ConnectionError('the server is away')\n"
-        "nightly.update_progress_artifact = nightly.create_table_artifact = refuse\n"
-        "if __name__ == '__main__':\n"
-        "    nightly.nightly(config=sys.argv[1], root=sys.argv[2], workers=1)\n"
+    patch = (
+        "def refuse(*_, **__):\n    raise ConnectionError('the server is away')\n"
+        "nightly.update_progress_artifact = nightly.create_table_artifact = refuse"
     )
-    command = [sys.executable, "-c", script, str(site.config), str(site.root)]
-    subprocess.run(command, capture_output=True, check=True, env=server.environment)
-    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
-    seen = server.finished(run["id"])
+    seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
     assert [one["run_count"] for one in seen["task_runs"]] == [1] * 9, "no step may be repeated"
     assert site.manifest.release_id != published.manifest.release_id

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from validation.reading import collect, existing, gather, scan, unreadable
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import TIMELINES, VOCABULARY
+from warehouse.schemas import VOCABULARY
 from warehouse.shards import ShardHeader, read_header
 from warehouse.vocabulary import vocabulary_hash
 
@@ -59,12 +59,6 @@ def timeline_tokens(tree: ReleaseLayout, profile: str, buckets: int) -> pl.DataF
         collect(scan(path).group_by("subject_id").agg(pl.len().cast(pl.Int64).alias("tokens")), path) for path in paths
     ]
     return pl.concat([empty, *counts]).group_by("subject_id").sum()
-
-
-def timeline_items(tree: ReleaseLayout, profile: str, buckets: int) -> pl.Series:
-    """The item keys that the timelines name."""
-    frame = gather((tree.timeline(profile, bucket) for bucket in range(buckets)), TIMELINES, ["item_key"])
-    return frame["item_key"].drop_nulls().unique()
 
 
 def _list(table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:

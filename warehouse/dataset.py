@@ -2,8 +2,9 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,16 @@ class ShardDataset(IterableDataset[Batch]):
         self._paths = release.present([release.files.shard(profile, split, group) for group in range(entry.groups)])
         if not self._paths:
             raise TimeloomError(f"profile {profile} has no shards of split {split}", remedy="choose another split")
-        self._vocabulary = release.vocabulary(profile)
+        vocabulary = release.vocabulary(profile)
+        if vocabulary_hash(vocabulary) != entry.vocabulary_hash:
+            raise TimeloomError(
+                f"{release.relative(self._paths[0])} was written with another vocabulary than the manifest names",
+                remedy=REMEDY,
+            )
+        # One hash for each prefix that shards name, not one for each shard.
+        prefix = cache(partial(vocabulary_hash, vocabulary))
         for path in self._paths:
-            self._check_header(path)
+            self._check_header(path, prefix)
         # A block is a row group of a shard; a pack is known by its block and its row there.
         ids = [(shard, group) for shard, path in enumerate(self._paths) for group in read_pack_ids(path)]
         sizes = [len(group) for _, group in ids]
@@ -157,11 +165,10 @@ class ShardDataset(IterableDataset[Batch]):
         gathered = batches.gather(chosen, self.context)
         return batches.collate(gathered, self.loss, self._vectors(gathered))
 
-    def _check_header(self, path: Path) -> None:
+    def _check_header(self, path: Path, prefix: Callable[[int], str]) -> None:
         name, header = self.release.relative(path), read_header(path)
         entry = self.release.manifest.profiles[self.profile]
-        known = vocabulary_hash(self._vocabulary, header.vocabulary_size)
-        if known != header.vocabulary_hash or vocabulary_hash(self._vocabulary) != entry.vocabulary_hash:
+        if prefix(header.vocabulary_size) != header.vocabulary_hash:
             raise TimeloomError(f"{name} was written with another vocabulary than the manifest names", remedy=REMEDY)
         if (header.profile, header.split, header.context) != (self.profile, self.split, entry.context):
             raise TimeloomError(f"{name} is of another profile, split or context than its place says", remedy=REMEDY)
