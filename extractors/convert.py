@@ -1,21 +1,53 @@
 """A block of raw rows becomes events; every row is accounted for."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow.compute as pc
 
 from extractors.deid import Deidentifier
-from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, sql
-from extractors.times import Times, parse_times
+from extractors.raw import Block
+from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
+from extractors.times import PRECISIONS, Times, parse_times
+from extractors.values import FLAGS, parse_values
+from warehouse.hashing import splitmix64
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
+# How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
+# code's results usually take; `awaited` is what the last one is until that is known.
+AVAILABILITY = ("recorded", "time", "estimated", "awaited")
+RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
+# Lags between time and availability are counted in steps of five minutes, up to two weeks.
+LAG_STEP_US = 5 * 60_000_000
+LAG_STEPS = 14 * 24 * 12
 
 _FILTERS = {
     "icd": lambda column: column.str.strip_chars().str.replace_all(r"[.\s]", "").str.to_uppercase(),
     "upper": lambda column: column.str.strip_chars().str.to_uppercase(),
     "strip": lambda column: column.str.strip_chars(),
+}
+
+# What a block becomes. `code` and `unit` count in the converter's own lists, `precision` in PRECISIONS, `availability`
+# in AVAILABILITY, `flag` in FLAGS, `rule` in the table's rules.
+CONVERTED: dict[str, pl.DataType] = {
+    "subject_id": pl.Int64(),
+    "time": pl.Datetime("us"),
+    "code": pl.UInt32(),
+    "numeric_value": pl.Float32(),
+    "text_value": pl.String(),
+    "available_time": pl.Datetime("us"),
+    "precision": pl.UInt8(),
+    "unit": pl.UInt32(),
+    "visit_id": pl.Int64(),
+    "rule": pl.UInt16(),
+    "availability": pl.UInt8(),
+    "flag": pl.UInt8(),
+    "row_hash": pl.UInt64(),
 }
 
 
@@ -28,7 +60,7 @@ class Account:
         quarantined: rows that made nothing, by reason.
         partial: rows that made events although a column of theirs failed, by reason.
         emitted: events made.
-        times: per column, values that stood there and values that no format fits.
+        times: per column, values that stood there, values that no format fits, and how many each format read.
     """
 
     raw: int = 0
@@ -38,12 +70,30 @@ class Account:
     emitted: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     partial: Counter[str] = field(default_factory=Counter)
-    times: dict[str, list[int]] = field(default_factory=dict)
+    times: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def saw_times(self, rule: TimeRule, times: Times) -> None:
-        seen = self.times.setdefault("|".join(rule.column), [0, 0])
-        seen[0] += times.present
-        seen[1] += int(times.unreadable.sum())
+        seen = self.times.setdefault("|".join(rule.column), {"present": 0, "unreadable": 0})
+        seen["present"] += times.present
+        seen["unreadable"] += int(times.unreadable.sum())
+        for time_format, number in times.formats.items():
+            seen[time_format] = seen.get(time_format, 0) + number
+
+
+class Interner:
+    """Numbers of texts, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self._numbers)
+
+    def of(self, texts: pl.Series) -> pl.Series:
+        """(n,) uint32 of distinct texts (n,), null where null."""
+        numbers = [None if one is None else self._numbers.setdefault(one, len(self._numbers)) for one in texts]
+        return pl.Series(numbers, dtype=pl.UInt32)
 
 
 def code_expression(template: str) -> pl.Expr:
@@ -67,83 +117,93 @@ def code_expression(template: str) -> pl.Expr:
 class Converter:
     """Turns blocks of one table into events, keeping the account.
 
+    `prepare` reads what hangs on the row as it stands; then the table's joins may attach columns, in any order of rows;
+    `convert` makes events.
+
     Args:
-        lookups: the right side of each of the table's joins, in their order.
-        first_row: number of the first row; rows of a table have numbers of their own over all its files.
         label: what events call the table; its name where None.
+
+    Attributes:
+        codes, units: the texts that the columns `code` and `unit` count in.
+        quarantine: by reason, record numbers of the rows that made nothing.
+        lags: by code and steps of LAG_STEP_US, how often a fact became available that much later.
+        subjects: distinct ids, with a check that tells two raw ids apart which share one.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        table: str,
-        deid: Deidentifier,
-        lookups: list[pl.DataFrame],
-        first_row: int = 0,
-        label: str | None = None,
-    ) -> None:
-        self.source = source
-        self.table = table
+    def __init__(self, source: Source, table: str, deid: Deidentifier, label: str | None = None) -> None:
+        self.source, self.table, self.deid = source, table, deid
         self.label = label or table
         self.rule: TableRule = source.tables[table]
-        self.deid = deid
-        self.lookups = lookups
         self.account = Account()
-        self._next_row = first_row
+        self.codes, self.units = Interner(), Interner()
+        self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
+        self.lags: Counter[tuple[int, int]] = Counter()
+        self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
+        self._needed = raw_columns(self.rule, source.subject)
 
-    def convert(self, block: pl.DataFrame) -> pl.DataFrame:
-        """Events of a block, columns of warehouse.schemas.EVENTS and `row`, `row_hash`, in no particular order.
+    def prepare(self, block: Block) -> pl.DataFrame:
+        """The columns that the rules read, the record's number `_row`, and `_row_hash` over every column of it."""
+        frame = block.frame
+        rows = np.arange(len(frame))
+        # In one order of columns, so that an export whose columns moved has the same rows.
+        hashed = frame.select(sorted(frame.columns)).hash_rows(seed=0)
+        return frame.select(name for name in frame.columns if name in self._needed).with_columns(
+            hashed.alias("_row_hash"), pl.Series("_row", block.numbers(rows), dtype=pl.Int64)
+        )
 
-        The account is brought up to date. `row_hash` is over the raw row as it stands, for finding equal rows.
+    def convert(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Events of prepared rows, columns CONVERTED and the record's number `row`, in no particular order.
+
+        The account is brought up to date.
         """
-        rows = len(block)
+        rows = len(frame)
         self.account.raw += rows
         if self.rule.role == "reference":
             self.account.reference += rows
-            return pl.DataFrame()
-        frame = self._prepare(block)
+            return pl.DataFrame(schema={**CONVERTED, "row": pl.Int64()})
+        frame = self._derive(frame)
         good_subject = frame["_subject"].is_not_null()
-        state = {name: pl.Series([False]).new_from_index(0, rows) for name in ("timed", "static", *REASONS, "applies")}
+        never = pl.Series([False]).new_from_index(0, rows)
+        state = dict.fromkeys(("timed", "static", *REASONS), never)
         state["bad_subject_id"] = ~good_subject
         parsed: dict[str, Times] = {}
-        made = [self._make(frame, rule, good_subject, state, parsed) for rule in self.rule.events]
-        self._settle(state)
+        made = [
+            self._make(frame, number, rule, good_subject, state, parsed) for number, rule in enumerate(self.rule.events)
+        ]
+        self._settle(state, frame["_row"])
         events = pl.concat(made)
         self.account.emitted += len(events)
         return events
 
-    def _prepare(self, block: pl.DataFrame) -> pl.DataFrame:
+    def _derive(self, frame: pl.DataFrame) -> pl.DataFrame:
         rule = self.rule
-        raw_columns = block.columns
-        frame = block.with_columns(
-            pl.struct(raw_columns).hash(seed=0).alias("_row_hash"),
-            pl.int_range(self._next_row, self._next_row + len(block), dtype=pl.Int64).alias("_row"),
-        )
-        self._next_row += len(block)
-        for join, lookup in zip(rule.joins, self.lookups, strict=True):
-            # A looked-up column replaces the row's own of that name, as a derived one does.
-            shadowed = [name for name in join.columns if name in frame.columns]
-            frame = frame.drop(shadowed).join(lookup, on=join.key, how="left", maintain_order="left")
+        looked_up = [name for join in rule.joins for name in join.columns]
+        if looked_up:
+            # A bucket is aligned again where a looked-up column changed, though the row did not.
+            attached = frame.select(looked_up).hash_rows(seed=0).to_numpy()
+            frame = frame.with_columns(pl.Series("_row_hash", frame["_row_hash"].to_numpy() ^ splitmix64(attached)))
         for name, expression in rule.derive.items():
             frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
-        subjects = frame[rule.subject or self.source.subject].str.strip_chars().replace("", None)
-        visits = frame[rule.visit].str.strip_chars().replace("", None) if rule.visit else None
+        raw = frame[rule.subject or self.source.subject]
+        visits = frame[rule.visit] if rule.visit else None
+        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(raw)]).unique()
         return frame.with_columns(
-            self.deid.subject_ids(subjects).alias("_subject"),
-            self.deid.offsets(subjects).alias("_offset"),
+            self.deid.subject_ids(raw).alias("_subject"),
+            self.deid.offsets(raw).alias("_offset"),
             (self.deid.visit_ids(visits) if visits is not None else pl.lit(None, pl.Int64)).alias("_visit"),
         )
 
     def _times(self, frame: pl.DataFrame, rule: TimeRule, parsed: dict[str, Times]) -> Times:
-        key = rule.model_dump_json()
+        key = rule.model_dump_json(exclude={"otherwise"})
         if key not in parsed:
-            parsed[key] = parse_times(frame, rule)
+            parsed[key] = parse_times(frame, rule, self.source.time_zone)
             self.account.saw_times(rule, parsed[key])
         return parsed[key]
 
     def _make(
         self,
         frame: pl.DataFrame,
+        number: int,
         rule: EventRule,
         good_subject: pl.Series,
         state: dict[str, pl.Series],
@@ -153,8 +213,7 @@ class Converter:
         applies = good_subject
         if rule.where:
             applies = applies & _column(frame, sql(rule.where)).fill_null(False)
-        state["applies"] |= applies
-        code = _column(frame, code_expression(rule.code))
+        code = self._codes(frame, rule.code)
         emit = applies & code.is_not_null()
         state["missing_code"] |= applies & code.is_null()
         if rule.time is not None:
@@ -166,33 +225,105 @@ class Converter:
             state["timed"] |= emit
         else:
             time = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, rows)
-            precision = pl.Series([None], dtype=pl.String).new_from_index(0, rows)
+            precision = pl.Series([None], dtype=pl.Enum(PRECISIONS)).new_from_index(0, rows)
             state["static"] |= emit
-        available = time
-        if rule.available is not None:
-            known = self._times(frame, rule.available, parsed)
-            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
-            self.account.partial["unknown_available_time"] += int(
-                (emit & known.time.is_null() & ~known.unreadable).sum()
-            )
-            available = known.time
-        return frame.select(
-            pl.col("_subject").alias("subject_id"),
-            (pl.lit(time) + pl.col("_offset")).alias("time"),
-            pl.lit(code).alias("code"),
-            *_values(rule),
-            (pl.max_horizontal(pl.lit(time), pl.lit(available)) + pl.col("_offset")).alias("available_time"),
-            pl.lit(precision).alias("time_precision"),
-            pl.lit(rule.kind).alias("kind"),
-            (pl.col(rule.unit).str.strip_chars() if rule.unit else pl.lit(None, pl.String)).alias("unit"),
-            pl.lit(self.label).alias("source"),
-            pl.col("_visit").alias("visit_id"),
-            pl.lit(None, pl.String).alias("item_key"),
-            pl.col("_row").alias("row"),
-            pl.col("_row_hash").alias("row_hash"),
-        ).filter(emit)
+        available, availability = self._available(frame, rule, time, precision, code, emit, parsed)
+        number_, flag, text, unit = self._values(frame, rule)
+        offset = frame["_offset"] if self.deid.config.dates == "shift" else None
+        made = pl.DataFrame(
+            {
+                "subject_id": frame["_subject"],
+                "time": time if offset is None else time + offset,
+                "code": code,
+                "numeric_value": number_,
+                "text_value": text,
+                "available_time": available if offset is None else available + offset,
+                "precision": precision.to_physical().cast(pl.UInt8),
+                "unit": unit,
+                "visit_id": frame["_visit"],
+                "rule": pl.Series([number], dtype=pl.UInt16).new_from_index(0, rows),
+                "availability": availability,
+                "flag": flag,
+                "row_hash": frame["_row_hash"],
+                "row": frame["_row"],
+            }
+        )
+        return made if emit.all() else made.filter(emit)
 
-    def _settle(self, state: dict[str, pl.Series]) -> None:
+    def _codes(self, frame: pl.DataFrame, template: str) -> pl.Series:
+        return _by_distinct_rows(
+            frame, template_columns(template), lambda rows: self.codes.of(_column(rows, code_expression(template)))
+        )
+
+    def _available(
+        self,
+        frame: pl.DataFrame,
+        rule: EventRule,
+        time: pl.Series,
+        precision: pl.Series,
+        code: pl.Series,
+        emit: pl.Series,
+        parsed: dict[str, Times],
+    ) -> tuple[pl.Series, pl.Series]:
+        """When each fact could first be read, never before its time, and how that is known."""
+        rows = len(frame)
+        if rule.available is None:
+            return time, pl.Series([AT_TIME], dtype=pl.UInt8).new_from_index(0, rows)
+        known = self._times(frame, rule.available, parsed)
+        recorded = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
+        missing = known.time.is_null()
+        available = known.time.zip_with((known.time >= time).fill_null(False), time)
+        if not missing.any():
+            availability = recorded
+        else:
+            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
+            self.account.partial["unknown_available_time"] += int((emit & missing & ~known.unreadable).sum())
+            otherwise = AWAITED if rule.available.otherwise == "lag" and rule.time is not None else AT_TIME
+            availability = recorded.set(missing, otherwise)
+        if rule.available.otherwise == "lag":
+            self._count_lags(code, (available - time).dt.total_microseconds(), emit & ~missing, precision)
+        return available, availability
+
+    def _count_lags(self, code: pl.Series, lag: pl.Series, counted: pl.Series, precision: pl.Series) -> None:
+        # Against the end of a day that is all that is known, a lag says nothing.
+        counted = counted & precision.is_in(["us", "s", "min"])
+        steps = np.minimum(-(-lag.filter(counted).to_numpy() // LAG_STEP_US), LAG_STEPS).astype(np.int64)
+        keys, number = np.unique(code.filter(counted).to_numpy() * (LAG_STEPS + 1) + steps, return_counts=True)
+        for key, times in zip(keys.tolist(), number.tolist(), strict=True):
+            self.lags[divmod(key, LAG_STEPS + 1)] += times
+
+    def _values(self, frame: pl.DataFrame, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
+        """Number, flag, text and unit of each row."""
+        rows = len(frame)
+        number = pl.Series([None], dtype=pl.Float32).new_from_index(0, rows)
+        flag = pl.Series([None], dtype=pl.UInt8).new_from_index(0, rows)
+        text = pl.Series([None], dtype=pl.String).new_from_index(0, rows)
+        own_unit: pl.Series | None = None
+        if rule.value:
+            parsed = parse_values(frame[rule.value])
+            number = parsed["number"]
+            if parsed["text"].null_count() < rows:
+                text = parsed["text"]
+                flag = parsed["flag"].replace_strict(FLAGS, range(len(FLAGS)), default=None, return_dtype=pl.UInt8)
+                own_unit = parsed["unit"]
+        if rule.text:
+            told = frame[rule.text].str.strip_chars().replace("", None)
+            text = told if text.null_count() == rows else pl.select(_both(text, told)).to_series()
+        return number, flag, text, self._unit(frame, rule, own_unit)
+
+    def _unit(self, frame: pl.DataFrame, rule: EventRule, own: pl.Series | None) -> pl.Series:
+        if own is not None and own.null_count() < len(own):
+            stated = frame[rule.unit].str.strip_chars().replace("", None) if rule.unit else pl.lit(None, pl.String)
+            frame = frame.select(pl.coalesce(pl.lit(stated) if rule.unit else stated, pl.lit(own)).alias("_unit"))
+            column = "_unit"
+        elif rule.unit:
+            column = rule.unit
+        else:
+            return pl.Series([None], dtype=pl.UInt32).new_from_index(0, len(frame))
+        spelt = pl.col(column).str.strip_chars().replace("", None).replace(self.source.units)
+        return _by_distinct_rows(frame, [column], lambda rows: self.units.of(_column(rows, spelt)))
+
+    def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
         timed, static = state["timed"], state["static"] & ~state["timed"]
         nothing = ~(timed | static)
         self.account.events += int(timed.sum())
@@ -200,22 +331,45 @@ class Converter:
         self.account.partial["unparsable_time"] += int((~nothing & state["unparsable_time"]).sum())
         state["no_rule_applies"] = nothing
         for reason in REASONS:
+            if not nothing.any():
+                break
             hit = nothing & state[reason]
             self.account.quarantined[reason] += int(hit.sum())
+            if hit.any():
+                self.quarantine[reason].append(rows.filter(hit).to_numpy())
             nothing = nothing & ~hit
+
+
+def _both(value: pl.Series, text: pl.Series) -> pl.Expr:
+    """A value that is more than a number, and what is said beside it."""
+    one, other = pl.lit(value), pl.lit(text)
+    together = pl.concat_str(one, pl.lit("; "), other)
+    return pl.when(one.is_not_null() & other.is_not_null() & (one != other)).then(together).otherwise(
+        pl.coalesce(one, other)
+    )  # fmt: skip
 
 
 def _column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:
     return frame.with_columns(expression.alias("_column"))["_column"]
 
 
-def _values(rule: EventRule) -> list[pl.Expr]:
-    nothing = pl.lit(None, pl.String)
-    raw = pl.col(rule.value).str.strip_chars().replace("", None) if rule.value else nothing
-    parsed = raw.cast(pl.Float64, strict=False)
-    number = pl.when(parsed.is_finite()).then(parsed).cast(pl.Float32)
-    # -0 sorts as equal to 0 and is not the same bytes.
-    number = pl.when(number == 0).then(pl.lit(0.0, pl.Float32)).when(number.is_finite()).then(number)
-    leftover = pl.when(number.is_null()).then(raw)
-    text = pl.coalesce(pl.col(rule.text).str.strip_chars().replace("", None), leftover) if rule.text else leftover
-    return [number.alias("numeric_value"), text.cast(pl.String).alias("text_value")]
+def _by_distinct_rows(
+    frame: pl.DataFrame, columns: list[str], function: Callable[[pl.DataFrame], pl.Series]
+) -> pl.Series:
+    """What `function` makes of each row (n,), worked out once for each distinct combination of some columns."""
+    columns = list(dict.fromkeys(columns))
+    if not columns:
+        return function(pl.DataFrame({"_nothing": [None]})).new_from_index(0, len(frame))
+    if frame.is_empty():
+        return function(frame.select(columns))
+    encoded = [pc.dictionary_encode(frame[name].to_arrow(), null_encoding="encode") for name in columns]
+    if len(columns) == 1:
+        distinct = pl.DataFrame({columns[0]: pl.from_arrow(encoded[0].dictionary)})
+        places = encoded[0].indices.to_numpy()
+    else:
+        number = np.zeros(len(frame), np.int64)
+        for one in encoded:
+            number = number * len(one.dictionary) + one.indices.to_numpy()
+        _, first, places = np.unique(number, return_index=True, return_inverse=True)
+        distinct = frame.select(columns)[first]
+    return function(distinct).gather(pl.Series(places.astype(np.uint32)))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
@@ -98,26 +99,44 @@ class Deidentifier:
         return 7 * (weeks if weeks < 0 else weeks + 1)
 
     def _by_distinct_value(self, raw: pl.Series, function: Callable[[str], int]) -> pl.Series:
-        distinct = raw.drop_nulls().unique()
+        # Exports stand in the order of their subjects: a run is mapped once.
+        runs = raw.rle()
+        values, lengths = runs.struct.field("value"), runs.struct.field("len")
+        distinct = values.drop_nulls().unique()
         mapped = pl.Series([function(value) for value in distinct.to_list()], dtype=pl.Int64)
-        return raw.replace_strict(distinct, mapped, default=None, return_dtype=pl.Int64)
+        of_runs = values.replace_strict(distinct, mapped, default=None, return_dtype=pl.Int64)
+        places = np.repeat(np.arange(len(runs), dtype=np.uint32), lengths.to_numpy())
+        return of_runs.gather(pl.Series(places)).alias(raw.name)
 
     def subject_ids(self, raw: pl.Series) -> pl.Series:
-        """int64 ids of raw text ids; null where an id is missing, or no integer under `keep`.
-
-        Raises:
-            TimeloomError: two raw ids collide.
-        """
-        raw = _stripped(raw)
+        """int64 ids of raw text ids; null where an id is missing, or no integer under `keep`."""
         if self.config.subject_ids == "keep":
-            return raw.cast(pl.Int64, strict=False)
-        ids = self._by_distinct_value(raw, lambda value: self._identifier("subject", value))
-        if ids.n_unique() != raw.n_unique():
-            raise TimeloomError("two subject ids share one hash", remedy="start another root with another key")
-        return ids
+            ids = raw.cast(pl.Int64, strict=False)
+            return ids if ids.null_count() == raw.null_count() else _stripped(raw).cast(pl.Int64, strict=False)
+        return self._by_distinct_value(_stripped(raw), lambda value: self._identifier("subject", value))
+
+    def subject_checks(self, raw: pl.Series) -> pl.DataFrame:
+        """Distinct `subject_id` and a second hash of the raw id, `check`: two raw ids that share the first do not share
+        both. Under `keep` ids cannot collide, and the check is 0."""
+        if self.config.subject_ids == "keep":
+            ids = self.subject_ids(raw).drop_nulls().unique()
+            return pl.DataFrame({"subject_id": ids, "check": pl.zeros(len(ids), dtype=pl.Int64, eager=True)})
+        distinct = _stripped(raw).drop_nulls().unique()
+        digests = [self._digest("subject", value) for value in distinct.to_list()]
+        return pl.DataFrame(
+            {
+                "subject_id": [int.from_bytes(digest[:8], "big") >> 1 for digest in digests],
+                "check": [int.from_bytes(digest[8:16], "big") >> 1 for digest in digests],
+            },
+            schema={"subject_id": pl.Int64, "check": pl.Int64},
+        )
 
     def visit_ids(self, raw: pl.Series) -> pl.Series:
         """int64 ids of raw visit ids, null where missing; under `keep`, what is no integer is hashed."""
+        if self.config.subject_ids == "keep":
+            kept = raw.cast(pl.Int64, strict=False)
+            if kept.null_count() == raw.null_count():
+                return kept
         raw = _stripped(raw)
         if self.config.subject_ids == "keep":
             # Value by value, so that what a visit becomes does not depend on the others in its block.
@@ -131,10 +150,10 @@ class Deidentifier:
 
     def offsets(self, raw_subjects: pl.Series) -> pl.Series:
         """The shift of each subject's dates as durations: whole weeks, never 0, at most two years either way."""
-        raw_subjects = _stripped(raw_subjects)
         if self.config.dates == "keep":
             days = pl.Series(raw_subjects.name, [0], dtype=pl.Int64).new_from_index(0, len(raw_subjects))
         else:
+            raw_subjects = _stripped(raw_subjects)
             # Under `keep`, "007" and "7" are one subject, and so have one offset.
             kept = self.config.subject_ids == "keep"
             subjects = raw_subjects.cast(pl.Int64, strict=False).cast(pl.String) if kept else raw_subjects

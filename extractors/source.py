@@ -4,14 +4,24 @@ A column is written by its name, a code as a template such as `ICD10CM/{icd_code
 as SQL over the row's text columns. docs/sources.md explains every key with an example.
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import polars as pl
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK
@@ -19,6 +29,7 @@ from warehouse.order import KIND_RANK
 SOURCES = Path(__file__).parent / "sources"
 PLACEHOLDER = re.compile(r"\{(?P<column>\w+)(?::(?P<filter>\w+))?(?:\|(?P<default>[^}]*))?\}")
 FILTERS = ("icd", "upper", "strip")
+CROSSWALK = "crosswalk/"
 DEFAULT_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
     "%Y-%m-%d",
@@ -32,11 +43,21 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Columns = Annotated[list[str], BeforeValidator(_listed)]
+Columns = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+
+
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Puts what the docstrings say of a model's attributes into its JSON schema, for editors."""
+    schema["description"] = inspect.cleandoc(model.__doc__ or "").partition("\n\nAttributes:\n")[0]
+    for one in reversed(model.__mro__):
+        _, _, listed = inspect.cleandoc(one.__doc__ or "").partition("\n\nAttributes:\n")
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, flags=re.M):
+            if name in schema["properties"]:
+                schema["properties"][name]["description"] = re.sub(r"\s+", " ", text)
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe)
 
 
 class TimeRule(_Model):
@@ -66,7 +87,21 @@ def _time_rule(value: Any) -> Any:
     return {"column": value} if isinstance(value, (str, list)) else value
 
 
-Time = Annotated[TimeRule, BeforeValidator(_time_rule)]
+class AvailableRule(TimeRule):
+    """Where the moment stands at which a fact could first be read.
+
+    Attributes:
+        otherwise: what holds where no such moment stands: the fact's own `time`; or `lag`, its time and the 95th
+            percentile of what that code's other rows took, which is marked as an estimate.
+    """
+
+    otherwise: Literal["time", "lag"] = "time"
+
+
+Time = Annotated[TimeRule, BeforeValidator(_time_rule, json_schema_input_type=str | list[str] | TimeRule)]
+Available = Annotated[
+    AvailableRule, BeforeValidator(_time_rule, json_schema_input_type=str | list[str] | AvailableRule)
+]
 
 
 class EventRule(_Model):
@@ -76,28 +111,27 @@ class EventRule(_Model):
         code: template; a null column without a default (`{column|DEFAULT}`) makes no event.
         time: null for a static fact.
         available: when the fact could first be read; `time` where absent, and never before `time`.
-        value: parsed as a number where it is one, else kept as text.
+        value: parsed as a number where it is one, or holds one (`<5`, `5.0 mg/L`), else kept as text.
+        text: kept as text, after a value that is none or not only a number.
+        unit: the column with the value's unit.
+        kind: what kind of fact it is, which orders facts of one time.
         where: SQL condition; rows that do not meet it make no such event.
     """
 
     code: str
     time: Time | None = None
-    available: Time | None = None
+    available: Available | None = None
     value: str | None = None
     text: str | None = None
     unit: str | None = None
-    kind: str = "clinical"
+    kind: Annotated[str, Field(json_schema_extra={"enum": [*KIND_RANK]})] = "clinical"
     where: str | None = None
 
     @model_validator(mode="after")
     def _checked(self) -> "EventRule":
         if self.kind not in KIND_RANK:
             raise ValueError(f"kind {self.kind} is none of {', '.join(KIND_RANK)}")
-        for match in PLACEHOLDER.finditer(self.code):
-            if match["filter"] and match["filter"] not in FILTERS:
-                raise ValueError(f"filter {match['filter']} is none of {', '.join(FILTERS)}")
-        if self.code.count("{") != len(PLACEHOLDER.findall(self.code)):
-            raise ValueError(f"the template {self.code} has a placeholder that is not {{column:filter|default}}")
+        check_template(self.code)
         return self
 
 
@@ -105,14 +139,22 @@ class JoinRule(_Model):
     """Columns looked up in another table.
 
     Attributes:
-        table: name of a table of this source.
-        key: key columns, the same in both tables.
+        table: name of a table of this source, or `crosswalk/<name>`.
+        key: key columns, the same in both tables, or own column: the other table's.
         columns: column to look up; `min(column)` or `max(column)` where the other table has several rows a key.
+        optional: the looked-up columns are null where the other table is absent.
     """
 
     table: str
-    key: Columns
+    key: dict[str, str]
     columns: dict[str, str]
+    optional: bool = False
+
+    @field_validator("key", mode="before", json_schema_input_type=str | list[str] | dict[str, str])
+    @classmethod
+    def _same_names(cls, value: Any) -> Any:
+        names = _listed(value)
+        return {name: name for name in names} if isinstance(names, list) else names
 
 
 class TableRule(_Model):
@@ -120,14 +162,21 @@ class TableRule(_Model):
 
     Attributes:
         role: `events`; `reference` for dictionaries, which are counted and looked up; rows of both are accounted for.
+        subject: the column that holds the subject's id, where it is not the source's.
         visit: the column that holds the visit's id.
-        derive: new text columns as SQL over the row.
+        joins: columns looked up in other tables, in order, before `derive`; a later one may use an earlier one's.
+        optional_columns: columns that some versions of the export lack; null there.
+        derive: new text columns as SQL over the row; a later one may use an earlier one.
+        events: what events a row makes; one that makes none is quarantined, with the reason.
+        optional: the table may be absent.
+        why: for the reader; nothing hangs on it.
     """
 
     role: Literal["events", "reference"] = "events"
     subject: str | None = None
     visit: str | None = None
     joins: list[JoinRule] = Field(default_factory=list)
+    optional_columns: list[str] = Field(default_factory=list)
     derive: dict[str, str] = Field(default_factory=dict)
     events: list[EventRule] = Field(default_factory=list)
     optional: bool = False
@@ -140,51 +189,141 @@ class TableRule(_Model):
         return self
 
 
+class CodeRule(_Model):
+    """What codes mean: rows of a dictionary become descriptions and parents in metadata/codes.parquet.
+
+    Attributes:
+        code: templates; each row describes the code that each of them makes.
+        table: a table of this source, or `crosswalk/<name>`.
+        where: SQL condition; rows that do not meet it describe nothing.
+        description: a template.
+        parents: templates of the codes that this one is a kind of, or translates to; several rows add up.
+    """
+
+    code: Columns
+    table: str
+    where: str | None = None
+    description: str | None = None
+    parents: Columns = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _checked(self) -> "CodeRule":
+        for template in (*self.code, *self.parents, self.description or ""):
+            check_template(template)
+        return self
+
+    def columns(self) -> set[str]:
+        """The dictionary's columns that the rule reads."""
+        templates = (*self.code, *self.parents, self.description or "")
+        named = {match["column"] for template in templates for match in PLACEHOLDER.finditer(template)}
+        return named | (set(sql(self.where).meta.root_names()) if self.where else set())
+
+
+class CrosswalkRule(_Model):
+    """A table that the site supplies beside the export, named in the run's configuration; absent without it.
+
+    Attributes:
+        columns: the columns that it must have.
+        why: for the reader; nothing hangs on it.
+    """
+
+    columns: list[str]
+    why: str | None = None
+
+
 class Source(_Model):
     """A whole source.
 
     Attributes:
+        name: what releases and reports call the source.
+        description: for the reader; nothing hangs on it.
         subject: the column that holds the subject's id, unless a table says otherwise.
+        null_values: texts that mean "nothing", besides an empty field.
+        time_zone: IANA name of the site's wall clock, to which times with an offset are converted; UTC where None.
+        case_insensitive: names of tables and columns are compared in lower case.
+        units: how a unit is spelt in the release, by its spelling in the export.
         tables: by path below the source's folder, without its ending.
+        crosswalks: by name, joined and described as `crosswalk/<name>`.
+        codes: what dictionaries say of codes.
     """
 
     name: str
     description: str = ""
     subject: str
     null_values: list[str] = [""]
+    time_zone: str | None = None
+    case_insensitive: bool = False
+    units: dict[str, str] = Field(default_factory=dict)
     tables: dict[str, TableRule]
+    crosswalks: dict[str, CrosswalkRule] = Field(default_factory=dict)
+    codes: list[CodeRule] = Field(default_factory=list)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str | None) -> str | None:
+        if name is not None and name not in available_timezones():
+            raise ValueError(f"there is no time zone {name}")
+        return name
 
     def needed_columns(self, table: str) -> set[str]:
-        """Raw columns that a table must have for its own rules and for the joins of others."""
-        rule = self.tables[table]
+        """Raw columns that a table must have for its own rules, for the joins of others and for descriptions."""
         needed: set[str] = set()
-        for own in rule.joins:
-            needed.update(own.key)
-        if rule.role == "events":
-            derived = set(rule.derive) | {name for join in rule.joins for name in join.columns}
-            needed |= {name for name in rule_columns(rule, self.subject) if name not in derived}
+        rule = self.tables.get(table)
+        if rule is None:
+            needed |= set(self.crosswalks[table.removeprefix(CROSSWALK)].columns)
+        elif rule.role == "events":
+            needed |= raw_columns(rule, self.subject)
         for other in self.tables.values():
             for join in other.joins:
                 if join.table == table:
-                    needed.update(join.key)
-                    needed.update(aggregate(spec)[1] for spec in join.columns.values())
-        return needed
+                    needed |= {*join.key.values(), *(aggregate(spec)[1] for spec in join.columns.values())}
+        for codes in self.codes:
+            needed |= codes.columns() if codes.table == table else set()
+        return needed - set(rule.optional_columns if rule else ())
 
 
-def rule_columns(rule: TableRule, subject: str) -> Iterator[str]:
-    """Every column that a table's rules name, raw or derived."""
+def raw_columns(rule: TableRule, subject: str) -> set[str]:
+    """The columns that a table's rules read of the row as it stands: neither looked up nor derived."""
+    made: set[str] = set()
+    raw: set[str] = set()
+    for join in rule.joins:
+        raw |= set(join.key) - made
+        made |= set(join.columns)
+    for name, expression in rule.derive.items():
+        raw |= set(sql(expression).meta.root_names()) - made
+        made.add(name)
+    return raw | (set(_event_columns(rule, subject)) - made)
+
+
+def _event_columns(rule: TableRule, subject: str) -> Iterator[str]:
     yield rule.subject or subject
     if rule.visit:
         yield rule.visit
-    for condition in rule.derive.values():
-        yield from sql(condition).meta.root_names()
     for event in rule.events:
-        yield from (match["column"] for match in PLACEHOLDER.finditer(event.code))
+        yield from template_columns(event.code)
         for time in (event.time, event.available):
             yield from time.column if time else ()
         yield from (name for name in (event.value, event.text, event.unit) if name)
         if event.where:
             yield from sql(event.where).meta.root_names()
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns of a template's placeholders, in order."""
+    return [match["column"] for match in PLACEHOLDER.finditer(template)]
+
+
+def check_template(template: str) -> None:
+    """Refuses a placeholder that is not one.
+
+    Raises:
+        ValueError: says which.
+    """
+    for match in PLACEHOLDER.finditer(template):
+        if match["filter"] and match["filter"] not in FILTERS:
+            raise ValueError(f"filter {match['filter']} is none of {', '.join(FILTERS)}")
+    if template.count("{") != len(PLACEHOLDER.findall(template)):
+        raise ValueError(f"the template {template} has a placeholder that is not {{column:filter|default}}")
 
 
 def sql(text: str) -> pl.Expr:
@@ -224,9 +363,13 @@ def load_source(name_or_path: str, base: Path | None = None) -> Source:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise TimeloomError(f"the source {path.name}, {where}: {first['msg']}", remedy="see docs/sources.md") from error
+    known_tables = {*source.tables, *(f"{CROSSWALK}{name}" for name in source.crosswalks)}
     for table, rule in source.tables.items():
-        list(rule_columns(rule, source.subject))
+        raw_columns(rule, source.subject)
         for join in rule.joins:
-            if join.table not in source.tables:
+            if join.table not in known_tables:
                 raise TimeloomError(f"{table} joins the unknown table {join.table}", remedy=f"mend {path.name}")
+    for codes in source.codes:
+        if codes.table not in known_tables:
+            raise TimeloomError(f"codes names the unknown table {codes.table}", remedy=f"mend {path.name}")
     return source

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
-from pipelines import align, embed, index, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig
 from pipelines.engine import StageReport
 from warehouse.files import sha256_file, sha256_json, write_json
@@ -23,7 +23,7 @@ from warehouse.manifest import (
 from warehouse.publish import new_release_id
 
 STAGES = (
-    meds.STAGE, index.STAGE, embed.STAGE, align.STAGE, metadata.STAGE, split.STAGE, vocabulary.COUNT, vocabulary.FIT,
+    meds.STAGE, index.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE, vocabulary.COUNT, vocabulary.FIT,
     tokenize.STAGE, pack.STAGE,
 )  # fmt: skip
 # What a reader is told of a release besides its files: where one of these changes, so does the release.

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from extractors.deid import Deidentifier, load_key
 from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
-from pipelines import align, embed, index, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
@@ -28,6 +28,9 @@ from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
 from warehouse.publish import complete_publication, current_release, exclusive, publish
 from warehouse.schemas import read_frame
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # What a root is made with and keeps: a change would move subjects, give them other ids, or mix a trial with the whole.
 FIXED = {
@@ -214,16 +217,17 @@ class Run:
         return report
 
     def _extract(self) -> None:
-        fingerprints = Fingerprints(self.layout.private)
+        self._fingerprints = fingerprints = Fingerprints(self.layout.private)
         extracted = self._run(
             meds.STAGE, meds.plan(self.config, self.base, self.layout, fingerprints), in_release=False
         )
         meds.check_times(extracted, self.config.limits.unparsable_times)
+        subjects = meds.subjects_of(extracted, self.layout.segments)
         self._run(index.STAGE, index.plan(self.config, self.layout, fingerprints), in_release=False)
         fingerprints.save()
         self._state.stores = embed.encoders(self.config)
         if self.limit_subjects is not None:
-            self._state.limit = _limit(self.layout, extracted, self.limit_subjects)
+            self._state.limit = _limit(subjects["subject_id"], self.limit_subjects)
 
     def _embed(self) -> None:
         indexed = self._state.reports[index.STAGE.name]
@@ -231,12 +235,14 @@ class Run:
 
     def _align(self) -> None:
         reports = self._state.reports
+        self._run(lags.STAGE, lags.plan(self.context, self.layout, reports[meds.STAGE.name]))
         tasks = align.plan(
             self.context,
             self.layout,
             self.config.buckets,
             reports[meds.STAGE.name],
             reports[embed.STAGE.name],
+            read_frame(self._tree.lags),
             self._state.limit,
         )
         aligned = self._run(align.STAGE, tasks)
@@ -244,7 +250,15 @@ class Run:
             raise TimeloomError("no events came out of the sources", remedy="look at the ledger and the source's YAML")
         self._run(
             metadata.STAGE,
-            metadata.plan(self.context, self.config.name, reports[meds.STAGE.name], aligned),
+            metadata.plan(
+                self.context,
+                self.config.name,
+                self.layout,
+                meds.exports(self.config, self.base),
+                self._fingerprints,
+                reports[meds.STAGE.name],
+                aligned,
+            ),
         )
 
     def _split(self) -> None:
@@ -351,7 +365,11 @@ class Run:
         reports = [self._state.reports[stage.name] for stage in (meds.STAGE, index.STAGE)]
         kept = {Path(name).stem for report in reports for name in report.hashes()}
         for path in (*self.layout.segments.glob("*"), *(self.layout.private / "items").glob("*")):
-            if path.stem not in kept:
+            if path.stem in kept:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     def outcome(self) -> Outcome:
@@ -369,14 +387,10 @@ class Run:
         )
 
 
-def _limit(layout: Layout, extracted: StageReport, subjects: int) -> str:
+def _limit(subjects: "pl.Series", number: int) -> str:
     """The hash of the last of that many subjects, in the order of their hashes."""
-    import polars as pl
-
-    paths = [layout.segments / name for name in extracted.hashes()]
-    ids = pl.concat([pl.scan_parquet(path).select("subject_id") for path in paths]).unique().collect()
-    hashes = sorted(splitmix64(ids["subject_id"].to_numpy()).tolist())
-    return f"{hashes[min(subjects, len(hashes)) - 1]:016x}" if hashes else "0"
+    hashes = sorted(splitmix64(subjects.to_numpy()).tolist())
+    return f"{hashes[min(number, len(hashes)) - 1]:016x}" if hashes else "0"
 
 
 def _remove_strangers(tree: Path, known: set[str]) -> None:

@@ -53,10 +53,15 @@ class _Model(BaseModel):
 
 
 class SourceConfig(_Model):
-    """A source's mapping, by name or YAML file, and the folder with its tables."""
+    """A source's mapping, by name or YAML file, and the folder with its tables, or the DuckDB file.
+
+    Attributes:
+        crosswalks: files that the site supplies, by the names that the source gives them.
+    """
 
     source: str
     path: LocatedPath
+    crosswalks: dict[str, LocatedPath] = Field(default_factory=dict)
 
 
 class CrosswalkConfig(_Model):

@@ -71,6 +71,7 @@ class Task:
         fingerprint: changes with the stage's version, its settings and the content of its inputs.
         intact: `module:name` of a function (params, base) -> bool: whether what the task left outside its files, such
             as vectors in a store, is still there. An earlier outcome is reused only then.
+        weight: how much work it is, against the others of its stage: the heaviest start first.
     """
 
     stage: str
@@ -81,6 +82,7 @@ class Task:
     params: dict[str, Any]
     fingerprint: str
     intact: str | None = None
+    weight: int = 0
 
 
 def make_task(
@@ -92,6 +94,7 @@ def make_task(
     inputs: Any,
     params: dict[str, Any],
     intact: str | None = None,
+    weight: int = 0,
 ) -> Task:
     """A task whose outputs belong to the release.
 
@@ -109,6 +112,7 @@ def make_task(
         params=params,
         fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
         intact=intact,
+        weight=weight,
     )
 
 
@@ -221,6 +225,7 @@ class LocalEngine:
 
     def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
         """Executes tasks; a process that dies ends the stage with one line."""
+        tasks = sorted(tasks, key=lambda task: -task.weight)
         if self.workers == 1 or len(tasks) == 1:
             for task in tasks:
                 done(execute(task))

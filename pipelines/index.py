@@ -150,7 +150,7 @@ def _read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
         )
     return frame.with_columns(
         time.time.alias("time"),
-        time.precision.alias("time_precision"),
+        time.precision.cast(pl.String).alias("time_precision"),
         available.time.alias("available_time"),
         pl.col("mpp").cast(pl.Float64, strict=False),
         pl.col("match", "subject_id").str.strip_chars().replace("", None),

@@ -1,7 +1,7 @@
-"""meds: raw file → segment, its events already de-identified, grouped by bucket and indexed.
+"""meds: raw file → segment, its events already de-identified, in pieces of one bucket each.
 
-A segment is one Parquet file whose row groups hold one bucket each; the record beside it says which, and what became
-of every raw row. It is reused as long as the raw file, the tables it is joined with and the rules stand.
+The record beside a segment says where its pieces are, and what became of every raw row. It is reused as long as the raw
+file, the tables it is joined with and the rules stand.
 """
 
 from collections import defaultdict
@@ -10,26 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from extractors.convert import Account, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.joins import attach_all
+from extractors.raw import RawTable
 from extractors.source import Source, load_source
-from extractors.tables import ENDINGS, RawFile, load_lookup, table_files
+from extractors.tables import Export
 from pipelines.config import RunConfig
 from pipelines.engine import Result, Stage, StageReport, Task
 from pipelines.fingerprints import Fingerprints
+from pipelines.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
-from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
-from warehouse.schemas import EVENTS, conform
 
-STAGE = Stage("meds", 1, "pipelines.meds:run")
-SEGMENT = pa.schema([*EVENTS, pa.field("row", pa.int64()), pa.field("row_hash", pa.uint64())])
+STAGE = Stage("meds", 2, "pipelines.meds:run")
+SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
+LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
+QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
+
+
+def exports(config: RunConfig, base: Path) -> list[Export]:
+    """The exports that a configuration names.
+
+    Raises:
+        TimeloomError: no such source, or a crosswalk that it does not know.
+    """
+    return [Export(one.path, load_source(one.source, base), dict(one.crosswalks)) for one in config.sources]
 
 
 def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprints) -> list[Task]:
@@ -40,23 +49,23 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
     """
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
-    for number, one in enumerate(config.sources):
-        source = load_source(one.source, base)
-        if not one.path.is_dir():
-            raise TimeloomError(
-                f"the folder of source {source.name} does not exist: {one.path}", remedy="mend sources.path"
-            )
-        for table, files in _tables(source, one.path, deid).items():
-            joined = [join.table for join in source.tables[table].joins] if table in source.tables else []
-            inputs = [fingerprints.of(path) for name in joined for path in table_files(one.path, name)]
-            rule = source.tables[table].model_dump(mode="json") if table in source.tables else None
+    for number, export in enumerate(exports(config, base)):
+        source = export.source
+        found = export.mapped()
+        # An unmapped file is called by a hash: its name is nobody's choice here, and may be a patient's.
+        unmapped = {f"unmapped-{deid.item_key(name)[:8]}": (name, [path]) for name, path in export.unmapped().items()}
+        for table, (name, files) in {**{table: (table, files) for table, files in found.items()}, **unmapped}.items():
+            rule = source.tables.get(name)
+            joined = [path for join in rule.joins for path in export.files(join.table)] if rule else []
             label = table if len(config.sources) == 1 else f"{source.name}/{table}"
+            rules = sha256_json(
+                [STAGE.name, STAGE.version, pl.__version__, rule.model_dump(mode="json") if rule else None]
+                + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description"})]
+                + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, label]
+            )
+            inputs = [fingerprints.of(path) for path in joined]
             for part, path in enumerate(files):
-                fingerprint = sha256_json(
-                    [STAGE.name, STAGE.version, pl.__version__, rule, source.subject, source.null_values]
-                    + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
-                    + [fingerprints.of(path), inputs, label, number, part]
-                )
+                fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
                 tasks.append(
                     Task(
                         stage=STAGE.name,
@@ -66,149 +75,117 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
                         record=str(layout.segments / f"{fingerprint[:24]}.json"),
                         params={
                             "source": source.model_dump(mode="json"),
-                            "table": table,
+                            "export": str(export.path),
+                            "crosswalks": {name: str(file) for name, file in export.crosswalks.items()},
+                            "table": name,
                             "label": label,
-                            "folder": str(one.path),
                             "path": str(path),
-                            "first_row": (number << 52) + (part << 40),
                             "deid": config.deid.model_dump(mode="json"),
                             "private": str(layout.private),
                             "buckets": config.buckets,
-                            "segment": f"{fingerprint[:24]}.parquet",
+                            "segment": f"{fingerprint[:24]}.segment",
+                            "rules": rules,
                         },
                         fingerprint=fingerprint,
+                        weight=path.stat().st_size,
                     )
                 )
     return tasks
 
 
-def _tables(source: Source, folder: Path, deid: Deidentifier) -> dict[str, list[Path]]:
-    """Files by table: every mapped one, and every one that lies there and no rule mentions.
-
-    An unmapped file is called by a hash: its name is nobody's choice here, and may be a patient's.
-    """
-    found: dict[str, list[Path]] = {}
-    for table, rule in source.tables.items():
-        files = table_files(folder, table)
-        if not files and not rule.optional:
-            raise TimeloomError(
-                f"source {source.name} lacks the table {table}", remedy="export it, or mark it `optional: true`"
-            )
-        if files:
-            found[table] = files
-    known = {path for files in found.values() for path in files}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name.endswith(ENDINGS) and path not in known:
-            found[f"unmapped-{deid.item_key(str(path.relative_to(folder)))[:8]}"] = [path]
-    return found
-
-
-class _SegmentWriter:
-    """Row groups of one bucket each, and their index."""
-
-    def __init__(self, path: Path, buckets: int) -> None:
-        self.buckets = buckets
-        self.writer = pq.ParquetWriter(path, SEGMENT, compression="zstd", write_page_checksum=True)
-        self.groups: dict[int, list[int]] = defaultdict(list)
-        self.rows: dict[int, int] = defaultdict(int)
-        self.hashes: dict[int, npt.NDArray[np.uint64]] = defaultdict(lambda: np.zeros(2, np.uint64))
-        self.written = 0
-
-    def write(self, events: pl.DataFrame) -> None:
-        if events.is_empty():
-            return
-        bucket = bucket_of(events["subject_id"].to_numpy(), self.buckets)
-        order = np.argsort(bucket, kind="stable")
-        sorted_events = events[order]
-        # With the raw row's hash: whether two rows are duplicates may hang on a column that no rule reads.
-        content = sorted_events.select(*EVENTS.names, "row_hash")
-        hashes = np.stack([content.hash_rows(seed=seed).to_numpy() for seed in (1, 2)])
-        table = conform(sorted_events, SEGMENT, "a segment")
-        numbers, starts = np.unique(bucket[order], return_index=True)
-        for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], len(events)], strict=True):
-            self.writer.write_table(table.slice(start, end - start))
-            self.groups[number].append(self.written)
-            self.rows[number] += int(end - start)
-            # A sum, so that the order of the rows in the raw file does not matter.
-            self.hashes[number] += hashes[:, start:end].sum(axis=1, dtype=np.uint64)
-            self.written += 1
-
-    def index(self) -> dict[str, Any]:
-        return {
-            str(number): {
-                "groups": self.groups[number],
-                "rows": self.rows[number],
-                "hash": "".join(f"{int(half):016x}" for half in self.hashes[number]),
-            }
-            for number in sorted(self.groups)
-        }
-
-
 def run(params: dict[str, Any], base: Path) -> Result:
     """Converts one raw file."""
-    source, table, folder = Source.model_validate(params["source"]), params["table"], Path(params["folder"])
+    source = Source.model_validate(params["source"])
+    export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
-    raw = RawFile(Path(params["path"]), params["label"], source.null_values)
-    target = base / params["segment"]
-    with atomic_write(target) as temporary:
-        segment = _SegmentWriter(temporary, params["buckets"])
-        with segment.writer:
-            if table in source.tables:
-                account = _convert(source, table, folder, raw, deid, params["first_row"], segment)
-            else:
-                account = Account(raw=sum(len(block) for block in raw.blocks()))
-                account.quarantined["unmapped_table"] = account.raw
-    account.raw += raw.malformed
-    account.quarantined["malformed_row"] = raw.malformed
-    counts = {"table": params["label"], "source": source.name, "segment": params["segment"], "buckets": segment.index()}
+    table, segment = params["table"], params["segment"]
+    raw = export.open(Path(params["path"]), table, params["label"])
+    with atomic_write(base / segment) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
+        if table in source.tables:
+            raw.require(source.needed_columns(table))
+            converter = Converter(source, table, deid, params["label"])
+            prepared = (converter.prepare(block) for block in raw.blocks(_columns_of(converter, raw)))
+            for frame in attach_all(prepared, export, converter.rule.joins, base):
+                writer.write(converter.convert(frame))
+            account, index, blobs = converter.account, *_close(writer, converter, raw)
+        else:
+            account, index, blobs = Account(raw=sum(len(block.frame) for block in raw.blocks(raw.columns[:1]))), {}, {}
+            account.quarantined["unmapped_table"] = account.raw
+        rows = writer.rows
+    account.raw += len(raw.malformed)
+    account.quarantined["malformed_row"] = len(raw.malformed)
+    counts = {"table": params["label"], "source": source.name, "segment": segment, "rules": params["rules"]}
+    kinds = [rule.kind for rule in source.tables[table].events] if table in source.tables else []
+    counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}
     counts |= asdict(account) | {
         "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},
         "partial": {reason: rows for reason, rows in account.partial.items() if rows},
     }
-    return Result({params["segment"]: sum(segment.rows.values())}, counts)
+    return Result({segment: rows}, counts)
 
 
-def _convert(
-    source: Source,
-    table: str,
-    folder: Path,
-    raw: RawFile,
-    deid: Deidentifier,
-    first_row: int,
-    segment: _SegmentWriter,
-) -> Account:
-    raw.require(source.needed_columns(table))
-    rule = source.tables[table]
-    lookups = [load_lookup(folder, source, join.table, join.key, join.columns) for join in rule.joins]
-    converter = Converter(source, table, deid, lookups, first_row, raw.table)
-    for block in raw.blocks():
-        segment.write(converter.convert(block))
-    return converter.account
+def _columns_of(converter: Converter, raw: RawTable) -> list[str] | None:
+    """A reference's rows are only counted."""
+    return raw.columns[:1] if converter.rule.role == "reference" else None
+
+
+def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The segment's index, and what stands behind its pieces."""
+    codes = converter.codes.texts
+    index = writer.index(codes)
+    quarantine = [
+        pl.DataFrame({"row": np.concatenate(rows)}).with_columns(pl.lit(reason).alias("reason"))
+        for reason, rows in [*converter.quarantine.items(), ("malformed_row", [np.array(raw.malformed, np.int64)])]
+        if rows
+    ]
+    lags = [[code, step, rows] for (code, step), rows in sorted(converter.lags.items())]
+    blobs = {
+        "codes": texts_batch(codes),
+        "units": texts_batch(converter.units.texts),
+        "subjects": frame_batch(pl.concat([SUBJECTS, converter.subjects])),
+        "lags": frame_batch(pl.DataFrame(lags, schema=LAGS.schema, orient="row")),
+        "quarantine": frame_batch(pl.concat([QUARANTINE, *quarantine])),
+    }
+    return index, {name: writer.blob(batch) for name, batch in blobs.items()}
 
 
 def check_times(report: StageReport, limit: float) -> None:
     """Stops the run where too many times of a column cannot be read.
 
     Raises:
-        TimeloomError: names table and column, and how many.
+        TimeloomError: names tables and columns, and how many.
     """
     seen: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for entry in report.entries.values():
-        for column, (present, unreadable) in entry.counts["times"].items():
+        for column, times in entry.counts["times"].items():
             total = seen[entry.counts["table"], column]
-            total[0] += present
-            total[1] += unreadable
-    for (table, column), (present, unreadable) in seen.items():
-        if unreadable > limit * present:
-            raise TimeloomError(
-                f"table {table}: {unreadable} of {present} times in {column} cannot be read, the limit is {limit:.2%}",
-                remedy="declare their format in the source's YAML, or raise limits.unparsable_times",
-            )
+            total[0] += times["present"]
+            total[1] += times["unreadable"]
+    over = [
+        f"table {table}: {unreadable} of {present} times in {column}"
+        for (table, column), (present, unreadable) in seen.items()
+        if unreadable > limit * present
+    ]
+    if over:
+        raise TimeloomError(
+            f"{'; '.join(over)} cannot be read, the limit is {limit:.2%}",
+            remedy="declare their format in the source's YAML, or raise limits.unparsable_times",
+        )
 
 
-def read_bucket(path: Path, groups: list[int]) -> pl.DataFrame:
-    """One bucket's rows of a segment."""
-    frame = pl.from_arrow(pq.ParquetFile(path, page_checksum_verification=True).read_row_groups(groups))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
+    """Every subject that a raw row names, columns of SUBJECTS.
+
+    Raises:
+        TimeloomError: two raw ids share one hash.
+    """
+    frames = [
+        read_frame_blob(segments / entry.counts["segment"], entry.counts["blobs"]["subjects"], SUBJECTS)
+        for entry in report.entries.values()
+        if entry.counts["blobs"]
+    ]
+    subjects = pl.concat([SUBJECTS, *frames]).unique()
+    if subjects["subject_id"].n_unique() < len(subjects):
+        raise TimeloomError("two subject ids share one hash", remedy="start another root with another key")
+    return subjects

@@ -8,12 +8,18 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from extractors.dictionaries import describe
+from extractors.source import Source
+from extractors.tables import Export
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.fingerprints import Fingerprints
+from pipelines.meds import QUARANTINE as ROWS
+from pipelines.segments import read_frame_blob
 from warehouse.files import write_json
-from warehouse.layout import ReleaseLayout
-from warehouse.schemas import LEDGER, read_frame, write_table
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.schemas import LEDGER, QUARANTINE, read_frame, write_table, write_tables
 
-STAGE = Stage("metadata", 1, "pipelines.metadata:run")
+STAGE = Stage("metadata", 2, "pipelines.metadata:run")
 CODES = pa.schema(
     [
         pa.field("code", pa.string(), nullable=False),
@@ -23,27 +29,70 @@ CODES = pa.schema(
 )
 
 
-def plan(context: RunContext, name: str, meds: StageReport, align: StageReport) -> list[Task]:
-    """One task over every bucket's codes and every table's account."""
+def plan(
+    context: RunContext,
+    name: str,
+    layout: Layout,
+    exports: list[Export],
+    fingerprints: Fingerprints,
+    meds: StageReport,
+    align: StageReport,
+) -> list[Task]:
+    """One task over every bucket's codes, every table's account and the sources' dictionaries."""
     rows = ledger_rows(meds, align)
     codes = {path: digest for path, digest in align.hashes().items() if path.startswith("codes/")}
+    quarantines = [
+        {"table": entry.counts["table"], "part": part, "path": str(layout.segments / entry.counts["segment"])}
+        | {"rows": entry.counts["blobs"]["quarantine"]}
+        for part, entry in _parts(meds)
+        if entry.counts["blobs"] and sum(entry.counts["quarantined"].values())
+    ]
+    dictionaries = []
+    inputs: list[Any] = [codes, rows, [[one["table"], one["part"], one["rows"][-1]] for one in quarantines]]
+    for export in exports:
+        files = [path for rule in export.source.codes for path in export.files(rule.table)]
+        inputs.append([[rule.model_dump() for rule in export.source.codes], [fingerprints.of(path) for path in files]])
+        dictionaries.append(
+            {
+                "source": export.source.model_dump(mode="json"),
+                "export": str(export.path),
+                "crosswalks": {one: str(file) for one, file in export.crosswalks.items()},
+            }
+        )
     return [
         make_task(
             STAGE,
             "all",
             context.staging,
             settings=dataset_metadata(name),
-            inputs=[codes, rows],
-            params={"name": name, "codes": sorted(codes), "ledger": rows},
+            inputs=inputs,
+            params={
+                "name": name,
+                "codes": sorted(codes),
+                "ledger": rows,
+                "quarantines": quarantines,
+                "dictionaries": dictionaries,
+            },
         )
     ]
+
+
+def _parts(meds: StageReport) -> list[tuple[int, Any]]:
+    """Entries with their number among the files of their table."""
+    seen: Counter[str] = Counter()
+    parts = []
+    for entry in meds.entries.values():
+        parts.append((seen[entry.counts["table"]], entry))
+        seen[entry.counts["table"]] += 1
+    return parts
 
 
 def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
     """LEDGER rows: raw = events + static + reference + quarantined, for each table.
 
     What is found when a bucket is aligned moves from events, or static, to its reason: a raw row that equals an
-    earlier one, and in a trial run a row of a subject outside its limit.
+    earlier one, a second death, and in a trial run a row of a subject outside its limit. `time_format` says how many
+    values of a time column each format read.
     """
     outcomes: Counter[tuple[str, str, str]] = Counter()
     emitted: Counter[str] = Counter()
@@ -56,6 +105,10 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
         for outcome in ("quarantined", "partial"):
             for reason, rows in counts[outcome].items():
                 outcomes[table, outcome, reason] += rows
+        for column, times in counts["times"].items():
+            for time_format, rows in times.items():
+                if time_format.startswith("%"):
+                    outcomes[table, "time_format", f"{column} {time_format}"] += rows
     for entry in align.entries.values():
         for reason, tables in entry.counts["set_aside"].items():
             for table, removed in tables.items():
@@ -63,9 +116,10 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
                 outcomes[table, "events", ""] -= removed["timed"]
                 outcomes[table, "static", ""] -= removed["rows"] - removed["timed"]
                 emitted[table] -= removed["events"]
-        for reason, rows in entry.counts["conflicts"].items():
-            if rows:
-                outcomes["all tables", "conflict", reason] += rows
+        for outcome in ("conflicts", "availability"):
+            for reason, rows in entry.counts[outcome].items():
+                if rows:
+                    outcomes["all tables", outcome.rstrip("s") if outcome == "conflicts" else outcome, reason] += rows
     return [
         [table, outcome, reason, rows, emitted[table] if outcome == "events" else 0]
         for (table, outcome, reason), rows in sorted(outcomes.items())
@@ -73,20 +127,34 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
 
 
 def run(params: dict[str, Any], base: Path) -> Result:
-    """Writes dataset.json, codes.parquet and the ledger."""
+    """Writes dataset.json, codes.parquet, the ledger and the quarantine."""
     tree = ReleaseLayout(base)
     codes = pl.concat([read_frame(base / path).select("code") for path in params["codes"]]).unique().sort("code")
-    described = codes.with_columns(
-        pl.lit(None, pl.String).alias("description"), pl.lit(None, pl.List(pl.String)).alias("parent_codes")
-    )
+    sources = [Source.model_validate(one["source"]) for one in params["dictionaries"]]
+    found = [
+        Export(Path(one["export"]), source, {name: Path(file) for name, file in one["crosswalks"].items()})
+        for one, source in zip(params["dictionaries"], sources, strict=True)
+    ]
+    described = describe(codes["code"], found)
     ledger = pl.DataFrame(params["ledger"], schema=LEDGER.names, orient="row")
     write_json(tree.dataset_metadata, dataset_metadata(params["name"]))
+    quarantined = (
+        read_frame_blob(Path(one["path"]), one["rows"], ROWS).select(
+            pl.lit(one["table"]).alias("table"), pl.lit(one["part"], pl.Int32).alias("part"), "row", "reason"
+        )
+        for one in params["quarantines"]
+    )
     rows = {
         tree.dataset_metadata: None,
         tree.codes: write_table(tree.codes, described, CODES, "codes"),
         tree.ledger: write_table(tree.ledger, ledger, LEDGER, "the ledger"),
+        tree.quarantine: write_tables(tree.quarantine, quarantined, QUARANTINE, "the quarantine"),
     }
-    return Result({str(path.relative_to(base)): number for path, number in rows.items()}, {"codes": len(codes)})
+    with_text = described["description"].drop_nulls().len()
+    return Result(
+        {str(path.relative_to(base)): number for path, number in rows.items()},
+        {"codes": len(codes), "described": with_text},
+    )
 
 
 def dataset_metadata(name: str) -> dict[str, Any]:
@@ -100,5 +168,7 @@ def dataset_metadata(name: str) -> dict[str, Any]:
         "code_modifier_columns": ["unit"],
         "additional_value_modality_columns": ["item_key"],
         "site_id_columns": [],
-        "other_extension_columns": ["available_time", "time_precision", "kind", "source"],
-    }
+        "other_extension_columns": [
+            "available_time", "time_precision", "kind", "source", "availability", "value_flag", "conflict",
+        ],
+    }  # fmt: skip

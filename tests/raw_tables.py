@@ -8,16 +8,27 @@ from typing import Any
 
 import polars as pl
 
-from extractors.deid import DeidConfig, load_key
+from extractors.convert import AVAILABILITY, CONVERTED, Converter
+from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.joins import attach_all
 from extractors.source import Source
+from extractors.tables import Export
+from extractors.times import PRECISIONS
+from extractors.values import FLAGS
 from pipelines import align, meds
 from pipelines.engine import Result
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import ITEMS, read_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
 
 KEEP: dict[str, Any] = {"mode": "synthetic", "subject_ids": "keep", "dates": "keep"}
 NO_ITEMS = pl.DataFrame(pl.from_arrow(ITEMS.empty_table()))
 BUCKETS = 2
+# Those of EVENTS that are known before a bucket is aligned.
+EVENT_COLUMNS = {
+    name: dtype
+    for name, dtype in pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema.items()
+    if name not in ("item_key", "conflict")
+}
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -40,32 +51,63 @@ def convert(
     table: str,
     path: Path,
     deid: dict[str, Any] | None = None,
-    first_row: int = 0,
     private: Path | None = None,
+    folder: Path | None = None,
+    crosswalks: dict[str, Path] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """One raw file through the meds stage: the segment's rows and the account.
+    """One raw file through the meds stage: its events in the order of the rows, and the account.
 
-    `work` gets the segment, and the private folder unless that is given.
+    `work` gets the segment, and the private folder unless that is given. Events have the columns of EVENTS that the
+    stage knows, and `row`, the record's number. `folder` is where other tables lie, beside the file if not given.
     """
     config = DeidConfig.model_validate(deid or KEEP)
-    load_key(config, private or work / "private", create=True)
+    key = load_key(config, private or work / "private", create=True)
+    export = Export(folder or path.parent, source, crosswalks)
     result: Result = meds.run(
         {
             "source": source.model_dump(mode="json"),
+            "export": str(export.path),
+            "crosswalks": {name: str(file) for name, file in export.crosswalks.items()},
             "table": table,
             "label": table,
-            "folder": str(path.parent),
             "path": str(path),
-            "first_row": first_row,
             "deid": config.model_dump(mode="json"),
             "private": str(private or work / "private"),
             "buckets": BUCKETS,
-            "segment": f"{table.replace('/', '-')}-{first_row}.parquet",
+            "segment": f"{table.replace('/', '-')}-{path.name}.segment",
+            "rules": "rules",
         },
         work,
     )
-    (segment,) = result.files
-    return pl.read_parquet(work / segment).sort("row", maintain_order=True), result.counts
+    return _events_by_row(export, table, path, Deidentifier(config, key), work), result.counts
+
+
+def _events_by_row(export: Export, table: str, path: Path, deid: Deidentifier, scratch: Path) -> pl.DataFrame:
+    """What the segment holds, with the numbers of the records that it does not hold."""
+    if table not in export.source.tables or export.source.tables[table].role == "reference":
+        return pl.DataFrame(schema={**EVENT_COLUMNS, "row": pl.Int64})
+    converter = Converter(export.source, table, deid)
+    prepared = (converter.prepare(block) for block in export.open(path, table).blocks())
+    made = [converter.convert(one) for one in attach_all(prepared, export, converter.rule.joins, scratch)]
+    events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *made])
+    kinds = [rule.kind for rule in converter.rule.events]
+
+    def named(column: str, texts: Sequence[str]) -> pl.Series:
+        return pl.Series(column, list(texts), dtype=pl.String).gather(events[column])
+
+    return (
+        events.with_columns(
+            named("code", converter.codes.texts),
+            named("unit", converter.units.texts),
+            named("precision", PRECISIONS).alias("time_precision"),
+            named("availability", AVAILABILITY),
+            named("flag", FLAGS).alias("value_flag"),
+            named("rule", kinds).alias("kind"),
+            pl.lit(table).alias("source"),
+        )
+        .select(*EVENT_COLUMNS, "row", "row_hash", "rule")
+        .sort("row", "rule", maintain_order=True)
+    )
 
 
 def convert_text(
@@ -79,16 +121,29 @@ def convert_text(
     return convert(work, source_of(t=rule, **tables), "t", path, deid)
 
 
-def align_one(work: Path, segments: dict[str, dict[str, Any]], bucket: int, items: pl.DataFrame = NO_ITEMS) -> Result:
+def align_one(
+    work: Path,
+    segments: dict[str, dict[str, Any]],
+    bucket: int,
+    items: pl.DataFrame = NO_ITEMS,
+    lags: dict[str, dict[str, int]] | None = None,
+) -> Result:
     """The align stage on one bucket; `segments` are accounts by segment file. Writes below `work`/release."""
     base = work / "release"
     write_table(ReleaseLayout(base).items(bucket), items, ITEMS, "items")
     found = [
-        [str(work / name), counts["buckets"][str(bucket)]["groups"]]
+        {
+            "path": str(work / name),
+            "source": counts["table"],
+            "kinds": counts["kinds"],
+            "pieces": counts["buckets"][str(bucket)]["pieces"],
+            "codes": counts["blobs"]["codes"],
+            "units": counts["blobs"]["units"],
+        }
         for name, counts in segments.items()
         if str(bucket) in counts["buckets"]
     ]
-    return align.run({"bucket": bucket, "segments": found, "limit": None}, base)
+    return align.run({"bucket": bucket, "segments": found, "limit": None, "lags": lags or {}, "items": True}, base)
 
 
 def aligned_events(work: Path, bucket: int) -> pl.DataFrame:

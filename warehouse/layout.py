@@ -65,6 +65,16 @@ class ReleaseLayout:
         return self.path / "ledger.parquet"
 
     @property
+    def quarantine(self) -> Path:
+        """Which raw rows made nothing, and why."""
+        return self.path / "quarantine.parquet"
+
+    @property
+    def lags(self) -> Path:
+        """How long after its time each code's fact usually becomes available."""
+        return self.path / "lags.parquet"
+
+    @property
     def quality(self) -> Path:
         return self.path / "quality"
 

@@ -1,5 +1,6 @@
 """Arrow schemas of everything a release holds, and the writer that keeps them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,9 @@ TIME = pa.timestamp("us")
 SPLITS = ("train", "tuning", "held_out")
 
 # MEDS 0.4.1 columns first (subject_id, time, code, numeric_value, text_value), then ours. `kind` is what the total
-# order ranks by: visit_start, clinical, image, death, visit_end.
+# order ranks by: visit_start, clinical, image, death, visit_end. `availability` says how available_time is known:
+# recorded, time (taken to be the time), estimated. `value_flag` marks a number that is not the whole value: <, <=, >,
+# >=, range, unit. `conflict` marks a contradiction that is left as it is; docs/quality.md lists them.
 EVENTS = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
@@ -28,6 +31,9 @@ EVENTS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("visit_id", pa.int64()),
         pa.field("item_key", pa.string()),
+        pa.field("availability", pa.string()),
+        pa.field("value_flag", pa.string()),
+        pa.field("conflict", pa.string()),
     ]
 )
 
@@ -104,6 +110,27 @@ TIMELINES = pa.schema(
     ]
 )
 
+# How long after its time a code's fact usually becomes available: the 95th percentile over the rows that say so when
+# the code first had enough of them. Append-only. The code is empty for a whole table.
+LAGS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("lag_us", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+
+# Raw rows that made nothing: the number of the record in its file, counted from 1 without the header, and why.
+QUARANTINE = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
 # Per table and outcome: rows_in = events + static + reference + every quarantine reason.
 LEDGER = pa.schema(
     [
@@ -135,10 +162,31 @@ def conform(frame: pl.DataFrame | pa.Table, schema: pa.Schema, what: str) -> pa.
 
 def write_table(path: Path, frame: pl.DataFrame | pa.Table, schema: pa.Schema, what: str) -> int:
     """Writes a frame as Parquet with exactly `schema`, atomically; gives the number of rows."""
-    table = conform(frame, schema, what).combine_chunks()
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, store_schema=True)
-    return int(table.num_rows)
+    return write_tables(path, [frame], schema, what)
+
+
+def write_tables(path: Path, frames: Iterable[pl.DataFrame | pa.Table], schema: pa.Schema, what: str) -> int:
+    """Writes frames one after the other as one Parquet file with exactly `schema`, atomically; gives the rows."""
+    rows = 0
+    # Times in order differ by little; a dictionary of them would only be given up half-way.
+    times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+    with (
+        atomic_write(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            write_page_checksum=True,
+            use_dictionary=[field.name for field in schema if field.name not in times],
+            column_encoding=dict.fromkeys(times, "DELTA_BINARY_PACKED") or None,
+        ) as writer,
+    ):
+        for frame in frames:
+            table = conform(frame, schema, what)
+            rows += table.num_rows
+            if table.num_rows:
+                writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+    return rows
 
 
 def read_frame(path: Path) -> pl.DataFrame:

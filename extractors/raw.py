@@ -1,0 +1,193 @@
+"""One raw table as blocks of text columns, whatever it lies in: CSV, gzipped CSV, Parquet or a DuckDB file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warehouse.errors import TimeloomError
+
+BATCH_ROWS = 1 << 17
+DATABASE = ".duckdb"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a raw table, text columns.
+
+    Attributes:
+        first: number of the block's first record; records are counted from 1, the header apart.
+        gaps: places, counted from the block's first record, of records that were malformed and are not in `frame`.
+    """
+
+    frame: pl.DataFrame
+    first: int
+    gaps: tuple[int, ...] = ()
+
+    def numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Record numbers of some rows of `frame`."""
+        if not self.gaps:
+            return rows + self.first
+        before = np.asarray(self.gaps) - np.arange(len(self.gaps))
+        return rows + self.first + np.searchsorted(before, rows, side="right")
+
+
+class Reader(Protocol):
+    """What reads one kind of file.
+
+    Attributes:
+        columns: the table's columns, in its order.
+        malformed: numbers of the records met so far whose number of fields is wrong.
+    """
+
+    columns: list[str]
+    malformed: list[int]
+
+    def blocks(self, columns: list[str]) -> Iterator[Block]:
+        """The rows in the file's order, null where the export says nothing."""
+
+
+class RawTable:
+    """One file of a table.
+
+    Args:
+        table: the table's name; in a database it says which table.
+        label: what errors and events call it.
+        null_values: texts that mean "nothing", besides an empty field.
+        lower_case: column names are taken in lower case.
+        optional_columns: columns that are null where the file lacks them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        table: str,
+        null_values: list[str],
+        *,
+        label: str | None = None,
+        lower_case: bool = False,
+        optional_columns: tuple[str, ...] = (),
+    ) -> None:
+        self.label = label or table
+        self._optional = optional_columns
+        try:
+            self._reader = _reader_of(path, table, ["", *null_values])
+        except (OSError, EOFError, pa.ArrowException) as error:
+            raise self._refuse(
+                "is not readable", "check the file: truncated, not what its name says, or not yours to read"
+            ) from error
+        names = [name.lower() if lower_case else name for name in self._reader.columns]
+        if not any(names):
+            raise self._refuse("has no header line", "export it again, or mark it `optional: true`")
+        repeated = [number for number, name in enumerate(names, 1) if names.index(name) != number - 1]
+        if repeated:
+            # By number: without a header the first line is a patient's.
+            first = names.index(names[repeated[0] - 1]) + 1
+            raise self._refuse(
+                f"has columns {first} and {repeated[0]} of one name", "rename one of them, or add the header line"
+            )
+        self._spelt = dict(zip(names, self._reader.columns, strict=True))
+        self.columns = names
+
+    @property
+    def malformed(self) -> list[int]:
+        """Numbers of the records met so far that have another number of fields than the header."""
+        return self._reader.malformed
+
+    def _refuse(self, what: str, remedy: str) -> TimeloomError:
+        return TimeloomError(f"table {self.label}: {what}", remedy=remedy)
+
+    def require(self, columns: set[str]) -> None:
+        """Refuses the file where a column is missing.
+
+        Raises:
+            TimeloomError: names the column.
+        """
+        missing = sorted(columns - set(self.columns) - set(self._optional))
+        if missing:
+            alone = len(self.columns) == 1
+            remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
+            raise self._refuse(f"lacks the column {missing[0]}", remedy)
+
+    def blocks(self, columns: list[str] | None = None) -> Iterator[Block]:
+        """Blocks of the wanted columns, all where None, in the file's order; optional ones that are absent as nulls.
+
+        Raises:
+            TimeloomError: truncated, not UTF-8, not what the name says, or with a quote that is never closed.
+        """
+        wanted = self.columns if columns is None else [name for name in columns if name in self._spelt]
+        absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
+        spelt = [self._spelt[name] for name in wanted]
+        try:
+            for block in self._reader.blocks(spelt):
+                frame = block.frame if spelt == wanted else block.frame.rename(dict(zip(spelt, wanted, strict=True)))
+                if absent:
+                    frame = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
+                yield Block(frame, block.first, block.gaps)
+        except UnclosedQuoteError as error:
+            raise self._refuse(
+                "has a quoted field that is never closed", "export it again, its quotes doubled"
+            ) from error
+        except (OSError, EOFError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+            raise self._refuse(
+                "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
+            ) from error
+
+
+class UnclosedQuoteError(Exception):
+    """A quoted field swallowed the rows after its start."""
+
+
+def _reader_of(path: Path, table: str, null_values: list[str]) -> Reader:
+    if path.name.endswith(".parquet"):
+        return ParquetReader(path, null_values)
+    if path.name.endswith(DATABASE):
+        return DatabaseReader(path, table, null_values)
+    from extractors.raw_csv import CsvReader
+
+    return CsvReader(path, null_values)
+
+
+class ParquetReader:
+    """A Parquet file; every column as text."""
+
+    def __init__(self, path: Path, null_values: list[str]) -> None:
+        self._path, self._null_values = path, null_values
+        self.columns = list(pq.read_schema(path).names)
+        self.malformed: list[int] = []
+
+    def blocks(self, columns: list[str]) -> Iterator[Block]:
+        with pq.ParquetFile(self._path) as file:
+            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=columns, batch_size=BATCH_ROWS))
+            yield from _numbered(batches, self._null_values)
+
+
+class DatabaseReader:
+    """A table of a DuckDB file."""
+
+    def __init__(self, path: Path, table: str, null_values: list[str]) -> None:
+        from extractors.database import database_columns
+
+        self._path, self._table, self._null_values = path, table, null_values
+        self.columns = database_columns(path, table)
+        self.malformed: list[int] = []
+
+    def blocks(self, columns: list[str]) -> Iterator[Block]:
+        from extractors.database import database_frames
+
+        yield from _numbered(database_frames(self._path, self._table, columns), self._null_values)
+
+
+def _numbered(frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str]) -> Iterator[Block]:
+    first = 1
+    for frame in frames:
+        assert isinstance(frame, pl.DataFrame)
+        text = frame.cast(pl.String)
+        yield Block(text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all())), first)
+        first += len(frame)

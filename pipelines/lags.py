@@ -1,0 +1,103 @@
+"""lags: how long a result usually takes, for the rows of which nobody wrote down when theirs was there.
+
+Schema in: the lags that segments counted. Schema out: LAGS, append-only: what a code's rows were once given stays, so
+that a night with more results moves no timeline.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from extractors.convert import LAG_STEP_US
+from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.meds import LAGS as COUNTED
+from pipelines.segments import read_frame_blob, read_texts
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.schemas import LAGS, read_frame, write_table
+
+STAGE = Stage("lags", 1, "pipelines.lags:run")
+PERCENTILE = 0.95
+# With fewer rows a code takes its table's lag.
+MIN_ROWS = 100
+WHOLE_TABLE = ""
+
+
+def plan(context: RunContext, layout: Layout, meds: StageReport) -> list[Task]:
+    """One task over every segment that counted lags."""
+    segments = [
+        {"source": entry.counts["table"], "path": str(layout.segments / entry.counts["segment"])}
+        | {name: entry.counts["blobs"][name] for name in ("codes", "lags")}
+        for entry in meds.entries.values()
+        if entry.counts["blobs"]
+    ]
+    before = context.inherited(ReleaseLayout(Path()).lags)
+    return [
+        make_task(
+            STAGE,
+            "all",
+            context.staging,
+            settings=[PERCENTILE, MIN_ROWS],
+            inputs=[
+                sorted([one["source"], one["codes"][-1], one["lags"][-1]] for one in segments),
+                before.sha256 if before else None,
+            ],
+            params={"segments": segments, "before": str(before.path) if before else None},
+        )
+    ]
+
+
+def run(params: dict[str, Any], base: Path) -> Result:
+    """Adds the codes that have enough rows by now."""
+    tree = ReleaseLayout(base)
+    known = read_frame(Path(params["before"])) if params["before"] else pl.DataFrame(pl.from_arrow(LAGS.empty_table()))
+    counted = pl.concat([_counted(one) for one in params["segments"]] or [_NOTHING])
+    whole = counted.with_columns(pl.lit(WHOLE_TABLE).alias("code"))
+    fitted = pl.concat([fit(counted).filter(pl.col("rows") >= MIN_ROWS), fit(whole)])
+    new = fitted.join(known, on=["source", "code"], how="anti")
+    lags = pl.concat([known, new.select(known.columns)]).sort("source", "code")
+    rows = write_table(tree.lags, lags, LAGS, "the lags")
+    return Result({str(tree.lags.relative_to(base)): rows}, {"codes": rows})
+
+
+_NOTHING = pl.DataFrame(schema={"source": pl.String, "code": pl.String, "step": pl.Int64, "rows": pl.Int64})
+
+
+def _counted(segment: dict[str, Any]) -> pl.DataFrame:
+    counted = read_frame_blob(Path(segment["path"]), segment["lags"], COUNTED)
+    codes = pl.Series("code", read_texts(Path(segment["path"]), segment["codes"]), dtype=pl.String)
+    return counted.select(
+        pl.lit(segment["source"]).alias("source"), codes.gather(counted["code"]).alias("code"), "step", "rows"
+    )
+
+
+def fit(counted: pl.DataFrame) -> pl.DataFrame:
+    """The 95th percentile of each code's lags, as the end of the step that it lies in.
+
+    Args:
+        counted: columns source, code, step, rows: rows whose lag lies in (step - 1, step] steps.
+
+    Gives columns source, code, lag_us, rows.
+    """
+    each = counted.group_by("source", "code", "step").agg(pl.col("rows").sum()).sort("source", "code", "step")
+    below = pl.col("rows").cum_sum().over("source", "code")
+    total = pl.col("rows").sum().over("source", "code")
+    reached = each.with_columns(below.alias("below"), total.alias("total"))
+    return (
+        reached.filter(pl.col("below") >= PERCENTILE * pl.col("total"))
+        .group_by("source", "code", maintain_order=True)
+        .agg((pl.col("step").min() * LAG_STEP_US).alias("lag_us"), pl.col("total").first().alias("rows"))
+    )
+
+
+def awaited(lags: pl.DataFrame, wanted: dict[str, set[str]]) -> dict[str, dict[str, int]]:
+    """By source and code, the lag in microseconds of each wanted code that has one, its own or its table's."""
+    known: dict[str, dict[str, int]] = defaultdict(dict)
+    for source, code, lag in lags.select("source", "code", "lag_us").iter_rows():
+        known[source][code] = lag
+    found = {}
+    for source, codes in sorted(wanted.items()):
+        of = known[source]
+        found[source] = {code: of.get(code, of.get(WHOLE_TABLE)) for code in sorted(codes)}
+    return {source: {code: lag for code, lag in of.items() if lag is not None} for source, of in found.items()}

@@ -1,0 +1,173 @@
+"""A segment: what one raw file became, in pieces of one bucket each, kept while the file and its rules stand.
+
+The file is a row of Arrow record batches, one after the other; where each lies, how long it is and its checksum stand
+in the task's record. A bucket is then read by reading its pieces and nothing else.
+"""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import xxhash
+
+from extractors.convert import AWAITED, CONVERTED
+from warehouse.errors import TimeloomError
+from warehouse.hashing import bucket_of, splitmix64
+
+# Enough rows that a bucket's share of them is worth a piece.
+GATHERED_ROWS = 1 << 19
+_CODEC = "lz4"
+
+Piece = tuple[int, int, int, str]
+_EMPTY = pl.DataFrame(schema=CONVERTED)
+
+
+@dataclass
+class _Bucket:
+    rows: int = 0
+    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(2, np.uint64))
+    pieces: list[Piece] = field(default_factory=list)
+    awaited: set[int] = field(default_factory=set)
+
+
+class SegmentWriter:
+    """Writes a segment; use as a context manager.
+
+    Args:
+        buckets: how many the root has.
+    """
+
+    def __init__(self, path: Path, buckets: int) -> None:
+        self._file = path.open("wb")
+        self._number = buckets
+        self._codec = pa.Codec(_CODEC)
+        self._gathered: list[pl.DataFrame] = []
+        self._rows = 0
+        self._buckets: dict[int, _Bucket] = defaultdict(_Bucket)
+
+    def __enter__(self) -> "SegmentWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def rows(self) -> int:
+        """Events written so far."""
+        return sum(bucket.rows for bucket in self._buckets.values()) + self._rows
+
+    def write(self, events: pl.DataFrame) -> None:
+        """Takes events, columns CONVERTED and others."""
+        self._gathered.append(events.select(CONVERTED))
+        self._rows += len(events)
+        if self._rows >= GATHERED_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        events = pl.concat(self._gathered)
+        self._gathered, self._rows = [], 0
+        bucket = bucket_of(events["subject_id"].to_numpy(), self._number)
+        order = np.argsort(bucket, kind="stable")
+        events = events[order]
+        hashes = events["row_hash"].to_numpy() ^ splitmix64(events["rule"].to_numpy())
+        awaited = events["code"].to_numpy(), events["availability"].to_numpy() == AWAITED
+        numbers, starts = np.unique(bucket[order], return_index=True)
+        batch = events.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()[0]
+        for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], len(events)], strict=True):
+            kept = self._buckets[number]
+            kept.rows += int(end - start)
+            # Sums, so that the order of the rows in the raw file does not matter.
+            own = hashes[start:end]
+            kept.hashes += np.array([own.sum(dtype=np.uint64), splitmix64(own).sum(dtype=np.uint64)])
+            kept.pieces.append(self.blob(batch.slice(start, end - start)))
+            codes, waiting = (one[start:end] for one in awaited)
+            kept.awaited.update(np.unique(codes[waiting]).tolist())
+
+    def blob(self, batch: pa.RecordBatch) -> Piece:
+        """Writes a record batch: where it lies, how long it is compressed and not, its checksum."""
+        raw = batch.serialize()
+        packed = self._codec.compress(raw, asbytes=True)
+        place = self._file.tell()
+        self._file.write(packed)
+        return place, len(packed), len(raw), xxhash.xxh3_64_hexdigest(packed)
+
+    def index(self, codes: list[str]) -> dict[str, Any]:
+        """By bucket: rows, a hash of them that does not hang on their order, pieces, and codes that await a lag."""
+        self._flush()
+        return {
+            str(number): {
+                "rows": one.rows,
+                "hash": "".join(f"{int(half):016x}" for half in one.hashes),
+                "pieces": one.pieces,
+                "awaited": sorted(codes[code] for code in one.awaited),
+            }
+            for number, one in sorted(self._buckets.items())
+        }
+
+
+SCHEMA = _EMPTY.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+TEXTS = pa.schema([pa.field("text", pa.large_string())])
+
+
+def read_blob(path: Path, piece: Piece, schema: pa.Schema) -> pa.RecordBatch:
+    """One record batch of a segment.
+
+    Raises:
+        TimeloomError: damaged; the record is removed, so that the next run extracts the file anew.
+    """
+    place, length, raw_length, checksum = piece
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        packed = os.pread(descriptor, length, place)
+    finally:
+        os.close(descriptor)
+    if xxhash.xxh3_64_hexdigest(packed) != checksum:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        raise TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
+    return pa.ipc.read_record_batch(pa.Codec(_CODEC).decompress(packed, raw_length), schema)
+
+
+def read_pieces(path: Path, pieces: list[Piece]) -> pl.DataFrame:
+    """Some pieces of a segment, columns CONVERTED."""
+    frame = pl.from_arrow(pa.Table.from_batches([read_blob(path, piece, SCHEMA) for piece in pieces], SCHEMA))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def texts_batch(texts: list[str]) -> pa.RecordBatch:
+    """A list of texts, as a blob holds it."""
+    return pa.record_batch([pa.array(texts, pa.large_string())], schema=TEXTS)
+
+
+def frame_batch(frame: pl.DataFrame) -> pa.RecordBatch:
+    """A frame, as a blob holds it."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+    return pa.record_batch(
+        [column.combine_chunks() if len(table) else pa.array([], column.type) for column in table.columns],
+        schema=table.schema,
+    )
+
+
+def read_texts(path: Path, piece: Piece) -> list[str]:
+    """A list of texts of a segment."""
+    texts: list[str] = read_blob(path, piece, TEXTS).column(0).to_pylist()
+    return texts
+
+
+def read_frame_blob(path: Path, piece: Piece, empty: pl.DataFrame) -> pl.DataFrame:
+    """A frame of a segment, with the columns of `empty`."""
+    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    frame = pl.from_arrow(pa.Table.from_batches([read_blob(path, piece, schema)], schema))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
