@@ -5,8 +5,11 @@ A table goes by its own name. Where several schemas hold a name, it is that of s
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +30,32 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
 }
-_LISTED = """
-    SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() AND NOT internal
-    UNION ALL
-    SELECT schema_name, view_name FROM duckdb_views() WHERE database_name = current_database() AND NOT internal
-"""
-_TYPES = """
-    SELECT column_name, data_type FROM duckdb_columns()
-    WHERE database_name = current_database() AND schema_name = ? AND table_name = ? ORDER BY column_index
+_COLUMNS = """
+    SELECT schema_name, table_name, column_name, data_type FROM duckdb_columns()
+    WHERE database_name = current_database() AND NOT internal ORDER BY schema_name, table_name, column_index
 """
 _AUTOMATIC = re.compile(r"column0*(\d+)")
 _NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column: its name, and the name and type that the file gives it; the names differ where a header became a row."""
+
+    name: str
+    stored: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    schema: str
+    name: str
+    columns: tuple[_Column, ...]
+
+    @property
+    def place(self) -> str:
+        return f"{_quoted(self.schema)}.{_quoted(self.name)}"
 
 
 def database_tables(path: Path) -> list[str]:
@@ -46,8 +64,7 @@ def database_tables(path: Path) -> list[str]:
     Raises:
         TimeloomError: no DuckDB file, damaged, of another storage version, or locked by a writer.
     """
-    with _connection(path) as connection:
-        return sorted(_places(connection))
+    return sorted(_catalog(path, _stamp(path)))
 
 
 def database_columns(path: Path, table: str) -> list[str]:
@@ -59,8 +76,7 @@ def database_columns(path: Path, table: str) -> list[str]:
     Raises:
         TimeloomError: as for `database_tables`, or no such table.
     """
-    with _connection(path) as connection:
-        return [name for name, _, _ in _columns(connection, path, table)]
+    return [column.name for column in _table(path, table).columns]
 
 
 def database_frames(path: Path, table: str, columns: list[str]) -> Iterator[pl.DataFrame]:
@@ -73,14 +89,14 @@ def database_frames(path: Path, table: str, columns: list[str]) -> Iterator[pl.D
     Raises:
         TimeloomError: as for `database_tables`, no such table, or no such column.
     """
+    found = _table(path, table)
+    known = {column.name: column for column in found.columns}
+    for name in columns:
+        if name not in known:
+            raise TimeloomError(f"table {table}: lacks the column {name}", remedy="mend the source's YAML")
+    texts = [_text(known[name]) for name in columns] or ["NULL AS nothing"]
     with _connection(path) as connection:
-        found = {name: (stored, kind) for name, stored, kind in _columns(connection, path, table)}
-        for name in columns:
-            if name not in found:
-                raise TimeloomError(f"table {table}: lacks the column {name}", remedy="mend the source's YAML")
-        texts = [_text(name, *found[name]) for name in columns] or ["NULL AS nothing"]
-        schema, name = _places(connection)[table]
-        query: Any = connection.sql(f"SELECT {', '.join(texts)} FROM {_quoted(schema)}.{_quoted(name)}")
+        query: Any = connection.sql(f"SELECT {', '.join(texts)} FROM {found.place}")
         # Before DuckDB 1.5 the reader of batches went by another name.
         batches = getattr(query, "to_arrow_reader", None) or query.fetch_record_batch
         for batch in batches(BATCH_ROWS):
@@ -123,51 +139,64 @@ def _explained(path: Path, message: str) -> tuple[str, str]:
     return "cannot be read", "check the file: truncated, damaged, or not yours to read"
 
 
-def _places(connection: "DuckDBPyConnection") -> dict[str, tuple[str, str]]:
-    """Schema and name of every table, by what it goes by."""
-    listed = connection.execute(_LISTED).fetchall()
-    names = [name for _, name in listed]
-    return {
-        name if schema == "main" or names.count(name) == 1 else f"{schema}.{name}": (schema, name)
-        for schema, name in listed
-    }
+def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
+    """Tells whether a database changed since its catalog was read: it, or the log of its writer beside it."""
+    found = [one.stat() for one in (path, path.with_name(f"{path.name}.wal")) if one.exists()]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in found)
 
 
-def _columns(connection: "DuckDBPyConnection", path: Path, table: str) -> list[tuple[str, str, str]]:
-    """Name, stored name and type of every column; the names differ where the header became a row."""
-    places = _places(connection)
-    if table not in places:
+@lru_cache(maxsize=8)
+def _catalog(path: Path, stamp: tuple[tuple[int, int], ...]) -> dict[str, _Table]:
+    """Every table and view, by what it goes by. Opening a database takes longer than reading a small table of it."""
+    with _connection(path) as connection:
+        columns: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for schema, table, name, kind in connection.execute(_COLUMNS).fetchall():
+            columns.setdefault((schema, table), []).append((name, kind))
+        names = Counter(table for _, table in columns)
+        return {
+            table if schema == "main" or names[table] == 1 else f"{schema}.{table}": _Table(
+                schema, table, _named(connection, schema, table, stored)
+            )
+            for (schema, table), stored in columns.items()
+        }
+
+
+def _table(path: Path, table: str) -> _Table:
+    catalog = _catalog(path, _stamp(path))
+    if table not in catalog:
         raise TimeloomError(f"the database {path.name} has no table {table}", remedy="mend the source's YAML")
-    types = connection.execute(_TYPES, list(places[table])).fetchall()
-    stored = [name for name, _ in types]
-    numbers = [int(match[1]) for name in stored if (match := _AUTOMATIC.fullmatch(name))]
-    names = stored
-    if numbers == list(range(len(stored))) and {kind for _, kind in types} == {"VARCHAR"}:
-        schema, name = places[table]
-        first = connection.execute(f"SELECT * FROM {_quoted(schema)}.{_quoted(name)} LIMIT 1").fetchall()
-        header = [text for text in (first[0] if first else ()) if text and _NAME.fullmatch(text)]
-        names = header if len({name.lower() for name in header}) == len(stored) else stored
-    return [(shown, name, kind) for shown, (name, kind) in zip(names, types, strict=True)]
+    return catalog[table]
 
 
-def _text(name: str, stored: str, kind: str) -> str:
+def _named(
+    connection: "DuckDBPyConnection", schema: str, table: str, stored: list[tuple[str, str]]
+) -> tuple[_Column, ...]:
+    """The columns of a table; where DuckDB numbered them, by the names that its first row holds, if these are names."""
+    numbers = [int(match[1]) for name, _ in stored if (match := _AUTOMATIC.fullmatch(name))]
+    header = [name for name, _ in stored]
+    if numbers == list(range(len(stored))) and {kind for _, kind in stored} == {"VARCHAR"}:
+        rows = connection.execute(f"SELECT * FROM {_quoted(schema)}.{_quoted(table)} LIMIT 1").fetchall()
+        first = [text for text in (rows[0] if rows else ()) if text and _NAME.fullmatch(text)]
+        header = first if len({name.lower() for name in first}) == len(stored) else header
+    return tuple(_Column(name, *one) for name, one in zip(header, stored, strict=True))
+
+
+def _text(column: _Column) -> str:
     """SQL for a column as text under its name."""
-    column = _quoted(stored)
-    if kind == "TIMESTAMP WITH TIME ZONE":
-        text = f"CAST({column} AT TIME ZONE 'UTC' AS VARCHAR) || '+00:00'"
-    elif kind == "TIMESTAMP_NS":
-        text = f"CAST(CAST({column} AS TIMESTAMP) AS VARCHAR)"
-    elif kind in ("DOUBLE", "FLOAT"):
+    stored = _quoted(column.stored)
+    plain = f"CAST({stored} AS VARCHAR)"
+    text = plain
+    if column.kind == "TIMESTAMP WITH TIME ZONE":
+        text = f"CAST({stored} AT TIME ZONE 'UTC' AS VARCHAR) || '+00:00'"
+    elif column.kind == "TIMESTAMP_NS":
+        text = f"CAST(CAST({stored} AS TIMESTAMP) AS VARCHAR)"
+    elif column.kind in ("DOUBLE", "FLOAT"):
         # -0 has no whole text; 2**53 is where float64 stops telling whole numbers apart.
-        whole = f"{column} = trunc({column}) AND abs({column}) < {2**53} AND ({column} <> 0 OR NOT signbit({column}))"
-        text = (
-            f"CASE WHEN {whole} THEN CAST(TRY_CAST({column} AS BIGINT) AS VARCHAR) ELSE CAST({column} AS VARCHAR) END"
-        )
-    else:
-        text = f"CAST({column} AS VARCHAR)"
-    if name != stored:
-        text = f"NULLIF({text}, {_literal(name)})"
-    return f"{text} AS {_quoted(name)}"
+        whole = f"{stored} = trunc({stored}) AND abs({stored}) < {2**53} AND ({stored} <> 0 OR NOT signbit({stored}))"
+        text = f"CASE WHEN {whole} THEN CAST(TRY_CAST({stored} AS BIGINT) AS VARCHAR) ELSE {plain} END"
+    if column.name != column.stored:
+        text = f"NULLIF({text}, {_literal(column.name)})"
+    return f"{text} AS {_quoted(column.name)}"
 
 
 def _quoted(name: str) -> str:

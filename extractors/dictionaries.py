@@ -1,10 +1,13 @@
 """What codes mean: rows of a source's dictionaries become descriptions and parents of the codes that occur."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from extractors.convert import code_expression
+from extractors.joins import attach_all
 from extractors.source import CodeRule, sql
 from extractors.tables import Export
 
@@ -17,9 +20,13 @@ def describe(codes: pl.Series, exports: list[Export]) -> pl.DataFrame:
     Raises:
         TimeloomError: a dictionary is unreadable or lacks a column.
     """
-    wanted = codes.unique()
-    found = [rows for export in exports for rule in export.source.codes for rows in _rows(export, rule, wanted)]
-    known = pl.concat([_NOTHING, *found])
+    wanted = codes.unique().implode()
+    known = _NOTHING
+    with TemporaryDirectory() as scratch:
+        for export in exports:
+            for rule in export.source.codes:
+                for rows in _rows(export, rule, wanted, Path(scratch)):
+                    known = pl.concat([known, rows]).unique()
     described = known.group_by("code").agg(
         pl.col("description").drop_nulls().min(),
         pl.col("parent").drop_nulls().unique().sort().alias("parent_codes"),
@@ -32,25 +39,21 @@ def describe(codes: pl.Series, exports: list[Export]) -> pl.DataFrame:
 _NOTHING = pl.DataFrame(schema={"code": pl.String, "description": pl.String, "parent": pl.String})
 
 
-def _rows(export: Export, rule: CodeRule, wanted: pl.Series) -> Iterator[pl.DataFrame]:
+def _rows(export: Export, rule: CodeRule, wanted: pl.Series, scratch: Path) -> Iterator[pl.DataFrame]:
     """Code, description and one parent a row, of the wanted codes."""
     columns = sorted(rule.columns())
     for path in export.files(rule.table):
         raw = export.open(path, rule.table)
-        raw.require(set(columns) - set(_optional(export, rule)))
-        for block in raw.blocks(columns):
-            frame = block.frame.filter(sql(rule.where)) if rule.where else block.frame
+        raw.require(set(columns))
+        blocks = (block.frame.select(columns).unique() for block in raw.blocks(columns))
+        for frame in attach_all(blocks, export, rule.joins, scratch):
+            held = frame.filter(sql(rule.where)) if rule.where else frame
             for template in rule.code:
-                known = frame.with_columns(code_expression(template).alias("_code")).filter(
-                    pl.col("_code").is_in(wanted.implode())
+                known = held.with_columns(code_expression(template).alias("_code")).filter(
+                    pl.col("_code").is_in(wanted)
                 )
                 description = code_expression(rule.description) if rule.description else pl.lit(None, pl.String)
                 for parent in (pl.lit(None, pl.String), *map(code_expression, rule.parents)):
                     yield known.select(
                         pl.col("_code").alias("code"), description.alias("description"), parent.alias("parent")
                     )
-
-
-def _optional(export: Export, rule: CodeRule) -> list[str]:
-    table = export.source.tables.get(rule.table)
-    return table.optional_columns if table else []

@@ -83,7 +83,6 @@ class TableFacts:
         state: `read`, `absent` (and a run stops), `absent, optional`, or `not read` where no export was given.
         error: why the table cannot be read.
         account: what became of the rows read.
-        malformed: rows with another number of fields than the header.
         unmapped: columns that no rule, join or description reads.
     """
 
@@ -92,7 +91,6 @@ class TableFacts:
     state: str = "not read"
     error: str = ""
     account: Account = field(default_factory=Account)
-    malformed: int = 0
     rules: list[RuleFacts] = field(default_factory=list)
     times: list[TimeFacts] = field(default_factory=list)
     joins: list[JoinFacts] = field(default_factory=list)
@@ -199,7 +197,7 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     if rule.role == "reference":
         for block in blocks:
             converter.convert(block.frame)
-        return replace(said, state="read", account=converter.account, malformed=malformed), None
+        return replace(said, state="read", account=_whole(converter, malformed)), None
     prepared = (converter.prepare(block) for block in blocks)
     joins = [
         # The other table's key, looked up too, tells a key that is not there from a column that is empty.
@@ -217,14 +215,20 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     told = replace(
         said,
         state="read",
-        account=converter.account,
-        malformed=malformed,
+        account=_whole(converter, malformed),
         rules=[_made(said.rules[number], number, events, len(frame)) for number in range(len(rule.events))],
         times=[_time_facts(one, times[key_of(one)], len(frame)) for one in times_of(rule)],
         joins=facts,
         unmapped=[name for name in columns if name not in used],
     )
     return told, Sample(table, rule, frame, events, converter.account, columns, facts, times)
+
+
+def _whole(converter: Converter, malformed: int) -> Account:
+    """The account, with the rows that have another number of fields than the header."""
+    converter.account.raw += malformed
+    converter.account.quarantined["malformed_row"] += malformed
+    return converter.account
 
 
 def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[Block], list[str], int]:
@@ -291,5 +295,5 @@ def _made(facts: RuleFacts, number: int, events: pl.DataFrame, rows: int) -> Rul
         facts,
         made=[Made(*row) for row in by_space.select("namespace", "events", "subjects").iter_rows()],
         silent=rows - len(mine),
-        common=common["code"].head(COMMON_CODES).to_list(),
+        common=common["code"].head(COMMON_CODES).to_list() if PLACEHOLDER.search(facts.code) else [],
     )

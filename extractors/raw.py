@@ -188,6 +188,9 @@ def _numbered(frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str]
     first = 1
     for frame in frames:
         assert isinstance(frame, pl.DataFrame)
-        text = frame.cast(pl.String)
+        # An id that some tool made a float is still that id: joins and hashes go by its text.
+        whole = (pl.selectors.float() == pl.selectors.float().round()) & (pl.selectors.float().abs() < 2**53)
+        as_integer = pl.when(whole).then(pl.selectors.float().cast(pl.Int64, strict=False).cast(pl.String))
+        text = frame.with_columns(as_integer.otherwise(pl.selectors.float().cast(pl.String))).cast(pl.String)
         yield Block(text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all())), first)
         first += len(frame)

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import polars as pl
@@ -38,8 +38,7 @@ class CsvReader:
     def _open(self) -> BinaryIO:
         with self._path.open("rb") as file:
             gzipped = file.read(2) == _GZIP
-        opened: BinaryIO = igzip.open(self._path, "rb") if gzipped else self._path.open("rb")
-        return opened
+        return cast(BinaryIO, igzip.IGzipFile(self._path, "rb")) if gzipped else self._path.open("rb")
 
     def blocks(self, columns: list[str]) -> Iterator[Block]:
         first = 1

@@ -197,11 +197,13 @@ class CodeRule(_Model):
         table: a table of this source, or `crosswalk/<name>`.
         where: SQL condition; rows that do not meet it describe nothing.
         description: a template.
+        joins: as a table's.
         parents: templates of the codes that this one is a kind of, or translates to; several rows add up.
     """
 
     code: Columns
     table: str
+    joins: list[JoinRule] = Field(default_factory=list)
     where: str | None = None
     description: str | None = None
     parents: Columns = Field(default_factory=list)
@@ -215,8 +217,10 @@ class CodeRule(_Model):
     def columns(self) -> set[str]:
         """The dictionary's columns that the rule reads."""
         templates = (*self.code, *self.parents, self.description or "")
-        named = {match["column"] for template in templates for match in PLACEHOLDER.finditer(template)}
-        return named | (set(sql(self.where).meta.root_names()) if self.where else set())
+        named = {column for template in templates for column in template_columns(template)}
+        named |= set(sql(self.where).meta.root_names()) if self.where else set()
+        looked_up = {name for join in self.joins for name in join.columns}
+        return {name for join in self.joins for name in join.key if name not in looked_up} | (named - looked_up)
 
 
 class CrosswalkRule(_Model):
@@ -241,7 +245,7 @@ class Source(_Model):
         null_values: texts that mean "nothing", besides an empty field.
         time_zone: IANA name of the site's wall clock, to which times with an offset are converted; UTC where None.
         case_insensitive: names of tables and columns are compared in lower case.
-        units: how a unit is spelt in the release, by its spelling in the export.
+        units: how a unit is spelt in the release, by its spelling in the export; null where it means none.
         tables: by path below the source's folder, without its ending.
         crosswalks: by name, joined and described as `crosswalk/<name>`.
         codes: what dictionaries say of codes.
@@ -253,7 +257,7 @@ class Source(_Model):
     null_values: list[str] = [""]
     time_zone: str | None = None
     case_insensitive: bool = False
-    units: dict[str, str] = Field(default_factory=dict)
+    units: dict[str, str | None] = Field(default_factory=dict)
     tables: dict[str, TableRule]
     crosswalks: dict[str, CrosswalkRule] = Field(default_factory=dict)
     codes: list[CodeRule] = Field(default_factory=list)
@@ -273,8 +277,8 @@ class Source(_Model):
             needed |= set(self.crosswalks[table.removeprefix(CROSSWALK)].columns)
         elif rule.role == "events":
             needed |= raw_columns(rule, self.subject)
-        for other in self.tables.values():
-            for join in other.joins:
+        for joins in (*(one.joins for one in self.tables.values()), *(one.joins for one in self.codes)):
+            for join in joins:
                 if join.table == table:
                     needed |= {*join.key.values(), *(aggregate(spec)[1] for spec in join.columns.values())}
         for codes in self.codes:
@@ -370,6 +374,7 @@ def load_source(name_or_path: str, base: Path | None = None) -> Source:
             if join.table not in known_tables:
                 raise TimeloomError(f"{table} joins the unknown table {join.table}", remedy=f"mend {path.name}")
     for codes in source.codes:
-        if codes.table not in known_tables:
-            raise TimeloomError(f"codes names the unknown table {codes.table}", remedy=f"mend {path.name}")
+        for table in (codes.table, *(join.table for join in codes.joins)):
+            if table not in known_tables:
+                raise TimeloomError(f"codes names the unknown table {table}", remedy=f"mend {path.name}")
     return source

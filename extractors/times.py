@@ -105,9 +105,9 @@ def _parse(values: pl.Series, time_format: str, zone: str | None) -> pl.Series:
         return values.str.to_date(time_format, strict=False, exact=True).cast(pl.Datetime("us"))
     if "%z" not in time_format:
         return values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
-    if time_format.endswith("%z"):  # ISO 8601 writes UTC as Z, which %z does not read
-        values = values.str.replace("[Zz]$", "+0000")
-    parsed = values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
+    # ISO 8601 writes UTC as Z, which only the permissive directive reads.
+    permissive = time_format.replace("%z", "%#z")
+    parsed = values.str.to_datetime(permissive, time_unit="us", strict=False, exact=True)
     return parsed.dt.convert_time_zone(zone or "UTC").dt.replace_time_zone(None)
 
 

@@ -277,6 +277,40 @@ def simulate(
     say(f"wrote {out}: {rows}; {summary.ct_series} CT series, {summary.slides} slides")
 
 
+@app.command("check-source")
+def check_source(
+    source: Annotated[str, typer.Argument(help="A source's YAML, or the name of a built-in one.")] = "",
+    path: Annotated[
+        Path | None, typer.Argument(help="Its raw tables: a folder, or a .duckdb file. Without it: the YAML alone.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of each table to read.", min=1)] = 10_000,
+    crosswalk: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: a crosswalk of the source; may be given again.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the YAML, for editors.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Explain what a source would make of an export, and name unmapped columns and suspicious choices. Writes nothing.
+
+    Exit codes: 0 clean; 1 the YAML or a table has an error, and a run would stop; 2 something is suspicious.
+    """
+    _set_debug(debug)
+    from flows.check_source import check, json_schema, print_check
+
+    if schema:
+        print(json_schema(), end="")
+        return
+    if not source:
+        raise TimeloomError("check-source needs a source", "give a YAML file, or the name of a built-in one")
+    description = check(source, path, rows, crosswalk or ())
+    if as_json:
+        print(json.dumps(description))
+    else:
+        print_check(description, console)
+    raise typer.Exit(description["exit_code"])
+
+
 @app.command()
 def serve(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],

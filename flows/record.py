@@ -23,8 +23,8 @@ from warehouse.manifest import (
 from warehouse.publish import new_release_id
 
 STAGES = (
-    meds.STAGE, index.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE, vocabulary.COUNT, vocabulary.FIT,
-    tokenize.STAGE, pack.STAGE,
+    meds.STAGE, index.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE, vocabulary.COUNT,
+    vocabulary.FIT, tokenize.STAGE, pack.STAGE,
 )  # fmt: skip
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = ("content_hash", "deid", "encoders", "profiles", "split_scheme")

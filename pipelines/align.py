@@ -189,23 +189,24 @@ class Gathered:
             before = pl.col("subject_id") > end
 
     def _wide(self, rows: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
-        named = {
-            "code": _named(rows["code"], self.codes),
-            "unit": _named(rows["unit"], self.units),
-            "source": _named(rows["source"], self.sources),
-            "kind": _named(rows["kind"], _KINDS),
-            "time_precision": _named(rows["precision"], PRECISIONS),
-            "value_flag": _named(rows["flag"], FLAGS),
-            "item_key": pl.lit(None, pl.String),
-            "conflict": pl.lit(None, pl.String),
-        }
-        availability, available = self._availability(rows, named["code"])
-        named |= {"availability": _named(availability, AVAILABILITY), "available_time": available}
-        wide = rows.with_columns(**named).select(*EVENTS.names, *_RAW)
+        code = _named(rows["code"], self.codes)
+        availability, available = self._availability(rows, code)
+        wide = rows.with_columns(
+            code.alias("code"),
+            _named(rows["unit"], self.units).alias("unit"),
+            _named(rows["source"], self.sources).alias("source"),
+            _named(rows["kind"], _KINDS).alias("kind"),
+            _named(rows["precision"], PRECISIONS).alias("time_precision"),
+            _named(rows["flag"], FLAGS).alias("value_flag"),
+            _named(availability, AVAILABILITY).alias("availability"),
+            available.alias("available_time"),
+            pl.lit(None, pl.String).alias("item_key"),
+            pl.lit(None, pl.String).alias("conflict"),
+        ).select(*EVENTS.names, *_RAW)
         if images.is_empty():
             return wide
         own = images.with_columns(pl.lit(None, pl.UInt64).alias("row_hash"), pl.lit(None, pl.UInt16).alias("rule"))
-        return pl.concat([wide, own.select(wide.columns).cast(dict(wide.schema))], rechunk=True)
+        return pl.concat([wide, own.select(wide.columns).cast(wide.schema)], rechunk=True)
 
     def _availability(self, rows: pl.DataFrame, code: pl.Series) -> tuple[pl.Series, pl.Series]:
         """Facts that await a lag get theirs; what has none is taken to be known at its time."""

@@ -1,6 +1,6 @@
 """Contradictions in a subject's events: marked, counted, and left as they are.
 
-The list is that of the contradictions which are known of real exports (REQUIREMENTS 2.5); docs/quality.md explains each.
+The list is of those that are known of real exports; docs/quality.md explains each.
 """
 
 import numpy as np
@@ -55,27 +55,28 @@ def _beside(
     place = np.minimum(np.searchsorted(subject[places], subject), len(places) - 1)
     own = subject[places][place] == subject
     limit = instant[places][place]
-    return own & timed & (instant < limit if before else instant > limit)
+    beyond: npt.NDArray[np.bool_] = own & timed & (instant < limit if before else instant > limit)
+    return beyond
 
 
 def _visits(events: pl.DataFrame) -> dict[str, npt.NDArray[np.bool_]]:
-    """Ends before their starts, and starts before the end of the visit that began before."""
+    """Ends before the starts of their own raw rows, and starts before the end of a visit of that table that began
+    before."""
     ended, overlapping = (np.zeros(len(events), np.bool_) for _ in range(2))
     bounds = (
-        events.select("subject_id", "source", "visit_id", "time", "kind")
+        events.select("subject_id", "source", "row_hash", "time", "kind")
         .with_row_index("place")
-        .filter(pl.col("kind").is_in(["visit_start", "visit_end"]) & pl.col("visit_id").is_not_null())
+        .filter(pl.col("kind").is_in(["visit_start", "visit_end"]) & pl.col("row_hash").is_not_null())
         .drop_nulls("time")
     )
     if bounds.is_empty():
         return {"end_before_start": ended, "overlapping_visit": overlapping}
-    visit = ["subject_id", "source", "visit_id"]
+    visit = ["subject_id", "source", "row_hash"]
     start, end = (pl.col("time").filter(pl.col("kind") == kind) for kind in ("visit_start", "visit_end"))
     spans = bounds.group_by(visit).agg(start.min().alias("start"), end.max().alias("end"))
-    joined = bounds.join(spans, on=visit, how="left")
-    wrong = joined.filter((pl.col("kind") == "visit_end") & (pl.col("time") < pl.col("start")))
+    wrong = bounds.join(spans, on=visit).filter((pl.col("kind") == "visit_end") & (pl.col("time") < pl.col("start")))
     ended[wrong["place"].to_numpy()] = True
-    ordered = spans.drop_nulls(["start", "end"]).sort("subject_id", "source", "start", "end", "visit_id")
+    ordered = spans.drop_nulls(["start", "end"]).sort("subject_id", "source", "start", "end", "row_hash")
     latest = pl.col("end").cum_max().shift().over("subject_id", "source")
     within = ordered.filter(pl.col("start") < latest).select(visit)
     starts = bounds.filter(pl.col("kind") == "visit_start").join(within, on=visit, how="semi")

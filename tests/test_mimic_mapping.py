@@ -1,260 +1,58 @@
-"""MIMIC-IV's mapping on rows made here from the published schema: every trap field by field, names, and leakage.
+"""MIMIC-IV's mapping: every table and trap field by field on made-up rows, names and parents of codes, and leakage.
 
-No row is of a real patient; tests/test_mimic.py is about real ones.
+`fixtures/mimic_iv.yaml` holds rows of the published schema and the events that they must become; no row is of a real
+patient, which tests/test_mimic.py is about.
 """
 
 import csv
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
-from raw_tables import csv_text
+from raw_tables import KEEP, convert, csv_text
 
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
-from extractors.source import SOURCES, load_source
+from extractors.source import SOURCES, Source, load_source
 from flows.run import Run
 from pipelines.config import parse_config
 from pipelines.engine import LocalEngine
 from warehouse.layout import Layout
 
 FIXTURES = Path(__file__).parent / "fixtures"
-IN, OUT, DAY = "2150-03-01 08:00:00", "2150-03-05 15:00:00", "2150-03-02"
-STAY, EMERGENCY = 20000001, "ed-30000001"
-LATE = ("hosp/diagnoses_icd", "hosp/procedures_icd", "hosp/drgcodes", "hosp/hcpcsevents")
-KEPT = {"mode": "synthetic", "subject_ids": "keep", "dates": "keep"}
-Row = dict[str, Any]
-
-# Published columns of MIMIC-IV 2.2 to 3.1 and MIMIC-IV-ED 2.2, as in the files' headers.
-COLUMNS = {
-    "hosp/admissions": "subject_id hadm_id admittime dischtime deathtime admission_type admit_provider_id "
-    "admission_location discharge_location insurance language marital_status race edregtime edouttime "
-    "hospital_expire_flag",
-    "hosp/d_hcpcs": "code category long_description short_description",
-    "hosp/d_icd_diagnoses": "icd_code icd_version long_title",
-    "hosp/d_icd_procedures": "icd_code icd_version long_title",
-    "hosp/d_labitems": "itemid label fluid category",
-    "hosp/diagnoses_icd": "subject_id hadm_id seq_num icd_code icd_version",
-    "hosp/drgcodes": "subject_id hadm_id drg_type drg_code description drg_severity drg_mortality",
-    "hosp/emar": "subject_id hadm_id emar_id emar_seq poe_id pharmacy_id enter_provider_id charttime medication "
-    "event_txt scheduletime storetime",
-    "hosp/emar_detail": "subject_id emar_id emar_seq parent_field_ordinal administration_type pharmacy_id barcode_type "
-    "reason_for_no_barcode complete_dose_not_given dose_due dose_due_unit dose_given dose_given_unit "
-    "will_remainder_of_dose_be_given product_amount_given product_unit product_code product_description "
-    "product_description_other prior_infusion_rate infusion_rate infusion_rate_adjustment "
-    "infusion_rate_adjustment_amount infusion_rate_unit route infusion_complete completion_interval new_iv_bag_hung "
-    "continued_infusion_in_other_location restart_interval side site non_formulary_visual_verification",
-    "hosp/hcpcsevents": "subject_id hadm_id chartdate hcpcs_cd seq_num short_description",
-    "hosp/labevents": "labevent_id subject_id hadm_id specimen_id itemid order_provider_id charttime storetime value "
-    "valuenum valueuom ref_range_lower ref_range_upper flag priority comments",
-    "hosp/microbiologyevents": "microevent_id subject_id hadm_id micro_specimen_id order_provider_id chartdate "
-    "charttime spec_itemid spec_type_desc test_seq storedate storetime test_itemid test_name org_itemid org_name "
-    "isolate_num quantity ab_itemid ab_name dilution_text dilution_comparison dilution_value interpretation comments",
-    "hosp/omr": "subject_id chartdate seq_num result_name result_value",
-    "hosp/patients": "subject_id gender anchor_age anchor_year anchor_year_group dod",
-    "hosp/pharmacy": "subject_id hadm_id pharmacy_id poe_id starttime stoptime medication proc_type status entertime "
-    "verifiedtime route frequency disp_sched infusion_type sliding_scale lockout_interval basal_rate one_hr_max "
-    "doses_per_24_hrs duration duration_interval expiration_value expiration_unit expirationdate dispensation "
-    "fill_quantity",
-    "hosp/poe": "poe_id poe_seq subject_id hadm_id ordertime order_type order_subtype transaction_type "
-    "discontinue_of_poe_id discontinued_by_poe_id order_provider_id order_status",
-    "hosp/poe_detail": "poe_id poe_seq subject_id field_name field_value",
-    "hosp/prescriptions": "subject_id hadm_id pharmacy_id poe_id poe_seq order_provider_id starttime stoptime drug_type "
-    "drug formulary_drug_cd gsn ndc prod_strength form_rx dose_val_rx dose_unit_rx form_val_disp form_unit_disp "
-    "doses_per_24_hrs route",
-    "hosp/procedures_icd": "subject_id hadm_id seq_num chartdate icd_code icd_version",
-    "hosp/provider": "provider_id",
-    "hosp/services": "subject_id hadm_id transfertime prev_service curr_service",
-    "hosp/transfers": "subject_id hadm_id transfer_id eventtype careunit intime outtime",
-    "icu/caregiver": "caregiver_id",
-    "icu/chartevents": "subject_id hadm_id stay_id caregiver_id charttime storetime itemid value valuenum valueuom "
-    "warning",
-    "icu/d_items": "itemid label abbreviation linksto category unitname param_type lownormalvalue highnormalvalue",
-    "icu/datetimeevents": "subject_id hadm_id stay_id caregiver_id charttime storetime itemid value valueuom warning",
-    "icu/icustays": "subject_id hadm_id stay_id first_careunit last_careunit intime outtime los",
-    "icu/ingredientevents": "subject_id hadm_id stay_id caregiver_id starttime endtime storetime itemid amount "
-    "amountuom rate rateuom orderid linkorderid statusdescription originalamount originalrate",
-    "icu/inputevents": "subject_id hadm_id stay_id caregiver_id starttime endtime storetime itemid amount amountuom "
-    "rate rateuom orderid linkorderid ordercategoryname secondaryordercategoryname ordercomponenttypedescription "
-    "ordercategorydescription patientweight totalamount totalamountuom isopenbag continueinnextdept statusdescription "
-    "originalamount originalrate",
-    "icu/outputevents": "subject_id hadm_id stay_id caregiver_id charttime storetime itemid value valueuom",
-    "icu/procedureevents": "subject_id hadm_id stay_id caregiver_id starttime endtime storetime itemid value valueuom "
-    "location locationcategory orderid linkorderid ordercategoryname ordercategorydescription patientweight isopenbag "
-    "continueinnextdept statusdescription originalamount originalrate",
-    "ed/edstays": "subject_id hadm_id stay_id intime outtime gender race arrival_transport disposition",
-    "ed/diagnosis": "subject_id stay_id seq_num icd_code icd_version icd_title",
-    "ed/medrecon": "subject_id stay_id charttime name gsn ndc etc_rn etccode etcdescription",
-    "ed/pyxis": "subject_id stay_id charttime med_rn name gsn_rn gsn",
-    "ed/triage": "subject_id stay_id temperature heartrate resprate o2sat sbp dbp pain acuity chiefcomplaint",
-    "ed/vitalsign": "subject_id stay_id charttime temperature heartrate resprate o2sat sbp dbp rhythm pain",
+COLUMNS: dict[str, str] = yaml.safe_load((FIXTURES / "mimic_columns.yaml").read_text(encoding="utf-8"))
+EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = yaml.safe_load(
+    (FIXTURES / "mimic_iv.yaml").read_text(encoding="utf-8")
+)
+ROWS = {table: example["rows"] for table, example in EXAMPLES.items()}
+STAY, DISCHARGE = 20000001, datetime(2150, 3, 5, 15)
+EMERGENCY = Deidentifier(DeidConfig.model_validate(KEEP), SYNTHETIC_KEY).visit_ids(pl.Series(["ed-30000001"]))[0]
+KNOWN_AT_DISCHARGE = ("hosp/diagnoses_icd", "hosp/procedures_icd", "hosp/drgcodes", "hosp/hcpcsevents")
+CROSSWALKS = {
+    "loinc": "itemid,loinc\n50912,2160-0\n221906,3-9\n220045,8867-4\n",
+    "icd9_icd10cm": "icd9,icd10\n4019,I10\n401.9,I15.8\n80700,S2239XA\n",
+    "icd9_icd10pcs": "icd9,icd10\n3893,02HV33Z\n",
+    "ndc_rxnorm": "ndc,rxnorm,atc\n00338004904,9863,\n00904201560,1191,B01AC06\n00904201560,1191,N02BA01\n",
+    "gsn_rxnorm": "gsn,rxnorm,atc\n004080,7052,N02AA01\n",
+    "drug_rxnorm": (FIXTURES / "rxnorm_ingredients.csv").read_text(encoding="utf-8"),
 }
 
 
-def at(hour: str, day: str = DAY) -> str:
-    return f"{day} {hour}:00"
-
-
-MICRO: Row = {
-    "micro_specimen_id": 7, "chartdate": at("00:00"), "charttime": at("10:00"), "spec_itemid": 70012,
-    "spec_type_desc": "BLOOD CULTURE", "test_seq": 1, "storedate": at("00:00", "2150-03-04"),
-    "storetime": at("10:00", "2150-03-04"), "test_itemid": 90201, "test_name": "Blood Culture, Routine",
-}  # fmt: skip
-COLI: Row = {"org_itemid": 80002, "org_name": "ESCHERICHIA COLI", "isolate_num": 1}
-INFUSION: Row = {"itemid": 221906, "starttime": at("10:00"), "endtime": at("12:00"), "statusdescription": "Stopped"}
-EMERGENCY_ROW: Row = {"hadm_id": None, "stay_id": 30000001}
-ORDERED: Row = {"pharmacy_id": 5, "starttime": at("08:00"), "stoptime": at("20:00"), "dose_unit_rx": "mg"}
-
-# Of subject 1 and its stay, unless a row says otherwise.
-ROWS: dict[str, list[Row]] = {
-    "hosp/patients": [
-        {"gender": "F", "anchor_age": 60, "anchor_year": 2150, "anchor_year_group": "2014 - 2016"},
-        {"subject_id": 2, "gender": "M", "anchor_age": 91, "anchor_year": 2150},
-        {"subject_id": 3, "gender": "M", "anchor_age": 50, "anchor_year": 2150, "dod": "2150-03-05"},
-        {"subject_id": 4, "gender": "F", "anchor_age": 40, "anchor_year": 2150, "dod": "2150-06-01"},
-    ],
-    "hosp/admissions": [
-        {"admittime": IN, "dischtime": OUT, "admission_type": "EW EMER.", "admission_location": "EMERGENCY ROOM",
-         "discharge_location": "HOME", "insurance": "Medicare", "language": "English", "race": "WHITE",
-         "edregtime": at("05:00", "2150-03-01"), "edouttime": at("08:30", "2150-03-01")},
-        {"subject_id": 3, "hadm_id": 20000003, "admittime": IN, "dischtime": OUT, "admission_type": "URGENT",
-         "deathtime": at("14:30", "2150-03-05"), "discharge_location": "DIED", "hospital_expire_flag": 1},
-    ],
-    "hosp/transfers": [
-        {"transfer_id": 1, "eventtype": "admit", "careunit": "Medicine", "intime": IN, "outtime": OUT},
-        {"transfer_id": 2, "eventtype": "discharge", "intime": OUT},
-    ],
-    "hosp/services": [{"transfertime": IN, "curr_service": "MED"}],
-    "hosp/diagnoses_icd": [
-        {"seq_num": 1, "icd_code": "C50.911 ", "icd_version": 10},
-        {"seq_num": 2, "icd_code": "4019", "icd_version": 9},
-    ],
-    "hosp/procedures_icd": [{"seq_num": 1, "chartdate": DAY, "icd_code": "02HV33Z", "icd_version": 10}],
-    "hosp/drgcodes": [
-        {"drg_type": "APR", "drg_code": "720", "description": "SEPTICEMIA", "drg_severity": 3, "drg_mortality": 4},
-        {"drg_type": "HCFA", "drg_code": "871", "description": "SEPTICEMIA W MCC"},
-    ],
-    "hosp/hcpcsevents": [{"seq_num": 1, "chartdate": DAY, "hcpcs_cd": "99219", "short_description": "Observation"}],
-    "hosp/labevents": [
-        {"itemid": 50912, "charttime": at("08:00"), "storetime": at("09:00"), "value": "1.2", "valuenum": "1.2",
-         "valueuom": "mg/dL", "comments": "VERIFIED."},
-        {"itemid": 50912, "charttime": at("10:00"), "value": "0.9", "valuenum": "0.9", "valueuom": "mg/dL"},
-        {"itemid": 50931, "charttime": at("08:00"), "storetime": at("09:00"), "value": "___", "valuenum": "95"},
-        {"itemid": 51514, "charttime": at("08:00"), "storetime": at("09:00"), "value": "___", "comments": "NEG."},
-        {"itemid": 51003, "charttime": at("08:00"), "storetime": at("09:00"), "comments": "<0.01."},
-        {"itemid": 50889, "charttime": at("08:00"), "storetime": at("09:00"), "value": ">300", "valueuom": "mg/L"},
-        {"itemid": 51516, "charttime": at("08:00"), "storetime": at("09:00"), "value": "3-5", "comments": "___"},
-        {"itemid": 51009, "charttime": at("08:00"), "storetime": at("09:00"), "hadm_id": None, "value": "___"},
-    ],
-    "hosp/microbiologyevents": [
-        MICRO | COLI | {"ab_itemid": 90004, "ab_name": "AMPICILLIN", "dilution_text": "=>32",
-                        "dilution_comparison": "=>        ", "dilution_value": 32, "interpretation": "R",
-                        "comments": "FINAL."},
-        MICRO | COLI | {"ab_itemid": 90012, "ab_name": "GENTAMICIN", "dilution_text": "<=1",
-                        "dilution_comparison": "<=        ", "dilution_value": 1, "interpretation": "S",
-                        "comments": "FINAL."},
-        MICRO | {"micro_specimen_id": 8, "spec_itemid": 70079, "spec_type_desc": "URINE", "test_itemid": 90039,
-                 "test_name": "URINE CULTURE", "charttime": None, "storetime": None, "storedate": None,
-                 "comments": "NO GROWTH.  "},
-    ],
-    "hosp/omr": [
-        {"chartdate": DAY, "seq_num": 1, "result_name": "Blood Pressure", "result_value": "111/65"},
-        {"chartdate": DAY, "seq_num": 1, "result_name": "Weight (Lbs)", "result_value": "150.5"},
-        {"chartdate": DAY, "seq_num": 2, "result_name": "Blood Pressure", "result_value": "refused"},
-    ],
-    "hosp/pharmacy": [
-        {"pharmacy_id": 5, "starttime": at("08:00"), "stoptime": at("20:00"), "medication": "Cisplatin",
-         "status": "Expired", "entertime": at("09:00"), "route": "IV", "frequency": "ONCE"},
-    ],
-    "hosp/prescriptions": [
-        ORDERED | {"drug_type": "MAIN", "drug": "CISplatin ", "ndc": "0", "dose_val_rx": "1,500"},
-        ORDERED | {"drug_type": "BASE", "drug": "0.9% Sodium Chloride", "ndc": "00338004904", "dose_val_rx": "1-2"},
-        ORDERED | {"drug_type": "ADDITIVE", "drug": "Magnesium Sulfate", "dose_val_rx": "4"},
-    ],
-    "hosp/poe": [{"poe_id": "1-1", "ordertime": at("09:00"), "order_type": "ADT orders", "order_subtype": "Admit",
-                  "transaction_type": "D/C", "order_status": "Inactive"}],
-    "hosp/poe_detail": [{"poe_id": "1-1", "field_name": "Code status", "field_value": "Resuscitate (Full code)"}],
-    "hosp/emar": [
-        {"emar_id": "1-1", "charttime": at("10:00"), "storetime": at("10:20"), "medication": "Cisplatin",
-         "event_txt": "Administered", "scheduletime": at("10:00")},
-        {"emar_id": "1-2", "charttime": at("11:00"), "storetime": at("10:50"), "event_txt": "Not Given"},
-    ],
-    "hosp/emar_detail": [
-        {"emar_id": "1-1", "administration_type": "IV Infusion", "dose_due": "50-100", "dose_due_unit": "mg",
-         "infusion_rate": "25", "infusion_rate_unit": "mL/hr", "infusion_rate_adjustment": "Initial Rate"},
-        {"emar_id": "1-1", "parent_field_ordinal": "1.1", "dose_given": "75", "dose_given_unit": "MG",
-         "product_code": "CISP100", "product_description": "Cisplatin 100mg Vial"},
-        {"emar_id": "1-2", "parent_field_ordinal": "1.1", "dose_given": "5", "product_description": "Aspirin 5"},
-    ],
-    "icu/icustays": [{"stay_id": 30000009, "first_careunit": "MICU", "last_careunit": "SICU",
-                      "intime": at("06:00"), "outtime": at("20:00"), "los": "0.58"}],
-    "icu/chartevents": [
-        {"itemid": 220045, "charttime": at("08:00"), "storetime": at("08:10"), "value": "88", "valuenum": "88",
-         "valueuom": "bpm"},
-        {"itemid": 220739, "charttime": at("08:00"), "storetime": at("08:10"), "value": "Spontaneously",
-         "valuenum": "4"},
-        {"itemid": 224054, "charttime": at("09:00"), "value": "No Impairment"},
-    ],
-    "icu/datetimeevents": [{"itemid": 224288, "charttime": at("08:00"), "storetime": at("08:05"),
-                            "value": "2150-02-27 00:00:00", "valueuom": "Date"}],
-    "icu/inputevents": [
-        INFUSION | {"storetime": at("12:30"), "rate": "0.1", "rateuom": "mcg/kg/min", "amount": "8", "amountuom": "mg"},
-        INFUSION | {"starttime": at("14:00"), "endtime": at("14:01"), "storetime": at("13:00"), "amount": "250",
-                    "amountuom": "ml", "statusdescription": "FinishedRunning"},
-    ],
-    "icu/ingredientevents": [INFUSION | {"itemid": 220490, "storetime": at("12:30"), "rate": "50",
-                                         "rateuom": "mL/hour", "amount": "100", "amountuom": "ml"}],
-    "icu/outputevents": [{"itemid": 226559, "charttime": at("08:00"), "storetime": at("08:30"), "value": "175",
-                          "valueuom": "ml"}],
-    "icu/procedureevents": [{"itemid": 225792, "starttime": at("08:00"), "endtime": at("10:00"), "value": "120",
-                             "storetime": "2150-03-02 10:00:06.517", "valueuom": "min", "location": "Right IJ",
-                             "statusdescription": "FinishedRunning"}],
-    "ed/edstays": [EMERGENCY_ROW | {"intime": at("02:00"), "outtime": at("06:00"), "race": "ASIAN", "gender": "F",
-                                    "arrival_transport": "AMBULANCE", "disposition": "HOME"}],
-    "ed/diagnosis": [EMERGENCY_ROW | {"seq_num": 1, "icd_code": "R0789", "icd_version": 10, "icd_title": "PAIN"}],
-    "ed/triage": [EMERGENCY_ROW | {"temperature": "98.6", "heartrate": "80.0", "sbp": "120", "dbp": "70",
-                                   "pain": "uta", "acuity": "2.0", "chiefcomplaint": "CHEST PAIN"}],
-    "ed/vitalsign": [
-        EMERGENCY_ROW | {"charttime": at("03:00"), "resprate": "18", "o2sat": "97", "rhythm": "Sinus Rhythm",
-                         "pain": "3"},
-        EMERGENCY_ROW | {"charttime": at("04:00")},
-    ],
-    "ed/medrecon": [
-        EMERGENCY_ROW | {"charttime": at("02:10"), "name": "aspirin", "gsn": "004380", "ndc": "00904201560",
-                         "etc_rn": 1, "etccode": "00000574", "etcdescription": "Salicylates"},
-        EMERGENCY_ROW | {"charttime": at("02:10"), "name": "aspirin", "gsn": "004380", "ndc": "00904201560",
-                         "etc_rn": 2, "etccode": "00000575", "etcdescription": "Platelet inhibitors"},
-        EMERGENCY_ROW | {"charttime": at("02:10"), "name": "garlic", "ndc": "0", "etc_rn": 1},
-    ],
-    "ed/pyxis": [
-        EMERGENCY_ROW | {"charttime": at("02:30"), "med_rn": 1, "name": "Morphine", "gsn_rn": 1, "gsn": "004080"},
-        EMERGENCY_ROW | {"charttime": at("02:30"), "med_rn": 1, "name": "Morphine", "gsn_rn": 2, "gsn": "004081"},
-    ],
-    "hosp/d_labitems": [{"itemid": 50912, "label": "Creatinine", "fluid": "Blood", "category": "Chemistry"}],
-    "icu/d_items": [{"itemid": 221906, "label": "Norepinephrine", "category": "Medications"}],
-    "hosp/d_icd_diagnoses": [
-        {"icd_code": "C50911", "icd_version": 10, "long_title": "Malignant neoplasm of right breast"},
-        {"icd_code": "4019", "icd_version": 9, "long_title": "Unspecified essential hypertension"},
-    ],
-    "hosp/d_icd_procedures": [{"icd_code": "02HV33Z", "icd_version": 10, "long_title": "Insertion into vena cava"}],
-    "hosp/d_hcpcs": [{"code": "99219", "short_description": "Hospital observation"}],
-    "hosp/provider": [{"provider_id": "P00001"}],
-}  # fmt: skip
-
-
-def export(folder: Path, rows: dict[str, list[Row]], columns: dict[str, str] = COLUMNS) -> Path:
-    """A download as PhysioNet lays it out, of these rows; a table without rows has its header alone."""
+def export(folder: Path, rows: dict[str, list[dict[str, Any]]], columns: dict[str, str] = COLUMNS) -> Path:
+    """A download as PhysioNet lays it out; rows are of subject 1 and its stay, and numbered in their first column."""
     for table, header in columns.items():
+        names = header.split()
+        lines = [
+            ({names[0]: number} if names[0].endswith("event_id") else {}) | {"subject_id": 1, "hadm_id": STAY} | row
+            for number, row in enumerate(rows.get(table, []), 1)
+        ]
         path = folder / f"{table}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        names, default = header.split(), {"subject_id": 1, "hadm_id": STAY}
-        numbered = enumerate(rows.get(table, []), 1)
-        lines = [{names[0]: number} | default | row if names[0].endswith("event_id") else default | row
-                 for number, row in numbered]  # fmt: skip
-        path.write_text(csv_text(names, [[line.get(name) for name in names] for line in lines]))
+        path.write_text(csv_text(names, [[line.get(name) for name in names] for line in lines]), encoding="utf-8")
     return folder
 
 
@@ -263,29 +61,29 @@ class Release:
     """What a run published."""
 
     events: pl.DataFrame
-    codes: pl.DataFrame
+    codes: dict[str, tuple[str | None, list[str] | None]]
     ledger: pl.DataFrame
 
-    def of(self, table: str) -> pl.DataFrame:
-        return self.events.filter(pl.col("source") == table)
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """The events of a table, those in which nothing but the columns of an example is of interest."""
+        own = self.events.filter(pl.col("source") == name)
+        return own.select(
+            pl.col("subject_id").alias("subject"), "time", "code", pl.col("available_time").alias("available"),
+            "availability", pl.col("time_precision").alias("precision"), pl.col("numeric_value").alias("number"),
+            pl.col("text_value").alias("text"), pl.col("value_flag").alias("flag"), "unit",
+            pl.col("visit_id").alias("visit"), "kind", "conflict",
+        ).to_dicts()  # fmt: skip
 
-    def parents(self, code: str) -> list[str] | None:
-        found = self.codes.filter(pl.col("code") == code)["parent_codes"].to_list()
-        assert len(found) == 1, code
-        return sorted(found[0]) if found[0] else None
 
-    def description(self, code: str) -> str | None:
-        return dict(self.codes.select("code", "description").iter_rows())[code]
-
-
-def released(work: Path, folder: Path, source: str = "mimic-iv", **crosswalks: str) -> Release:
-    """A whole run; crosswalks are the text of their files."""
+def released(work: Path, folder: Path, **crosswalks: str) -> Release:
+    """A whole run over an export; crosswalks are the text of their files."""
     work.mkdir(parents=True, exist_ok=True)
     for name, text in crosswalks.items():
-        (work / f"{name}.csv").write_text(text)
+        (work / f"{name}.csv").write_text(text, encoding="utf-8")
+    files = {name: f"{name}.csv" for name in crosswalks}
     raw = {
-        "sources": [{"source": source, "path": str(folder), "crosswalks": {one: f"{one}.csv" for one in crosswalks}}],
-        "deid": KEPT,
+        "sources": [{"source": "mimic-iv", "path": str(folder), "crosswalks": files}],
+        "deid": KEEP,
         "buckets": 1,
         "profiles": {"every": {"namespaces": None, "context": 64}},
     }
@@ -294,8 +92,209 @@ def released(work: Path, folder: Path, source: str = "mimic-iv", **crosswalks: s
             run.carry_out(name, step)
         run.outcome()
     current = work / "root" / "current"
+    codes = pl.read_parquet(current / "metadata" / "codes.parquet")
     return Release(
         pl.read_parquet(current / "data" / "*.parquet"),
-        pl.read_parquet(current / "metadata" / "codes.parquet"),
+        {code: (description, parents) for code, description, parents in codes.iter_rows()},
         pl.read_parquet(current / "ledger.parquet"),
     )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MIMIC-IV 3.1 and MIMIC-IV-ED 2.2, each table with the rows of its example."""
+    return export(tmp_path_factory.mktemp("mimic") / "raw", ROWS)
+
+
+@pytest.fixture(scope="module")
+def release(folder: Path) -> Release:
+    return released(folder.parent, folder, **CROSSWALKS)
+
+
+def expected(event: dict[str, Any]) -> dict[str, Any]:
+    """An example's event with everything that it leaves out."""
+    standard = {
+        "subject": 1, "available": event["time"], "availability": "recorded" if "available" in event else "time",
+        "precision": "s", "number": None, "text": None, "flag": None, "unit": None, "visit": STAY, "kind": "clinical",
+        "conflict": None,
+    }  # fmt: skip
+    whole = standard | event
+    whole["visit"] = EMERGENCY if whole["visit"] == "ed" else whole["visit"]
+    whole["number"] = None if whole["number"] is None else float(np.float32(whole["number"]))
+    return whole
+
+
+def in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(
+        ({key: event[key] for key in sorted(event)} for event in events), key=lambda one: [str(one[key]) for key in one]
+    )
+
+
+@pytest.mark.parametrize("table", [table for table, example in EXAMPLES.items() if "events" in example])
+def test_rows_become_exactly_these_events(release: Release, table: str) -> None:
+    assert in_order(release.table(table)) == in_order([expected(event) for event in EXAMPLES[table]["events"]])
+
+
+def test_every_mapped_table_has_an_example() -> None:
+    mapped = {name for name, rule in load_source("mimic-iv").tables.items() if rule.role == "events"}
+    assert mapped == {table for table, example in EXAMPLES.items() if "events" in example}
+    assert set(load_source("mimic-iv").tables) == {*COLUMNS, "demo_subject_id"}
+
+
+def test_every_row_is_accounted_for(release: Release) -> None:
+    """A set of vital signs without any is the only row that makes nothing."""
+    rows = {(table, outcome, reason): number for table, outcome, reason, number, _ in release.ledger.iter_rows()}
+    quarantined = {key: number for key, number in rows.items() if key[1] == "quarantined" and number}
+    assert quarantined == {("ed/vitalsign", "quarantined", "no_rule_applies"): 1}
+    for table in COLUMNS:
+        outcomes = sum(rows.get((table, outcome, ""), 0) for outcome in ("events", "static", "reference"))
+        lost = sum(number for key, number in quarantined.items() if key[0] == table)
+        assert rows[table, "raw", ""] == len(ROWS.get(table, [])) == outcomes + lost, table
+
+
+def test_the_pharmacy_join_does_not_fan_out(release: Release) -> None:
+    starts = [one for one in release.table("hosp/prescriptions") if one["code"].startswith("PRESCRIPTION_START/")]
+    assert len({one["pharmacy_id"] for one in ROWS["hosp/prescriptions"]}) == 1
+    assert len(starts) == len(ROWS["hosp/prescriptions"]) == 3
+
+
+def test_visits_of_the_emergency_department_are_no_admissions(release: Release) -> None:
+    emergency = release.events.filter(pl.col("source").str.starts_with("ed/"))["visit_id"]
+    assert emergency.unique().to_list() == [EMERGENCY]
+    assert EMERGENCY not in (STAY, 30000001)
+
+
+def test_dictionaries_describe_codes(release: Release) -> None:
+    described = {code: release.codes[code][0] for code in release.codes}
+    assert described["ICD10CM/C50911"] == "Malignant neoplasm of right breast"
+    assert described["ICD9CM/4019"] == "Unspecified essential hypertension"
+    assert described["ICD10PCS/02HV33Z"] == "Insertion into vena cava"
+    assert described["HCPCS/99219"] == "Hospital observation"
+    assert described["DRG/APR/720"] == "SEPTICEMIA"
+    assert described["MIMIC_LAB/50912"] == "Creatinine (Blood, Chemistry)"
+    assert described["INFUSION_START/221906"] == described["INFUSION_END/221906"] == "Norepinephrine (Medications)"
+    assert described["MICROBIOLOGY_SPECIMEN/90039/70079"] == "URINE CULTURE of URINE"
+    assert described["MICROBIOLOGY/90039/NO_ORGANISM"] == "URINE CULTURE: no organism"
+    assert described["SUSCEPTIBILITY/80002/90004/R"] == "ESCHERICHIA COLI: AMPICILLIN R"
+    assert described["HOME_MEDICATION_CLASS/00000574"] == "Salicylates"
+    assert described["SERVICE/MED"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "parents"),
+    [
+        ("MIMIC_LAB/50912", ["LOINC/2160-0"]),
+        ("CHART/220045", ["LOINC/8867-4"]),
+        ("INFUSION_START/221906", None),
+        # One ICD-9 code with several targets keeps them all, however they are written.
+        ("ICD9CM/4019", ["ICD10CM/I10", "ICD10CM/I158"]),
+        ("ICD10CM/C50911", None),
+        ("PRESCRIPTION_START/BASE/NDC/00338004904", ["RXNORM/9863"]),
+        ("HOME_MEDICATION/NDC/00904201560", ["ATC/B01AC06", "ATC/N02BA01", "RXNORM/1191"]),
+        ("PRESCRIPTION_END/MAIN/DRUG/CISPLATIN", ["RXNORM/2555"]),
+        ("EMAR/ADMINISTERED/CISPLATIN", ["RXNORM/2555"]),
+        ("EMAR_DOSE/ADMINISTERED/CISPLATIN", ["RXNORM/2555"]),
+        ("PHARMACY/CISPLATIN", ["RXNORM/2555"]),
+        # Due is not given.
+        ("EMAR_DUE/CISPLATIN", None),
+        ("ED_DISPENSED_GSN/004080", ["ATC/N02AA01", "RXNORM/7052"]),
+        ("ED_DISPENSED_GSN/004081", None),
+    ],
+)
+def test_crosswalks_give_parents(release: Release, code: str, parents: list[str] | None) -> None:
+    found = release.codes[code][1]
+    assert (sorted(found) if found else None) == parents
+
+
+def test_the_fixture_holds_the_57_verified_ingredients() -> None:
+    with (FIXTURES / "rxnorm_ingredients.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["drug"] for row in rows}) == len({row["rxnorm"] for row in rows}) == len(rows) == 57
+    assert {"CISPLATIN": "2555", "BORTEZOMIB": "358258"}.items() <= {row["drug"]: row["rxnorm"] for row in rows}.items()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """MIMIC-IV 2.2 without crosswalks, chartevents and the emergency department."""
+    columns = {table: names for table, names in COLUMNS.items() if not table.startswith("ed/")}
+    del columns["icu/chartevents"]
+    columns["icu/procedureevents"] = (
+        columns["icu/procedureevents"].replace("originala", "ORIGINALA").replace("originalr", "ORIGINALR")
+    )
+    work = tmp_path_factory.mktemp("bare")
+    return released(work, export(work / "raw", ROWS, columns))
+
+
+def test_2_2_without_crosswalks_chart_and_emergency_department_makes_the_same_events(
+    release: Release, bare: Release
+) -> None:
+    assert {parents for _, parents in bare.codes.values() if parents} == set()
+    assert bare.codes["ICD9CM/4019"] == ("Unspecified essential hypertension", None)
+    for table in (*KNOWN_AT_DISCHARGE, "hosp/labevents", "icu/procedureevents"):
+        assert bare.table(table) == release.table(table)
+
+
+def converted(work: Path, folder: Path, table: str, source: Source | None = None) -> pl.DataFrame:
+    return convert(work, source or load_source("mimic-iv"), table, folder / f"{table}.csv", folder=folder)[0]
+
+
+def test_loinc_of_a_release_that_has_it(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "hosp/d_labitems": f"{COLUMNS['hosp/d_labitems']} loinc_code"}
+    items = [
+        {"itemid": 50912, "label": "Creatinine", "fluid": "Blood", "category": "Chemistry", "loinc_code": "2160-0"}
+    ]
+    found = released(tmp_path, export(tmp_path / "raw", {**ROWS, "hosp/d_labitems": items}, columns))
+    assert found.codes["MIMIC_LAB/50912"] == ("Creatinine (Blood, Chemistry)", ["LOINC/2160-0"])
+
+
+def test_the_emergency_department_of_1_0_has_no_race_transport_or_disposition(tmp_path: Path) -> None:
+    columns = {**COLUMNS, "ed/edstays": "subject_id hadm_id stay_id intime outtime"}
+    made = converted(tmp_path, export(tmp_path / "raw", ROWS, columns), "ed/edstays")
+    assert sorted(made["code"]) == ["ED_ADMISSION/UNKNOWN", "ED_DISCHARGE/UNKNOWN"]
+
+
+def before_discharge(events: pl.DataFrame, discharged: dict[int, datetime]) -> int:
+    """Facts of KNOWN_AT_DISCHARGE that could be read before their stay's discharge."""
+    limits = pl.DataFrame({"visit_id": list(discharged), "limit": list(discharged.values())})
+    known = events.filter(pl.col("source").is_in(KNOWN_AT_DISCHARGE))
+    joined = known.join(limits, on="visit_id", how="left")
+    assert joined["limit"].null_count() == 0
+    return joined.filter(pl.col("available_time") < pl.col("limit")).height
+
+
+def test_nothing_known_at_discharge_is_available_before_it(release: Release) -> None:
+    assert release.events.filter(pl.col("source").is_in(KNOWN_AT_DISCHARGE)).height == 8
+    assert before_discharge(release.events, {STAY: DISCHARGE}) == 0
+
+
+def leaking(table: str) -> list[dict[str, Any]]:
+    """Copies of a table's rule, each with one of its times swapped for an earlier one."""
+    rule = yaml.safe_load((SOURCES / "mimic-iv.yaml").read_text(encoding="utf-8"))["tables"][table]
+    at_admission = {**rule, "joins": [{**rule["joins"][0], "columns": {"dischtime": "admittime"}}]}
+    if "chartdate" not in COLUMNS[table]:
+        return [at_admission]
+    at_chartdate = {**rule, "events": [{**event, "available": "chartdate"} for event in rule["events"]]}
+    nothing = {**rule, "events": [{k: v for k, v in event.items() if k != "available"} for event in rule["events"]]}
+    return [at_admission, at_chartdate, nothing]
+
+
+@pytest.mark.parametrize(
+    ("table", "mutation"), [(table, number) for table in KNOWN_AT_DISCHARGE for number in range(len(leaking(table)))]
+)
+def test_the_check_finds_a_swapped_availability(folder: Path, tmp_path: Path, table: str, mutation: int) -> None:
+    raw = load_source("mimic-iv").model_dump()
+    source = Source.model_validate(raw | {"tables": {**raw["tables"], table: leaking(table)[mutation]}})
+    right, wrong = (
+        converted(tmp_path / name, folder, table, one) for name, one in (("right", None), ("wrong", source))
+    )
+    assert before_discharge(right, {STAY: DISCHARGE}) == 0
+    assert before_discharge(wrong, {STAY: DISCHARGE}) == len(wrong) > 0
+
+
+def test_a_procedure_of_an_unknown_stay_is_not_known_at_once(tmp_path: Path) -> None:
+    """Without a discharge, it is taken to be as late as others, never to be known on its day."""
+    rows = [*ROWS["hosp/procedures_icd"], {**ROWS["hosp/procedures_icd"][0], "hadm_id": 29999999, "seq_num": 2}]
+    found = released(tmp_path, export(tmp_path / "raw", {**ROWS, "hosp/procedures_icd": rows}))
+    known, unknown = sorted(found.table("hosp/procedures_icd"), key=lambda one: one["visit"])
+    assert (unknown["availability"], unknown["time"]) == ("estimated", known["time"])
+    assert abs(unknown["available"] - known["available"]) < timedelta(minutes=5)

@@ -79,7 +79,8 @@ def ranks(texts: pl.Series, order: Mapping[str, int] | None = None) -> I64:
     else:
         by_text = {text: rank for rank, text in enumerate(sorted(text for text in distinct if text is not None))}
         of_distinct = [-1 if text is None else by_text[text] for text in distinct]
-    return np.array(of_distinct, np.int64)[places]
+    ranked: I64 = np.array(of_distinct, np.int64)[places]
+    return ranked
 
 
 def pack(keys: Sequence[I64]) -> I64:
