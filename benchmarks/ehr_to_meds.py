@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import measure
@@ -55,7 +56,9 @@ def one(name: str, size: int, raw: Path, options: argparse.Namespace) -> Result:
     """The result of a converter at a size; a peer's comes from the work folder with `--reuse-peers`."""
     kept = options.work / "results" / f"{name}-x{size}.json"
     if name != "timeloom" and options.reuse_peers and kept.is_file():
-        return Result(**{**json.loads(kept.read_text(encoding="utf-8")), "reused": True})
+        earlier = json.loads(kept.read_text(encoding="utf-8"))
+        if not earlier["result"]["failure"] or earlier["ceiling"] == options.ceiling:
+            return Result(**{**earlier["result"], "reused": True})
     measure.warm(raw)
     results = []
     for _ in range(REPEATS_AT_X1 if size == 1 else 1):
@@ -67,7 +70,7 @@ def one(name: str, size: int, raw: Path, options: argparse.Namespace) -> Result:
     result = min(results, key=lambda r: (bool(r.failure), r.seconds))
     if name != "timeloom":
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(result.__dict__), encoding="utf-8")
+        kept.write_text(json.dumps({"ceiling": options.ceiling, "result": asdict(result)}, indent=1), encoding="utf-8")
     return result
 
 
@@ -141,14 +144,10 @@ def machine(processes: int) -> str:
 
 def row(name: str, size: int, result: Result) -> str:
     """A line of the table."""
-    start = f"{name:<34} {'x' + str(size):>5}"
-    if result.failure:
-        return f"{start} {result.seconds:>8.1f} {result.cpu_seconds:>8.1f} {result.peak_gib:>8.2f}   failed: {result.failure}"
+    cost = f"{result.seconds:>8.1f} {result.cpu_seconds:>8.1f} {result.peak_gib:>8.2f}"
+    gain = f"{result.events:>12,} {result.rate:>12,.0f} {len(result.columns):>8}"
     note = "  (kept result)" if result.reused else ""
-    return (
-        f"{start} {result.seconds:>8.1f} {result.cpu_seconds:>8.1f} {result.peak_gib:>8.2f} {result.events:>12,} "
-        f"{result.rate:>12,.0f} {len(result.columns):>8}{note}"
-    )
+    return f"{name:<34} {'x' + str(size):>5} {cost} {f'  failed: {result.failure}' if result.failure else gain}{note}"
 
 
 def summary(results: dict[tuple[str, int], Result]) -> dict[str, float | bool | None]:

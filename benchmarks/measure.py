@@ -103,7 +103,7 @@ def run(
                 if psutil.virtual_memory().available < SPARE_BYTES:
                     why = "out of memory"
                 elif time.monotonic() - start > ceiling:
-                    why = f"not done in {ceiling:.0f} s"
+                    why = f"not done in {ceiling:g} s"
                 if why:
                     os.killpg(process.pid, signal.SIGKILL)
                     return

@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its name, and the name and type that the file gives it; the names differ where a header became a row."""
+    """A column: its name, and the name and type in the file; the names differ where a header became a row."""
 
     name: str
     stored: str

@@ -38,7 +38,9 @@ class CsvReader:
     def _open(self) -> BinaryIO:
         with self._path.open("rb") as file:
             gzipped = file.read(2) == _GZIP
-        return cast(BinaryIO, igzip.IGzipFile(self._path, "rb")) if gzipped else self._path.open("rb")
+        if not gzipped:
+            return self._path.open("rb")
+        return cast(BinaryIO, igzip.IGzipFile(self._path, "rb"))  # type: ignore[no-untyped-call]
 
     def blocks(self, columns: list[str]) -> Iterator[Block]:
         first = 1

@@ -67,7 +67,7 @@ def in_yaml(source: Source) -> Iterator[Suspicion]:
             yield from _telling_columns(source, table, rule, event)
         for join in rule.joins:
             other = source.tables.get(join.table)
-            if not join.optional and join.table != table and (other is None or other.optional):
+            if not (join.optional or rule.optional) and (other is None or other.optional):
                 yield Suspicion(
                     "join_of_an_optional_table", table, join.table,
                     f"{join.table} may be absent, and then a run stops", "mark the join `optional: true` too",

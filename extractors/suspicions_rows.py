@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from extractors.convert import RECORDED, Account
-from extractors.source import EventRule, Source, TableRule, sql, template_columns
+from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns
 from extractors.suspicions import BILLING, Suspicion, idle_zone, key_of, times_of
 from extractors.times import Times, precision_of
 from extractors.values import parse_values
@@ -18,6 +18,8 @@ from extractors.values import parse_values
 SHOWN_SUBJECTS = 11
 UNREADABLE = 0.001  # the default of limits.unparsable_times
 MANY_CODES = 1000
+MOMENTS = ("us", "s", "min")
+EARLY = 0.1  # share of discharge codes known before the discharge
 FEW = 5  # values below which "all of them" says little
 _UNIT = re.compile(r"units?|uom|(.*[a-z_])?(_units?|uom)|unit_?(of_?measure|name|source_value|concept_id)", re.I)
 _UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
@@ -67,6 +69,13 @@ def in_table(source: Source, sample: Sample) -> Iterator[Suspicion]:
     rows = len(sample.frame)
     if not rows:
         return
+    if sample.events.is_empty():
+        yield Suspicion(
+            "no_events", sample.table, "", "none of the rows read makes an event",
+            "the quarantine reasons of the table say why",
+        )  # fmt: skip
+        if rows < FEW:
+            return
     yield from _subjects(source, sample)
     for join in sample.joins:
         if join.found < join.missed:
@@ -82,18 +91,15 @@ def in_table(source: Source, sample: Sample) -> Iterator[Suspicion]:
                 "no format fits more than 0.1 % of its values, and a run stops there",
                 "add the missing format, or put what stands for no date into `null_values`",
             )  # fmt: skip
-    if sample.events.is_empty():
-        yield Suspicion(
-            "no_events", sample.table, "", "none of the rows read makes an event",
-            "the quarantine reasons of the table say why",
-        )  # fmt: skip
+    for time in times_of(sample.rule):
+        yield from _time_of_day(sample, time)
+    yield from _availability(sample)
     for number, event in enumerate(sample.rule.events):
         events = sample.events.filter(pl.col("rule") == number)
         yield from _where(sample, event)
-        yield from _time_of_day(sample, event)
-        yield from _availability(sample, event, events)
         yield from _codes(sample, event, events)
         yield from _value(sample, event)
+    yield from _before_time(sample)
 
 
 def _subjects(source: Source, sample: Sample) -> Iterator[Suspicion]:
@@ -115,62 +121,82 @@ def _subjects(source: Source, sample: Sample) -> Iterator[Suspicion]:
 
 
 def _where(sample: Sample, event: EventRule) -> Iterator[Suspicion]:
-    if event.where and not _holds(sample.frame, event.where).any():
+    condition = sql(event.where or "TRUE")
+    empty = [name for name in condition.meta.root_names() if sample.frame[name].null_count() == len(sample.frame)]
+    # Of a column that is empty in these rows a condition says nothing.
+    if not empty and not sample.frame.select(condition.fill_null(False).any()).item():
         yield Suspicion(
             "where_never_holds", sample.table, event.code, f"`{event.where}` holds in none of the rows read",
             "check its spelling; columns are texts, so a number needs a CAST",
         )  # fmt: skip
 
 
-def _holds(frame: pl.DataFrame, condition: str) -> pl.Series:
-    return frame.select(sql(condition).fill_null(False).alias("holds"))["holds"]
-
-
-def _time_of_day(sample: Sample, event: EventRule) -> Iterator[Suspicion]:
-    if event.time is None or event.kind == "death" or event.code.startswith("MEDS_BIRTH"):
+def _time_of_day(sample: Sample, rule: TimeRule) -> Iterator[Suspicion]:
+    """Dates that pass for moments, of facts other than birth and death."""
+    moments = [
+        event.code
+        for event in sample.rule.events
+        if event.time and key_of(event.time) == key_of(rule) and event.kind != "death"
+        if not event.code.startswith("MEDS_BIRTH")
+    ]
+    read = sample.times[key_of(rule)]
+    precision, times = read.precision.drop_nulls(), read.time.drop_nulls()
+    if not moments or times.is_empty() or rule.midnight_is_date:
         return
-    rule, read = event.time, sample.times[key_of(event.time)]
-    precision = read.precision.drop_nulls()
-    timed = [one for one in rule.formats if precision_of(one) in ("us", "s", "min")]
-    if precision.is_empty() or rule.midnight_is_date:
-        return
-    if timed and "anchor" not in rule.model_fields_set and precision.is_in(["day", "month", "year"]).all():
+    column = ", ".join(rule.column)
+    timed = any(precision_of(one) in MOMENTS for one in rule.formats)
+    if timed and "anchor" not in rule.model_fields_set and not precision.is_in(MOMENTS).any():
         yield Suspicion(
-            "date_as_time", sample.table, ", ".join(rule.column),
-            f"only dates stand there, so {event.code} counts as happening at the end of its day",
+            "date_as_time", sample.table, column,
+            f"only dates stand there, so {moments[0]} counts as happening at the end of its day",
             'say so with `formats: "%Y-%m-%d"`, or take a column with a time of day; `anchor: start` starts a stay',
         )  # fmt: skip
-    times = read.time.drop_nulls()
-    if len(times) >= FEW and precision.is_in(["us", "s", "min"]).all() and (times.dt.truncate("1d") == times).all():
+    if len(times) >= FEW and precision.is_in(MOMENTS).all() and (times.dt.truncate("1d") == times).all():
         yield Suspicion(
-            "midnight_as_time", sample.table, ", ".join(rule.column),
-            f"every value is at 00:00:00, so {event.code} stands before all else of its day",
+            "midnight_as_time", sample.table, column,
+            f"every value is at 00:00:00, so {moments[0]} stands before all else of its day",
             "`midnight_is_date: true` puts it at the end of the day",
         )  # fmt: skip
 
 
-def _availability(sample: Sample, event: EventRule, events: pl.DataFrame) -> Iterator[Suspicion]:
-    if event.available is None or events.is_empty():
-        return
-    columns, lag = ", ".join(event.available.column), event.available.otherwise == "lag"
-    unknown = events["availability"] != RECORDED
-    if int(unknown.sum()) > len(events) / 2:
-        yield Suspicion(
-            "availability_mostly_empty", sample.table, columns,
-            f"it is empty for most of {event.code}, which is then {'estimated' if lag else 'known at its time'}",
-            "take another column" if lag else "take another column, or `otherwise: lag`",
-        )  # fmt: skip
-    if event.time is None:
-        return
-    time, known = sample.times[key_of(event.time)], sample.times[key_of(event.available)]
-    # The end of a day stands for a moment of it: what is known on the same day is not known too early.
-    happened = time.time.dt.truncate("1d").zip_with(time.precision.is_in(["day", "month", "year"]), time.time)
-    both = happened.is_not_null() & known.time.is_not_null()
-    if int((known.time < happened).filter(both).sum()) > int(both.sum()) / 2:
-        yield Suspicion(
-            "available_before_time", sample.table, event.code,
-            f"{columns} stands before {', '.join(event.time.column)} in most rows", "have they changed places?",
-        )  # fmt: skip
+def _availability(sample: Sample) -> Iterator[Suspicion]:
+    said: set[str] = set()
+    for number, event in enumerate(sample.rule.events):
+        events = sample.events.filter(pl.col("rule") == number)
+        if event.available is None or int((events["availability"] != RECORDED).sum()) <= len(events) / 2:
+            continue
+        columns, lag = ", ".join(event.available.column), event.available.otherwise == "lag"
+        if columns not in said:
+            said.add(columns)
+            yield Suspicion(
+                "availability_mostly_empty", sample.table, columns,
+                f"it is empty for most of {event.code}, which is then {'estimated' if lag else 'known at its time'}",
+                "take another column" if lag else "take another column, or `otherwise: lag`",
+            )  # fmt: skip
+
+
+def _before_time(sample: Sample) -> Iterator[Suspicion]:
+    """Availability columns that stand before every time that they are given to, in most rows."""
+    early: dict[str, list[tuple[bool, EventRule]]] = {}
+    for event in sample.rule.events:
+        if event.time is None or event.available is None:
+            continue
+        time, known = sample.times[key_of(event.time)], sample.times[key_of(event.available)]
+        # A date stands for a moment of its day: what is known on that day is not known too early.
+        happened = time.time.dt.truncate("1d").zip_with(~time.precision.is_in(MOMENTS), time.time)
+        both = happened.is_not_null() & known.time.is_not_null()
+        before = int((known.time < happened).filter(both).sum()) > int(both.sum()) / 2
+        if both.any():
+            early.setdefault(key_of(event.available), []).append((before, event))
+    for found in early.values():
+        if all(before for before, _ in found):
+            event = found[0][1]
+            assert event.time and event.available
+            yield Suspicion(
+                "available_before_time", sample.table, event.code,
+                f"{', '.join(event.available.column)} stands before {', '.join(event.time.column)} in most rows",
+                "have they changed places? An order that is entered ahead of its start is fine",
+            )  # fmt: skip
 
 
 def _codes(sample: Sample, event: EventRule, events: pl.DataFrame) -> Iterator[Suspicion]:
@@ -229,22 +255,23 @@ def between_tables(source: Source, samples: list[Sample]) -> Iterator[Suspicion]
 
 def _before_the_end(samples: list[Sample]) -> Iterator[Suspicion]:
     """Billing codes that are known before the stay that they belong to has ended."""
-    ends = []
-    for sample in samples:
-        rules = [number for number, event in enumerate(sample.rule.events) if event.kind == "visit_end"]
-        ends.append(sample.events.filter(pl.col("rule").is_in(rules)).select("visit_id", pl.col("time").alias("end")))
-    if not ends:
-        return
-    end = pl.concat(ends).drop_nulls().group_by("visit_id").agg(pl.col("end").max())
+    ends = [
+        sample.events.filter(pl.col("rule") == number).group_by("visit_id").agg(pl.col("time").max().alias("end"))
+        for sample in samples
+        for number, event in enumerate(sample.rule.events)
+        if event.kind == "visit_end"
+    ]
     for sample in samples:
         for number, event in enumerate(sample.rule.events):
-            if event.kind != "clinical":
-                continue
             events = sample.events.filter(pl.col("rule") == number)
             billing = events.filter(pl.col("code").str.extract("^([^/]*)").is_in(_billing_namespaces(events)))
-            known = billing.join(end, on="visit_id")
-            early = int((known["available_time"] < known["end"]).sum())
-            if early > 0.1 * len(known):
+            # Of several kinds of stays, such as a ward's within a hospital's, the one that fits most rows.
+            known = max(
+                (billing.join(end.drop_nulls(), on="visit_id") for end in ends), key=len, default=billing.clear()
+            )
+            if known.is_empty():
+                continue
+            if int((known["available_time"] < known["end"]).sum()) > EARLY * len(known):
                 yield Suspicion(
                     "billing_code_before_the_end", sample.table, event.code,
                     "a code assigned at discharge is available before the stay ends",
@@ -273,7 +300,7 @@ def _units(samples: list[Sample]) -> Iterator[Suspicion]:
     for (tables,), codes in differ.join(subjects, on="code").group_by(["table"], maintain_order=True):
         shown = codes.filter(pl.col("subjects") >= SHOWN_SUBJECTS)["code"].to_list()
         example = f", such as {shown[0]}" if shown else ""
-        names = list(tables)  # type: ignore[call-overload]
+        names = list(tables)
         yield Suspicion(
             "units_differ", names[-1], ", ".join(names),
             f"the same code has other units in {' and '.join(names)}{example}",
@@ -290,7 +317,7 @@ def _zones(source: Source, samples: list[Sample]) -> Iterator[Suspicion]:
             for one in sample.times[key_of(time)].formats:
                 if "%z" in one:
                     with_offset.append(f"{sample.table}.{time.column[0]}")
-                elif precision_of(one) in ("us", "s", "min"):
+                elif precision_of(one) in MOMENTS:
                     naive.append(f"{sample.table}.{time.column[0]}")
     if source.time_zone and naive and not with_offset:
         if any("%z" in one for rule in source.tables.values() for time in times_of(rule) for one in time.formats):

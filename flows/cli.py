@@ -113,7 +113,7 @@ def _set_debug(debug: bool) -> None:
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
-    from flows.settings import open_run
+    from flows.run import open_run
 
     with StageProgress(quiet=as_json) as progress:
         if direct:
@@ -205,6 +205,40 @@ def run(
     from flows.settings import RunSettings
 
     _carry_out(RunSettings(config, root, engine.value, runner, workers, limit), direct=direct, as_json=as_json)
+
+
+@app.command()
+def meds(
+    config: Annotated[Path, typer.Argument(help="The YAML of a run; only its sources, deid and limits are used.")],
+    out: Annotated[Path, typer.Option(help="The MEDS dataset: data/ and metadata/. Replaced when all is done.")],
+    root: Annotated[
+        Path | None, typer.Option("--root", help="What a next conversion reuses; beside the dataset if not given.")
+    ] = None,
+    engine: Engine = EngineName.local,
+    runner: Runner = "FnApiRunner",
+    workers: Workers = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert raw tables to a MEDS dataset, and nothing more: no images, splits, tokens or report.
+
+    Run again, it converts what changed. Exit code 2: converted, and some raw rows are quarantined.
+    """
+    _set_debug(debug)
+    from flows.convert import convert
+    from flows.settings import RunSettings
+
+    with StageProgress(quiet=as_json) as progress:
+        settings = RunSettings(config, root, engine.value, runner, workers)
+        converted = convert(settings, out.expanduser().resolve(), progress)
+    if as_json:
+        print(json.dumps(asdict(converted)))
+    else:
+        rewritten = f"{converted.rewritten} of {converted.buckets} event files written"
+        say(f"{out}: {converted.events} events of {converted.subjects} subjects, {rewritten}")
+        if converted.quarantined:
+            say(f"{converted.quarantined} raw rows are quarantined; ledger.parquet says why, quarantine.parquet which")
+    raise typer.Exit(2 if converted.quarantined else 0)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 A run works in `work/<run>`; a killed run's folder is taken over, so that what it finished is not done again.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -14,15 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from extractors.deid import Deidentifier, load_key
+from extractors.deid import Deidentifier
 from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
+from flows.root import bind_root
+from flows.settings import RunSettings, make_engine, root_of
 from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, load_config
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file, write_json
+from warehouse.files import link_or_copy, sha256_file
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
@@ -31,16 +32,6 @@ from warehouse.schemas import read_frame
 
 if TYPE_CHECKING:
     import polars as pl
-
-# What a root is made with and keeps: a change would move subjects, give them other ids, or mix a trial with the whole.
-FIXED = {
-    "buckets": "number of buckets",
-    "pack_groups": "number of pack groups",
-    "limit": "--limit (a trial keeps to a root of its own)",
-    "subject_ids": "deid.subject_ids",
-    "dates": "deid.dates",
-    "key": "de-identification key",
-}
 
 
 @dataclass(frozen=True)
@@ -130,25 +121,7 @@ class Run:
         """Holds the run against what was fixed when the root was made."""
         published = self.layout.releases.is_dir() and any(self.layout.releases.iterdir())
         new = not (published and self.layout.settings.exists())
-        key = load_key(self.config.deid, self.layout.private, create=new)
-        settings = {
-            "buckets": self.config.buckets,
-            "pack_groups": self.config.pack_groups,
-            "limit": self.limit_subjects,
-            "subject_ids": self.config.deid.subject_ids,
-            "dates": self.config.deid.dates,
-            "key": Deidentifier(self.config.deid, key).key_fingerprint,
-        }
-        if new:
-            write_json(self.layout.settings, settings)
-            return
-        fixed = json.loads(self.layout.settings.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if fixed.get(name) != value:
-                raise TimeloomError(
-                    f"{self.layout.root.name} was made with another {FIXED[name]}",
-                    remedy="keep it, or use another root",
-                )
+        bind_root(self.layout, self.config, self.limit_subjects, new=new)
 
     def _adopt_work(self) -> None:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
@@ -385,6 +358,20 @@ class Run:
             report=ReleaseLayout(self.layout.releases / release).report,
             steps=self.summaries,
         )
+
+
+def open_run(settings: RunSettings, progress: Progress | None) -> Run:
+    """A run, ready to be entered."""
+    config = load_config(settings.config)
+    layout = Layout(root_of(config, settings.root))
+    return Run(
+        config,
+        settings.config.parent.resolve(),
+        layout,
+        make_engine(settings, config),
+        limit=settings.limit,
+        progress=progress,
+    )
 
 
 def _limit(subjects: "pl.Series", number: int) -> str:

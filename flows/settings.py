@@ -1,13 +1,11 @@
-"""From what a person asks for to a run that can start."""
+"""What a person asks for: a root, an engine, how many processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.run import Run
-from pipelines.config import RunConfig, load_config
-from pipelines.engine import BeamEngine, Engine, LocalEngine, Progress
+from pipelines.config import RunConfig
+from pipelines.engine import BeamEngine, Engine, LocalEngine
 from warehouse.errors import TimeloomError
-from warehouse.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,3 @@ def make_engine(settings: RunSettings, config: RunConfig) -> Engine:
     if settings.engine == "beam":
         return BeamEngine(settings.runner, workers or 1)
     raise TimeloomError(f"there is no engine {settings.engine}", remedy="use local or beam")
-
-
-def open_run(settings: RunSettings, progress: Progress | None) -> Run:
-    """A run, ready to be entered."""
-    config = load_config(settings.config)
-    layout = Layout(root_of(config, settings.root))
-    return Run(
-        config,
-        settings.config.parent.resolve(),
-        layout,
-        make_engine(settings, config),
-        limit=settings.limit,
-        progress=progress,
-    )

@@ -25,7 +25,7 @@ from pipelines.segments import read_pieces, read_texts
 from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.order import order_events
-from warehouse.schemas import EVENTS, SUBJECTS, read_frame, write_table, write_tables
+from warehouse.schemas import EVENTS, SUBJECTS, empty_frame, read_frame, write_table, write_tables
 
 STAGE = Stage("align", 2, "pipelines.align:run")
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])
@@ -33,6 +33,8 @@ BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 # Rows that are held at once in their full width.
 RANGE_ROWS = 400_000
 _RAW = ("row_hash", "rule")
+
+I64 = npt.NDArray[np.int64]
 
 
 def plan(
@@ -116,6 +118,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
         "conflicts": dict(sorted(aligned.conflicts.items())),
         "availability": dict(sorted(aligned.availability.items())),
         "events": written[tree.events(bucket)],
+        "subjects": len(statistics),
     }
     return Result({str(path.relative_to(base)): rows for path, rows in written.items()}, counts)
 
@@ -248,7 +251,7 @@ class _Union:
 
 _KINDS = ["clinical", "death", "image", "visit_end", "visit_start"]
 _KIND_NUMBERS = pl.Series(range(len(_KINDS)), dtype=pl.UInt32)
-_NO_EVENTS = pl.DataFrame(pl.from_arrow(EVENTS.empty_table()))
+_NO_EVENTS = empty_frame(EVENTS)
 _NO_ROWS = pl.DataFrame(schema=CONVERTED).with_columns(
     pl.lit(0, pl.UInt32).alias("source"), pl.lit(0, pl.UInt32).alias("kind")
 )
@@ -275,11 +278,11 @@ class Aligned:
     def take(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows of some subjects as events in the total order, columns of EVENTS."""
         order, tied = order_events(rows)
-        events = rows[order]
-        again = repeated_rows(events, np.flatnonzero(tied))
+        again = repeated_rows(rows, order, np.flatnonzero(tied))
         if again.any():
-            self._put_aside_all("duplicate_row", events.filter(again))
-            events = events.filter(~again)
+            self._put_aside_all("duplicate_row", rows[order[again]])
+            order = order[~again]
+        events = rows[order]
         surplus = further_births_and_deaths(events)
         if surplus.any():
             gone, events = events.filter(surplus), events.filter(~surplus)
@@ -329,18 +332,18 @@ def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
     return pl.Series(within) & subjects.is_not_null()
 
 
-def repeated_rows(events: pl.DataFrame, tied: npt.NDArray[np.int64]) -> pl.Series:
-    """Whether each event comes from a raw row that equals an earlier row of its table in every column.
+def repeated_rows(rows: pl.DataFrame, order: I64, tied: I64) -> npt.NDArray[np.bool_]:
+    """Which of the ordered events (n,) come from a raw row that equals an earlier row of its table in every column.
 
     Args:
-        tied: numbers of the rows that may: they equal another up to time, code and source.
+        order: the total order (n,).
+        tied: places in the order that may: their events equal another up to time, code and source.
     """
-    again = np.zeros(len(events), np.bool_)
-    asked = events.select("subject_id", "source", "rule", "row_hash")[tied]
+    again = np.zeros(len(rows), np.bool_)
+    asked = rows.select("subject_id", "source", "rule", "row_hash")[order[tied]]
     of_table = asked["row_hash"].is_not_null()
-    repeated = of_table & ~asked.select(pl.struct(pl.all()).is_first_distinct()).to_series()
-    again[tied] = repeated.to_numpy()
-    return pl.Series(again)
+    again[tied] = (of_table & ~asked.select(pl.struct(pl.all()).is_first_distinct()).to_series()).to_numpy()
+    return again
 
 
 def image_events(items: pl.DataFrame) -> pl.DataFrame:

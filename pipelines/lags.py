@@ -15,7 +15,7 @@ from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_
 from pipelines.meds import LAGS as COUNTED
 from pipelines.segments import read_frame_blob, read_texts
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.schemas import LAGS, read_frame, write_table
+from warehouse.schemas import LAGS, empty_frame, read_frame, write_table
 
 STAGE = Stage("lags", 1, "pipelines.lags:run")
 PERCENTILE = 0.95
@@ -51,7 +51,7 @@ def plan(context: RunContext, layout: Layout, meds: StageReport) -> list[Task]:
 def run(params: dict[str, Any], base: Path) -> Result:
     """Adds the codes that have enough rows by now."""
     tree = ReleaseLayout(base)
-    known = read_frame(Path(params["before"])) if params["before"] else pl.DataFrame(pl.from_arrow(LAGS.empty_table()))
+    known = read_frame(Path(params["before"])) if params["before"] else empty_frame(LAGS)
     counted = pl.concat([_counted(one) for one in params["segments"]] or [_NOTHING])
     whole = counted.with_columns(pl.lit(WHOLE_TABLE).alias("code"))
     fitted = pl.concat([fit(counted).filter(pl.col("rows") >= MIN_ROWS), fit(whole)])

@@ -101,7 +101,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     table, segment = params["table"], params["segment"]
     raw = export.open(Path(params["path"]), table, params["label"])
-    with atomic_write(base / segment) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
+    with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         if table in source.tables:
             raw.require(source.needed_columns(table))
             converter = Converter(source, table, deid, params["label"])

@@ -67,7 +67,7 @@ class SegmentWriter:
 
     def write(self, events: pl.DataFrame) -> None:
         """Takes events, columns CONVERTED and others."""
-        self._gathered.append(events.select(CONVERTED))
+        self._gathered.append(events.select(CONVERTED.keys()))
         self._rows += len(events)
         if self._rows >= GATHERED_ROWS:
             self._flush()
@@ -147,16 +147,14 @@ def read_pieces(path: Path, pieces: list[Piece]) -> pl.DataFrame:
 
 def texts_batch(texts: list[str]) -> pa.RecordBatch:
     """A list of texts, as a blob holds it."""
-    return pa.record_batch([pa.array(texts, pa.large_string())], schema=TEXTS)
+    return frame_batch(pl.DataFrame({"text": texts}, schema={"text": pl.String}))
 
 
 def frame_batch(frame: pl.DataFrame) -> pa.RecordBatch:
     """A frame, as a blob holds it."""
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
-    return pa.record_batch(
-        [column.combine_chunks() if len(table) else pa.array([], column.type) for column in table.columns],
-        schema=table.schema,
-    )
+    table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    batches = table.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def read_texts(path: Path, piece: Piece) -> list[str]:

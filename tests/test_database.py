@@ -308,6 +308,14 @@ def test_what_is_not_in_the_database_is_named(tmp_path: Path) -> None:
         list(database_frames(path, "t", ["a", "b"]))
 
 
+def test_what_changed_since_the_last_look_is_seen(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.duckdb", "CREATE TABLE t AS SELECT 1 a")
+    assert database_tables(path) == ["t"]
+    make(path, "CREATE TABLE u AS SELECT 1 b", "ALTER TABLE t ADD COLUMN c INTEGER")
+    assert database_tables(path) == ["t", "u"]
+    assert database_columns(path, "t") == ["a", "c"]
+
+
 def test_a_view_cannot_read_other_files(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a\nSECRET\n")
     path = make(tmp_path / "a.duckdb", f"CREATE VIEW v AS SELECT * FROM read_csv('{tmp_path / 'x.csv'}')")

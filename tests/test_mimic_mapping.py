@@ -5,8 +5,10 @@ patient, which tests/test_mimic.py is about.
 """
 
 import csv
+import gzip
+import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -214,37 +216,34 @@ def test_the_fixture_holds_the_57_verified_ingredients() -> None:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """MIMIC-IV 2.2 without crosswalks, chartevents and the emergency department."""
+def other(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The shapes that other exports have: no crosswalks, chartevents and emergency department; LOINC in d_labitems; the
+    capitals of 2.2."""
     columns = {table: names for table, names in COLUMNS.items() if not table.startswith("ed/")}
     del columns["icu/chartevents"]
-    columns["icu/procedureevents"] = (
-        columns["icu/procedureevents"].replace("originala", "ORIGINALA").replace("originalr", "ORIGINALR")
-    )
-    work = tmp_path_factory.mktemp("bare")
-    return released(work, export(work / "raw", ROWS, columns))
+    columns["hosp/d_labitems"] += " loinc_code"
+    plain = "originalamount originalrate"
+    columns["icu/procedureevents"] = columns["icu/procedureevents"].replace(plain, plain.upper())
+    creatinine = {**ROWS["hosp/d_labitems"][0], "loinc_code": "2160-0"}
+    work = tmp_path_factory.mktemp("other")
+    return released(work, export(work / "raw", {**ROWS, "hosp/d_labitems": [creatinine]}, columns))
 
 
-def test_2_2_without_crosswalks_chart_and_emergency_department_makes_the_same_events(
-    release: Release, bare: Release
-) -> None:
-    assert {parents for _, parents in bare.codes.values() if parents} == set()
-    assert bare.codes["ICD9CM/4019"] == ("Unspecified essential hypertension", None)
+def test_an_export_of_another_shape_makes_the_same_events(release: Release, other: Release) -> None:
+    assert "ORIGINALAMOUNT" not in COLUMNS["icu/procedureevents"]
     for table in (*KNOWN_AT_DISCHARGE, "hosp/labevents", "icu/procedureevents"):
-        assert bare.table(table) == release.table(table)
+        assert other.table(table) == release.table(table)
+
+
+def test_without_crosswalks_only_the_export_itself_gives_parents(other: Release) -> None:
+    parents = {code: parents for code, (_, parents) in other.codes.items() if parents}
+    assert parents == {"MIMIC_LAB/50912": ["LOINC/2160-0"]}
+    assert other.codes["MIMIC_LAB/50912"][0] == "Creatinine (Blood, Chemistry)"
+    assert other.codes["ICD9CM/4019"] == ("Unspecified essential hypertension", None)
 
 
 def converted(work: Path, folder: Path, table: str, source: Source | None = None) -> pl.DataFrame:
     return convert(work, source or load_source("mimic-iv"), table, folder / f"{table}.csv", folder=folder)[0]
-
-
-def test_loinc_of_a_release_that_has_it(tmp_path: Path) -> None:
-    columns = {**COLUMNS, "hosp/d_labitems": f"{COLUMNS['hosp/d_labitems']} loinc_code"}
-    items = [
-        {"itemid": 50912, "label": "Creatinine", "fluid": "Blood", "category": "Chemistry", "loinc_code": "2160-0"}
-    ]
-    found = released(tmp_path, export(tmp_path / "raw", {**ROWS, "hosp/d_labitems": items}, columns))
-    assert found.codes["MIMIC_LAB/50912"] == ("Creatinine (Blood, Chemistry)", ["LOINC/2160-0"])
 
 
 def test_the_emergency_department_of_1_0_has_no_race_transport_or_disposition(tmp_path: Path) -> None:
@@ -291,10 +290,102 @@ def test_the_check_finds_a_swapped_availability(folder: Path, tmp_path: Path, ta
     assert before_discharge(wrong, {STAY: DISCHARGE}) == len(wrong) > 0
 
 
-def test_a_procedure_of_an_unknown_stay_is_not_known_at_once(tmp_path: Path) -> None:
-    """Without a discharge, it is taken to be as late as others, never to be known on its day."""
-    rows = [*ROWS["hosp/procedures_icd"], {**ROWS["hosp/procedures_icd"][0], "hadm_id": 29999999, "seq_num": 2}]
-    found = released(tmp_path, export(tmp_path / "raw", {**ROWS, "hosp/procedures_icd": rows}))
-    known, unknown = sorted(found.table("hosp/procedures_icd"), key=lambda one: one["visit"])
-    assert (unknown["availability"], unknown["time"]) == ("estimated", known["time"])
-    assert abs(unknown["available"] - known["available"]) < timedelta(minutes=5)
+def test_what_was_coded_of_an_unknown_stay_is_quarantined(tmp_path: Path) -> None:
+    """Nobody knows when it was known: it must not be known on its day."""
+    rows = {table: [*ROWS[table], {**ROWS[table][0], "hadm_id": 29999999}] for table in KNOWN_AT_DISCHARGE}
+    folder = export(tmp_path / "raw", {**ROWS, **rows})
+    reasons = ("missing_time", "no_rule_applies", "missing_time", "no_rule_applies")
+    for table, reason in zip(KNOWN_AT_DISCHARGE, reasons, strict=True):
+        work = tmp_path / table
+        made, account = convert(work, load_source("mimic-iv"), table, folder / f"{table}.csv", folder=folder)
+        assert set(made["visit_id"]) == {STAY}
+        assert {name: number for name, number in account["quarantined"].items() if number} == {reason: 1}
+
+
+def real_rows(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def demo(real_data: Path) -> Path:
+    folder = real_data / "mimic-iv-demo-2.2"
+    if not folder.is_dir():
+        pytest.skip("no mimic-iv-demo-2.2 in the real data")
+    return folder
+
+
+def of_demo(work: Path, demo: Path, table: str) -> tuple[pl.DataFrame, list[dict[str, str]]]:
+    """A real table's events, and its rows as csv reads them."""
+    path = demo / f"{table}.csv.gz"
+    made, account = convert(work, load_source("mimic-iv"), table, path, folder=demo)
+    assert sum(account["quarantined"].values()) == 0
+    return made, real_rows(path)
+
+
+def starting(events: pl.DataFrame, prefix: str) -> pl.DataFrame:
+    return events.filter(pl.col("code").str.starts_with(prefix))
+
+
+def test_of_real_laboratory_rows_each_answer_is_kept(demo: Path, tmp_path: Path) -> None:
+    made, rows = of_demo(tmp_path, demo, "hosp/labevents")
+    made = made.sort("row")
+    assert made["row"].to_list() == list(range(1, len(rows) + 1))
+    numbers, texts, flags = (made[name].to_list() for name in ("numeric_value", "text_value", "value_flag"))
+    withheld = [place for place, row in enumerate(rows) if row["value"] == "___"]
+    assert len(withheld) == 6_823
+    assert all(numbers[place] is not None or texts[place] is not None for place in withheld if answer(rows[place]))
+    numeric = [place for place, row in enumerate(rows) if row["valuenum"]]
+    assert [numbers[place] for place in numeric] == [float(np.float32(rows[place]["valuenum"])) for place in numeric]
+    bounds = {
+        place: match.groups()
+        for place, row in enumerate(rows)
+        if not row["valuenum"] and (match := re.fullmatch(r"([<>]=?)\s*([\d.]+)", answer(row)))
+    }
+    assert len(bounds) > 400
+    assert {place: flags[place] for place in bounds} == {place: sign for place, (sign, _) in bounds.items()}
+    assert {place: numbers[place] for place in bounds} == {
+        place: float(np.float32(bound)) for place, (_, bound) in bounds.items()
+    }
+
+
+def answer(row: dict[str, str]) -> str:
+    """What a laboratory row says, without the remark behind it."""
+    said = row["value"] if row["value"] != "___" else ""
+    return (said or row["valuenum"] or ("" if row["comments"] == "___" else row["comments"].split(".  ")[0])).rstrip(
+        ".* "
+    )
+
+
+def test_real_specimens_isolates_and_antibiotics_are_each_one_event(demo: Path, tmp_path: Path) -> None:
+    made, rows = of_demo(tmp_path, demo, "hosp/microbiologyevents")
+    specimens = {(row["micro_specimen_id"], row["test_itemid"]) for row in rows}
+    isolates = {(row["micro_specimen_id"], row["test_itemid"], row["org_itemid"], row["isolate_num"]) for row in rows}
+    assert starting(made, "MICROBIOLOGY_SPECIMEN/").height == len(specimens) == 1_893
+    assert starting(made, "MICROBIOLOGY/").height == len(isolates) == 1_989
+    tried = starting(made, "SUSCEPTIBILITY/")
+    assert tried.height == sum(1 for row in rows if row["ab_itemid"]) == 1_036
+    assert tried["numeric_value"].count() == sum(1 for row in rows if row["dilution_text"]) == 999
+
+
+def test_real_prescriptions_and_blood_pressures(demo: Path, tmp_path: Path) -> None:
+    made, rows = of_demo(tmp_path / "rx", demo, "hosp/prescriptions")
+    starts = starting(made, "PRESCRIPTION_START/")
+    assert starts.height == len(rows) == 18_087
+    assert starts.filter(pl.col("code").str.contains("/DRUG/")).height == 2_631
+    assert starts["numeric_value"].count() == sum(1 for row in rows if row["dose_val_rx"]) == 18_078
+    made, rows = of_demo(tmp_path / "omr", demo, "hosp/omr")
+    pressures = [row["result_value"].split("/") for row in rows if row["result_name"].startswith("Blood Pressure")]
+    for part, name in enumerate(("SYSTOLIC", "DIASTOLIC")):
+        found = made.filter(pl.col("code").str.ends_with(f"/{name}"))["numeric_value"]
+        assert sorted(found) == sorted(float(pressure[part]) for pressure in pressures)
+    assert made["text_value"].count() == 0
+
+
+@pytest.mark.parametrize("table", KNOWN_AT_DISCHARGE)
+def test_nothing_real_that_is_known_at_discharge_is_available_before_it(demo: Path, tmp_path: Path, table: str) -> None:
+    stays = real_rows(demo / "hosp" / "admissions.csv.gz")
+    discharged = {int(row["hadm_id"]): datetime.fromisoformat(row["dischtime"]) for row in stays}
+    made, rows = of_demo(tmp_path, demo, table)
+    assert made.height >= len(rows)
+    assert before_discharge(made, discharged) == 0

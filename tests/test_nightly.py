@@ -27,7 +27,8 @@ from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.simulate import simulate
 from flows.run import Outcome, Run
 from flows.server import start_server
-from flows.settings import RunSettings, open_run
+from flows.run import open_run
+from flows.settings import RunSettings
 from warehouse.embeddings import close_stores, content_hash
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file

@@ -13,13 +13,18 @@ BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on success it is synced and takes `path`'s name, on failure it goes."""
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; on success it is synced and takes `path`'s name, on failure it goes.
+
+    Args:
+        sync: False for what can be made again and is checked when it is read: a power failure may damage it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
-        _sync(temporary)
+        if sync:
+            _sync(temporary)
         temporary.replace(path)
     except BaseException:
         if temporary.is_dir():
@@ -27,7 +32,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    if sync:
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,8 @@ _TIES = (
 )  # fmt: skip
 _LAST_TIES = ("availability", "value_flag", "conflict")
 _BITS = 63
+# So many distinct values are looked up faster than all are sorted.
+_FEW = 1 << 12
 
 I64 = npt.NDArray[np.int64]
 
@@ -106,7 +108,12 @@ def _span(values: I64) -> tuple[int, int]:
 
 
 def _dense(values: I64) -> tuple[I64, int]:
-    distinct, places = np.unique(values, return_inverse=True)
+    distinct = pl.Series(values).unique().to_numpy()
+    if len(distinct) <= _FEW:
+        distinct = np.sort(distinct)
+        places = np.searchsorted(distinct, values)
+    else:
+        distinct, places = np.unique(values, return_inverse=True)
     return places.astype(np.int64), (len(distinct) - 1).bit_length()
 
 
