@@ -76,9 +76,18 @@ def count(output: Path) -> tuple[int, list[str]]:
 
 
 def run(
-    command: Sequence[str], output: Path, cores: int, ceiling: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    output: Path,
+    cores: int,
+    ceiling: float,
+    *,
+    environment: Mapping[str, str] | None = None,
+    good: Sequence[int] = (0,),
 ) -> Result:
-    """Runs `command` on the first `cores` cores that this process may use, for at most `ceiling` seconds."""
+    """Runs `command` on the first `cores` cores that this process may use, for at most `ceiling` seconds.
+
+    It has failed where its exit code is not among the `good` ones or no event lies in `output/data` afterwards.
+    """
     allowed = set(sorted(os.sched_getaffinity(0))[:cores])
     log = output.parent / "log.txt"
     peak = 0
@@ -115,7 +124,7 @@ def run(
         seconds = time.monotonic() - start
         watcher.join()
     result = Result(round(seconds, 3), round(_cpu_seconds() - before, 2), round(peak / 2**30, 4), failure=why)
-    if not why and code == 0:
+    if not why and code in good:
         result.events, result.columns = count(output)
     if not why and not result.events:
         result.failure = f"ended with {code}: {_last_line(log)}"

@@ -92,4 +92,4 @@ def _mimic_iv_meds(python: Path, raw: Path, folder: Path, work: Path, processes:
     command = [str(python.parent / "meds-extract-run"), "spec=MIMIC-IV", f"output_dir={folder / 'out'}"]
     command += ["do_download=false", f"input_dir={source}", "dataset_key=demo", "overrides=['polling_time=0.1']"]
     environment = {"PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    return measure.run(command, folder / "out", processes, ceiling, environment)
+    return measure.run(command, folder / "out", processes, ceiling, environment=environment)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.compute as pc
 
 from extractors.deid import Deidentifier
 from extractors.raw import Block
@@ -15,6 +14,7 @@ from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRul
 from extractors.times import PRECISIONS, Times, parse_times
 from extractors.values import FLAGS, parse_values
 from warehouse.hashing import splitmix64
+from warehouse.order import encode
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
@@ -362,14 +362,13 @@ def _by_distinct_rows(
         return function(pl.DataFrame({"_nothing": [None]})).new_from_index(0, len(frame))
     if frame.is_empty():
         return function(frame.select(columns))
-    encoded = [pc.dictionary_encode(frame[name].to_arrow(), null_encoding="encode") for name in columns]
+    encoded = [encode(frame[name]) for name in columns]
     if len(columns) == 1:
-        distinct = pl.DataFrame({columns[0]: pl.from_arrow(encoded[0].dictionary)})
-        places = encoded[0].indices.to_numpy()
+        distinct, places = pl.DataFrame({columns[0]: encoded[0][0]}), encoded[0][1]
     else:
         number = np.zeros(len(frame), np.int64)
-        for one in encoded:
-            number = number * len(one.dictionary) + one.indices.to_numpy()
+        for values, own in encoded:
+            number = number * len(values) + own
         _, first, places = np.unique(number, return_index=True, return_inverse=True)
         distinct = frame.select(columns)[first]
     return function(distinct).gather(pl.Series(places.astype(np.uint32)))

@@ -65,7 +65,7 @@ class TimeRule(_Model):
 
     Attributes:
         column: the first of these that is not null is taken.
-        formats: strptime formats tried in order; one without a time of day gives a date, one with `%z` gives UTC.
+        formats: strptime formats tried in order; one without a time of day gives a date, one with `%z` reads an offset.
         anchor: a date (or year) stands at the `end` of its span, so that nothing uses it early, or at its `start`.
         midnight_is_date: 00:00:00 means that only the day is known.
     """

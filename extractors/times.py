@@ -1,6 +1,7 @@
 """Times as exports write them: text in, microseconds and a precision out, and what could not be read counted."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import polars as pl
 
@@ -12,7 +13,7 @@ _DATES = (
 )  # fmt: skip
 # A year of two digits, which %Y takes as one of the first century, and 9999, which stands for "no date" and which a
 # shift moves past what Python can hold, are unreadable.
-_FIRST_YEAR, _LAST_YEAR = 1000, 9900
+_FIRST, _LAST = datetime(1000, 1, 1), datetime(9900, 12, 31, 23, 59, 59, 999_999)
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 PRECISIONS = ("us", "s", "min", "day", "month", "year")
 
@@ -55,7 +56,8 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
     Args:
         zone: IANA name of the wall clock to which values with an offset are converted; UTC where None.
     """
-    text = frame.select(pl.coalesce(rule.column)).to_series()
+    columns = rule.column
+    text = frame[columns[0]] if len(columns) == 1 else frame.select(pl.coalesce(columns)).to_series()
     # Most columns are of one format and without a blank: tried first, since it costs a fraction of the rest.
     first = rule.formats[0]
     time = _readable(_parse(text, first, zone))
@@ -63,7 +65,9 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
     formats = {first: len(time) - time.null_count()}
     precision = _label(precision_of(first), len(text))
     if formats[first] < present:
-        text = text.str.strip_chars().replace("", None)
+        # A blank is nothing: the next column is asked then.
+        filled = (pl.col(name).str.strip_chars().replace("", None) for name in rule.column)
+        text = frame.select(pl.coalesce(*filled)).to_series()
         present = len(text) - text.null_count()
         for time_format in rule.formats:
             open_rows = text.is_not_null() & time.is_null()
@@ -74,7 +78,10 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
             formats[time_format] = formats.get(time_format, 0) + int(new.sum())
             time = parsed.zip_with(new, time)
             precision = _label(precision_of(time_format), len(text)).zip_with(new, precision)
-    unreadable = text.is_not_null() & time.is_null()
+    if sum(formats.values()) < present:
+        unreadable = text.is_not_null() & time.is_null()
+    else:
+        unreadable = pl.Series([False]).new_from_index(0, len(text))
     if rule.midnight_is_date:
         midnight = (time.dt.truncate("1d") == time) & precision.is_in(["s", "min", "us"])
         precision = _label("day", len(text)).zip_with(midnight.fill_null(False), precision)
@@ -84,7 +91,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
                 time = _end(time, span).zip_with(precision == coarse, time)
     return Times(
         time=time.alias("time"),
-        precision=precision.set(time.is_null(), None).alias("precision"),
+        precision=(precision.set(time.is_null(), None) if time.null_count() else precision).alias("precision"),
         unreadable=unreadable.alias("unreadable"),
         present=present,
         formats={name: number for name, number in formats.items() if number},
@@ -112,10 +119,10 @@ def _parse(values: pl.Series, time_format: str, zone: str | None) -> pl.Series:
 
 
 def _readable(time: pl.Series) -> pl.Series:
-    years = (time.dt.year().min(), time.dt.year().max())
-    if years[0] is None or (int(str(years[0])) >= _FIRST_YEAR and int(str(years[1])) <= _LAST_YEAR):
+    first, last = time.min(), time.max()
+    if first is None or (first >= _FIRST and last <= _LAST):  # type: ignore[operator]
         return time
-    return time.set(~time.dt.year().is_between(_FIRST_YEAR, _LAST_YEAR).fill_null(True), None)
+    return time.set(~time.is_between(_FIRST, _LAST).fill_null(True), None)
 
 
 def _end(time: pl.Series, span: str) -> pl.Series:

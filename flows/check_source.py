@@ -19,6 +19,7 @@ from warehouse.errors import TimeloomError
 CLEAN, ERROR, SUSPICIOUS = 0, 1, 2
 Description = dict[str, Any]
 _CELLS = Cells(open=False)
+_STATES = {"absent": "absent, and a run stops without it", "absent, optional": "absent, optional"}
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -161,7 +162,7 @@ def _print_table(table: Description, console: Console) -> None:
         _say(console, f"{name}: cannot be read: {table['error']}")
         return
     if table["state"] != "read":
-        _say(console, f"{name}: {table['state'].replace('not read', table['role'])}")
+        _say(console, f"{name}: {_STATES.get(table['state'], table['role'])}")
     else:
         _say(console, f"{name}: {_counts({'rows': table['rows']})}: {_counts(table['became']) or 'nothing'}")
     if table["state"].startswith("absent"):
@@ -178,7 +179,8 @@ def _print_table(table: Description, console: Console) -> None:
         _say(console, f"  time {time['column']}: {_counts(counts) or 'never there'}")
     for join in table["joins"]:
         counts = {key.replace("_", " "): join[key] for key in ("found", "missed", "without_key") if join[key]}
-        _say(console, f"  join {join['table']} by {join['key']}: {'absent' if join['absent'] else _counts(counts)}")
+        found = "absent" if join["absent"] else _counts(counts)
+        _say(console, f"  join {join['table']} by {join['key']}{': ' if found else ''}{found}")
     if table["partial"]:
         _say(console, f"  events of which something failed: {_counts(table['partial'])}")
     if table["unmapped_columns"]:

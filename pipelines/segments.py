@@ -154,7 +154,9 @@ def frame_batch(frame: pl.DataFrame) -> pa.RecordBatch:
     """A frame, as a blob holds it."""
     table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     batches = table.to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    if batches:
+        return batches[0]
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in table.schema], schema=table.schema)
 
 
 def read_texts(path: Path, piece: Piece) -> list[str]:

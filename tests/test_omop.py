@@ -1,28 +1,19 @@
-"""OMOP CDM: concepts, values, times and availability on rows made here, and GiBleed against counts by SQL."""
+"""OMOP CDM: concepts, values, times and availability, on rows made here in both versions of the model."""
 
-import gzip
-import shutil
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 from raw_tables import convert, csv_text
 
-from extractors.database import database_columns, database_frames, database_tables
 from extractors.dictionaries import describe
 from extractors.source import Source, load_source, raw_columns
 from extractors.tables import Export
-from flows.run import Run
-from pipelines.config import RunConfig, load_config
-from pipelines.engine import LocalEngine
 from warehouse.errors import TimeloomError
-from warehouse.layout import Layout, ReleaseLayout
 
 OMOP = load_source("omop")
 COLUMNS = yaml.safe_load((Path(__file__).parent / "fixtures" / "omop_columns.yaml").read_text(encoding="utf-8"))
@@ -161,11 +152,12 @@ def test_icd_codes_lose_their_dots_and_icd9_procedures_are_named_as_everywhere(t
 def test_a_dictionary_describes_codes_and_says_what_they_are_a_kind_of(tmp_path: Path) -> None:
     folder = tmp_path / "cdm"
     vocabulary(folder)
-    table(folder, "drug_strength", {"drug_concept_id": 1127433, "ingredient_concept_id": 1125315})
+    made_of = ({"drug_concept_id": drug, "ingredient_concept_id": 1125315} for drug in (1127433, 1125315))
+    table(folder, "drug_strength", *made_of)
     is_a = {"concept_id_1": 201826, "concept_id_2": 2000000001, "relationship_id": "Is a"}
     table(folder, "concept_relationship", is_a, is_a | {"concept_id_2": 1125315, "relationship_id": "Maps to"})
     wanted = ["RXNORM/313782", "ICD10CM/K922", "ICD9PCS/4513", "DRUG_END/RXNORM/313782", "VISIT_START/VISIT/IP"]
-    wanted += ["SNOMED/44054006", "DEMO/RACE/5", "OMOP/77", "NONE/No matching concept"]
+    wanted += ["RXNORM/161", "SNOMED/44054006", "DEMO/RACE/5", "OMOP/77", "NONE/No matching concept"]
     described = describe(pl.Series(wanted), [Export(folder, OMOP)])
     assert described.rows() == [
         ("RXNORM/313782", "name of 1127433", ["OMOP/1127433", "RXNORM/161"]),
@@ -173,6 +165,7 @@ def test_a_dictionary_describes_codes_and_says_what_they_are_a_kind_of(tmp_path:
         ("ICD9PCS/4513", "name of 2108115", ["OMOP/2108115"]),
         ("DRUG_END/RXNORM/313782", "name of 1127433", ["RXNORM/313782"]),
         ("VISIT_START/VISIT/IP", "name of 9201", ["VISIT/IP"]),
+        ("RXNORM/161", "name of 1125315", ["OMOP/1125315"]),
         ("SNOMED/44054006", "name of 201826", ["ICDO3/8140/3-C50.9", "OMOP/201826"]),
         ("DEMO/RACE/5", "name of 8527", None),
         ("OMOP/77", None, None),
@@ -188,6 +181,7 @@ def test_a_measurement_keeps_number_sign_answer_and_unit(tmp_path: Path) -> None
         "measurement",
         row | {"value_as_number": "5.10", "unit_concept_id": 8840, "unit_source_value": "MG/DL"},
         row | {"value_as_number": 5, "operator_concept_id": 4171756, "unit_concept_id": 0, "unit_source_value": "mg"},
+        row | {"value_as_number": 5, "value_source_value": "0.05 g/L", "unit_source_value": "mg/dL"},
         row | {"value_as_number": 5, "operator_concept_id": 4171755, "unit_concept_id": 99},
         row | {"value_as_number": -5, "operator_concept_id": 4172703},
         row | {"value_as_concept_id": 45884084, "value_source_value": "pos"},
@@ -200,6 +194,7 @@ def test_a_measurement_keeps_number_sign_answer_and_unit(tmp_path: Path) -> None
     assert seen == [
         (np.float32("5.10"), None, None, "mg/dL"),
         (5, "<", "<5", "mg"),
+        (5, None, None, "mg/dL"),
         (5, ">=", ">=5", "OMOP/99"),
         (-5, None, None, None),
         (None, None, "pos; LOINC/LA6576-8", None),
@@ -280,7 +275,7 @@ def test_a_birth_is_as_exact_as_what_is_known_of_it(
 def test_what_a_person_is_has_no_time_and_says_where_it_comes_from(tmp_path: Path) -> None:
     vocabulary(tmp_path / "cdm")
     born = {"year_of_birth": 1950}
-    people = [
+    people: list[dict[str, Any]] = [
         {"gender_concept_id": 8507, "race_concept_id": 8527, "ethnicity_concept_id": 38003564},
         {"gender_concept_id": 8532, "race_concept_id": 4, "ethnicity_concept_id": 0, "race_source_value": "white"},
         {"gender_concept_id": 0, "race_concept_id": 0, "gender_source_value": "f", "race_source_value": "native"},
@@ -331,7 +326,7 @@ def test_death_has_a_moment_a_day_and_a_cause(tmp_path: Path) -> None:
     ]
 
 
-VISIT = {
+VISIT: dict[str, Any] = {
     "visit_occurrence_id": 70,
     "visit_concept_id": 9201,
     "visit_start_date": "2020-03-01",
@@ -535,46 +530,3 @@ def test_only_the_persons_are_required(tmp_path: Path) -> None:
     (tmp_path / "person.csv").unlink()
     with pytest.raises(TimeloomError, match="lacks the table person"):
         Export(tmp_path, OMOP).mapped()
-
-
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "omop-gibleed.yaml"
-# Tables that GiBleed has no rows for: what stands in each is its own header, as a row.
-HEADERS_ONLY = {"death", "visit_detail", "device_exposure", "specimen", "note", "payer_plan_period"}
-
-
-@pytest.fixture(scope="module")
-def gibleed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GiBleed, unpacked."""
-    packed = real_data / "omop-gibleed-duckdb" / "eunomia.duckdb.gz"
-    if not packed.is_file():
-        pytest.skip("no omop-gibleed-duckdb in the real data")
-    path = tmp_path_factory.mktemp("gibleed") / "eunomia.duckdb"
-    with gzip.open(packed) as file, path.open("wb") as out:
-        shutil.copyfileobj(file, out)
-    return path
-
-
-@pytest.fixture(scope="module")
-def sql(gibleed: Path) -> Callable[[str], list[tuple[Any, ...]]]:
-    """Asks a copy of GiBleed, so that nothing of how we open it has a part in the answer."""
-    copy = Path(shutil.copy(gibleed, gibleed.with_name("copy.duckdb")))
-
-    def ask(query: str) -> list[tuple[Any, ...]]:
-        with duckdb.connect(str(copy), read_only=True) as connection:
-            return connection.execute(query).fetchall()
-
-    return ask
-
-
-def aligned(root: Path, config: RunConfig) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
-    """Events in order, and rows by outcome and reason of each table, of a run up to its aligned events."""
-    with Run(config.model_copy(update={"buckets": 4}), EXAMPLE.parent, Layout(root), LocalEngine(1)) as run:
-        for name, step in run.steps[:3]:
-            run.carry_out(name, step)
-        assert name == "align"
-        tree = ReleaseLayout(run.staging / "release")
-        events = pl.concat(pl.read_parquet(tree.events(bucket)) for bucket in range(4))
-        ledger: dict[str, dict[str, int]] = {}
-        for account in run.summaries and accounts(run):
-            ledger[account["table"]] = account
-    return events, ledger

@@ -74,8 +74,8 @@ def ranks(texts: pl.Series, order: Mapping[str, int] | None = None) -> I64:
         distinct: list[str | None] = [*texts.cat.get_categories().to_list(), None]
         places = texts.to_physical().cast(pl.Int64).fill_null(len(distinct) - 1).to_numpy()
     else:
-        encoded = pc.dictionary_encode(texts.to_arrow(), null_encoding="encode")
-        distinct, places = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        values, places = encode(texts)
+        distinct = values.to_list()
     if order is not None:
         of_distinct = [0 if text is None else order.get(text, 0) for text in distinct]
     else:
@@ -83,6 +83,13 @@ def ranks(texts: pl.Series, order: Mapping[str, int] | None = None) -> I64:
         of_distinct = [-1 if text is None else by_text[text] for text in distinct]
     ranked: I64 = np.array(of_distinct, np.int64)[places]
     return ranked
+
+
+def encode(texts: pl.Series) -> tuple[pl.Series, I64]:
+    """The distinct texts, null among them, and of each text (n,) its place there."""
+    encoded = pc.dictionary_encode(texts.to_arrow(), null_encoding="encode")
+    values, places = pl.Series(pl.from_arrow(encoded.dictionary)), pl.Series(pl.from_arrow(encoded.indices))
+    return values.cast(pl.String), places.cast(pl.Int64).to_numpy()
 
 
 def pack(keys: Sequence[I64]) -> I64:
