@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -227,7 +228,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"{error.cmd[0]} ended with {error.returncode}") from None

@@ -120,7 +120,11 @@ def run(
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        code = process.wait()
+        try:
+            code = process.wait()
+        except BaseException:  # Ctrl-C and the like: a session of its own would run on
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         seconds = time.monotonic() - start
         watcher.join()
     result = Result(round(seconds, 3), round(_cpu_seconds() - before, 2), round(peak / 2**30, 4), failure=why)

@@ -14,7 +14,7 @@ from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRul
 from extractors.times import PRECISIONS, Times, parse_times
 from extractors.values import FLAGS, parse_values
 from warehouse.hashing import splitmix64
-from warehouse.order import encode
+from warehouse.order import encode, pack
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
@@ -267,8 +267,9 @@ class Converter:
     ) -> tuple[pl.Series, pl.Series]:
         """When each fact could first be read, never before its time, and how that is known."""
         rows = len(frame)
-        if rule.available is None:
-            return time, pl.Series([AT_TIME], dtype=pl.UInt8).new_from_index(0, rows)
+        if rule.available is None or rule.time is None:
+            how = AT_TIME if rule.time is not None else None
+            return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
         known = self._times(frame, rule.available, parsed)
         recorded = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
         missing = known.time.is_null()
@@ -278,7 +279,7 @@ class Converter:
         else:
             self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
             self.account.partial["unknown_available_time"] += int((emit & missing & ~known.unreadable).sum())
-            otherwise = AWAITED if rule.available.otherwise == "lag" and rule.time is not None else AT_TIME
+            otherwise = AWAITED if rule.available.otherwise == "lag" else AT_TIME
             availability = recorded.set(missing, otherwise)
         if rule.available.otherwise == "lag":
             self._count_lags(code, (available - time).dt.total_microseconds(), emit & ~missing, precision)
@@ -366,9 +367,7 @@ def _by_distinct_rows(
     if len(columns) == 1:
         distinct, places = pl.DataFrame({columns[0]: encoded[0][0]}), encoded[0][1]
     else:
-        number = np.zeros(len(frame), np.int64)
-        for values, own in encoded:
-            number = number * len(values) + own
-        _, first, places = np.unique(number, return_index=True, return_inverse=True)
+        packed = pack([places for _, places in encoded])
+        _, first, places = np.unique(packed, return_index=True, return_inverse=True)
         distinct = frame.select(columns)[first]
     return function(distinct).gather(pl.Series(places.astype(np.uint32)))

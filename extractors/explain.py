@@ -83,7 +83,7 @@ class TableFacts:
         state: `read`, `absent` (and a run stops), `absent, optional`, or `not read` where no export was given.
         error: why the table cannot be read.
         account: what became of the rows read.
-        unmapped: columns that no rule, join or description reads.
+        mapped, unmapped: columns that some rule, join or description reads, and those that none does.
     """
 
     table: str
@@ -94,6 +94,7 @@ class TableFacts:
     rules: list[RuleFacts] = field(default_factory=list)
     times: list[TimeFacts] = field(default_factory=list)
     joins: list[JoinFacts] = field(default_factory=list)
+    mapped: list[str] = field(default_factory=list)
     unmapped: list[str] = field(default_factory=list)
 
 
@@ -140,7 +141,12 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
         if sample is not None:
             samples.append(sample)
             suspicions += in_table(source, sample)
-    suspicions += between_tables(source, samples)
+    told = {(one.table, one.rule) for one in suspicions if one.check.startswith("billing_code")}
+    suspicions += [
+        one
+        for one in between_tables(source, samples)
+        if not (one.check.startswith("billing_code") and (one.table, one.rule) in told)
+    ]
     unmentioned = _unmentioned(export)
     if unmentioned:
         suspicions.append(_neglect(unmentioned))
@@ -219,6 +225,7 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
         rules=[_made(said.rules[number], number, events, len(frame)) for number in range(len(rule.events))],
         times=[_time_facts(one, times[key_of(one)], len(frame)) for one in times_of(rule)],
         joins=facts,
+        mapped=[name for name in columns if name in used],
         unmapped=[name for name in columns if name not in used],
     )
     return told, Sample(table, rule, frame, events, converter.account, columns, facts, times)
@@ -248,6 +255,9 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
         malformed += len(raw.malformed)
         if rows <= 0:
             break
+    if not blocks:
+        names = [*columns, *(name for name in source.tables[table].optional_columns if name not in columns)]
+        blocks.append(Block(pl.DataFrame(schema=dict.fromkeys(names, pl.String)), 1))
     return blocks, columns, malformed
 
 

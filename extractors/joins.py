@@ -66,19 +66,21 @@ def attach_all(
         TimeloomError: a joined table is missing, or has several rows a key where no aggregate is given.
     """
     for join in joins:
-        blocks = _attach(blocks, export, join, scratch)
+        blocks = _attach(blocks, export, join, scratch, LOOKUP_BYTES // len(joins))
     return blocks
 
 
-def _attach(blocks: Iterator[pl.DataFrame], export: Export, join: JoinRule, scratch: Path) -> Iterator[pl.DataFrame]:
+def _attach(
+    blocks: Iterator[pl.DataFrame], export: Export, join: JoinRule, scratch: Path, most: int
+) -> Iterator[pl.DataFrame]:
     needed, keys = sorted({*join.key.values(), *(aggregate(one)[1] for one in join.columns.values())}), list(join.key)
     kept: pl.DataFrame | None = None
     rows = _lookup_rows(export, join, needed)
     for piece in rows:
         kept = piece if kept is None else pl.concat([kept, piece])
-        if kept.estimated_size() > LOOKUP_BYTES:
+        if kept.estimated_size() > most:
             kept = _one_row_a_key(kept, join)
-            if kept.estimated_size() > LOOKUP_BYTES // 2:
+            if kept.estimated_size() > most // 2:
                 yield from _attach_by_pieces(blocks, _chain(kept, rows), join, scratch)
                 return
     lookup = _lookup(kept, join)

@@ -1,18 +1,18 @@
 """CSV as it comes: gzipped or not, any line ends, quoted line ends, and rows that are no rows.
 
 Decompressing and splitting into columns are what a conversion spends most of its time on, so a file is read in chunks
-of whole records. Where a chunk's quotes hold no line end, which is nearly always, it is split without looking for
-records twice; from the first chunk on of which that cannot be said, a slower reader takes over that trusts no line end.
+of whole records. Where one has quotes, its end is looked for behind every quoted stretch: at once where each quote
+stands at the edge of a field, which is nearly always, else one by one.
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -21,9 +21,17 @@ from isal import igzip
 from extractors.raw import Block, UnclosedQuoteError
 
 CHUNK_BYTES = 16 << 20
+LONGEST_RECORD = 64 << 20
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_QUOTE = ord('"')
+_EDGES = (b",", b"\n", b"\r", b"")
+_EDGE = np.isin(np.arange(256), [ord(","), ord("\n"), ord("\r")])
+# A quoted stretch: it starts where a field does; without its second quote it is not closed.
+_QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
+
+I64 = npt.NDArray[np.int64]
 
 
 class CsvReader:
@@ -51,13 +59,11 @@ class CsvReader:
             while not ended:
                 more = stream.read(CHUNK_BYTES)
                 ended = not more
-                cut = len(data) if ended else data.rfind(b"\n") + 1
-                chunk, rest = data[:cut], data[cut:]
-                if not _quotes_hold_no_line_end(chunk):
-                    yield from self._guarded(_Chained(data + more, stream), columns, first)
-                    return
-                data = rest + more
+                cut = _records_end(data, ended)
+                chunk, data = data[:cut], data[cut:] + more
                 if not chunk:
+                    if len(data) > LONGEST_RECORD + CHUNK_BYTES:
+                        raise UnclosedQuoteError
                     continue
                 before = len(self.malformed)
                 frame = self._split(chunk, columns, first)
@@ -79,72 +85,18 @@ class CsvReader:
             self.malformed.append(first + row.number - 1)
             return "skip"
 
+        if not chunk.endswith(b"\n"):
+            # Else the reader takes the last line end for that of a record, though it may stand in quotes.
+            chunk += b"\n"
         table = pacsv.read_csv(
             pa.BufferReader(chunk),
             read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(chunk) + 1),
             parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
             convert_options=self._convert_options(columns),
         )
-        return _frame(table)
-
-    def _guarded(self, stream: "_Chained", columns: list[str], first: int) -> Iterator[Block]:
-        """The rest of the file, where a line end may stand in quotes, or a quote where none should."""
-        swallowed = False
-        met: list[int] = []
-
-        def malformed(row: pacsv.InvalidRow) -> str:
-            nonlocal swallowed
-            met.append(row.number)
-            text = row.text.strip()
-            swallowed |= "\n" in text and text.count('"') % 2 == 1
-            return "skip"
-
-        # The last column, because that is where a quote that is never closed swallows the rest of the file.
-        needed = [*columns, *(name for name in self.columns[-1:] if name not in columns)]
-        last: str | None = None
-        done = 0
-        with pacsv.open_csv(
-            pa.PythonFile(stream, mode="r"),
-            read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=CHUNK_BYTES),
-            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=malformed),
-            convert_options=self._convert_options(needed),
-        ) as batches:
-            for batch in batches:
-                frame = _frame(pa.Table.from_batches([batch]))
-                if frame.is_empty():
-                    continue
-                last = frame[self.columns[-1]][-1]
-                # The reader is ahead of what it hands over: only malformed records among these rows are theirs.
-                gaps: list[int] = []
-                while len(gaps) < len(met) and met[len(gaps)] <= done + len(frame) + len(gaps):
-                    gaps.append(met[len(gaps)] - done - 1)
-                del met[: len(gaps)]
-                self.malformed.extend(first + done + gap for gap in gaps)
-                yield Block(frame.select(columns), first + done, tuple(gaps))
-                done += len(frame) + len(gaps)
-        self.malformed.extend(first - 1 + number for number in met)
-        if swallowed or (last is not None and "\n" in last and not stream.tail.rstrip(b"\r\n").endswith(b'"')):
-            raise UnclosedQuoteError
-
-
-class _Chained(io.RawIOBase):
-    """What was read already, then the rest of a stream; remembers how it ended."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self._head: bytes | None = head
-        self._stream = stream
-        self.tail = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self._head:
-            piece, self._head = (self._head, None) if size < 0 else (self._head[:size], self._head[size:])
-        else:
-            piece = self._stream.read(size)
-        self.tail = (self.tail + piece)[-4:]
-        return piece
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        return frame
 
 
 def _header(data: bytes) -> tuple[list[str], int]:
@@ -159,18 +111,62 @@ def _header(data: bytes) -> tuple[list[str], int]:
     return names, after
 
 
-def _quotes_hold_no_line_end(chunk: bytes) -> bool:
-    if b'"' not in chunk:
-        return True
-    letters = np.frombuffer(chunk, np.uint8)
-    quotes = np.flatnonzero(letters == ord('"'))
-    if len(quotes) % 2:
-        return False
-    ends = np.flatnonzero(letters == ord("\n"))
-    return not (np.searchsorted(quotes, ends) % 2).any()
+def _records_end(data: bytes, ended: bool) -> int:
+    """Where the last whole record of some records ends; 0 where there is none, and the end where the file `ended`.
+
+    Raises:
+        UnclosedQuoteError: a quoted field is not closed before the file's end, or only by what is no end of a field
+            on another line, so that rows may be lost in it.
+    """
+    line_end = b"\n" if b"\n" in data else b"\r"
+    if b'"' not in data:
+        return len(data) if ended else _after(data, line_end, len(data))
+    starts, ends = _quoted(data)
+    if ended:
+        if len(starts) and ends[-1] > len(data):
+            raise UnclosedQuoteError
+        return len(data)
+    cut = _after(data, line_end, len(data))
+    while cut:
+        place = int(np.searchsorted(starts, cut)) - 1
+        if place < 0 or ends[place] <= cut:
+            break
+        cut = _after(data, line_end, int(starts[place]))
+    return cut
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def _after(data: bytes, line_end: bytes, before: int) -> int:
+    """Behind the last line end before a place; a carriage return at the very end may be half of one."""
+    if line_end == b"\r":
+        before = min(before, len(data) - 1)
+    return data.rfind(line_end, 0, before) + 1
+
+
+def _quoted(data: bytes) -> tuple[I64, I64]:
+    """Where quoted stretches start, and the places behind their ends; the last one may lie behind the data's end."""
+    letters = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(letters == _QUOTE)
+    starts, ends = quotes[::2], quotes[1::2] + 1
+    if len(ends) < len(starts):
+        ends = np.append(ends, len(data) + 1)
+    # Two quotes within a field look like one stretch's end and the next one's start.
+    doubled = ends[:-1] == starts[1:]
+    before = _EDGE[letters[starts - 1]] | (starts == 0)
+    behind = _EDGE[letters[np.minimum(ends, len(data) - 1)]] | (ends >= len(data))
+    before[1:] |= doubled
+    behind[:-1] |= doubled
+    if before.all() and behind.all():
+        return starts, ends
+    return _quoted_one_by_one(data)
+
+
+def _quoted_one_by_one(data: bytes) -> tuple[I64, I64]:
+    """The same where a quote stands within a field that is not quoted, or is not closed."""
+    starts, ends = [], []
+    for match in _QUOTED.finditer(data):
+        closed, end = match[1] == b'"', match.end()
+        if closed and data[end : end + 1] not in _EDGES and _LINE_END.search(match[0]):
+            raise UnclosedQuoteError
+        starts.append(match.start())
+        ends.append(end if closed else len(data) + 1)
+    return np.array(starts, np.int64), np.array(ends, np.int64)

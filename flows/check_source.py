@@ -97,6 +97,7 @@ def _table(table: TableFacts) -> Description:
             | _parts({"found": join.found, "missed": join.missed, "without_key": join.keyless})
             for join in table.joins
         ],
+        "mapped_columns": table.mapped,
         "unmapped_columns": table.unmapped,
     }
 
@@ -183,8 +184,9 @@ def _print_table(table: Description, console: Console) -> None:
         _say(console, f"  join {join['table']} by {join['key']}{': ' if found else ''}{found}")
     if table["partial"]:
         _say(console, f"  events of which something failed: {_counts(table['partial'])}")
-    if table["unmapped_columns"]:
-        _say(console, f"  unmapped columns: {', '.join(table['unmapped_columns'])}")
+    for kind in ("mapped", "unmapped"):
+        if names := table[f"{kind}_columns"]:
+            _say(console, f"  {kind} columns: {', '.join(names)}")
 
 
 def _rules(rules: list[Description], *, counted: bool) -> Table:

@@ -295,7 +295,7 @@ class Aligned:
         counted = np.bincount(events["code"].to_physical().to_numpy())
         names = events["code"].cat.get_categories().to_list()
         self.codes.update({names[place]: int(counted[place]) for place in np.flatnonzero(counted).tolist()})
-        for name, number in events["availability"].value_counts().iter_rows():
+        for name, number in events["availability"].drop_nulls().value_counts().iter_rows():
             self.availability[str(name)] += number
         self.statistics.append(subject_statistics(events))
         return events.drop(_RAW)

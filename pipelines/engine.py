@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import TracebackType
@@ -195,6 +196,8 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     Thread(target=watch, daemon=True).start()
+    # What a worker made is on disk and its record too: taking its modules apart would only cost time.
+    Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
 
 class LocalEngine:

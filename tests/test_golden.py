@@ -18,14 +18,24 @@ from pipelines import index, pack, split, tokenize, vocabulary
 from pipelines.config import ProfileConfig
 from pipelines.profiles import token_rows
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import EVENTS, ITEMS, SPLIT_LEDGER, SUBJECTS, TIMELINES, TOKEN_COUNTS, read_frame, write_table
+from warehouse.schemas import (
+    EVENTS,
+    ITEMS,
+    SPLIT_LEDGER,
+    SUBJECTS,
+    TIMELINES,
+    TOKEN_COUNTS,
+    empty_frame,
+    read_frame,
+    write_table,
+)
 from warehouse.shards import NO_TIME, Packs, read_shard
 from warehouse.tokens import TYPE_NAMES
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = Path(__file__).parents[1] / "docs" / "stages.md"
 TYPES = {name: int(kind) for kind, name in TYPE_NAMES.items()}
-ROWS = pa.schema([*EVENTS, pa.field("row", pa.int64()), pa.field("row_hash", pa.uint64())])
+LAG_US = 90 * 60_000_000  # what results of the example usually take
 
 
 def read(path: Path, schema: pa.Schema | None = None, **missing: Any) -> pl.DataFrame:
@@ -33,7 +43,7 @@ def read(path: Path, schema: pa.Schema | None = None, **missing: Any) -> pl.Data
     text = pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=False)
     if schema is None:
         return text
-    wanted = pl.DataFrame(pl.from_arrow(schema.empty_table())).schema
+    wanted = empty_frame(schema).schema
     columns = []
     for name, dtype in wanted.items():
         column = pl.col(name) if name in text.columns else pl.lit(missing.get(name), pl.String)
@@ -57,7 +67,7 @@ def meds(given: Path, work: Path) -> dict[str, str]:
         for outcome in ("quarantined", "partial"):
             account += [(table, outcome, reason, number) for reason, number in counts[outcome].items()]
     shown = ["source", "row", "subject_id", "time", "code", "numeric_value", "text_value", "unit", "available_time"]
-    events = pl.concat(frames).select(*shown, "time_precision", "kind", "visit_id")
+    events = pl.concat(frames).select(*shown, "availability", "value_flag", "time_precision", "kind", "visit_id")
     ledger = pl.DataFrame(account, schema=["table", "outcome", "reason", "rows"], orient="row")
     return {"events.csv": written(events), "account.csv": written(ledger)}
 
@@ -76,15 +86,18 @@ def index_ct(given: Path, work: Path) -> dict[str, str]:
 
 
 def align(given: Path, work: Path) -> dict[str, str]:
-    rows = read(given / "rows.csv", ROWS)
-    write_table(work / "rows.parquet", rows, ROWS, "rows")
+    source = load_source("source.yaml", given)
+    accounts = [convert(work, source, table, given / f"{table}.csv")[1] for table in source.tables]
+    segments = {counts["segment"]: counts for counts in accounts}
+    (bucket,) = {bucket for counts in accounts for bucket in counts["buckets"]}
     items = read(given / "items.csv", ITEMS, units_encoded="0", units_failed="0", artificial_link="false")
-    result = align_one(work, {"rows.parquet": {"buckets": {"0": {"groups": [0]}}}}, 0, items)
+    result = align_one(work, segments, int(bucket), items, {"labs": {"LOINC/2160-0": LAG_US}})
     shown = ["subject_id", "time", "code", "numeric_value", "available_time", "time_precision", "kind", "source"]
+    marks = ["availability", "value_flag", "conflict"]
     account = {"set_aside": result.counts["set_aside"], "conflicts": result.counts["conflicts"]}
     return {
-        "events.csv": written(aligned_events(work, 0).select(*shown, "item_key")),
-        "subjects.csv": written(read_frame(ReleaseLayout(work / "release").subjects(0))),
+        "events.csv": written(aligned_events(work, int(bucket)).select(*shown, "item_key", *marks)),
+        "subjects.csv": written(read_frame(ReleaseLayout(work / "release").subjects(int(bucket)))),
         "account.json": json.dumps(account, indent=1, sort_keys=True) + "\n",
     }
 

@@ -1,6 +1,6 @@
 """OMOP CDM: concepts, values, times and availability, on rows made here in both versions of the model."""
 
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +410,22 @@ def test_what_is_coded_at_the_end_of_a_visit_is_not_known_in_it(tmp_path: Path) 
         ("OMOP/8", end_of("2020-03-09"), end_of("2020-03-09"), "recorded"),
     ]
     assert leaks(events) == 0
+
+
+def test_ids_that_a_tool_made_floats_are_still_those_ids(tmp_path: Path) -> None:
+    vocabulary(tmp_path)
+    pl.DataFrame(
+        {"visit_occurrence_id": [70], "person_id": [1], "visit_concept_id": [9201]}
+        | {"visit_start_date": ["2020-03-01"], "visit_end_date": ["2020-03-05"]}
+    ).write_parquet(tmp_path / "visit_occurrence.parquet")
+    rows = {"person_id": [1.0, 1.0], "condition_concept_id": [201826.0, None], "visit_occurrence_id": [70.0, None]}
+    path = tmp_path / "condition_occurrence.parquet"
+    pl.DataFrame(rows | {"condition_start_date": [date(2020, 3, 2)] * 2}).write_parquet(path)
+    events, _ = convert(tmp_path / "work", OMOP, "condition_occurrence", path)
+    assert events.select("subject_id", "code", "visit_id", "available_time").rows() == [
+        (1, "SNOMED/44054006", 70, end_of("2020-03-05")),
+        (1, "OMOP_SOURCE/condition_occurrence/UNKNOWN", None, end_of("2020-03-02")),
+    ]
 
 
 @pytest.mark.parametrize("column", ["visit_start_datetime", "condition_start_date"])
