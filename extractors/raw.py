@@ -3,18 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.igzip_lib import IsalError
 
 from warehouse.errors import TimeloomError
 
 BATCH_ROWS = 1 << 17
 DATABASE = ".duckdb"
+# Its library declares the class of its errors as an instance of it.
+_ISAL_ERROR = cast(type[Exception], IsalError)
+_UNREADABLE = (OSError, EOFError, _ISAL_ERROR, pa.ArrowException, pl.exceptions.PolarsError)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class RawTable:
         self._optional = optional_columns
         try:
             self._reader = _reader_of(path, table, ["", *null_values])
-        except (OSError, EOFError, pa.ArrowException) as error:
+        except _UNREADABLE as error:
             raise self._refuse(
                 "is not readable", "check the file: truncated, not what its name says, or not yours to read"
             ) from error
@@ -134,7 +138,7 @@ class RawTable:
             raise self._refuse(
                 "has a quoted field that is never closed", "export it again, its quotes doubled"
             ) from error
-        except (OSError, EOFError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        except _UNREADABLE as error:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
             ) from error

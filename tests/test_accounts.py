@@ -105,7 +105,7 @@ def plain_outcome(row: dict[str, str]) -> tuple[str, int]:
     return "missing_code", 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS, st.integers(0, 3), st.sampled_from([40, 97, 1 << 20]))
 def test_every_row_is_accounted_for_exactly(rows: list[tuple[str, ...]], repeats: int, chunk: int) -> None:
     text = csv_text(FIELDS, rows + rows[:repeats])

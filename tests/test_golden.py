@@ -180,10 +180,10 @@ STAGES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_makes_its_golden_example(stage: str, tmp_path: Path) -> None:
-    made = STAGES[stage](GOLDEN / stage / "in", tmp_path)
-    kept = {path.name: path.read_text(encoding="utf-8") for path in sorted((GOLDEN / stage / "out").iterdir())}
+@pytest.mark.parametrize("example", STAGES)
+def test_a_stage_makes_its_golden_example(example: str, tmp_path: Path) -> None:
+    made = STAGES[example](GOLDEN / example / "in", tmp_path)
+    kept = {path.name: path.read_text(encoding="utf-8") for path in sorted((GOLDEN / example / "out").iterdir())}
     assert made == kept
 
 
