@@ -12,6 +12,7 @@ The work folder keeps raw trees, environments and the peers' results for the nex
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -204,6 +205,11 @@ def main() -> None:
     options = arguments()
     demo = mimic_replica.find_demo(options.data)
     options.work.mkdir(parents=True, exist_ok=True)
+    lock = (options.work / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit("another benchmark is running in this work folder; give --work another one") from None
     for leftover in options.work.glob("run-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     gzip = compressor(options.work)

@@ -25,6 +25,7 @@ RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
 # Lags between time and availability are counted in steps of five minutes, up to two weeks.
 LAG_STEP_US = 5 * 60_000_000
 LAG_STEPS = 14 * 24 * 12
+_COMPACTED = 64
 
 _FILTERS = {
     "icd": lambda column: column.str.strip_chars().str.replace_all(r"[.\s]", "").str.to_uppercase(),
@@ -126,7 +127,6 @@ class Converter:
     Attributes:
         codes, units: the texts that the columns `code` and `unit` count in.
         quarantine: by reason, record numbers of the rows that made nothing.
-        lags: by code and steps of LAG_STEP_US, how often a fact became available that much later.
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
     """
 
@@ -137,7 +137,7 @@ class Converter:
         self.account = Account()
         self.codes, self.units = Interner(), Interner()
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
-        self.lags: Counter[tuple[int, int]] = Counter()
+        self._lags: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self._needed = raw_columns(self.rule, source.subject)
 
@@ -186,7 +186,9 @@ class Converter:
             frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
         raw = frame[rule.subject or self.source.subject]
         visits = frame[rule.visit] if rule.visit else None
-        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(raw)]).unique()
+        # Exports stand in the order of their subjects: few runs, each looked at once.
+        runs = raw.rle().struct.field("value").unique()
+        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(runs)]).unique()
         return frame.with_columns(
             self.deid.subject_ids(raw).alias("_subject"),
             self.deid.offsets(raw).alias("_offset"),
@@ -288,10 +290,24 @@ class Converter:
     def _count_lags(self, code: pl.Series, lag: pl.Series, counted: pl.Series, precision: pl.Series) -> None:
         # Against the end of a day that is all that is known, a lag says nothing.
         counted = counted & precision.is_in(["us", "s", "min"])
-        steps = np.minimum(-(-lag.filter(counted).to_numpy() // LAG_STEP_US), LAG_STEPS).astype(np.int64)
-        keys, number = np.unique(code.filter(counted).to_numpy() * (LAG_STEPS + 1) + steps, return_counts=True)
-        for key, times in zip(keys.tolist(), number.tolist(), strict=True):
-            self.lags[divmod(key, LAG_STEPS + 1)] += times
+        steps = ((lag + (LAG_STEP_US - 1)) // LAG_STEP_US).clip(0, LAG_STEPS)
+        keys = (code.cast(pl.Int64) * (LAG_STEPS + 1) + steps).filter(counted)
+        self._lags.append(keys.value_counts(name="rows").rename({keys.name: "key"}))
+        if len(self._lags) >= _COMPACTED:
+            self._lags = [self._summed_lags()]
+
+    def _summed_lags(self) -> pl.DataFrame:
+        nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.UInt32})
+        return pl.concat([nothing, *self._lags]).group_by("key").agg(pl.col("rows").sum())
+
+    def lags(self) -> pl.DataFrame:
+        """How often a fact of a code became available so many steps of LAG_STEP_US after its time: columns code (as in
+        `code`), step, rows."""
+        return self._summed_lags().select(
+            (pl.col("key") // (LAG_STEPS + 1)).cast(pl.UInt32).alias("code"),
+            (pl.col("key") % (LAG_STEPS + 1)).alias("step"),
+            pl.col("rows").cast(pl.Int64),
+        ).sort("code", "step")  # fmt: skip
 
     def _values(self, frame: pl.DataFrame, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
         """Number, flag, text and unit of each row."""

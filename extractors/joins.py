@@ -160,6 +160,8 @@ def _cut(blocks: Iterator[pl.DataFrame], keys: list[str], folder: Path) -> Path:
     writers: dict[int, pa.RecordBatchFileWriter] = {}
     try:
         for block in blocks:
+            if block.is_empty():
+                continue
             piece = (_hashes(block.select(keys))[0] % np.uint64(PIECES)).astype(np.uint16)
             order = np.argsort(piece, kind="stable")
             table = block[order].to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,6 +1,9 @@
 """Values as laboratories write them: a number, a number behind a sign, a range, a number with its unit, or a text."""
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow.compute as pc
 
 # How a number was read that is not the whole value; null for a plain number.
 FLAGS = ("<", "<=", ">", ">=", "range", "unit")
@@ -27,20 +30,31 @@ def parse_values(raw: pl.Series) -> pl.DataFrame:
     A range stands for its middle.
     """
     number = _float32(raw.cast(pl.Float64, strict=False))
-    rest = raw.is_not_null() & number.is_null()
+    places = (raw.is_not_null() & number.is_null()).arg_true()
     nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(raw))
-    if not rest.any():
+    if places.is_empty():
         return pl.DataFrame({"number": number, "flag": nothing, "text": nothing, "unit": nothing})
-    text = raw.set(~rest, None).str.strip_chars().replace("", None)
-    # What lies between may be only blanks around a number.
-    number = _float32(text.cast(pl.Float64, strict=False)).zip_with(rest, number)
-    text = text.set(number.is_not_null(), None)
-    distinct = text.drop_nulls().unique()
-    read = pl.DataFrame({"text": distinct}).select("text", *_read(pl.col("text")))
-    found = pl.DataFrame({"text": text}).join(read, on="text", how="left", maintain_order="left")
-    return found.select(
-        pl.coalesce(pl.lit(number), pl.lit(_float32(found["number"]))).alias("number"), "flag", "text", "unit"
+    text, spelt = _distinct(raw.gather(places))
+    text = text.str.strip_chars().replace("", None)
+    # What is left may be only blanks around a number.
+    plain = _float32(text.cast(pl.Float64, strict=False))
+    read = pl.DataFrame({"text": text.set(plain.is_not_null(), None)}).select("text", *_read(pl.col("text")))
+    numbers = plain.zip_with(plain.is_not_null(), _float32(read["number"]))
+    of_row = np.full(len(raw), -1, np.int64)
+    of_row[places.to_numpy()] = spelt
+    rows = pl.Series(of_row).cast(pl.UInt32, strict=False)
+    return pl.DataFrame(
+        {
+            "number": number.scatter(places, numbers.gather(pl.Series(spelt))),
+            **{name: read[name].gather(rows) for name in ("flag", "text", "unit")},
+        }
     )
+
+
+def _distinct(texts: pl.Series) -> tuple[pl.Series, npt.NDArray[np.int64]]:
+    encoded = pc.dictionary_encode(texts.to_arrow())
+    places = pl.Series(pl.from_arrow(encoded.indices)).cast(pl.Int64).to_numpy()
+    return pl.Series(pl.from_arrow(encoded.dictionary)).cast(pl.String), places
 
 
 def _read(text: pl.Expr) -> list[pl.Expr]:

@@ -1,5 +1,6 @@
 """The gate between a finished staging tree and its publication."""
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -11,8 +12,17 @@ from warehouse.manifest import Manifest
 from warehouse.schemas import read_frame
 
 
-def judge_release(tree: ReleaseLayout, manifest: Manifest, config: RunConfig, steps: list[dict[str, Any]]) -> None:
+def judge_release(
+    tree: ReleaseLayout,
+    manifest: Manifest,
+    config: RunConfig,
+    steps: list[dict[str, Any]],
+    before: Path | None = None,
+) -> None:
     """Judges a staging tree, and leaves the report in it.
+
+    Args:
+        before: where the release before lies.
 
     Raises:
         TimeloomError: a critical expectation fails; nothing may be published.
@@ -27,6 +37,7 @@ def judge_release(tree: ReleaseLayout, manifest: Manifest, config: RunConfig, st
         fractions=config.split.model_dump(exclude={"scheme"}),
         profiles={name: one.context for name, one in config.profiles.items()},
         buckets=config.buckets,
+        before=ReleaseLayout(before) if before else None,
     )
     judgement = judge(profile, tree.quality / "data_docs")
     context = {

@@ -17,7 +17,11 @@ Row = dict[str, Any]
 TABLES: dict[str, tuple[str, ...]] = {
     "counts": ("table", "raw", "events", "static", "reference", "quarantined", "difference"),
     "quarantine": ("table", "reason", "rows"),
-    "conflicts": (),
+    "partial": (),
+    "conflicts": ("conflict", "events", "meaning"),
+    "availability": ("table", "recorded", "time", "estimated", "static"),
+    "time_formats": (),
+    "codes": ("namespace", "codes", "described", "with_parents"),
     "verdicts": ("modality", "verdict", "items", "meaning"),
     "table_a1": ("split", "subjects", "share", "tokens"),
     "shards": ("profile", "split", "packs", "tokens_shards", "fill", "image_places"),

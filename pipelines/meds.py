@@ -139,12 +139,11 @@ def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[
         for reason, rows in [*converter.quarantine.items(), ("malformed_row", [np.array(raw.malformed, np.int64)])]
         if rows
     ]
-    lags = [[code, step, rows] for (code, step), rows in sorted(converter.lags.items())]
     blobs = {
         "codes": texts_batch(codes),
         "units": texts_batch(converter.units.texts),
         "subjects": frame_batch(pl.concat([SUBJECTS, converter.subjects])),
-        "lags": frame_batch(pl.DataFrame(lags, schema=LAGS.schema, orient="row")),
+        "lags": frame_batch(pl.concat([LAGS, converter.lags()])),
         "quarantine": frame_batch(pl.concat([QUARANTINE, *quarantine])),
     }
     return index, {name: writer.blob(batch) for name, batch in blobs.items()}

@@ -16,8 +16,10 @@ from extractors.tables import Export
 from extractors.times import PRECISIONS
 from extractors.values import FLAGS
 from pipelines import align, meds
-from pipelines.engine import Result
-from warehouse.layout import ReleaseLayout
+from pipelines.config import RunConfig
+from pipelines.engine import LocalEngine, Result, RunContext, StageReport, Task, run_stage
+from pipelines.fingerprints import Fingerprints
+from warehouse.layout import Layout, ReleaseLayout
 from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
 
 KEEP: dict[str, Any] = {"mode": "synthetic", "subject_ids": "keep", "dates": "keep"}
@@ -119,6 +121,23 @@ def convert_text(
     path = raw / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return convert(work, source_of(t=rule, **tables), "t", path, deid)
+
+
+def plan_meds(work: Path, mapping: str, deid: dict[str, Any] | None = None) -> list[Task]:
+    """The tasks of the meds stage over `work`/raw for a source written as YAML; segments go to `work`/warehouse."""
+    (work / "source.yaml").write_text(mapping)
+    config = RunConfig.model_validate(
+        {"sources": [{"source": "source.yaml", "path": str(work / "raw")}], "deid": deid or {"mode": "synthetic"}}
+    )
+    layout = Layout(work / "warehouse")
+    load_key(config.deid, layout.private, create=True)
+    return meds.plan(config, work, layout, Fingerprints(layout.private))
+
+
+def run_meds(work: Path, tasks: list[Task]) -> StageReport:
+    """Runs or reuses them in this process."""
+    with LocalEngine(1) as engine:
+        return run_stage(meds.STAGE, tasks, RunContext(engine, work / "work", None, None))
 
 
 def align_one(

@@ -26,7 +26,18 @@ from warehouse.manifest import (
 )
 from warehouse.order import sort_events
 from warehouse.publish import publish
-from warehouse.schemas import EVENTS, ITEMS, LEDGER, SPLIT_LEDGER, SUBJECTS, TIMELINES, VOCABULARY, write_table
+from warehouse.schemas import (
+    EVENTS,
+    ITEMS,
+    LAGS,
+    LEDGER,
+    QUARANTINE,
+    SPLIT_LEDGER,
+    SUBJECTS,
+    TIMELINES,
+    VOCABULARY,
+    write_table,
+)
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import EOS, IMAGE_TOKENS, MODALITIES, RESERVED, TokenType
 from warehouse.vocabulary import vocabulary_hash
@@ -95,14 +106,27 @@ def _events(items: pl.DataFrame) -> pl.DataFrame:
             | {"time_precision": "min", "kind": "image", "source": "images", "item_key": item["item_key"]}
         )
     frame = pl.DataFrame(rows, infer_schema_length=None)
+    lab, number = pl.col("source") == "labs", pl.col("numeric_value")
+    # What subjects 1 to 4 have of each mark, one event a mark: an estimate, a flag, three conflicts.
+    estimated, flagged = ((lab & (pl.col("subject_id") == subject) & (number == 11.0)) for subject in (1, 2))
+    dead, overlapping = ((lab & (pl.col("subject_id") == subject) & (number > 10.0)) for subject in (3, 4))
     return sort_events(
         frame.with_columns(
-            pl.col("time").alias("available_time"),
-            pl.lit(None, pl.String).alias("text_value"),
+            pl.when(estimated).then(pl.col("time") + timedelta(hours=2)).otherwise(pl.col("time")).alias(
+                "available_time"
+            ),
+            pl.when(flagged).then(pl.lit("<11")).alias("text_value"),
             pl.lit(None, pl.String).alias("unit"),
             pl.lit(None, pl.Int64).alias("visit_id"),
+            pl.when(pl.col("time").is_not_null())
+            .then(pl.when(estimated).then(pl.lit("estimated")).otherwise(pl.lit("time")))
+            .alias("availability"),
+            pl.when(flagged).then(pl.lit("<")).alias("value_flag"),
+            pl.when(dead).then(pl.lit("after_death")).when(overlapping).then(pl.lit("overlapping_visit")).alias(
+                "conflict"
+            ),
         )
-    )
+    )  # fmt: skip
 
 
 def _ledger(events: pl.DataFrame) -> pl.DataFrame:
@@ -116,9 +140,32 @@ def _ledger(events: pl.DataFrame) -> pl.DataFrame:
         ("labs", "partial", "unparsable_available_time", 2, 0),
         ("units", "raw", "", 12, 0),
         ("units", "reference", "", 12, 0),
-        ("patients", "conflict", "events_after_death", 3, 0),
+        ("labs", "time_format", "collected %Y-%m-%d %H:%M", labs, 0),
+        ("labs", "time_format", "resulted %Y-%m-%d", 3, 0),
+        ("labs", "time_format", "resulted %Y-%m-%d %H:%M", labs - 4, 0),
+        # one of those after a death lies within another visit too
+        ("all tables", "conflict", "after_death", _marked(events, "after_death"), 0),
+        ("all tables", "conflict", "overlapping_visit", _marked(events, "overlapping_visit") + 1, 0),
+        ("all tables", "availability", "estimated", 1, 0),
     ]
     return pl.DataFrame(rows, schema=LEDGER.names, orient="row")
+
+
+def _marked(events: pl.DataFrame, conflict: str) -> int:
+    return events.filter(pl.col("conflict") == conflict).height
+
+
+def write_quarantine(tree: ReleaseLayout, rows: int) -> None:
+    """That many rows of the laboratory table whose time cannot be read."""
+    listed = pl.DataFrame({"row": range(7, 7 + rows)}).with_columns(
+        pl.lit("labs").alias("table"), pl.lit(0).alias("part"), pl.lit("unparsable_time").alias("reason")
+    )
+    write_table(tree.quarantine, listed, QUARANTINE, "quarantine")
+
+
+def write_lags(tree: ReleaseLayout, minutes: int = 120) -> None:
+    lags = [("labs", "", 60_000_000 * minutes, 180), ("labs", LAB, 60_000_000 * minutes, 180)]
+    write_table(tree.lags, pl.DataFrame(lags, schema=LAGS.names, orient="row"), LAGS, "lags")
 
 
 VOCABULARY_ROWS = [*RESERVED, ("LOINC//718-7", TokenType.STRUCTURED), ("DEMO//SEX//F", TokenType.DEMOGRAPHIC)]
@@ -199,8 +246,12 @@ def meds_table(path: Path, table: pa.Table) -> None:
 
 
 def write_codes(tree: ReleaseLayout, codes: list[str]) -> None:
-    columns = {"code": codes, "description": [None] * len(codes), "parent_codes": [None] * len(codes)}
-    meds_table(tree.codes, meds.CodeMetadataSchema.align(pl.DataFrame(columns).to_arrow()))
+    described = pl.DataFrame({"code": codes}).select(
+        "code",
+        pl.when(code=LAB).then(pl.lit("Hemoglobin")).alias("description"),
+        pl.when(code=LAB).then(pl.lit(["LAB//HGB"])).alias("parent_codes"),
+    )
+    meds_table(tree.codes, meds.CodeMetadataSchema.align(described.to_arrow()))
 
 
 def write_subject_splits(tree: ReleaseLayout, splits: dict[int, str]) -> None:
@@ -274,6 +325,8 @@ def make_tree(path: Path) -> ReleaseLayout:
     write_table(tree.vocabulary(PROFILE), pl.DataFrame(vocabulary), VOCABULARY, "vocabulary")
     write_shards(tree, timelines, splits)
     write_table(tree.ledger, _ledger(events), LEDGER, "ledger")
+    write_quarantine(tree, 1)
+    write_lags(tree)
     return tree
 
 

@@ -1,4 +1,4 @@
-"""Every raw row is accounted for: what it becomes, which rows are equal, and what is told of those that make nothing."""
+"""Every raw row is accounted for: what it becomes, which rows are equal, and what is told of those that make none."""
 
 import csv
 import io
@@ -13,17 +13,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_tables import align_one, aligned_events, convert, convert_text, csv_text, source_of
+from raw_tables import align_one, aligned_events, convert, convert_text, csv_text, plan_meds, run_meds, source_of
 
 from extractors import raw_csv
-from extractors.deid import Deidentifier, load_key
+from extractors.deid import Deidentifier
 from pipelines import align, meds
-from pipelines.config import RunConfig
-from pipelines.engine import LocalEngine, RunContext, StageReport, run_stage
-from pipelines.fingerprints import Fingerprints
+from pipelines.engine import StageReport
 from pipelines.segments import read_frame_blob
 from warehouse.errors import TimeloomError
-from warehouse.layout import Layout, ReleaseLayout
+from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
 
 MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}}}"
@@ -138,7 +136,9 @@ def test_every_row_is_accounted_for_exactly(rows: list[tuple[str, ...]], repeats
 def test_codes_of_many_columns_with_many_values_are_their_rows_own(tmp_path: Path) -> None:
     names = [f"c{number}" for number in range(9)]
     template = "/".join(f"{{{name}}}" for name in names)
-    rows = [(1, "2020-01-01", *(f"{(row * (2 * place + 1) + place) % 256}" for place in range(9))) for row in range(256)]
+    rows = [
+        (1, "2020-01-01", *(f"{(row * (2 * place + 1) + place) % 256}" for place in range(9))) for row in range(256)
+    ]
     # These differ from the first row in the first column alone.
     rows += [(1, "2020-01-01", value, *rows[0][3:]) for value in ("7", "8")]
     found, _ = convert_text(tmp_path, table(event(template, time="at")), csv_text(["pid", "at", *names], rows))
@@ -169,21 +169,6 @@ def test_negative_and_the_largest_ids_are_kept(tmp_path: Path) -> None:
     )
     assert found["subject_id"].to_list() == ids
     assert sum(removed_rows(tmp_path, {SEGMENT: counts})) == 4
-
-
-def run_tasks(tmp_path: Path, tasks: list[Any]) -> StageReport:
-    with LocalEngine(1) as engine:
-        return run_stage(meds.STAGE, tasks, RunContext(engine, tmp_path / "work", None, None))
-
-
-def plan(tmp_path: Path, mapping: str) -> list[Any]:
-    (tmp_path / "source.yaml").write_text(mapping)
-    config = RunConfig.model_validate(
-        {"sources": [{"source": "source.yaml", "path": str(tmp_path / "raw")}], "deid": {"mode": "synthetic"}}
-    )
-    layout = Layout(tmp_path / "warehouse")
-    load_key(config.deid, layout.private, create=True)
-    return meds.plan(config, tmp_path, layout, Fingerprints(layout.private))
 
 
 @pytest.mark.parametrize(("collide", "refused"), [(True, True), (False, False)], ids=["one hash", "own hashes"])
@@ -318,7 +303,7 @@ def test_a_table_that_no_rule_mentions_is_accounted_for(tmp_path: Path) -> None:
     for name in ("t.csv", "deep/extra.csv", "extra.csv"):
         (raw / name).write_bytes(GOOD)
     (raw / "readme.txt").write_text("no table")
-    tasks = plan(tmp_path, MAPPING)
+    tasks = plan_meds(tmp_path, MAPPING)
     # By a hash: the name of a file that nobody mapped may be a patient's.
     names = sorted(task.params["label"] for task in tasks)
     assert names[0] == "t"
@@ -334,8 +319,8 @@ def test_a_table_that_no_rule_mentions_is_accounted_for(tmp_path: Path) -> None:
 def test_a_missing_table_is_named_unless_optional(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(TimeloomError, match=r"lacks the table t; .*optional"):
-        plan(tmp_path, MAPPING)
-    assert plan(tmp_path, MAPPING.replace("{events:", "{optional: true, events:")) == []
+        plan_meds(tmp_path, MAPPING)
+    assert plan_meds(tmp_path, MAPPING.replace("{events:", "{optional: true, events:")) == []
 
 
 def test_a_reference_is_counted_and_makes_nothing(tmp_path: Path) -> None:
@@ -351,7 +336,7 @@ def test_a_failing_expression_says_nothing_of_the_value(tmp_path: Path) -> None:
     (raw / "t.csv").write_text(csv_text(["pid", "at"], [(1, "SECRET-VALUE")]))
     mapping = MAPPING.replace("{events:", "{derive: {year: CAST(at AS BIGINT)}, events:")
     with pytest.raises(TimeloomError, match="in the stage") as caught:
-        run_tasks(tmp_path, plan(tmp_path, mapping))
+        run_meds(tmp_path, plan_meds(tmp_path, mapping))
     assert "SECRET" not in str(caught.value) + "".join(caught.value.__notes__)
     below = tmp_path / "warehouse"
     assert all(b"SECRET" not in path.read_bytes() for path in below.rglob("*") if path.is_file())

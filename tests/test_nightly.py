@@ -25,9 +25,8 @@ import yaml
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.simulate import simulate
-from flows.run import Outcome, Run
+from flows.run import Outcome, Run, open_run
 from flows.server import start_server
-from flows.run import open_run
 from flows.settings import RunSettings
 from warehouse.embeddings import close_stores, content_hash
 from warehouse.errors import TimeloomError

@@ -4,12 +4,13 @@ import itertools
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warehouse.order import KIND_RANK, PRECISION_RANK, sort_events
+from warehouse.order import KIND_RANK, PRECISION_RANK, order_events, pack, ranks, sort_events
 from warehouse.schemas import EVENTS
 
 NOON, NIGHT = datetime(2020, 1, 1, 12), datetime(2020, 1, 1, 23, 59, 59, 999_999)
@@ -42,6 +43,9 @@ ROW = st.fixed_dictionaries(
         "unit": few(None, "mg"),
         "visit_id": few(None, 7),
         "item_key": few(None, "k"),
+        "availability": few(None, "recorded", "time"),
+        "value_flag": few(None, "<"),
+        "conflict": few(None, "after_death"),
     }
 )
 
@@ -107,3 +111,90 @@ def test_static_facts_come_first_then_time() -> None:
 def test_codes_then_sources_break_ties() -> None:
     frame = events(*({"code": code, "source": source} for code, source in itertools.product("BA", "ba")))
     assert sort_events(frame).select("code", "source").rows() == [("A", "a"), ("A", "b"), ("B", "a"), ("B", "b")]
+
+
+# --- against Python's own sort
+
+NIGHTS = few(None, NOON, NIGHT, datetime(1931, 1, 1), datetime(1969, 12, 31, 23, 59, 59, 999_999), datetime(9900, 1, 1))
+WIDE_ROW = st.fixed_dictionaries(
+    {
+        "subject_id": few(-(2**63), -1, 0, 1, 2**62, 2**63 - 1),
+        "time": NIGHTS,
+        "available_time": NIGHTS,
+        "code": few("A", "AB", "B", "b", "\u00e9", "Z"),
+        "kind": few(*KIND_RANK),
+        "source": few("t", "u"),
+        "time_precision": few(None, *PRECISION_RANK),
+        "numeric_value": few(None, -1.0, 0.0, 2.5),
+        "text_value": few(None, "", "a"),
+        "visit_id": few(None, -7, 7),
+        "value_flag": few(None, "<"),
+    }
+)
+TIES = ["numeric_value", "text_value", "unit", "visit_id", "item_key", "time_precision"]
+LAST = ["availability", "value_flag", "conflict"]
+
+
+def null_first(value: Any) -> tuple[bool, Any]:
+    return value is not None, 0 if value is None else value
+
+
+def plain_key(row: dict[str, Any], by: str) -> list[Any]:
+    other = "available_time" if by == "time" else "time"
+    exact = by != "time" and row["time"] != row["available_time"]
+    precision = 0 if exact or row["time_precision"] is None else PRECISION_RANK[row["time_precision"]]
+    first = [row["subject_id"], null_first(row[by]), precision, KIND_RANK[row["kind"]], row["code"], row["source"]]
+    return [*first, *(null_first(row[name]) for name in [*TIES, other, *LAST])]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(WIDE_ROW, max_size=25), st.sampled_from(["time", "available_time"]), st.booleans())
+def test_the_order_is_that_of_a_plain_sort(rows: list[dict[str, Any]], by: str, as_enumerations: bool) -> None:
+    frame = pl.DataFrame([dict.fromkeys(EVENTS.names) | row for row in rows], schema=EMPTY.schema)
+    asked = frame
+    if as_enumerations:
+        texts = ["code", "source", "kind", "time_precision", "value_flag"]
+        kinds = {name: pl.Enum(sorted({*frame[name].drop_nulls(), "unused"})) for name in texts}
+        asked = frame.cast(kinds)  # type: ignore[arg-type]
+    order, tied = order_events(asked, by)
+    expected = sorted(frame.rows(named=True), key=lambda row: plain_key(row, by))
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    assert frame[order].rows(named=True) == expected
+    keys = [plain_key(row, by)[:6] for row in expected]
+    around = zip([None, *keys], keys, [*keys[1:], None], strict=False)
+    assert tied.tolist() == [key in (before, behind) for before, key, behind in around]
+
+
+INTEGERS = st.one_of(
+    st.integers(-3, 3),
+    st.sampled_from([-(2**63), 2**63 - 1, 0]),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**40),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 6).flatmap(lambda width: st.lists(st.tuples(*[INTEGERS] * width), min_size=1, max_size=30)))
+def test_packed_keys_compare_as_the_keys_do(rows: list[tuple[int, ...]]) -> None:
+    packed = pack([np.array(column, np.int64) for column in zip(*rows, strict=True)]).tolist()
+    assert min(packed) >= 0
+    for (one, first), (other, second) in itertools.combinations(zip(rows, packed, strict=True), 2):
+        assert (one < other, one == other) == (first < second, first == second)
+
+
+def test_no_rows_pack_to_none() -> None:
+    assert len(pack([np.zeros(0, np.int64)] * 3)) == 0
+    assert len(sort_events(EMPTY)) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.none() | st.text("ab\u00e9Z", max_size=2), min_size=1, max_size=15))
+def test_ranks_are_those_of_the_texts_and_null_is_below_them(texts: list[str | None]) -> None:
+    plain = pl.Series(texts, dtype=pl.String)
+    number = {text: place for place, text in enumerate(sorted({text for text in texts if text is not None}))}
+    assert ranks(plain).tolist() == [-1 if text is None else number[text] for text in texts]
+    # Texts that an enumeration has and no row does move no row.
+    listed = plain.cast(pl.Enum(sorted({*number, "a", "zz"})))
+    assert np.array_equal(np.argsort(ranks(listed), kind="stable"), np.argsort(ranks(plain), kind="stable"))
+    assert ranks(plain, {"a": 3, "b": 1}).tolist() == [{"a": 3, "b": 1}.get(text or "", 0) for text in texts]
+    assert ranks(listed, {"a": 3, "b": 1}).tolist() == ranks(plain, {"a": 3, "b": 1}).tolist()

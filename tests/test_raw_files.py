@@ -61,9 +61,7 @@ def all_rows(path: Path) -> tuple[list[tuple[int, tuple[str | None, ...]]], list
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("chunk", [7, 16 << 20])
-def test_five_rows_are_five_rows(
-    tmp_path: Path, data: bytes, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_five_rows_are_five_rows(tmp_path: Path, data: bytes, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Never less than the header line, of which a whole chunk always holds more.
     monkeypatch.setattr(raw_csv, "CHUNK_BYTES", max(chunk, data.find(b"0") + 1))
     found, counts = convert_text(tmp_path, PLAIN, data)
@@ -130,7 +128,18 @@ def test_malformed_rows_are_numbered_in_every_chunk(
 def test_quarantined_rows_behind_malformed_ones_have_their_own_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [b"pid,at", b"1,2020-01-01", b"1,2", b",2020-01-01", b"1,2,3", b"1,SECRET", b"", b"9", b"8,", b"2,2020-01-02"]
+    lines = [
+        b"pid,at",
+        b"1,2020-01-01",
+        b"1,2",
+        b",2020-01-01",
+        b"1,2,3",
+        b"1,SECRET",
+        b"",
+        b"9",
+        b"8,",
+        b"2,2020-01-02",
+    ]
     for chunk in (12, 25, 1 << 20):
         monkeypatch.setattr(raw_csv, "CHUNK_BYTES", chunk)
         found, counts = convert_text(tmp_path, PLAIN, b"\n".join(lines))
@@ -172,8 +181,8 @@ def test_a_header_alone_is_an_empty_table(tmp_path: Path) -> None:
         (GOOD + b'5,2020-01-01,"a\n\nb\n', "never closed"),
     ],
     ids=[
-        "empty", "only a bom", "no header", "column", "semicolons", "twice", "no header, equal values", "latin", "utf-16",
-        "quote not closed", "quote not closed, short row", "closed by another row's quote", "only a quote",
+        "empty", "only a bom", "no header", "column", "semicolons", "twice", "no header, equal values", "latin",
+        "utf-16", "quote not closed", "quote not closed, short row", "closed by another row's quote", "only a quote",
         "in a malformed row",
     ],
 )  # fmt: skip
@@ -235,7 +244,7 @@ def test_gzip_in_several_members_is_read_to_its_end(tmp_path: Path) -> None:
 
 def test_an_empty_gzip_is_an_empty_file(tmp_path: Path) -> None:
     for data in (gzip.compress(b""), b""):
-        with pytest.raises(TimeloomError, match="has no header line|not readable"):
+        with pytest.raises(TimeloomError, match=r"has no header line|not readable"):
             convert(tmp_path, source_of(t=PLAIN), "t", gzipped(tmp_path, data))
 
 
@@ -335,7 +344,7 @@ def test_whole_floats_of_parquet_are_ids(tmp_path: Path) -> None:
 def test_a_damaged_parquet_is_one_line(tmp_path: Path, cut: slice) -> None:
     pl.DataFrame({"pid": ["1"], "at": ["2020"]}).write_parquet(tmp_path / "whole.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[cut])
-    with pytest.raises(TimeloomError, match="table t: .*not readable") as caught:
+    with pytest.raises(TimeloomError, match=r"table t: .*not readable") as caught:
         convert(tmp_path, source_of(t=PLAIN), "t", tmp_path / "t.parquet")
     assert "\n" not in str(caught.value)
 

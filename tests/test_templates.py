@@ -1,4 +1,4 @@
-"""The model of a source: codes from templates, conditions and derived columns in SQL, and what a broken YAML is told."""
+"""The model of a source: codes from templates, conditions and derived columns in SQL, and what broken YAML is told."""
 
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,9 @@ def test_built_in_sources_load(name: str) -> None:
         (MAPPING.replace("name: s", "name: s, time_zone: Mars"), "there is no time zone Mars"),
         (MAPPING.replace("name: s", "name: s, codes: [{code: X, table: away}]"), "codes names the unknown table away"),
         (
-            MAPPING.replace("name: s", "name: s, codes: [{code: X, table: t, joins: [{table: c, key: a, columns: {}}]}]"),
+            MAPPING.replace(
+                "name: s", "name: s, codes: [{code: X, table: t, joins: [{table: c, key: a, columns: {}}]}]"
+            ),
             "codes names the unknown table c",
         ),
         (MAPPING.replace("name: s", "name: s, codes: [{code: X, table: t, parents: 'Y/{'}]"), "placeholder"),

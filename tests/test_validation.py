@@ -19,7 +19,7 @@ from validation.suites import EXPECTATIONS, Judgement, judge
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import LEDGER, write_table
+from warehouse.schemas import LAGS, LEDGER, write_table
 from warehouse.shards import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]
@@ -32,6 +32,11 @@ def tree(tmp_path: Path) -> ReleaseLayout:
     return staging.make_tree(tmp_path / "release")
 
 
+def before_of(tree: ReleaseLayout) -> ReleaseLayout:
+    """Where the release before the tree's lies, of which only lags are read."""
+    return ReleaseLayout(tree.path.with_name("before"))
+
+
 def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> ReleaseProfile:
     return profile_release(
         tree,
@@ -39,6 +44,7 @@ def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> R
         fractions=fractions or staging.FRACTIONS,
         profiles=staging.PROFILES,
         buckets=staging.BUCKETS,
+        before=before_of(tree),
     )
 
 
@@ -90,6 +96,7 @@ def no_events(tree: ReleaseLayout) -> None:
     staging.write_shards(tree, staging.read_all(tree, "timeline"), {})
     frame = pl.read_parquet(tree.ledger).filter(pl.col("table") == "units")
     write_table(tree.ledger, frame, LEDGER, "ledger")
+    staging.write_quarantine(tree, 0)
 
 
 @breaks("events.schema_breaks")
@@ -127,6 +134,56 @@ def new_code(tree: ReleaseLayout) -> None:
 @breaks("events.available_before_time")
 def too_early(tree: ReleaseLayout) -> None:
     change(tree, "events", first_lab("available_time", datetime(2019, 12, 31)))
+
+
+@breaks("events.repeated_codes")
+def code_twice(tree: ReleaseLayout) -> None:
+    codes = pl.read_parquet(tree.codes)["code"].to_list()
+    staging.write_codes(tree, [*codes, codes[0]])
+
+
+@breaks("events.unavailable")
+def never_available(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("available_time", None))
+
+
+@breaks("events.availability_unknown")
+def guessed(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("availability", "guessed"))
+
+
+@breaks("events.availability_of_static")
+def available_static(tree: ReleaseLayout) -> None:
+    one = pl.col("time").is_null() & (pl.col("subject_id") == 0)
+    marked = pl.when(one).then(pl.lit("time")).otherwise(pl.col("availability")).alias("availability")
+    change(tree, "events", lambda frame: frame.with_columns(marked))
+
+
+@breaks("events.value_flag_unknown")
+def unknown_flag(tree: ReleaseLayout) -> None:
+    flag = pl.when(pl.col("value_flag") == "<").then(pl.lit("about")).alias("value_flag")
+    change(tree, "events", lambda frame: frame.with_columns(flag))
+
+
+@breaks("events.value_flag_alone")
+def flag_without_text(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("value_flag", ">="))
+
+
+@breaks("events.conflict_unknown")
+def unknown_conflict(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("conflict", "odd"))
+
+
+@breaks("events.conflicts_uncounted")
+def uncounted_conflict(tree: ReleaseLayout) -> None:
+    change(tree, "events", first_lab("conflict", "before_birth"))
+
+
+@breaks("events.lags_changed")
+def other_lags(tree: ReleaseLayout) -> None:
+    before = before_of(tree)
+    staging.write_lags(before, 90)
 
 
 @breaks("events.unknown_items")
@@ -167,6 +224,18 @@ def lost_event(tree: ReleaseLayout) -> None:
 def many_quarantined(tree: ReleaseLayout) -> None:
     ledger_rows(tree, "labs", "raw", 190)
     ledger_rows(tree, "labs", "quarantined", 10)
+    staging.write_quarantine(tree, 10)
+
+
+@breaks("ledger.quarantine_unlisted")
+def unlisted(tree: ReleaseLayout) -> None:
+    staging.write_quarantine(tree, 2)
+
+
+@breaks("ledger.estimated_share")
+def mostly_estimated(tree: ReleaseLayout) -> None:
+    estimated = pl.when(pl.col("source") == "labs").then(pl.lit("estimated")).otherwise(pl.col("availability"))
+    change(tree, "events", lambda frame: frame.with_columns(estimated.alias("availability")))
 
 
 @breaks("items.duplicate_keys")
@@ -383,12 +452,56 @@ def test_the_distance_of_lengths_is_that_of_scipy(first: list[int], second: list
     assert ks_statistic(np.array(first), np.array(second)) == pytest.approx(stats.ks_2samp(first, second).statistic)
 
 
+def add_to_ledger(tree: ReleaseLayout, *rows: tuple[str, str, str, int, int]) -> None:
+    added = pl.DataFrame(rows, schema=LEDGER.names, orient="row")
+    write_table(tree.ledger, pl.concat([pl.read_parquet(tree.ledger), added]), LEDGER, "ledger")
+
+
 def test_second_deaths_that_the_ledger_explains_are_not_missed(tree: ReleaseLayout) -> None:
     lost_event(tree)
-    explained = pl.DataFrame(
-        [("all tables", "conflict", "extra_birth_or_death", 1, 0)], schema=LEDGER.names, orient="row"
-    )
-    write_table(tree.ledger, pl.concat([pl.read_parquet(tree.ledger), explained]), LEDGER, "ledger")
+    add_to_ledger(tree, ("all tables", "conflict", "further_birth_or_death", 1, 0))
     measured = profile(tree)
     assert failed(judge(measured, None)) == set()
     assert "all tables" not in measured.ledger["table"].to_list()
+
+
+def test_second_deaths_in_quarantine_explain_nothing_else(tree: ReleaseLayout) -> None:
+    """Their rows made nothing, and the ledger says so already: the event that is gone is another's."""
+    lost_event(tree)
+    add_to_ledger(
+        tree,
+        ("all tables", "conflict", "further_birth_or_death", 1, 0),
+        ("patients", "quarantined", "further_birth_or_death", 1, 0),
+        ("patients", "raw", "", 1, 0),
+    )
+    assert failed(judge(profile(tree), None)) == {"ledger.events_unexplained", "ledger.quarantined_share"}
+
+
+def test_an_estimate_before_its_own_time_is_refused(tree: ReleaseLayout) -> None:
+    early = pl.col("time") - pl.duration(minutes=1)
+    estimated = pl.col("availability") == "estimated"
+    change(
+        tree,
+        "events",
+        lambda frame: frame.with_columns(
+            pl.when(estimated).then(early).otherwise(pl.col("available_time")).alias("available_time")
+        ),
+    )
+    assert failed(judge(profile(tree), None)) == {"events.available_before_time"}
+
+
+def test_a_conflict_hidden_by_an_earlier_one_is_no_fault_and_a_lost_one_is(tree: ReleaseLayout) -> None:
+    add_to_ledger(tree, ("all tables", "conflict", "end_before_start", 2, 0))
+    assert failed(judge(profile(tree), None)) == set()
+    add_to_ledger(tree, ("all tables", "conflict", "before_birth", 1, 0))
+    assert failed(judge(profile(tree), None)) == {"events.conflicts_uncounted"}
+
+
+def test_lags_may_be_added_and_not_lost(tree: ReleaseLayout) -> None:
+    before = before_of(tree)
+    staging.write_lags(before)
+    first = pl.read_parquet(before.lags).head(1)
+    write_table(before.lags, first, LAGS, "lags")
+    assert failed(judge(profile(tree), None)) == set()
+    write_table(tree.lags, pl.read_parquet(tree.lags).tail(1), LAGS, "lags")
+    assert failed(judge(profile(tree), None)) == {"events.lags_changed"}

@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 from validation.cells import Hidden
-from validation.tables import Table
+from validation.table import Table
 
 COLOURS = ("#2f5d8a", "#c98a3b", "#7b8794", "#5b8f6a")
 INK, RULE = "#323f4b", "#cbd2d9"

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from validation.measure_marks import FAULTS, NO_MARKS, count_marks, repeated_codes, unlisted_rows
 from validation.reading import collect, existing, gather, scan, unreadable
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
@@ -17,7 +18,7 @@ from warehouse.schemas import ITEMS, LEDGER
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
-SURPLUS = "extra_birth_or_death"
+SURPLUS = "further_birth_or_death"
 SUMMED = ("events", "static", "reference", "quarantined")
 
 
@@ -28,7 +29,7 @@ class EventMeasures:
     Attributes:
         summary: one row of counts, see `measure_events`.
         subjects: `subject_id`, `bucket`: one row for each subject and each file that holds rows of it.
-        sources: `source`, `rows`, `image_rows`.
+        sources: a row per source, see `count_marks`.
         item_events: `item_key`, `events`.
     """
 
@@ -51,7 +52,6 @@ def _counts(path: Path, latest: datetime) -> pl.DataFrame:
     return collect(
         scan(path).select(
             pl.len().cast(pl.Int64).alias("rows"),
-            pl.col("item_key").is_not_null().sum().cast(pl.Int64).alias("image_rows"),
             (pl.col("code").fill_null("").str.len_bytes() == 0).sum().cast(pl.Int64).alias("empty_codes"),
             # a subject whose rows stand in two places starts twice
             (backwards.sum().cast(pl.Int64) + (~same).sum().cast(pl.Int64) - subject.n_unique().cast(pl.Int64)).alias(
@@ -135,9 +135,9 @@ def event_subjects(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
 def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = None) -> EventMeasures:
     """Measures data/ against itself, its metadata and the items.
 
-    `summary` has the columns rows, image_rows, subjects, empty_codes, rows_out_of_order, available_before_time,
+    `summary` has the columns rows, subjects, empty_codes, rows_out_of_order, available_before_time,
     implausible_times (before 1850, after `latest`), born_or_dead_twice, misplaced_subjects, undescribed_codes,
-    unknown_items, schema_breaks.
+    repeated_codes, unknown_items, schema_breaks, and the FAULTS of measure_marks.
 
     Args:
         latest: the last moment that an event may have; 2300 where dates are shifted and no such moment is known.
@@ -145,19 +145,7 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
     paths = existing(tree.events(bucket) for bucket in range(buckets))
     counts = [_counts(path, latest or LATEST) for path in paths]
     sums = pl.concat(counts).sum() if counts else None
-    empty = pl.DataFrame(schema={"source": pl.String, "rows": pl.Int64, "image_rows": pl.Int64})
-    per_source = [
-        collect(
-            scan(path)
-            .group_by("source")
-            .agg(
-                pl.len().cast(pl.Int64).alias("rows"),
-                pl.col("item_key").is_not_null().sum().cast(pl.Int64).alias("image_rows"),
-            ),
-            path,
-        )
-        for path in paths
-    ]
+    marks = pl.concat([NO_MARKS, *(count_marks(path) for path in paths)]).group_by("source").sum().sort("source")
     keys = [collect(scan(path).select("item_key").filter(pl.col("item_key").is_not_null()), path) for path in paths]
     codes = [collect(scan(path).select(pl.col("code").unique()), path) for path in paths]
     described = collect(scan(tree.codes).select("code"), tree.codes)
@@ -173,19 +161,18 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
     )
     known = gather((tree.items(bucket) for bucket in range(buckets)), ITEMS, ["item_key"])
     subjects = event_subjects(tree, buckets)
-    zero = dict.fromkeys(
-        ("rows", "image_rows", "empty_codes", "rows_out_of_order", "available_before_time", "implausible_times"), 0
-    )
+    zero = dict.fromkeys(("rows", "empty_codes", "rows_out_of_order", "available_before_time", "implausible_times"), 0)
     summary = (pl.DataFrame([zero]) if sums is None else sums).with_columns(
         pl.lit(subjects["subject_id"].n_unique()).alias("subjects"),
         pl.lit(sum(_twice(path) for path in paths)).alias("born_or_dead_twice"),
         pl.lit(misplaced_subjects(subjects, buckets)).alias("misplaced_subjects"),
+        *(pl.lit(int(marks[name].sum())).alias(name) for name in FAULTS),
         pl.lit(undescribed).alias("undescribed_codes"),
+        pl.lit(repeated_codes(tree)).alias("repeated_codes"),
         pl.lit(item_events.join(known, on="item_key", how="anti").height).alias("unknown_items"),
         pl.lit(len(meds_breaks(tree, buckets))).alias("schema_breaks"),
     )
-    sources = pl.concat([empty, *per_source], how="vertical_relaxed").group_by("source").sum().sort("source")
-    return EventMeasures(summary, subjects, sources, item_events)
+    return EventMeasures(summary, subjects, marks, item_events)
 
 
 def read_ledger(tree: ReleaseLayout) -> pl.DataFrame:
@@ -216,27 +203,53 @@ def balance(ledger: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def measure_ledger(ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
+def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
     """`balance`, with each table's events in the release beside those that it is said to have made.
 
     A table of the events that the ledger does not know stands here with `raw` 0, unless all its events are images'.
-    `events_unexplained`, on every row, is the sum of the tables' absolute differences less what the ledger explains
-    for all tables together: second births and deaths, of which align keeps the first.
+    `events_unexplained`, on every row, is what the tables' absolute differences add up to and the ledger does not
+    explain for all tables together. `estimated_share` is of the timed events. `quarantine_unlisted`: see
+    `unlisted_rows`.
+
+    Args:
+        sources: as `count_marks` gives them.
     """
-    explained = int(ledger.filter(pl.col("reason") == SURPLUS)["rows"].sum())
-    return (
+    stored = sources.select(pl.col("source").alias("table"), pl.col("rows").alias("stored"), *_STORED)
+    tables = (
         balance(ledger)
-        .join(sources.rename({"source": "table", "rows": "stored"}), on="table", how="full", coalesce=True)
+        .join(stored, on="table", how="full", coalesce=True)
         .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
+        .join(unlisted_rows(tree, ledger), on="table", how="left")
         .with_columns(pl.col(pl.Int64).fill_null(0))
         .with_columns((pl.col("emitted") - pl.col("stored")).alias("events_difference"))
-        .with_columns(
-            (pl.col("events_difference").abs().sum() - explained).alias("events_unexplained"),
+    )
+    difference = int(tables["events_difference"].abs().sum())
+    return (
+        tables.with_columns(
+            pl.lit(difference - _explained(ledger, difference), pl.Int64).alias("events_unexplained"),
             (pl.col("quarantined") / pl.col("raw").clip(lower_bound=1)).alias("quarantined_share"),
+            (pl.col("estimated") / pl.col("timed").clip(lower_bound=1)).alias("estimated_share"),
         )
         .drop("image_rows")
         .sort("table")
     )
+
+
+_STORED = ("image_rows", "timed", "estimated")
+
+
+def _explained(ledger: pl.DataFrame, difference: int) -> int:
+    """The difference, as near as second births and deaths come to it, of which align keeps the first.
+
+    The ledger counts these events over all tables. Rows that made nothing else are in quarantine, and their one or two
+    events are not said to be made.
+    """
+    surplus = pl.col("reason") == SURPLUS
+    events, rows = (
+        int(ledger.filter(surplus & (pl.col("outcome") == outcome))["rows"].sum())
+        for outcome in ("conflict", "quarantined")
+    )
+    return min(max(difference, events - 2 * rows), events - rows)
 
 
 def read_items(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from datetime import datetime
 import polars as pl
 
 from validation.measure_events import measure_events, measure_items, measure_ledger, read_items, read_ledger
+from validation.measure_marks import changed_lags, measure_codes, uncounted_conflicts
 from validation.measure_shards import measure_shards
 from validation.measure_subjects import (
     disagreements,
@@ -32,6 +33,7 @@ class ReleaseProfile:
             verdict (measure_items). splits: a row per split (measure_splits). shards: a row per profile and split
             (measure_shards). These five are judged by validation.suites.
         outcomes: the ledger as it stands, with every reason.
+        marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
         length_unit: `tokens of <profile>`, or `events` where no profile was made.
     """
@@ -42,6 +44,8 @@ class ReleaseProfile:
     splits: pl.DataFrame
     shards: pl.DataFrame
     outcomes: pl.DataFrame
+    marks: pl.DataFrame
+    codes: pl.DataFrame
     cohorts: pl.DataFrame
     sets: pl.DataFrame
     histogram: pl.DataFrame
@@ -56,6 +60,7 @@ def profile_release(
     buckets: int,
     fractions: Mapping[str, float] | None = None,
     latest: datetime | None = None,
+    before: ReleaseLayout | None = None,
 ) -> ReleaseProfile:
     """Measures a staging tree or a published release; changes nothing.
 
@@ -68,6 +73,7 @@ def profile_release(
         fractions: the scheme's splits, train first, with the share of the subjects that each should have; without
             them shares are not judged.
         latest: the last moment that an event may have, where dates are not shifted.
+        before: the release that this one follows, whose lags it must keep.
 
     Raises:
         TimeloomError: a file of the tree is damaged.
@@ -82,14 +88,19 @@ def profile_release(
     subjects = read_subjects(tree, scheme, first, buckets)
     splits = list(targets)
     return ReleaseProfile(
-        events=events.summary,
-        ledger=measure_ledger(ledger, events.sources),
+        events=events.summary.with_columns(
+            pl.lit(uncounted_conflicts(events.sources, ledger)).alias("conflicts_uncounted"),
+            pl.lit(changed_lags(tree, before) if before else 0).alias("lags_changed"),
+        ),
+        ledger=measure_ledger(tree, ledger, events.sources),
         items=measure_items(items, events.item_events),
         splits=measure_splits(subjects, targets, disagreements(tree, scheme, events.subjects)),
         shards=measure_shards(
             tree, contexts, splits, buckets, assigned, items.filter(pl.col("verdict") == "ok")["item_key"]
         ),
         outcomes=ledger,
+        marks=events.sources,
+        codes=measure_codes(tree),
         cohorts=measure_cohorts(subjects, splits),
         sets=measure_sets(subjects, splits),
         histogram=measure_histogram(subjects, splits),

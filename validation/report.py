@@ -11,7 +11,8 @@ from validation.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells,
 from validation.figures import length_figure, modality_figure
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement
-from validation.tables import Column, Format, Row, Table, build_tables, listed
+from validation.table import Column, Format, Row, Table
+from validation.tables import build_tables, listed
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, write_json
 from warehouse.layout import ReleaseLayout
@@ -27,9 +28,9 @@ DEID_MODES = {
 }
 NAMESPACES: dict[str, tuple[str, Format]] = {
     "namespace": ("Namespace", "text"),
-    "tokens": ("Tokens in the vocabulary", "count"),
-    "train_count": ("Uses in train", "count"),
-    "unknown_share": ("Unknown, of held out", "share"),
+    "tokens": ("Tokens", "count"),
+    "train_count": ("Of them in train", "count"),
+    "unknown_share": ("Not in the vocabulary", "share"),
 }
 ENCODERS: dict[str, tuple[str, Format]] = {
     "modality": ("Modality", "text"),
@@ -100,14 +101,23 @@ def _given(context: Mapping[str, Any], cells: Cells) -> dict[str, Table]:
     """Tables of what only the caller knows: encoders, token namespaces, seconds per stage."""
     encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
     timings = [{"step": step, "seconds": seconds} for step, seconds in context.get("timings", {}).items()]
-    namespaces: list[dict[str, Any]] = [
-        dict(entry) | {"train_count": cells.count(entry["train_count"])} if "train_count" in entry else dict(entry)
-        for entry in context.get("namespaces", [])
-    ]
+    namespaces = [_namespace(entry, cells) for entry in context.get("namespaces", [])]
     return {
         "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
         "namespaces": listed("namespaces", "Vocabulary", namespaces, NAMESPACES),
         "timings": listed("timings", "Time", timings or context.get("steps", []), TIMINGS),
+    }
+
+
+def _namespace(entry: Mapping[str, Any], cells: Cells) -> dict[str, Any]:
+    """A namespace's tokens: how many, those in train, and the share that is unknown."""
+    tokens, train = entry["tokens"], entry["train_count"]
+    unknown = round(entry["unknown_share"] * tokens)
+    hidden = isinstance(cells.parts([unknown, tokens - unknown])[0], Hidden)
+    return dict(entry) | {
+        "tokens": cells.count(tokens),
+        "train_count": cells.parts([train, tokens - train])[0],
+        "unknown_share": WITHHELD if hidden else entry["unknown_share"],
     }
 
 

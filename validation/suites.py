@@ -29,7 +29,29 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     Expectation("events", "rows_out_of_order", "Each patient's events stand together, in the order of time."),
     Expectation("events", "empty_codes", "Every event says what happened: no code is empty."),
     Expectation("events", "undescribed_codes", "Every code of the events is listed in metadata/codes.parquet."),
-    Expectation("events", "available_before_time", "No fact is available before the moment it describes."),
+    Expectation("events", "repeated_codes", "No code is listed twice in metadata/codes.parquet."),
+    Expectation(
+        "events",
+        "available_before_time",
+        "No fact is available before the moment it describes, whether that is recorded or estimated.",
+    ),
+    Expectation("events", "unavailable", "Every event with a time says when it could be known."),
+    Expectation(
+        "events",
+        "availability_unknown",
+        "Every event with a time says how that is known: recorded, time or estimated.",
+    ),
+    Expectation("events", "availability_of_static", "No static fact claims to have become available."),
+    Expectation("events", "value_flag_unknown", "Every flag of a value is one of those that are documented."),
+    Expectation("events", "value_flag_alone", "A flag stands only where number and text of the value both stand."),
+    Expectation("events", "conflict_unknown", "Every conflict of an event is one of those that are documented."),
+    Expectation("events", "conflicts_uncounted", "The ledger counts the conflicts that events bear."),
+    Expectation(
+        "events",
+        "lags_changed",
+        "Every usual delay of the release before is kept as it was.",
+        kind="number",
+    ),
     Expectation("events", "unknown_items", "Every image event points at an image that the release lists."),
     Expectation(
         "events", "implausible_times", "No event is dated before 1850 or after the last plausible day.", "warning"
@@ -51,6 +73,17 @@ EXPECTATIONS: tuple[Expectation, ...] = (
         "warning",
         "derived",
         high=0.01,
+    ),
+    Expectation(
+        "ledger", "quarantine_unlisted", "quarantine.parquet lists the rows that the ledger counts, reason by reason."
+    ),
+    Expectation(
+        "ledger",
+        "estimated_share",
+        "In no table the availability of more than 5 % of its events is an estimate.",
+        "warning",
+        "derived",
+        high=0.05,
     ),
     Expectation("items", "duplicate_keys", "No two images share a key."),
     Expectation(

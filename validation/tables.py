@@ -1,8 +1,7 @@
 """The report's tables, from the release profile, small cells hidden: on the page, as JSON and as Parquet alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -11,122 +10,18 @@ from validation.cells import WITHHELD, Cell, Cells, Hidden, follow
 from validation.measure_subjects import IMAGING, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement, Result
+from validation.table import Column, Format, Row, Table
+from validation.tables_ledger import (
+    availability_table,
+    code_table,
+    conflict_table,
+    ledger_table,
+    partial_table,
+    quarantine_table,
+    time_format_table,
+)
 
-Format = Literal["text", "count", "share", "number", "tenths"]
-Row = dict[str, Cell]
 INTERVAL_NAME = "mean interval between a patient's consecutive distinct times, in days"
-
-
-@dataclass(frozen=True)
-class Column:
-    name: str
-    heading: str
-    format: Format = "count"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of aggregates.
-
-    Attributes:
-        name: of its files in quality/.
-        note: a sentence that says how to read it.
-        upright: printed with a line per column, as the papers print Tables A1 and A2.
-    """
-
-    name: str
-    title: str
-    columns: list[Column]
-    rows: list[Row]
-    note: str = ""
-    upright: bool = False
-
-    def frame(self) -> pl.DataFrame:
-        """The table for programs: a hidden cell is null, and `withheld` names its column with its label."""
-        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64, "tenths": pl.Float64}
-        schema = {column.name: kinds[column.format] for column in self.columns} | {"withheld": pl.String}
-        rows = [
-            {name: None if isinstance(cell, Hidden) else cell for name, cell in row.items()}
-            | {"withheld": "; ".join(f"{name}: {cell.label}" for name, cell in row.items() if isinstance(cell, Hidden))}
-            for row in self.rows
-        ]
-        return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def ledger_table(profile: ReleaseProfile, cells: Cells) -> Table:
-    """Counts per raw table: raw = events + static + reference + quarantined."""
-    rows: list[Row] = []
-    for line in profile.ledger.iter_rows(named=True):
-        names = ("events", "static", "reference", "quarantined")
-        parts = dict(zip(names, cells.parts([line[name] for name in names], [False, False, False, True]), strict=True))
-        rows.append(
-            {"table": line["table"], "raw": cells.count(line["raw"])}
-            | parts
-            | {
-                "difference": cells.count(line["difference"]),
-                "stored": follow(follow(parts["events"], parts["static"]), cells.count(line["stored"])),
-            }
-        )
-    columns = [
-        Column("table", "Table", "text"),
-        Column("raw", "Raw rows"),
-        Column("events", "Events"),
-        Column("static", "Static"),
-        Column("reference", "Reference"),
-        Column("quarantined", "Quarantined"),
-        Column("difference", "Difference"),
-        Column("stored", "Events made"),
-    ]
-    note = (
-        "Rows, but for the last column. Raw rows = events + static + reference + quarantined; "
-        "the difference must be 0. One row may make several events."
-    )
-    return Table("counts", "Counts per table", columns, rows, note)
-
-
-def quarantine_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Table:
-    """Quarantined rows by table and reason."""
-    quarantined = profile.outcomes.filter((pl.col("outcome") == "quarantined") & (pl.col("rows") > 0))
-    shown = {row["table"]: row for row in ledger.rows}
-    rows: list[Row] = []
-    for (table,), part in quarantined.sort("table", "reason").group_by("table", maintain_order=True):
-        total = shown.get(str(table), {})
-        values = part["rows"].to_list()
-        for reason, value, cell in zip(part["reason"], values, cells.parts(values), strict=True):
-            kept = cell if isinstance(cell, Hidden) else follow(total.get("quarantined"), cell)
-            raw = total.get("raw")
-            share = value / raw if isinstance(raw, int) and raw else None
-            rows.append({"table": str(table), "reason": reason, "rows": kept, "share": follow(kept, share)})
-    columns = [
-        Column("table", "Table", "text"),
-        Column("reason", "Reason", "text"),
-        Column("rows", "Rows"),
-        Column("share", "Of its rows", "share"),
-    ]
-    return Table("quarantine", "Quarantined rows", columns, rows, "Rows that made nothing, by the first reason.")
-
-
-def conflict_table(profile: ReleaseProfile, cells: Cells) -> Table:
-    """Rows that were kept although something about them is wrong."""
-    meaning = {"partial": "kept, one column missing or unreadable", "conflict": "contradicts another fact"}
-    kept = profile.outcomes.filter(pl.col("outcome").is_in(list(meaning)) & (pl.col("rows") > 0))
-    rows: list[Row] = [
-        {
-            "table": line["table"],
-            "what": meaning[line["outcome"]],
-            "reason": line["reason"],
-            "rows": cells.count(line["rows"]),
-        }
-        for line in kept.sort("outcome", "table", "reason").iter_rows(named=True)
-    ]
-    columns = [
-        Column("table", "Table", "text"),
-        Column("what", "What it means", "text"),
-        Column("reason", "Reason", "text"),
-        Column("rows", "Rows"),
-    ]
-    note = "These rows are in the release; they are counted here so that nobody has to find them."
-    return Table("conflicts", "Kept, with a reservation", columns, rows, note)
 
 
 def verdict_table(profile: ReleaseProfile, cells: Cells) -> Table:
@@ -310,7 +205,11 @@ def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) ->
         expectation_table(judgement, cells),
         ledger,
         quarantine_table(profile, ledger, cells),
+        partial_table(profile, cells),
         conflict_table(profile, cells),
+        availability_table(profile, ledger, cells),
+        time_format_table(profile, ledger, cells),
+        code_table(profile),
         verdict_table(profile, cells),
         first,
         cohort_table(profile, sets, IMAGING, cells),

@@ -14,8 +14,10 @@ from pathlib import Path
 import polars as pl
 
 from validation.measure_events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
+from validation.measure_marks import FAULTS, NO_MARKS, changed_lags, count_marks, uncounted_conflicts, unlisted_rows
 from validation.measure_shards import measure_shards
 from validation.measure_subjects import disagreements, read_assignments
+from validation.reading import existing
 from validation.stores import check_store
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
@@ -109,6 +111,35 @@ def _ledger(release: _Release) -> Finding:
     return Finding("ledger", not wrong, f"rows are missing in {_named(wrong)}" if wrong else fine)
 
 
+def _quarantine(release: _Release) -> Finding:
+    wrong = unlisted_rows(release.tree, read_ledger(release.tree)).filter(pl.col("quarantine_unlisted") > 0)
+    tables = sorted(wrong["table"].to_list())
+    fine = "every row that the ledger counts is listed"
+    return Finding("quarantine", not tables, f"not what the ledger counts in {_named(tables)}" if tables else fine)
+
+
+def _marks(release: _Release) -> Finding:
+    """Availability, flags and conflicts of events are known ones, where they may stand, and counted."""
+    buckets = range(release.manifest.buckets)
+    paths = existing(release.tree.events(bucket) for bucket in buckets)
+    marks = pl.concat([NO_MARKS, *(count_marks(path) for path in paths)])
+    wrong = int(marks.select(pl.sum_horizontal(pl.col(FAULTS).sum())).item())
+    wrong += uncounted_conflicts(marks, read_ledger(release.tree))
+    return Finding(
+        "marks", not wrong, _counted(wrong, "availabilities, flags or conflicts that are unknown or uncounted")
+    )
+
+
+def _lags(release: _Release) -> Finding:
+    """Usual delays are those of the release before, as long as that one is kept."""
+    parent = release.manifest.parent
+    before = ReleaseLayout(release.layout.releases / parent) if parent else None
+    if before is None or not before.lags.is_file():
+        return Finding("lags", True, "no release before to compare with")
+    wrong = changed_lags(release.tree, before)
+    return Finding("lags", not wrong, _counted(wrong, "usual delays that differ from the release before"))
+
+
 def _shards(release: _Release) -> Finding:
     """Timelines and shards hold the same subjects and tokens, and image places point at usable items."""
     ok = read_items(release.tree, release.manifest.buckets).filter(pl.col("verdict") == "ok")["item_key"]
@@ -177,6 +208,9 @@ CHECKS: tuple[tuple[str, Callable[[_Release], Finding]], ...] = (
     ("buckets", _buckets),
     ("splits", _splits),
     ("ledger", _ledger),
+    ("quarantine", _quarantine),
+    ("marks", _marks),
+    ("lags", _lags),
     ("shards", _shards),
     ("vectors", _vectors),
 )

@@ -13,7 +13,8 @@ PRECISION_RANK = {"us": 0, "s": 0, "min": 0, "hour": 0, "day": 1, "month": 2, "y
 _TIES = (
     "numeric_value", "text_value", "unit", "visit_id", "item_key", "time_precision",
 )  # fmt: skip
-_LAST_TIES = ("availability", "value_flag", "conflict")
+# The raw row stands last: what contradicts it is only found, and written beside it, in this order.
+_LAST_TIES = ("availability", "value_flag", "conflict", "row_hash", "rule")
 _BITS = 63
 # So many distinct values are looked up faster than all are sorted.
 _FEW = 1 << 12
@@ -55,7 +56,9 @@ def order_events(events: pl.DataFrame, by: str = "time") -> tuple[I64, npt.NDArr
     order = np.argsort(packed)
     in_order = packed[order]
     equal = in_order[1:] == in_order[:-1]
-    tied = np.append(equal, False) | np.append(False, equal)
+    tied = np.zeros(len(order), np.bool_)
+    tied[:-1] |= equal
+    tied[1:] |= equal
     if tied.any():
         # Few rows tie so far: only they are compared in full.
         places = np.flatnonzero(tied)
