@@ -125,6 +125,7 @@ class Converter:
         label: what events call the table; its name where None.
 
     Attributes:
+        columns: the raw columns that the rules read.
         codes, units: the texts that the columns `code` and `unit` count in.
         quarantine: by reason, record numbers of the rows that made nothing.
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
@@ -139,17 +140,17 @@ class Converter:
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
         self._lags: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
-        self._needed = raw_columns(self.rule, source.subject)
+        self.columns = sorted(raw_columns(self.rule, source.subject)) if self.rule.role == "events" else []
 
     def prepare(self, block: Block) -> pl.DataFrame:
-        """The columns that the rules read, the record's number `_row`, and `_row_hash` over every column of it."""
-        frame = block.frame
-        rows = np.arange(len(frame))
-        # In one order of columns, so that an export whose columns moved has the same rows.
-        hashed = frame.select(sorted(frame.columns)).hash_rows(seed=0)
-        return frame.select(name for name in frame.columns if name in self._needed).with_columns(
-            hashed.alias("_row_hash"), pl.Series("_row", block.numbers(rows), dtype=pl.Int64)
-        )
+        """The columns that the rules read, the record's number `_row`, and `_row_hash` over everything in it.
+
+        Args:
+            block: of `columns`, hashed.
+        """
+        assert block.hashes is not None, "blocks are hashed"
+        numbers = block.numbers(np.arange(len(block.frame)))
+        return block.frame.with_columns(block.hashes.alias("_row_hash"), pl.Series("_row", numbers, dtype=pl.Int64))
 
     def convert(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Events of prepared rows, columns CONVERTED and the record's number `row`, in no particular order.
@@ -204,32 +205,45 @@ class Converter:
 
     def _make(
         self,
-        frame: pl.DataFrame,
+        whole: pl.DataFrame,
         number: int,
         rule: EventRule,
         good_subject: pl.Series,
         state: dict[str, pl.Series],
         parsed: dict[str, Times],
     ) -> pl.DataFrame:
-        rows = len(frame)
-        applies = good_subject
+        frame, applies = whole, good_subject
         if rule.where:
             applies = applies & _column(frame, sql(rule.where)).fill_null(False)
+        places = None if applies.all() else applies.arg_true()
+        if places is not None:
+            frame = frame[places]
+        rows = len(frame)
+
+        def mark(reason: str, marked: pl.Series) -> None:
+            if marked.any():
+                state[reason] = state[reason] | (marked if places is None else _spread(marked, places, len(applies)))
+
+        def times_of(one: TimeRule) -> Times:
+            times = self._times(whole, one, parsed)
+            return times if places is None else times.gather(places)
+
         code = self._codes(frame, rule.code)
-        emit = applies & code.is_not_null()
-        state["missing_code"] |= applies & code.is_null()
+        emit = code.is_not_null()
+        mark("missing_code", ~emit)
         if rule.time is not None:
-            times = self._times(frame, rule.time, parsed)
+            times = times_of(rule.time)
             time, precision = times.time, times.precision
-            state["unparsable_time"] |= applies & times.unreadable
-            state["missing_time"] |= applies & time.is_null() & ~times.unreadable
+            mark("unparsable_time", times.unreadable)
+            mark("missing_time", time.is_null() & ~times.unreadable)
             emit = emit & time.is_not_null()
-            state["timed"] |= emit
+            mark("timed", emit)
         else:
             time = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, rows)
             precision = pl.Series([None], dtype=pl.Enum(PRECISIONS)).new_from_index(0, rows)
-            state["static"] |= emit
-        available, availability = self._available(frame, rule, time, precision, code, emit, parsed)
+            mark("static", emit)
+        known = times_of(rule.available) if rule.available is not None and rule.time is not None else None
+        available, availability = self._available(rule, time, precision, code, emit, known)
         number_, flag, text, unit = self._values(frame, rule)
         offset = frame["_offset"] if self.deid.config.dates == "shift" else None
         made = pl.DataFrame(
@@ -259,20 +273,18 @@ class Converter:
 
     def _available(
         self,
-        frame: pl.DataFrame,
         rule: EventRule,
         time: pl.Series,
         precision: pl.Series,
         code: pl.Series,
         emit: pl.Series,
-        parsed: dict[str, Times],
+        known: Times | None,
     ) -> tuple[pl.Series, pl.Series]:
         """When each fact could first be read, never before its time, and how that is known."""
-        rows = len(frame)
-        if rule.available is None or rule.time is None:
+        rows = len(time)
+        if rule.available is None or known is None:
             how = AT_TIME if rule.time is not None else None
             return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
-        known = self._times(frame, rule.available, parsed)
         recorded = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
         missing = known.time.is_null()
         available = known.time.zip_with((known.time >= time).fill_null(False), time)
@@ -355,6 +367,13 @@ class Converter:
             if hit.any():
                 self.quarantine[reason].append(rows.filter(hit).to_numpy())
             nothing = nothing & ~hit
+
+
+def _spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
+    """Marks of the rows at some places as marks of all rows."""
+    spread = np.zeros(rows, np.bool_)
+    spread[places.filter(marked).to_numpy()] = True
+    return pl.Series(spread)
 
 
 def _both(value: pl.Series, text: pl.Series) -> pl.Expr:

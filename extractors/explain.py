@@ -247,8 +247,9 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
         raw = export.open(path, table)
         raw.require(source.needed_columns(table))
         columns += [name for name in raw.columns if name not in columns]
-        for block in raw.blocks():
-            blocks.append(Block(block.frame.head(rows), block.first, block.gaps))
+        for block in raw.blocks(hashed=True):
+            hashes = block.hashes.head(rows) if block.hashes is not None else None
+            blocks.append(Block(block.frame.head(rows), block.first, block.gaps, hashes))
             rows -= len(blocks[-1].frame)
             if rows <= 0:
                 break
@@ -257,7 +258,8 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
             break
     if not blocks:
         names = [*columns, *(name for name in source.tables[table].optional_columns if name not in columns)]
-        blocks.append(Block(pl.DataFrame(schema=dict.fromkeys(names, pl.String)), 1))
+        nothing = pl.Series([], dtype=pl.UInt64)
+        blocks.append(Block(pl.DataFrame(schema=dict.fromkeys(names, pl.String)), 1, hashes=nothing))
     return blocks, columns, malformed
 
 

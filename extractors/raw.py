@@ -28,11 +28,13 @@ class Block:
     Attributes:
         first: number of the block's first record; records are counted from 1, the header apart.
         gaps: places, counted from the block's first record, of records that were malformed and are not in `frame`.
+        hashes: of each row over everything that it holds, uint64; None where they were not asked for.
     """
 
     frame: pl.DataFrame
     first: int
     gaps: tuple[int, ...] = ()
+    hashes: pl.Series | None = None
 
     def numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Record numbers of some rows of `frame`."""
@@ -53,8 +55,8 @@ class Reader(Protocol):
     columns: list[str]
     malformed: list[int]
 
-    def blocks(self, columns: list[str]) -> Iterator[Block]:
-        """The rows in the file's order, null where the export says nothing."""
+    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
+        """The rows in the file's order, null where the export says nothing; `hashed` asks for their hashes."""
 
 
 class RawTable:
@@ -119,8 +121,11 @@ class RawTable:
             remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
-    def blocks(self, columns: list[str] | None = None) -> Iterator[Block]:
+    def blocks(self, columns: list[str] | None = None, *, hashed: bool = False) -> Iterator[Block]:
         """Blocks of the wanted columns, all where None, in the file's order; optional ones that are absent as nulls.
+
+        Args:
+            hashed: with a hash of each row as it stands in the file, wanted or not: equal rows have equal ones.
 
         Raises:
             TimeloomError: truncated, not UTF-8, not what the name says, or with a quote that is never closed.
@@ -129,11 +134,11 @@ class RawTable:
         absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
         spelt = [self._spelt[name] for name in wanted]
         try:
-            for block in self._reader.blocks(spelt):
+            for block in self._reader.blocks(spelt, hashed):
                 frame = block.frame if spelt == wanted else block.frame.rename(dict(zip(spelt, wanted, strict=True)))
                 if absent:
                     frame = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
-                yield Block(frame, block.first, block.gaps)
+                yield Block(frame, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:
             raise self._refuse(
                 "has a quoted field that is never closed", "export it again, its quotes doubled"
@@ -166,10 +171,11 @@ class ParquetReader:
         self.columns = list(pq.read_schema(path).names)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str]) -> Iterator[Block]:
+    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
+        read = self.columns if hashed else columns
         with pq.ParquetFile(self._path) as file:
-            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=columns, batch_size=BATCH_ROWS))
-            yield from _numbered(batches, self._null_values)
+            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
+            yield from _numbered(batches, self._null_values, columns, hashed)
 
 
 class DatabaseReader:
@@ -182,13 +188,16 @@ class DatabaseReader:
         self.columns = database_columns(path, table)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str]) -> Iterator[Block]:
+    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
         from extractors.database import database_frames
 
-        yield from _numbered(database_frames(self._path, self._table, columns), self._null_values)
+        read = self.columns if hashed else columns
+        yield from _numbered(database_frames(self._path, self._table, read), self._null_values, columns, hashed)
 
 
-def _numbered(frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str]) -> Iterator[Block]:
+def _numbered(
+    frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str], columns: list[str], hashed: bool
+) -> Iterator[Block]:
     first = 1
     for frame in frames:
         assert isinstance(frame, pl.DataFrame)
@@ -196,5 +205,11 @@ def _numbered(frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str]
         whole = (pl.selectors.float() == pl.selectors.float().round()) & (pl.selectors.float().abs() < 2**53)
         as_integer = pl.when(whole).then(pl.selectors.float().cast(pl.Int64, strict=False).cast(pl.String))
         text = frame.with_columns(as_integer.otherwise(pl.selectors.float().cast(pl.String))).cast(pl.String)
-        yield Block(text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all())), first)
+        text = text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all()))
+        yield Block(text.select(columns), first, hashes=hash_of_columns(text) if hashed else None)
         first += len(frame)
+
+
+def hash_of_columns(rows: pl.DataFrame) -> pl.Series:
+    """A hash of each row (n,) uint64, whatever the order of its columns."""
+    return rows.select(sorted(rows.columns)).hash_rows(seed=0)

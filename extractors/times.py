@@ -1,6 +1,6 @@
 """Times as exports write them: text in, microseconds and a precision out, and what could not be read counted."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import polars as pl
@@ -46,6 +46,15 @@ class Times:
     unreadable: pl.Series
     present: int
     formats: dict[str, int] = field(default_factory=dict)
+
+    def gather(self, places: pl.Series) -> "Times":
+        """The times of some rows; the numbers stay those of all."""
+        return replace(
+            self,
+            time=self.time.gather(places),
+            precision=self.precision.gather(places),
+            unreadable=self.unreadable.gather(places),
+        )
 
 
 def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) -> Times:

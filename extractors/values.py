@@ -39,7 +39,10 @@ def parse_values(raw: pl.Series) -> pl.DataFrame:
     # What is left may be only blanks around a number.
     plain = _float32(text.cast(pl.Float64, strict=False))
     read = pl.DataFrame({"text": text.set(plain.is_not_null(), None)}).select("text", *_read(pl.col("text")))
-    numbers = plain.zip_with(plain.is_not_null(), _float32(read["number"]))
+    parsed = _float32(read["number"])
+    # What float32 cannot hold is a text like any other.
+    read = read.with_columns(pl.when(pl.lit(parsed).is_not_null()).then(pl.col("flag", "unit")))
+    numbers = plain.zip_with(plain.is_not_null(), parsed)
     of_row = np.full(len(raw), -1, np.int64)
     of_row[places.to_numpy()] = spelt
     rows = pl.Series(of_row).cast(pl.UInt32, strict=False)

@@ -12,10 +12,10 @@ from flows.root import bind_root
 from flows.settings import RunSettings, make_engine
 from pipelines import align, lags, meds, metadata
 from pipelines.config import RunConfig, load_config
-from pipelines.engine import Progress, RunContext, StageReport, run_stage
+from pipelines.engine import Inherited, Progress, RunContext, StageReport, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy
+from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.publish import exclusive
 from warehouse.schemas import read_frame
@@ -83,7 +83,7 @@ def _stages(config: RunConfig, base: Path, layout: Layout, context: RunContext) 
     extracted = run_stage(meds.STAGE, meds.plan(config, base, layout, fingerprints), context)
     meds.check_times(extracted, config.limits.unparsable_times)
     meds.subjects_of(extracted, layout.segments)
-    estimated = run_stage(lags.STAGE, lags.plan(context, layout, extracted), context)
+    estimated = run_stage(lags.STAGE, lags.plan(context, layout, extracted, _lags_before(context)), context)
     known = read_frame(ReleaseLayout(context.staging / "release").lags)
     aligned = run_stage(align.STAGE, align.plan(context, layout, config.buckets, extracted, None, known, None), context)
     if aligned.total("events") == 0:
@@ -99,6 +99,14 @@ def _stages(config: RunConfig, base: Path, layout: Layout, context: RunContext) 
         if path.stem not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return {report.name: report for report in (extracted, estimated, aligned, described)}
+
+
+def _lags_before(context: RunContext) -> Inherited | None:
+    """The lags of the conversion before, which hold; a copy, because the new ones take their file's place."""
+    given, kept = ReleaseLayout(context.staging / "release").lags, context.staging / "lags.parquet"
+    if given.is_file():
+        link_or_copy(given, kept)
+    return Inherited(kept, sha256_file(kept)) if kept.is_file() else None
 
 
 def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:

@@ -208,7 +208,8 @@ class Run:
 
     def _align(self) -> None:
         reports = self._state.reports
-        self._run(lags.STAGE, lags.plan(self.context, self.layout, reports[meds.STAGE.name]))
+        before = self.context.inherited(ReleaseLayout(Path()).lags)
+        self._run(lags.STAGE, lags.plan(self.context, self.layout, reports[meds.STAGE.name], before))
         tasks = align.plan(
             self.context,
             self.layout,
@@ -314,7 +315,7 @@ class Run:
         _remove_strangers(self._tree.path, set(self._state.manifest.files))
         from flows.gate import judge_release
 
-        judge_release(self._tree, self._state.manifest, self.config, self.summaries)
+        judge_release(self._tree, self._state.manifest, self.config, self.summaries, before=self.context.previous_path)
 
     def _publish(self) -> None:
         manifest = self._state.manifest

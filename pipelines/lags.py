@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from extractors.convert import LAG_STEP_US
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine import Inherited, Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.meds import LAGS as COUNTED
 from pipelines.segments import read_frame_blob, read_texts
 from warehouse.layout import Layout, ReleaseLayout
@@ -24,15 +24,18 @@ MIN_ROWS = 100
 WHOLE_TABLE = ""
 
 
-def plan(context: RunContext, layout: Layout, meds: StageReport) -> list[Task]:
-    """One task over every segment that counted lags."""
+def plan(context: RunContext, layout: Layout, meds: StageReport, before: Inherited | None) -> list[Task]:
+    """One task over every segment that counted lags.
+
+    Args:
+        before: the lags that were given out so far.
+    """
     segments = [
         {"source": entry.counts["table"], "path": str(layout.segments / entry.counts["segment"])}
         | {name: entry.counts["blobs"][name] for name in ("codes", "lags")}
         for entry in meds.entries.values()
         if entry.counts["blobs"]
     ]
-    before = context.inherited(ReleaseLayout(Path()).lags)
     return [
         make_task(
             STAGE,

@@ -102,32 +102,32 @@ def run(params: dict[str, Any], base: Path) -> Result:
     table, segment = params["table"], params["segment"]
     raw = export.open(Path(params["path"]), table, params["label"])
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
-        if table in source.tables:
+        rule = source.tables.get(table)
+        if rule is not None:
             raw.require(source.needed_columns(table))
+        if rule is not None and rule.role == "events":
             converter = Converter(source, table, deid, params["label"])
-            prepared = (converter.prepare(block) for block in raw.blocks(_columns_of(converter, raw)))
-            for frame in attach_all(prepared, export, converter.rule.joins, base):
+            prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, hashed=True))
+            for frame in attach_all(prepared, export, rule.joins, base):
                 writer.write(converter.convert(frame))
             account, index, blobs = converter.account, *_close(writer, converter, raw)
         else:
             account, index, blobs = Account(raw=sum(len(block.frame) for block in raw.blocks(raw.columns[:1]))), {}, {}
-            account.quarantined["unmapped_table"] = account.raw
+            if rule is not None:
+                account.reference = account.raw
+            else:
+                account.quarantined["unmapped_table"] = account.raw
         rows = writer.rows
     account.raw += len(raw.malformed)
     account.quarantined["malformed_row"] = len(raw.malformed)
     counts = {"table": params["label"], "source": source.name, "segment": segment, "rules": params["rules"]}
-    kinds = [rule.kind for rule in source.tables[table].events] if table in source.tables else []
+    kinds = [one.kind for one in rule.events] if rule is not None else []
     counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}
     counts |= asdict(account) | {
         "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},
         "partial": {reason: rows for reason, rows in account.partial.items() if rows},
     }
     return Result({segment: rows}, counts)
-
-
-def _columns_of(converter: Converter, raw: RawTable) -> list[str] | None:
-    """A reference's rows are only counted."""
-    return raw.columns[:1] if converter.rule.role == "reference" else None
 
 
 def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,7 +142,7 @@ def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[
     blobs = {
         "codes": texts_batch(codes),
         "units": texts_batch(converter.units.texts),
-        "subjects": frame_batch(pl.concat([SUBJECTS, converter.subjects])),
+        "subjects": frame_batch(pl.concat([SUBJECTS, converter.subjects]).sort("subject_id", "check")),
         "lags": frame_batch(pl.concat([LAGS, converter.lags()])),
         "quarantine": frame_batch(pl.concat([QUARANTINE, *quarantine])),
     }

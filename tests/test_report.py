@@ -1,5 +1,6 @@
 """The report: what it says, that small cells stay hidden and cannot be worked out, and that it needs no network."""
 
+import html
 import json
 import re
 
@@ -10,8 +11,10 @@ import staging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from validation import measure_subjects
+from pipelines.conflicts import CONFLICTS
+from validation import meanings, measure_subjects
 from validation.cells import Cells, Hidden
+from validation.measure_marks import LISTED
 from validation.profile import ReleaseProfile, profile_release
 from validation.report import show, write_report
 from validation.suites import judge
@@ -25,6 +28,7 @@ CONTEXT = {
     "steps": [{"step": "pack", "ran": 3, "linked": 0, "resumed": 0, "seconds": 1.25}],
     "namespaces": [{"namespace": "LOINC", "tokens": 31, "train_count": 7, "unknown_share": 0.0}],
 }
+MARKED = {"after_death": 5, "overlapping_visit": 3}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,19 @@ def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout
     labs = next(row for row in tables["counts"] if row["table"] == "labs")
     assert (labs["raw"], labs["events"], labs["quarantined"], labs["difference"]) == (181, 180, 1, 0)
     assert tables["quarantine"][0]["reason"] == "unparsable_time"
-    assert {row["rows"] for row in tables["conflicts"]} == {2, 3}
+    assert [(row["reason"], row["rows"]) for row in tables["partial"]] == [("unparsable_available_time", 2)]
+    assert {row["conflict"]: row["events"] for row in tables["conflicts"]} == MARKED
+    assert all(row["meaning"] in html.unescape(page) for row in tables["conflicts"])
+    of_labs = next(row for row in tables["availability"] if row["table"] == "labs")
+    assert [of_labs[name] for name in ("recorded", "time", "estimated", "static")] == [0, 179, 1, 0]
+    formats = {(row["column"], row["format"]): row["values"] for row in tables["time_formats"]}
+    assert formats == {
+        ("collected", "%Y-%m-%d %H:%M"): 180,
+        ("resulted", "%Y-%m-%d"): 3,
+        ("resulted", "%Y-%m-%d %H:%M"): 176,
+    }
+    loinc = next(row for row in tables["codes"] if row["namespace"] == "LOINC")
+    assert (loinc["codes"], loinc["described"], loinc["share"], loinc["with_parents"]) == (1, 1, 1.0, 1)
     assert [row["subjects"] for row in tables["table_a1"]] == [32, 4, 4]
     assert [row["subjects"] for row in tables["table_a2"]] == [2, 0, 1]
     assert "1–10" not in page
@@ -94,7 +110,27 @@ def test_small_cells_are_hidden_unless_patients_are_simulated(
     assert labs["withheld"] == "events: withheld; quarantined: 1–10; stored: withheld"
     assert "1–10" in page
     assert "180" not in re.sub(r"base64,[^\"]*", "", page)
-    counts = {"rows", "subjects", "items", "events", "static", "reference", "quarantined", "raw", "stored"}
+    # neither by how events are known, nor by the values that formats read, nor by the share of estimates
+    of_labs = next(row for row in tables["availability"] if row["table"] == "labs")
+    assert [of_labs[name] for name in ("recorded", "time", "estimated", "static", "share")] == [0, None, None, 0, None]
+    assert [row["values"] for row in tables["time_formats"]] == [None, None, None]
+    counts = {
+        "recorded",
+        "time",
+        "estimated",
+        "values",
+        "tokens",
+        "train_count",
+        "rows",
+        "subjects",
+        "items",
+        "events",
+        "static",
+        "reference",
+        "quarantined",
+        "raw",
+        "stored",
+    }
     for rows in tables.values():
         for row in rows:
             assert not any(0 < (row[name] or 0) <= 10 for name in counts & set(row))
@@ -154,6 +190,13 @@ def test_a_rounded_total_is_never_above_and_keeps_its_size(value: int) -> None:
         assert isinstance(cell, Hidden)
     else:
         assert isinstance(cell, int) and 0.9 * value <= cell <= value
+
+
+def test_every_outcome_has_its_meaning() -> None:
+    assert set(meanings.CONFLICTS) == {*CONFLICTS, "further_birth_or_death"}
+    assert set(LISTED) < set(meanings.QUARANTINED)
+    in_pipelines = {"duplicate_row", "further_birth_or_death", "outside_limit", "unmapped_table"}
+    assert set(meanings.QUARANTINED) - set(LISTED) == in_pipelines
 
 
 def test_figures_are_printed_for_people() -> None:

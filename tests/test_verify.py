@@ -58,7 +58,7 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     findings = verify_release(root, lambda *step: seen.append(step))
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
-        "manifest", "files", "strangers", "content hash", "MEDS schemas", "buckets", "splits", "ledger", "shards",
+        "manifest", "files", "strangers", "content hash", "MEDS schemas", "buckets", "splits", "ledger", "quarantine", "marks", "lags", "shards",
         "vectors",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
@@ -168,8 +168,41 @@ def test_a_ledger_that_does_not_add_up_is_found(root: Path) -> None:
     write_table(tree.ledger, frame.filter(pl.col("outcome") != "quarantined"), LEDGER, "ledger")
     signed_again(root)
     found = failed(root)
-    assert set(found) == {"ledger"}
+    assert set(found) == {"ledger", "quarantine"}
     assert found["ledger"].detail == "rows are missing in labs"
+
+
+def test_a_quarantine_that_lists_other_rows_is_found(root: Path) -> None:
+    staging.write_quarantine(release(root), 2)
+    signed_again(root)
+    assert {name: one.detail for name, one in failed(root).items()} == {
+        "quarantine": "not what the ledger counts in labs"
+    }
+
+
+@pytest.mark.parametrize("column", ["availability", "value_flag", "conflict"])
+def test_an_unknown_mark_is_found(root: Path, column: str) -> None:
+    tree = release(root)
+    first = pl.int_range(pl.len()) == pl.col("time").is_not_null().arg_max()
+    events = staging.read_all(tree, "events")
+    marked = pl.when(first).then(pl.lit("odd")).otherwise(pl.col(column)).alias(column)
+    staging.write_buckets(tree, events.with_columns(marked), "events")
+    signed_again(root)
+    assert set(failed(root)) == {"marks"}
+
+
+def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> None:
+    tree = release(root)
+    before = ReleaseLayout(tree.path.with_name("2026-11-20T02-00-00Z"))
+    staging.write_lags(before)
+    tree.manifest.unlink()
+    manifest = staging.make_manifest(tree, tree.path.name)
+    write_manifest(tree.manifest, manifest.model_copy(update={"parent": before.path.name}))
+    assert failed(root) == {}
+    staging.write_lags(before, 90)
+    assert {name: one.detail for name, one in failed(root).items()} == {
+        "lags": "2 usual delays that differ from the release before"
+    }
 
 
 def test_a_subject_in_two_splits_is_found(root: Path) -> None:

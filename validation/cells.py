@@ -71,13 +71,6 @@ class Cells:
         unit = int(10 ** (len(str(abs(value))) - 2))
         return value // unit * unit
 
-    def near(self, value: int) -> Cell:
-        """A count beside which another is known that differs from it by a hidden one: to two figures where that leaves
-        more open than the hidden one, else not at all."""
-        if self.open or value == 0:
-            return value
-        return self.rounded(value) if value >= 100 * LARGEST_SMALL else WITHHELD
-
     def tail(self, count: int, quantile: float) -> bool:
         """Whether a quantile of `count` subjects may be shown: more than ten of them must lie on either side of it."""
         return self.open or count * min(quantile, 1 - quantile) > LARGEST_SMALL

@@ -112,12 +112,12 @@ def availability_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> 
     rows: list[Row] = []
     for line in profile.marks.sort("source").iter_rows(named=True):
         counts = [line[name] for name in _AVAILABILITY]
-        # Where their sum is withheld, a small cell of the ledger could be worked out from it.
-        about = isinstance(stored.get(line["source"]), Hidden)
-        shown = [
-            cells.near(count) if cell is WITHHELD or (about and cell is not SMALL) else cell
-            for count, cell in zip(counts, cells.parts(counts), strict=True)
-        ]
+        shown = cells.parts(counts)
+        if isinstance(stored.get(line["source"]), Hidden):
+            # Their sum is withheld: a small cell of the ledger could be worked out from it.
+            shown = [
+                WITHHELD if count and cell is not SMALL else cell for count, cell in zip(counts, shown, strict=True)
+            ]
         share = line["estimated"] / line["timed"] if line["timed"] else None
         row: Row = {"table": line["source"], **dict(zip(_AVAILABILITY, shown, strict=True))}
         rows.append(row | {"share": share if shown == counts or not line["estimated"] else WITHHELD})
@@ -156,9 +156,8 @@ def time_format_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> T
         # What no format read is missing or unreadable: a part of the raw rows that a difference would show.
         rest = max(raw.get(str(table), 0) - sum(values), 0)
         shown = cells.parts([*values, rest], [*(False for _ in values), True])[:-1]
-        for time_format, value, cell in zip(part["format"], values, shown, strict=True):
-            kept = cells.near(value) if cell is WITHHELD else cell
-            rows.append({"table": str(table), "column": str(column), "format": time_format, "values": kept})
+        for time_format, cell in zip(part["format"], shown, strict=True):
+            rows.append({"table": str(table), "column": str(column), "format": time_format, "values": cell})
     columns = [
         Column("table", "Table", "text"),
         Column("column", "Column", "text"),

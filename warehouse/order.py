@@ -73,6 +73,9 @@ def order_events(events: pl.DataFrame, by: str = "time") -> tuple[I64, npt.NDArr
 
 def ranks(texts: pl.Series, order: Mapping[str, int] | None = None) -> I64:
     """Each text's rank (n,) by `order`, 0 for what it lacks, or by the texts themselves, -1 for null."""
+    if isinstance(texts.dtype, pl.Enum) and order is None:
+        # In the order of their texts already.
+        return texts.to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
     if isinstance(texts.dtype, pl.Enum):
         distinct: list[str | None] = [*texts.cat.get_categories().to_list(), None]
         places = texts.to_physical().cast(pl.Int64).fill_null(len(distinct) - 1).to_numpy()
