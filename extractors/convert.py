@@ -12,7 +12,7 @@ from extractors.deid import Deidentifier
 from extractors.raw import Block
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
 from extractors.times import PRECISIONS, Times, parse_times
-from extractors.values import FLAGS, parse_values
+from extractors.values import parse_values
 from warehouse.hashing import splitmix64
 from warehouse.order import encode, pack
 
@@ -332,19 +332,16 @@ class Converter:
             parsed = parse_values(frame[rule.value])
             number = parsed["number"]
             if parsed["text"].null_count() < rows:
-                text = parsed["text"]
-                flag = parsed["flag"].replace_strict(FLAGS, range(len(FLAGS)), default=None, return_dtype=pl.UInt8)
-                own_unit = parsed["unit"]
+                text, own_unit = parsed["text"], parsed["unit"]
+                flag = parsed["flag"].to_physical().cast(pl.UInt8)
         if rule.text:
-            told = frame[rule.text].str.strip_chars().replace("", None)
-            text = told if text.null_count() == rows else pl.select(_both(text, told)).to_series()
+            text = _both(text, _filled(frame[rule.text]))
         return number, flag, text, self._unit(frame, rule, own_unit)
 
     def _unit(self, frame: pl.DataFrame, rule: EventRule, own: pl.Series | None) -> pl.Series:
         if own is not None and own.null_count() < len(own):
-            stated = frame[rule.unit].str.strip_chars().replace("", None) if rule.unit else pl.lit(None, pl.String)
-            frame = frame.select(pl.coalesce(pl.lit(stated) if rule.unit else stated, pl.lit(own)).alias("_unit"))
-            column = "_unit"
+            stated = _filled(frame[rule.unit]) if rule.unit else own
+            frame, column = pl.DataFrame({"_unit": stated.zip_with(stated.is_not_null(), own)}), "_unit"
         elif rule.unit:
             column = rule.unit
         else:
@@ -376,13 +373,24 @@ def _spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
     return pl.Series(spread)
 
 
-def _both(value: pl.Series, text: pl.Series) -> pl.Expr:
-    """A value that is more than a number, and what is said beside it."""
-    one, other = pl.lit(value), pl.lit(text)
-    together = pl.concat_str(one, pl.lit("; "), other)
-    return pl.when(one.is_not_null() & other.is_not_null() & (one != other)).then(together).otherwise(
-        pl.coalesce(one, other)
-    )  # fmt: skip
+def _filled(texts: pl.Series) -> pl.Series:
+    """Texts without the blanks around them, null where nothing is left."""
+    stripped = texts.str.strip_chars()
+    empty = stripped == ""
+    return stripped.set(empty, None) if empty.any() else stripped
+
+
+def _both(value: pl.Series, told: pl.Series) -> pl.Series:
+    """A value that is more than a number, and what is said beside it; few rows have both."""
+    text = told.zip_with(told.is_not_null(), value)
+    places = (value.is_not_null() & told.is_not_null() & (value != told)).arg_true()
+    if places.is_empty():
+        return text
+    together = value.gather(places) + "; " + told.gather(places)
+    of_row = np.full(len(text), len(places), np.uint32)
+    of_row[places.to_numpy()] = np.arange(len(places), dtype=np.uint32)
+    spread = together.extend_constant(None, 1).gather(pl.Series(of_row))
+    return spread.zip_with(spread.is_not_null(), text)
 
 
 def _column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:

@@ -32,6 +32,8 @@ _EDGE = np.isin(np.arange(256), [ord(","), ord("\n"), ord("\r")])
 _QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
 
 I64 = npt.NDArray[np.int64]
+Spans = tuple[I64, I64]
+_NO_SPANS: Spans = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class CsvReader:
@@ -59,7 +61,7 @@ class CsvReader:
             while not ended:
                 more = stream.read(CHUNK_BYTES)
                 ended = not more
-                cut = _records_end(data, ended)
+                cut, quoted = _records_end(data, ended)
                 chunk, data = data[:cut], data[cut:] + more
                 if not chunk:
                     if len(data) > LONGEST_RECORD + CHUNK_BYTES:
@@ -72,7 +74,7 @@ class CsvReader:
                 frame = self._split(chunk, columns, first)
                 gaps = tuple(number - first for number in self.malformed[before:])
                 if len(frame):
-                    hashes = self._hashes(chunk, gaps, len(frame), first) if hashed else None
+                    hashes = self._hashes(chunk, quoted, gaps, len(frame), first) if hashed else None
                     yield Block(frame, first, gaps, hashes)
                 first += len(frame) + len(gaps)
 
@@ -99,9 +101,9 @@ class CsvReader:
         assert isinstance(frame, pl.DataFrame)
         return frame
 
-    def _hashes(self, chunk: bytes, gaps: tuple[int, ...], rows: int, first: int) -> pl.Series:
+    def _hashes(self, chunk: bytes, quoted: Spans, gaps: tuple[int, ...], rows: int, first: int) -> pl.Series:
         """Hashes of the records as they stand: a fifth of the time that hashes of every column take."""
-        records = _records(chunk)
+        records = _records(chunk, quoted)
         if gaps:
             kept = np.ones(len(records), np.bool_)
             kept[[gap for gap in gaps if gap < len(records)]] = False
@@ -115,8 +117,12 @@ class CsvReader:
         return hash_of_columns(frame)
 
 
-def _records(chunk: bytes) -> pl.Series:
-    """The records of a chunk, each with its line end; empty lines are none."""
+def _records(chunk: bytes, quoted: Spans) -> pl.Series:
+    """The records of a chunk, each with its line end; empty lines are none.
+
+    Args:
+        quoted: the quoted stretches of the chunk, and perhaps of what is behind it.
+    """
     letters = np.frombuffer(chunk, np.uint8)
     is_end = letters == ord("\n")
     if b"\r" in chunk:
@@ -124,8 +130,8 @@ def _records(chunk: bytes) -> pl.Series:
         alone[:-1] &= ~is_end[1:]
         is_end |= alone
     ends = np.flatnonzero(is_end)
-    if b'"' in chunk:
-        starts, closed = _quoted(chunk)
+    starts, closed = quoted
+    if len(starts):
         place = np.searchsorted(starts, ends, side="right") - 1
         ends = ends[(place < 0) | (closed[place] <= ends)]
     offsets = np.append(0, ends + 1)
@@ -150,8 +156,10 @@ def _header(data: bytes) -> tuple[list[str], int]:
     return names, after
 
 
-def _records_end(data: bytes, ended: bool) -> int:
+def _records_end(data: bytes, ended: bool) -> tuple[int, Spans]:
     """Where the last whole record of some records ends; 0 where there is none, and the end where the file `ended`.
+
+    Gives the quoted stretches of the records too.
 
     Raises:
         UnclosedQuoteError: a quoted field is not closed before the file's end, or only by what is no end of a field
@@ -159,19 +167,19 @@ def _records_end(data: bytes, ended: bool) -> int:
     """
     line_end = b"\n" if b"\n" in data else b"\r"
     if b'"' not in data:
-        return len(data) if ended else _after(data, line_end, len(data))
+        return len(data) if ended else _after(data, line_end, len(data)), _NO_SPANS
     starts, ends = _quoted(data)
     if ended:
         if len(starts) and ends[-1] > len(data):
             raise UnclosedQuoteError
-        return len(data)
+        return len(data), (starts, ends)
     cut = _after(data, line_end, len(data))
     while cut:
         place = int(np.searchsorted(starts, cut)) - 1
         if place < 0 or ends[place] <= cut:
             break
         cut = _after(data, line_end, int(starts[place]))
-    return cut
+    return cut, (starts, ends)
 
 
 def _after(data: bytes, line_end: bytes, before: int) -> int:
@@ -181,7 +189,7 @@ def _after(data: bytes, line_end: bytes, before: int) -> int:
     return data.rfind(line_end, 0, before) + 1
 
 
-def _quoted(data: bytes) -> tuple[I64, I64]:
+def _quoted(data: bytes) -> Spans:
     """Where quoted stretches start, and the places behind their ends; the last one may lie behind the data's end."""
     letters = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(letters == _QUOTE)
@@ -199,7 +207,7 @@ def _quoted(data: bytes) -> tuple[I64, I64]:
     return _quoted_one_by_one(data)
 
 
-def _quoted_one_by_one(data: bytes) -> tuple[I64, I64]:
+def _quoted_one_by_one(data: bytes) -> Spans:
     """The same where a quote stands within a field that is not quoted, or is not closed."""
     starts, ends = [], []
     for match in _QUOTED.finditer(data):

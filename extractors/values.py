@@ -25,15 +25,16 @@ _SIGNS = {"≤": "<=", "≥": ">=", "=<": "<=", "=>": ">="}
 def parse_values(raw: pl.Series) -> pl.DataFrame:
     """Numbers of text values (n,).
 
-    Gives columns `number` float32, the source's value rounded once, null for a text; `flag`, one of FLAGS where the
+    Gives columns `number` float32, the source's value rounded once, null for a text; `flag`, one of FLAGS, where the
     value is more than its number; `text`, the value itself where it is no plain number; `unit`, where it holds one.
     A range stands for its middle.
     """
     number = _float32(raw.cast(pl.Float64, strict=False))
     places = (raw.is_not_null() & number.is_null()).arg_true()
-    nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(raw))
     if places.is_empty():
-        return pl.DataFrame({"number": number, "flag": nothing, "text": nothing, "unit": nothing})
+        nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(raw))
+        flag = pl.Series([None], dtype=pl.Enum(FLAGS)).new_from_index(0, len(raw))
+        return pl.DataFrame({"number": number, "flag": flag, "text": nothing, "unit": nothing})
     text, spelt = _distinct(raw.gather(places))
     text = text.str.strip_chars().replace("", None)
     # What is left may be only blanks around a number.
@@ -42,6 +43,7 @@ def parse_values(raw: pl.Series) -> pl.DataFrame:
     parsed = _float32(read["number"])
     # What float32 cannot hold is a text like any other.
     read = read.with_columns(pl.when(pl.lit(parsed).is_not_null()).then(pl.col("flag", "unit")))
+    read = read.with_columns(pl.col("flag").cast(pl.Enum(FLAGS)))
     numbers = plain.zip_with(plain.is_not_null(), parsed)
     of_row = np.full(len(raw), -1, np.int64)
     of_row[places.to_numpy()] = spelt

@@ -116,7 +116,7 @@ def one_line(done: "subprocess.CompletedProcess[str]") -> str:
     """The line that an error is said in, behind those of progress."""
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("timeloom: ")]
     assert len(said) == 1, done.stderr
     return said[0]
 

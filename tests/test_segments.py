@@ -72,9 +72,8 @@ def test_pieces_read_back_as_they_were_written(
     rows: list[dict[str, Any]], cuts: list[int], buckets: int, gathered: int, shuffle: Any
 ) -> None:
     whole = frame_of(rows)
-    places = [0, *sorted(cuts), len(rows)]
-    frames = [whole[start : max(start, end)] for start, end in pairwise(places)]
-    frames.append(whole[max(places[:-1]) :][len(frames[-1]) :])
+    places = [0, *sorted(cut % (len(rows) + 1) for cut in cuts), len(rows)]
+    frames = [whole[start:end] for start, end in pairwise(places)]
     own = bucket_of(whole["subject_id"].to_numpy(), buckets).tolist()
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "GATHERED_ROWS", gathered)
