@@ -140,7 +140,7 @@ class Converter:
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
         self._lags: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
-        self.columns = sorted(raw_columns(self.rule, source.subject)) if self.rule.role == "events" else []
+        self.columns = sorted(raw_columns(self.rule, source.subject))
 
     def prepare(self, block: Block) -> pl.DataFrame:
         """The columns that the rules read, the record's number `_row`, and `_row_hash` over everything in it.
@@ -159,9 +159,6 @@ class Converter:
         """
         rows = len(frame)
         self.account.raw += rows
-        if self.rule.role == "reference":
-            self.account.reference += rows
-            return pl.DataFrame(schema={**CONVERTED, "row": pl.Int64()})
         frame = self._derive(frame)
         good_subject = frame["_subject"].is_not_null()
         never = pl.Series([False]).new_from_index(0, rows)

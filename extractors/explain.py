@@ -201,10 +201,9 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     blocks, columns, malformed = _read(source, export, table, rows)
     converter = Converter(source, table, Deidentifier(DeidConfig(mode="synthetic", dates="keep"), SYNTHETIC_KEY))
     if rule.role == "reference":
-        for block in blocks:
-            converter.convert(block.frame)
+        converter.account.raw = converter.account.reference = sum(len(block.frame) for block in blocks)
         return replace(said, state="read", account=_whole(converter, malformed)), None
-    prepared = (converter.prepare(block) for block in blocks)
+    prepared = (converter.prepare(replace(block, frame=block.frame.select(converter.columns))) for block in blocks)
     joins = [
         # The other table's key, looked up too, tells a key that is not there from a column that is empty.
         join.model_copy(update={"columns": join.columns | {f"{_FOUND}{number}": next(iter(join.key.values()))}})

@@ -101,22 +101,24 @@ def run(params: dict[str, Any], base: Path) -> Result:
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     table, segment = params["table"], params["segment"]
     raw = export.open(Path(params["path"]), table, params["label"])
+    index: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         rule = source.tables.get(table)
-        if rule is not None:
-            raw.require(source.needed_columns(table))
-        if rule is not None and rule.role == "events":
-            converter = Converter(source, table, deid, params["label"])
-            prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, hashed=True))
-            for frame in attach_all(prepared, export, rule.joins, base):
-                writer.write(converter.convert(frame))
-            account, index, blobs = converter.account, *_close(writer, converter, raw)
+        if rule is None:
+            account = Account(raw=_count(raw))
+            account.quarantined["unmapped_table"] = account.raw
         else:
-            account, index, blobs = Account(raw=sum(len(block.frame) for block in raw.blocks(raw.columns[:1]))), {}, {}
-            if rule is not None:
-                account.reference = account.raw
+            raw.require(source.needed_columns(table))
+            converter = Converter(source, table, deid, params["label"])
+            account = converter.account
+            if rule.role == "reference":
+                account.raw = account.reference = _count(raw)
             else:
-                account.quarantined["unmapped_table"] = account.raw
+                prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, hashed=True))
+                for frame in attach_all(prepared, export, rule.joins, base):
+                    writer.write(converter.convert(frame))
+            index, blobs = _close(writer, converter, raw)
         rows = writer.rows
     account.raw += len(raw.malformed)
     account.quarantined["malformed_row"] = len(raw.malformed)
@@ -128,6 +130,10 @@ def run(params: dict[str, Any], base: Path) -> Result:
         "partial": {reason: rows for reason, rows in account.partial.items() if rows},
     }
     return Result({segment: rows}, counts)
+
+
+def _count(raw: RawTable) -> int:
+    return sum(len(block.frame) for block in raw.blocks(raw.columns[:1]))
 
 
 def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,6 +19,7 @@ from pipelines import align, meds
 from pipelines.config import RunConfig
 from pipelines.engine import LocalEngine, Result, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
+from pipelines.segments import read_frame_blob
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
 
@@ -121,6 +122,12 @@ def convert_text(
     path = raw / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return convert(work, source_of(t=rule, **tables), "t", path, deid)
+
+
+def quarantine_of(work: Path, counts: dict[str, Any]) -> list[tuple[int, str]]:
+    """Record numbers and reasons, as the segment keeps them."""
+    rows = read_frame_blob(work / counts["segment"], counts["blobs"]["quarantine"], meds.QUARANTINE)
+    return sorted(rows.rows())
 
 
 def plan_meds(work: Path, mapping: str, deid: dict[str, Any] | None = None) -> list[Task]:

@@ -14,7 +14,7 @@ from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Deidentification, EncoderEntry, FileEntry, Manifest, ProfileEntry, content_hash
 from warehouse.publish import publish
-from warehouse.schemas import EVENTS, ITEMS, SPLIT_LEDGER, VOCABULARY, write_table
+from warehouse.schemas import EVENTS, ITEMS, LAGS, SPLIT_LEDGER, VOCABULARY, empty_frame, write_table
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import BOS, IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TYPE_NAMES, TokenType
 from warehouse.vocabulary import vocabulary_hash
@@ -226,6 +226,7 @@ def fabricate(
                     write_shard(staging.shard(PROFILE, split, group), pack_timelines(mine, context, group), header)
     finally:
         shards.ROW_GROUP_ROWS = usual
+    write_table(staging.lags, empty_frame(LAGS), LAGS, "lags")
     write_json(staging.dataset_metadata, {"dataset_name": "fabricated"})
     files = {
         path.relative_to(staging.path).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)

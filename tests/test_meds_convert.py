@@ -1,7 +1,9 @@
 """`timeloom meds`: raw tables to MEDS files; what is reused, what survives a kill, what is refused."""
 
+import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import meds
@@ -27,6 +30,7 @@ from warehouse.layout import Layout, ReleaseLayout
 from warehouse.publish import current_release, exclusive
 from warehouse.schemas import EVENTS
 
+REPOSITORY = Path(__file__).parents[1]
 BUCKETS = 16
 CONFIG = {
     "name": "small",
@@ -172,13 +176,14 @@ def test_the_ledger_and_the_quarantine_account_for_every_raw_row(converted: Plac
         assert rows["raw"] == len(path.read_text().splitlines()) - 1
         assert rows["raw"] == sum(rows.values()) - rows["raw"]
     quarantine = pl.read_parquet(converted.out / "quarantine.parquet")
-    raw = converted.labs.read_text().splitlines()
-    column = raw[0].split(",").index("collected_time")
-    assert quarantine.height > 0
-    for table, row, reason in quarantine.select("table", "row", "reason").iter_rows():
-        assert (table, reason) == ("labs", "unparsable_time")
-        # record 1 is the first after the header; the simulation's planted times have no such day
-        assert raw[row].split(",")[column].endswith("99:99")
+    unreadable = []
+    for row, line in enumerate(csv.DictReader(converted.labs.open(encoding="utf-8", newline="")), 1):
+        try:
+            datetime.strptime(line["collected_time"], "%Y-%m-%d %H:%M:%S")
+        except ValueError:
+            unreadable.append(("labs", 0, row, "unparsable_time"))
+    assert unreadable
+    assert quarantine.rows() == unreadable
 
 
 def test_a_second_conversion_rewrites_nothing(again: Place) -> None:
@@ -343,3 +348,16 @@ def test_no_bucket_number_given_one_is_chosen_and_kept(tables: Path, tmp_path: P
     lines = place.labs.read_text()
     place.labs.write_text(lines)
     assert place.convert() == Converted(**vars(first) | {"rewritten": 0})
+
+
+def test_the_commands_of_the_readme_convert_the_clinic(tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = [shlex.split(line) for line in lines if line.startswith(("timeloom meds", "timeloom check-source"))]
+    assert [words[1] for words in shown] == ["check-source", "meds"]
+    for words in shown:
+        command = [sys.executable, "-m", "flows.cli", *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    ledger = pl.read_parquet(tmp_path / "clinic-meds" / "ledger.parquet")
+    assert ledger.filter(pl.col("reason") == "duplicate_row")["rows"].to_list() == [1]

@@ -1,33 +1,21 @@
 """Files as they come: CSV in every dress, gzip, Parquet, and what is told of a file that is none of them."""
 
 import gzip
-from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from raw_tables import convert, convert_text, csv_text, source_of
+from raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
 
 from extractors import raw_csv
 from extractors.raw import RawTable
 from extractors.tables import Export
-from pipelines import meds
-from pipelines.segments import read_frame_blob
 from warehouse.errors import TimeloomError
 
 GOOD = csv_text(["pid", "at"], [(number, "2020-01-01") for number in range(5)]).encode()
 PLAIN: dict[str, Any] = {"events": [{"code": "X", "time": "at"}]}
 NOTED: dict[str, Any] = {"events": [{"code": "X", "time": "at", "text": "note"}]}
-
-
-def quarantine_of(work: Path, counts: dict[str, Any]) -> list[tuple[int, str]]:
-    rows = read_frame_blob(work / counts["segment"], counts["blobs"]["quarantine"], meds.QUARANTINE)
-    return sorted(rows.rows())
 
 
 def all_rows(path: Path) -> tuple[list[tuple[int, tuple[str | None, ...]]], list[int]]:
@@ -246,107 +234,6 @@ def test_an_empty_gzip_is_an_empty_file(tmp_path: Path) -> None:
     for data in (gzip.compress(b""), b""):
         with pytest.raises(TimeloomError, match=r"has no header line|not readable"):
             convert(tmp_path, source_of(t=PLAIN), "t", gzipped(tmp_path, data))
-
-
-# --- Parquet
-
-
-def test_parquet_reads_as_the_same_csv_does(tmp_path: Path) -> None:
-    frame = pl.DataFrame(
-        {"pid": [1, 2, 3], "at": [datetime(2020, 1, 1, 5), datetime(1931, 1, 1), None], "code": ["a", "", None]}
-    )
-    frame.write_parquet(tmp_path / "t.parquet")
-    rule = {
-        "events": [{"code": "X/{code|NONE}", "time": "at"}, {"code": "NULL", "time": "at", "where": "code IS NULL"}]
-    }
-    found, counts = convert(tmp_path, source_of(t=rule), "t", tmp_path / "t.parquet")
-    text = csv_text(
-        ["pid", "at", "code"], [(1, "2020-01-01 05:00:00", "a"), (2, "1931-01-01 00:00:00", ""), (3, "", "")]
-    )
-    other, same = convert_text(tmp_path, rule, text)
-    columns = ["subject_id", "time", "code"]
-    assert found.select(columns).sort(columns).equals(other.select(columns).sort(columns))
-    assert counts["quarantined"] == same["quarantined"] == {"missing_time": 1}
-
-
-PARQUET: dict[str, tuple[pa.Array, list[str | None]]] = {
-    "int64": (pa.array([1, -(2**63), None]), ["1", "-9223372036854775808", None]),
-    "uint64": (pa.array([1, 2**64 - 1, None], pa.uint64()), ["1", "18446744073709551615", None]),
-    "whole floats": (pa.array([123.0, -7.0, None]), ["123", "-7", None]),
-    "floats": (pa.array([0.1, 2.5e-7, None]), ["0.1", "2.5e-7", None]),
-    "float32": (pa.array([0.1, 16777216.0, None], pa.float32()), ["0.1", "16777216", None]),
-    "beyond float's whole numbers": (pa.array([1e300, float("nan"), None]), ["1e300", "NaN", None]),
-    "moments": (
-        pa.array([datetime(2020, 1, 1, 5), datetime(1931, 1, 1, 0, 0, 0, 500_000), None], pa.timestamp("us")),
-        ["2020-01-01 05:00:00.000000", "1931-01-01 00:00:00.500000", None],
-    ),
-    "dates": (pa.array([date(2020, 2, 29), date(1931, 1, 1), None]), ["2020-02-29", "1931-01-01", None]),
-    "truth": (pa.array([True, False, None]), ["true", "false", None]),
-    "dictionary": (pa.array(["a", "b", None]).dictionary_encode(), ["a", "b", None]),
-    "large string": (pa.array(["a", "", None], pa.large_string()), ["a", None, None]),
-    "decimal": (pa.array([Decimal("1.50"), Decimal("-2.00"), None]), ["1.50", "-2.00", None]),
-}
-
-
-@pytest.mark.parametrize("kind", PARQUET)
-def test_parquet_of_every_type_is_text(tmp_path: Path, kind: str) -> None:
-    column, text = PARQUET[kind]
-    pq.write_table(pa.table({"x": column}), tmp_path / "t.parquet")
-    rows, malformed = all_rows(tmp_path / "t.parquet")
-    values = [row[0] for _, row in rows]
-    assert [number for number, _ in rows] == [1, 2, 3]
-    assert malformed == []
-    if kind.startswith(("float", "beyond")):
-        # How a float is spelt is the library's choice, so the numbers are compared.
-        assert [value is None for value in values] == [one is None for one in text]
-        number = np.float32 if kind == "float32" else float
-        assert [repr(number(value)) for value in values if value] == [repr(number(one)) for one in text if one]
-    elif kind == "moments":
-        read = [value and datetime.fromisoformat(value) for value in values]
-        assert read == [one and datetime.fromisoformat(one) for one in text]
-    else:
-        assert values == text
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        pa.array([[1], [2, 3], None]),
-        pa.array([{"a": 1}, {"a": 2}, None]),
-        pa.array([b"a", b"\xff", None]),
-        pa.array([time(1, 2), None, None]),
-        pa.nulls(3),
-    ],
-    ids=["list", "struct", "binary", "time", "null"],
-)
-def test_parquet_columns_of_no_text_are_read_or_refused_in_one_line(tmp_path: Path, column: pa.Array) -> None:
-    table = pa.table({"pid": [1, 2, 3], "at": ["2020-01-01"] * 3, "x": column})
-    pq.write_table(table, tmp_path / "t.parquet")
-    try:
-        found, counts = convert(tmp_path, source_of(t=PLAIN), "t", tmp_path / "t.parquet")
-    except TimeloomError as error:
-        assert str(error).startswith("table t: ")
-        assert "\n" not in str(error)
-    else:
-        assert found["subject_id"].to_list() == [1, 2, 3]
-        assert counts["events"] == 3
-
-
-def test_whole_floats_of_parquet_are_ids(tmp_path: Path) -> None:
-    frame = pl.DataFrame({"pid": [1.0, 2.0, None, 2.5], "at": ["2020-01-01"] * 4})
-    frame.write_parquet(tmp_path / "t.parquet")
-    found, counts = convert(tmp_path, source_of(t=PLAIN), "t", tmp_path / "t.parquet")
-    assert found["subject_id"].to_list() == [1, 2]
-    assert quarantine_of(tmp_path, counts) == [(3, "bad_subject_id"), (4, "bad_subject_id")]
-
-
-@pytest.mark.parametrize("cut", [slice(None, -10), slice(4, None), slice(None, 20), slice(0, 0)])
-def test_a_damaged_parquet_is_one_line(tmp_path: Path, cut: slice) -> None:
-    pl.DataFrame({"pid": ["1"], "at": ["2020"]}).write_parquet(tmp_path / "whole.parquet")
-    (tmp_path / "t.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[cut])
-    with pytest.raises(TimeloomError, match=r"table t: .*not readable") as caught:
-        convert(tmp_path, source_of(t=PLAIN), "t", tmp_path / "t.parquet")
-    assert "\n" not in str(caught.value)
 
 
 # --- where the files of a table lie
