@@ -130,6 +130,7 @@ def incremental(raw: Path, options: argparse.Namespace) -> dict[str, float | int
         print(
             f"incremental x{INCREMENT_SIZE}: full {full.seconds:.1f} s; a file of lab rows of {subjects} subjects more "
             f"({again.events - full.events} events): {again.seconds:.1f} s, {rewritten} of {len(after)} files rewritten"
+            f" (CPU {full.cpu_seconds:.1f} s and {again.cpu_seconds:.1f} s)"
         )
         return {"incremental_time_ratio": round(ratio, 4), "files_rewritten": rewritten, "files": len(after)}
 
@@ -152,6 +153,8 @@ def row(name: str, size: int, result: Result) -> str:
     cost = f"{result.seconds:>8.1f} {result.cpu_seconds:>8.1f} {result.peak_gib:>8.2f}"
     gain = f"{result.events:>12,} {result.rate:>12,.0f} {len(result.columns):>8}"
     note = "  (kept result)" if result.reused else ""
+    if result.disturbed:
+        note += f"  (others took {result.others_cpu_seconds:.0f} CPU s)"
     return f"{name:<34} {'x' + str(size):>5} {cost} {f'  failed: {result.failure}' if result.failure else gain}{note}"
 
 

@@ -22,7 +22,8 @@ SPARE_BYTES = 3 << 29
 class Result:
     """What a run cost and gave; `failure` is empty where it ended well.
 
-    `cpu_seconds` are user and system time of every process of the tree: they say how busy the machine was otherwise.
+    `cpu_seconds` are user and system time of every process of the tree; `others_cpu_seconds` what everything else on
+    the machine took meanwhile, time stolen by its host included: wall seconds are worth little where that is large.
     """
 
     seconds: float
@@ -31,12 +32,18 @@ class Result:
     events: int = 0
     columns: list[str] = field(default_factory=list)
     failure: str = ""
+    others_cpu_seconds: float = 0.0
     reused: bool = False
 
     @property
     def rate(self) -> float:
         """Events a second."""
         return self.events / self.seconds
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took more than a tenth of a core."""
+        return self.others_cpu_seconds > 0.1 * self.seconds
 
 
 def warm(raw: Path) -> None:
@@ -92,7 +99,7 @@ def run(
     log = output.parent / "log.txt"
     peak = 0
     why = ""
-    before = _cpu_seconds()
+    before, machine_before = _cpu_seconds(), _machine_cpu_seconds()
     with log.open("wb") as stream:
         start = time.monotonic()
         process = subprocess.Popen(
@@ -127,7 +134,10 @@ def run(
             raise
         seconds = time.monotonic() - start
         watcher.join()
-    result = Result(round(seconds, 3), round(_cpu_seconds() - before, 2), round(peak / 2**30, 4), failure=why)
+    spent = _cpu_seconds() - before
+    others = max(0.0, _machine_cpu_seconds() - machine_before - spent)
+    result = Result(round(seconds, 3), round(spent, 2), round(peak / 2**30, 4), failure=why)
+    result.others_cpu_seconds = round(others, 2)
     if not why and code in good:
         result.events, result.columns = count(output)
     if not why and not result.events:
@@ -138,6 +148,11 @@ def run(
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def _machine_cpu_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.system + times.irq + times.softirq + times.steal)
 
 
 def _last_line(log: Path) -> str:

@@ -19,8 +19,9 @@ from extractors.source import JoinRule, aggregate
 from extractors.tables import Export
 from warehouse.errors import TimeloomError
 
-LOOKUP_BYTES = 96 << 20
+LOOKUP_BYTES = 80 << 20
 PIECES = 32
+BLOCK_ROWS = 1 << 17
 _SEEDS = (11, 12)
 
 U64 = npt.NDArray[np.uint64]
@@ -73,9 +74,8 @@ def attach_all(
 def _attach(
     blocks: Iterator[pl.DataFrame], export: Export, join: JoinRule, scratch: Path, most: int
 ) -> Iterator[pl.DataFrame]:
-    needed, keys = sorted({*join.key.values(), *(aggregate(one)[1] for one in join.columns.values())}), list(join.key)
     kept: pl.DataFrame | None = None
-    rows = _lookup_rows(export, join, needed)
+    rows = _lookup_rows(export, join)
     for piece in rows:
         kept = piece if kept is None else pl.concat([kept, piece])
         if kept.estimated_size() > most:
@@ -85,7 +85,7 @@ def _attach(
                 return
     lookup = _lookup(kept, join)
     for block in blocks:
-        yield lookup.attach(block, keys)
+        yield lookup.attach(block, list(join.key))
 
 
 def _chain(kept: pl.DataFrame, rows: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -93,22 +93,32 @@ def _chain(kept: pl.DataFrame, rows: Iterator[pl.DataFrame]) -> Iterator[pl.Data
     yield from rows
 
 
-def _lookup_rows(export: Export, join: JoinRule, needed: list[str]) -> Iterator[pl.DataFrame]:
-    """The other table's distinct rows, key columns under the names of `join.key`'s values."""
+def _keys(join: JoinRule) -> list[str]:
+    """What the key's columns are called in a lookup: what is looked up may be one of them."""
+    return [f"_key{place}" for place in range(len(join.key))]
+
+
+def _lookup_rows(export: Export, join: JoinRule) -> Iterator[pl.DataFrame]:
+    """The other table's distinct rows: its key, and what is looked up under the names that it gets."""
     files = export.files(join.table)
     if not files and not join.optional:
         raise TimeloomError(f"the joined table {join.table} is missing", remedy="export it, or mark the join optional")
+    sought = {name: aggregate(spec)[1] for name, spec in join.columns.items()}
+    needed = sorted({*join.key.values(), *sought.values()})
     for path in files:
         raw = export.open(path, join.table)
         raw.require(set(needed))
         for block in raw.blocks(needed):
-            yield block.frame.select(needed).drop_nulls(list(join.key.values())).unique()
+            renamed = block.frame.select(
+                *(pl.col(column).alias(key) for key, column in zip(_keys(join), join.key.values(), strict=True)),
+                *(pl.col(column).alias(name) for name, column in sought.items()),
+            )
+            yield renamed.drop_nulls(_keys(join)).unique()
 
 
 def _one_row_a_key(rows: pl.DataFrame, join: JoinRule) -> pl.DataFrame:
     """Rows of one key made one: equal ones, and those that only differ in columns with an aggregate."""
-    kinds = [aggregate(spec) for spec in join.columns.values()]
-    extremes = {column: function for function, column in kinds if function}
+    extremes = {name: function for name, spec in join.columns.items() if (function := aggregate(spec)[0])}
     if not extremes:
         return rows.unique()
     plain = [name for name in rows.columns if name not in extremes]
@@ -120,15 +130,14 @@ def _lookup(rows: pl.DataFrame | None, join: JoinRule) -> Lookup:
         nothing = np.zeros(0, np.uint64)
         return Lookup(nothing, nothing, pl.DataFrame(schema=dict.fromkeys(join.columns, pl.String)))
     rows = _one_row_a_key(rows, join)
-    keys = list(join.key.values())
-    if rows.select(keys).is_duplicated().any():
+    first, second = _hashes(rows.select(_keys(join)))
+    order = np.argsort(first)
+    first, second = first[order], second[order]
+    if ((first[1:] == first[:-1]) & (second[1:] == second[:-1])).any():
         raise TimeloomError(
             f"the join with {join.table} finds several rows a key", remedy="use min(column) or max(column) in the YAML"
         )
-    first, second = _hashes(rows.select(keys))
-    order = np.argsort(first)
-    values = rows.select(pl.col(aggregate(spec)[1]).alias(name) for name, spec in join.columns.items())
-    return Lookup(first[order], second[order], values[order])
+    return Lookup(first, second, rows.select(join.columns.keys())[order])
 
 
 def _hashes(keys: pl.DataFrame) -> tuple[U64, U64]:
@@ -144,11 +153,11 @@ def _attach_by_pieces(
     folder = Path(tempfile.mkdtemp(prefix=".join-", dir=scratch))
     try:
         asking = _cut(blocks, list(join.key), folder / "asking")
-        answering = _cut(rows, list(join.key.values()), folder / "answering")
+        answering = _cut(rows, _keys(join), folder / "answering")
         for piece in range(PIECES):
             parts = list(_piece(answering, piece))
             lookup = _lookup(pl.concat(parts) if parts else None, join)
-            for block in _piece(asking, piece):
+            for block in _gathered(_piece(asking, piece)):
                 yield lookup.attach(block, list(join.key))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -175,6 +184,18 @@ def _cut(blocks: Iterator[pl.DataFrame], keys: list[str], folder: Path) -> Path:
         for writer in writers.values():
             writer.close()
     return folder
+
+
+def _gathered(blocks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Blocks put together until they are worth the trouble that each block is."""
+    held: list[pl.DataFrame] = []
+    for block in blocks:
+        held.append(block)
+        if sum(map(len, held)) >= BLOCK_ROWS:
+            yield pl.concat(held)
+            held = []
+    if held:
+        yield pl.concat(held)
 
 
 def _piece(folder: Path, number: int) -> Iterator[pl.DataFrame]:

@@ -84,6 +84,8 @@ class RawTable:
         self._optional = optional_columns
         try:
             self._reader = _reader_of(path, table, ["", *null_values])
+        except UnclosedQuoteError as error:
+            raise self._unclosed() from error
         except _UNREADABLE as error:
             raise self._refuse(
                 "is not readable", "check the file: truncated, not what its name says, or not yours to read"
@@ -108,6 +110,9 @@ class RawTable:
 
     def _refuse(self, what: str, remedy: str) -> TimeloomError:
         return TimeloomError(f"table {self.label}: {what}", remedy=remedy)
+
+    def _unclosed(self) -> TimeloomError:
+        return self._refuse("has a quoted field that is never closed", "export it again, its quotes doubled")
 
     def require(self, columns: set[str]) -> None:
         """Refuses the file where a column is missing.
@@ -140,9 +145,7 @@ class RawTable:
                     frame = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
                 yield Block(frame, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:
-            raise self._refuse(
-                "has a quoted field that is never closed", "export it again, its quotes doubled"
-            ) from error
+            raise self._unclosed() from error
         except _UNREADABLE as error:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"

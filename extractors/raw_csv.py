@@ -6,6 +6,7 @@ stands at the edge of a field, which is nearly always, else one by one.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ _EDGES = (b",", b"\n", b"\r", b"")
 _EDGE = np.isin(np.arange(256), [ord(","), ord("\n"), ord("\r")])
 # A quoted stretch: it starts where a field does; without its second quote it is not closed.
 _QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
+_FIELD = rb'(?:"(?:[^"]++|"")*+"?)?[^,\r\n]*+'
+_RECORD = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+")
 
 I64 = npt.NDArray[np.int64]
 Spans = tuple[I64, I64]
@@ -43,7 +46,8 @@ class CsvReader:
         self._path, self._null_values = path, null_values
         self.malformed: list[int] = []
         with self._open() as stream:
-            self.columns = _header(stream.read(1 << 20))[0]
+            head = stream.read(1 << 20)
+        self.columns, self._line_end, self._first = _header(head)
 
     def _open(self) -> BinaryIO:
         with self._path.open("rb") as file:
@@ -55,8 +59,8 @@ class CsvReader:
     def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
         first = 1
         with self._open() as stream:
+            stream.read(self._first)
             data = stream.read(CHUNK_BYTES)
-            data = data[_header(data)[1] :]
             ended = False
             while not ended:
                 more = stream.read(CHUNK_BYTES)
@@ -67,9 +71,9 @@ class CsvReader:
                     if len(data) > LONGEST_RECORD + CHUNK_BYTES:
                         raise UnclosedQuoteError
                     continue
-                if not chunk.endswith(b"\n"):
+                if not chunk.endswith((b"\n", b"\r")):
                     # Else the reader takes the last line end for that of a record, though it may stand in quotes.
-                    chunk += b"\r\n" if b"\r\n" in chunk else b"\n"
+                    chunk += self._line_end
                 before = len(self.malformed)
                 frame = self._split(chunk, columns, first)
                 gaps = tuple(number - first for number in self.malformed[before:])
@@ -91,6 +95,9 @@ class CsvReader:
             self.malformed.append(first + row.number - 1)
             return "skip"
 
+        # The reader prints a traceback where it cannot decode a malformed row.
+        if not chunk.isascii() and pl.Series([chunk]).cast(pl.String, strict=False).null_count():
+            raise pa.ArrowInvalid("not UTF-8")
         table = pacsv.read_csv(
             pa.BufferReader(chunk),
             read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(chunk) + 1),
@@ -144,16 +151,22 @@ def _records(chunk: bytes, quoted: Spans) -> pl.Series:
     return records.filter(pl.Series(~empty)) if empty.any() else records
 
 
-def _header(data: bytes) -> tuple[list[str], int]:
-    """Names of the header line, and where the rows begin; no names where the file is empty."""
+def _header(data: bytes) -> tuple[list[str], bytes, int]:
+    """Names of the header line, its line end, and where the rows begin; no names where the file is empty.
+
+    Raises:
+        UnclosedQuoteError: a quoted name swallows rows.
+    """
     start = len(_BOM) if data.startswith(_BOM) else 0
-    end, after = len(data), len(data)
-    for match in _LINE_END.finditer(data, start):
-        if data.count(b'"', start, match.start()) % 2 == 0:
-            end, after = match.span()
-            break
-    names = next(csv.reader([data[start:end].decode("utf-8", errors="replace")]), [])
-    return names, after
+    line = data[start:]
+    match = _RECORD.match(line)
+    line = match[0] if match else line
+    if any(end > len(line) for end in _quoted_one_by_one(line)[1]):
+        raise UnclosedQuoteError
+    names = next(csv.reader(io.StringIO(line.decode("utf-8", errors="replace"), newline="")), [])
+    behind = start + len(line)
+    line_end = _LINE_END.match(data, behind)
+    return names, line_end[0] if line_end else b"\n", line_end.end() if line_end else behind
 
 
 def _records_end(data: bytes, ended: bool) -> tuple[int, Spans]:

@@ -56,14 +56,14 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
         unmapped = {f"unmapped-{deid.item_key(name)[:8]}": (name, [path]) for name, path in export.unmapped().items()}
         for table, (name, files) in {**{table: (table, files) for table, files in found.items()}, **unmapped}.items():
             rule = source.tables.get(name)
-            joined = [path for join in rule.joins for path in export.files(join.table)] if rule else []
+            joined = sorted({join.table for join in rule.joins}) if rule else []
             label = table if len(config.sources) == 1 else f"{source.name}/{table}"
             rules = sha256_json(
                 [STAGE.name, STAGE.version, pl.__version__, rule.model_dump(mode="json") if rule else None]
                 + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description"})]
                 + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, label]
             )
-            inputs = [fingerprints.of(path) for path in joined]
+            inputs = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in joined]
             for part, path in enumerate(files):
                 fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
                 tasks.append(
@@ -122,8 +122,10 @@ def run(params: dict[str, Any], base: Path) -> Result:
         rows = writer.rows
     account.raw += len(raw.malformed)
     account.quarantined["malformed_row"] = len(raw.malformed)
-    counts = {"table": params["label"], "source": source.name, "segment": segment, "rules": params["rules"]}
+    counts = {"table": params["label"], "source": source.name, "segment": segment}
     kinds = [one.kind for one in rule.events] if rule is not None else []
+    # With the header, which says what each of the bytes that were hashed means.
+    counts |= {"rules": sha256_json([params["rules"], raw.columns])}
     counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}
     counts |= asdict(account) | {
         "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},

@@ -50,8 +50,11 @@ def plan(
     dictionaries = []
     inputs: list[Any] = [codes, rows, [[one["table"], one["part"], one["rows"][-1]] for one in quarantines]]
     for export in exports:
-        files = [path for rule in export.source.codes for path in export.files(rule.table)]
-        inputs.append([[rule.model_dump() for rule in export.source.codes], [fingerprints.of(path) for path in files]])
+        rules = export.source.codes
+        tables = {name for rule in rules for name in (rule.table, *(join.table for join in rule.joins))}
+        files = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in sorted(tables)]
+        settings = export.source.model_dump(mode="json", exclude={"tables", "description"})
+        inputs.append([settings, files, pl.__version__])
         dictionaries.append(
             {
                 "source": export.source.model_dump(mode="json"),

@@ -109,7 +109,7 @@ def only_headers(site: Site) -> None:
 
 
 def not_text(site: Site) -> None:
-    (site.tables / "labs.csv").write_bytes((site.tables / "labs.csv").read_bytes() + b"\xff\xfe,P000001,,,,,,\n")
+    (site.tables / "labs.csv").write_bytes((site.tables / "labs.csv").read_bytes() + b"L9,\xff\xfe,,,,,,\n")
 
 
 def not_parquet(site: Site) -> None:
@@ -181,7 +181,7 @@ def other_deid(site: Site) -> None:
 BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (drop_table, ["table labs", "export it"]),
     (drop_column, ["table labs", "column result_time", "mend"]),
-    (empty_table, ["table labs", "is empty", "export it again"]),
+    (empty_table, ["table labs", "has no header line", "export it again"]),
     (only_headers, ["no events", "YAML"]),
     (not_text, ["table labs", "UTF-8"]),
     (not_parquet, ["table labs", "check the file"]),

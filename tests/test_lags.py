@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from raw_tables import BUCKETS, align_one, aligned_events, convert_text, csv_text
 
 from extractors.convert import LAG_STEP_US, LAG_STEPS
-from flows.run import Run
+from flows.convert import convert
+from flows.settings import RunSettings
 from pipelines import align, lags, meds
-from pipelines.config import parse_config
 from pipelines.engine import LocalEngine, Result, RunContext, StageReport
 from pipelines.segments import read_frame_blob, read_texts
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import TaskEntry
-from warehouse.publish import current_release
 from warehouse.schemas import LAGS, read_frame
 
 LABS: dict[str, Any] = {
@@ -224,45 +223,40 @@ tables:
       time: at
       available: {column: stored, otherwise: lag}
 """
+CONFIG = """
+name: labs
+sources: [{source: labs.yaml, path: export}]
+deid: {mode: synthetic, subject_ids: keep, dates: keep}
+buckets: 4
+"""
 
 
-def test_a_second_night_with_more_rows_moves_no_earlier_estimate(tmp_path: Path) -> None:
+def test_a_second_conversion_with_more_rows_moves_no_earlier_estimate(tmp_path: Path) -> None:
     (tmp_path / "labs.yaml").write_text(MAPPING)
     (tmp_path / "export").mkdir()
+    (tmp_path / "run.yaml").write_text(CONFIG)
     people = range(1, 61)
     rows = [row for pid in people for row in took("A", [10, 10, 10], pid)]
     rows += [(pid, "A", NOON + timedelta(days=9), None) for pid in people]
-    layout = Layout(tmp_path / "warehouse")
-    config = parse_config(
-        {
-            "sources": [{"source": "labs.yaml", "path": "export"}],
-            "deid": {"mode": "synthetic", "subject_ids": "keep", "dates": "keep"},
-            "buckets": 4,
-        },
-        tmp_path,
-        "test",
-    )
+    tree = ReleaseLayout(tmp_path / "dataset")
 
-    def night(more: list[Any]) -> tuple[pl.DataFrame, pl.DataFrame, StageReport]:
+    def converted(more: list[Any]) -> tuple[pl.DataFrame, pl.DataFrame, int]:
         (tmp_path / "export" / "labs.csv").write_text(labs(*rows, *more))
-        with Run(config, tmp_path, layout, LocalEngine(1)) as run:
-            for name, step in run.steps:
-                run.carry_out(name, step)
-            aligned = run._state.reports[align.STAGE.name]
-        release = current_release(layout)
-        assert release is not None
-        events = pl.concat([read_frame(release.events(bucket)) for bucket in range(4)])
-        return events, read_frame(release.lags), aligned
+        done = convert(RunSettings(tmp_path / "run.yaml", workers=1), tree.path)
+        return (
+            pl.concat([read_frame(tree.events(bucket)) for bucket in range(4)]),
+            read_frame(tree.lags),
+            done.rewritten,
+        )
 
-    first, known, _ = night([])
+    first, known, _ = converted([])
     estimated = first.filter(pl.col("availability") == "estimated")
     assert len(estimated) == len(people)
     assert (estimated["available_time"] - estimated["time"]).unique().to_list() == [timedelta(minutes=10)]
     assert known.select("code", "rows").rows() == [("", 180), ("LAB/A", 180)]
     # Slow results of one subject, and a code that is new: only that subject's bucket is written again.
-    again, later, aligned = night([*took("A", [900] * 200), *took("B", [30] * 100)])
-    assert aligned.ran == 1
-    assert aligned.linked == 3
+    again, later, rewritten = converted([*took("A", [900] * 200), *took("B", [30] * 100)])
+    assert rewritten == 1
     assert later.select("code", "lag_us").rows()[:2] == known.select("code", "lag_us").rows()
     assert later["code"].to_list() == ["", "LAB/A", "LAB/B"]
     assert again.filter(pl.col("availability") == "estimated").sort("subject_id").equals(estimated.sort("subject_id"))

@@ -132,7 +132,7 @@ TYPES: dict[str, list[Any]] = {
         pa.dictionary(pa.int32(), pa.string()),
     ],
     "at": [pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("ns"), pa.string()],
-    "v": [pa.float64(), pa.float32(), pa.string(), pa.large_string(), pa.decimal128(20, 3), pa.int64()],
+    "v": [pa.float64(), pa.float32(), pa.string(), pa.large_string(), pa.decimal128(25, 3), pa.int64()],
 }
 MOMENTS = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda at: at.replace(microsecond=0))
 NUMBERS = st.integers(-(2**20), 2**20)
