@@ -73,12 +73,14 @@ class Account:
     partial: Counter[str] = field(default_factory=Counter)
     times: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def saw_times(self, rule: TimeRule, times: Times) -> None:
+    def saw_times(self, rule: TimeRule, times: Times, asked: pl.Series) -> None:
+        """Counts a column's values in the rows (n,) bool that some event asked for their time."""
         seen = self.times.setdefault("|".join(rule.column), {"present": 0, "unreadable": 0})
-        seen["present"] += times.present
-        seen["unreadable"] += int(times.unreadable.sum())
-        for time_format, number in times.formats.items():
-            seen[time_format] = seen.get(time_format, 0) + number
+        unreadable, read_by = int((times.unreadable & asked).sum()), times.read_by.filter(asked).drop_nulls()
+        seen["present"] += unreadable + len(read_by)
+        seen["unreadable"] += unreadable
+        for number, rows in read_by.value_counts().iter_rows():
+            seen[rule.formats[number]] = seen.get(rule.formats[number], 0) + rows
 
 
 class Interner:
@@ -165,9 +167,13 @@ class Converter:
         state = dict.fromkeys(("timed", "static", *REASONS), never)
         state["bad_subject_id"] = ~good_subject
         parsed: dict[str, Times] = {}
+        asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]] = {}
         made = [
-            self._make(frame, number, rule, good_subject, state, parsed) for number, rule in enumerate(self.rule.events)
+            self._make(frame, number, rule, good_subject, state, parsed, asked)
+            for number, rule in enumerate(self.rule.events)
         ]
+        for rule, times, rows_asked in asked.values():
+            self.account.saw_times(rule, times, rows_asked)
         self._settle(state, frame["_row"])
         events = pl.concat(made)
         self.account.emitted += len(events)
@@ -178,7 +184,7 @@ class Converter:
         looked_up = [name for join in rule.joins for name in join.columns]
         if looked_up:
             # A bucket is aligned again where a looked-up column changed, though the row did not.
-            attached = frame.select(looked_up).hash_rows(seed=0).to_numpy()
+            attached = frame.select(looked_up).hash_rows(seed=self.deid.row_seed).to_numpy()
             frame = frame.with_columns(pl.Series("_row_hash", frame["_row_hash"].to_numpy() ^ splitmix64(attached)))
         for name, expression in rule.derive.items():
             frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
@@ -197,7 +203,6 @@ class Converter:
         key = rule.model_dump_json(exclude={"otherwise"})
         if key not in parsed:
             parsed[key] = parse_times(frame, rule, self.source.time_zone)
-            self.account.saw_times(rule, parsed[key])
         return parsed[key]
 
     def _make(
@@ -208,6 +213,7 @@ class Converter:
         good_subject: pl.Series,
         state: dict[str, pl.Series],
         parsed: dict[str, Times],
+        asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]],
     ) -> pl.DataFrame:
         frame, applies = whole, good_subject
         if rule.where:
@@ -223,6 +229,9 @@ class Converter:
 
         def times_of(one: TimeRule) -> Times:
             times = self._times(whole, one, parsed)
+            column = ("|".join(one.column), *one.formats)
+            before = asked.get(column)
+            asked[column] = (one, times, applies if before is None else before[2] | applies)
             return times if places is None else times.gather(places)
 
         code = self._codes(frame, rule.code)

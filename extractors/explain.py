@@ -246,7 +246,7 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
         raw = export.open(path, table)
         raw.require(source.needed_columns(table))
         columns += [name for name in raw.columns if name not in columns]
-        for block in raw.blocks(hashed=True):
+        for block in raw.blocks(seed=0):
             hashes = block.hashes.head(rows) if block.hashes is not None else None
             blocks.append(Block(block.frame.head(rows), block.first, block.gaps, hashes))
             rows -= len(blocks[-1].frame)

@@ -22,6 +22,7 @@ from warehouse.errors import TimeloomError
 LOOKUP_BYTES = 80 << 20
 PIECES = 32
 BLOCK_ROWS = 1 << 17
+SCRATCH = ".join-"
 _SEEDS = (11, 12)
 
 U64 = npt.NDArray[np.uint64]
@@ -61,7 +62,7 @@ def attach_all(
     """Blocks with every join's columns attached; in another order where a lookup did not fit into memory.
 
     Args:
-        scratch: a folder on a disk with room for the rows that ask a large lookup.
+        scratch: a private folder, with room for the rows that ask a large lookup: they are written there as they are.
 
     Raises:
         TimeloomError: a joined table is missing, or has several rows a key where no aggregate is given.
@@ -150,7 +151,7 @@ def _hashes(keys: pl.DataFrame) -> tuple[U64, U64]:
 def _attach_by_pieces(
     blocks: Iterator[pl.DataFrame], rows: Iterator[pl.DataFrame], join: JoinRule, scratch: Path
 ) -> Iterator[pl.DataFrame]:
-    folder = Path(tempfile.mkdtemp(prefix=".join-", dir=scratch))
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
         asking = _cut(blocks, list(join.key), folder / "asking")
         answering = _cut(rows, _keys(join), folder / "answering")

@@ -55,8 +55,8 @@ class Reader(Protocol):
     columns: list[str]
     malformed: list[int]
 
-    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
-        """The rows in the file's order, null where the export says nothing; `hashed` asks for their hashes."""
+    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
+        """The rows in the file's order, null where the export says nothing; with hashes where there is a seed."""
 
 
 class RawTable:
@@ -126,11 +126,12 @@ class RawTable:
             remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
-    def blocks(self, columns: list[str] | None = None, *, hashed: bool = False) -> Iterator[Block]:
+    def blocks(self, columns: list[str] | None = None, *, seed: int | None = None) -> Iterator[Block]:
         """Blocks of the wanted columns, all where None, in the file's order; optional ones that are absent as nulls.
 
         Args:
-            hashed: with a hash of each row as it stands in the file, wanted or not: equal rows have equal ones.
+            seed: gives a hash of each row as it stands in the file, wanted or not: equal rows have equal ones. Without
+                the seed nobody can try which row has a hash.
 
         Raises:
             TimeloomError: truncated, not UTF-8, not what the name says, or with a quote that is never closed.
@@ -139,7 +140,7 @@ class RawTable:
         absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
         spelt = [self._spelt[name] for name in wanted]
         try:
-            for block in self._reader.blocks(spelt, hashed):
+            for block in self._reader.blocks(spelt, seed):
                 frame = block.frame if spelt == wanted else block.frame.rename(dict(zip(spelt, wanted, strict=True)))
                 if absent:
                     frame = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
@@ -157,9 +158,9 @@ class UnclosedQuoteError(Exception):
 
 
 def _reader_of(path: Path, table: str, null_values: list[str]) -> Reader:
-    if path.name.endswith(".parquet"):
+    if path.name.lower().endswith(".parquet"):
         return ParquetReader(path, null_values)
-    if path.name.endswith(DATABASE):
+    if path.name.lower().endswith(DATABASE):
         return DatabaseReader(path, table, null_values)
     from extractors.raw_csv import CsvReader
 
@@ -174,11 +175,11 @@ class ParquetReader:
         self.columns = list(pq.read_schema(path).names)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
-        read = self.columns if hashed else columns
+    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
+        read = columns if seed is None else self.columns
         with pq.ParquetFile(self._path) as file:
             batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
-            yield from _numbered(batches, self._null_values, columns, hashed)
+            yield from _numbered(batches, self._null_values, columns, seed)
 
 
 class DatabaseReader:
@@ -191,28 +192,46 @@ class DatabaseReader:
         self.columns = database_columns(path, table)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], hashed: bool) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
         from extractors.database import database_frames
 
-        read = self.columns if hashed else columns
-        yield from _numbered(database_frames(self._path, self._table, read), self._null_values, columns, hashed)
+        read = columns if seed is None else self.columns
+        yield from _numbered(database_frames(self._path, self._table, read), self._null_values, columns, seed)
 
 
 def _numbered(
-    frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str], columns: list[str], hashed: bool
+    frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str], columns: list[str], seed: int | None
 ) -> Iterator[Block]:
     first = 1
     for frame in frames:
         assert isinstance(frame, pl.DataFrame)
-        # An id that some tool made a float is still that id: joins and hashes go by its text.
-        whole = (pl.selectors.float() == pl.selectors.float().round()) & (pl.selectors.float().abs() < 2**53)
-        as_integer = pl.when(whole).then(pl.selectors.float().cast(pl.Int64, strict=False).cast(pl.String))
-        text = frame.with_columns(as_integer.otherwise(pl.selectors.float().cast(pl.String))).cast(pl.String)
+        text = frame.with_columns(_as_text(frame[name]) for name in frame.columns)
         text = text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all()))
-        yield Block(text.select(columns), first, hashes=hash_of_columns(text) if hashed else None)
+        yield Block(text.select(columns), first, hashes=None if seed is None else hash_of_columns(text, seed))
         first += len(frame)
 
 
-def hash_of_columns(rows: pl.DataFrame) -> pl.Series:
+def _as_text(values: pl.Series) -> pl.Series:
+    """Typed values as an export would write them."""
+    dtype = values.dtype
+    if dtype.is_float():
+        # An id that some tool made a float is still that id; what is no number is nothing.
+        whole = (values == values.round()) & (values.abs() < 2**53)
+        return values.cast(pl.Int64, strict=False).cast(pl.String).zip_with(
+            whole.fill_null(False), values.fill_nan(None).cast(pl.String)
+        )  # fmt: skip
+    if isinstance(dtype, pl.Datetime):
+        zoned = dtype.time_zone is not None
+        local = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zoned else values
+        written = local.dt.cast_time_unit("us").dt.to_string("%Y-%m-%d %H:%M:%S%.f")
+        return written + "+00:00" if zoned else written
+    if dtype == pl.Binary:
+        return values.bin.encode("hex")
+    if dtype.is_nested():
+        return values.to_frame().select(pl.struct(pl.all()).struct.json_encode()).to_series().alias(values.name)
+    return values.cast(pl.String)
+
+
+def hash_of_columns(rows: pl.DataFrame, seed: int) -> pl.Series:
     """A hash of each row (n,) uint64, whatever the order of its columns."""
-    return rows.select(sorted(rows.columns)).hash_rows(seed=0)
+    return rows.select(sorted(rows.columns)).hash_rows(seed=seed)

@@ -30,7 +30,7 @@ class Export:
     @property
     def is_database(self) -> bool:
         """Whether all tables lie in one DuckDB file."""
-        return self.path.name.endswith(DATABASE)
+        return self.path.name.lower().endswith(DATABASE)
 
     @cached_property
     def _listing(self) -> dict[str, list[Path]]:
@@ -90,6 +90,9 @@ class Export:
         found = {}
         for table, rule in self.source.tables.items():
             files = self.files(table)
+            if rule.optional and not self.is_database:
+                # What an export leaves behind of a table that it has not.
+                files = [path for path in files if path.stat().st_size]
             if not files and not rule.optional:
                 raise TimeloomError(
                     f"source {self.source.name} lacks the table {table}",
@@ -107,7 +110,7 @@ class Export:
         return {
             str(path.relative_to(self.path)): path
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name.endswith(ENDINGS) and path not in known
+            if path.is_file() and path.name.lower().endswith(ENDINGS) and path not in known
         }
 
     def open(self, path: Path, table: str, label: str | None = None) -> RawTable:

@@ -1,6 +1,6 @@
 """Times as exports write them: text in, microseconds and a precision out, and what could not be read counted."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import polars as pl
@@ -39,13 +39,15 @@ class Times:
         unreadable: (n,) bool, a value stood there and no format fits.
         present: number of values that stood there.
         formats: how many values each format read.
+        read_by: (n,) uint8, which of the rule's formats read the value, null where none did.
     """
 
     time: pl.Series
     precision: pl.Series
     unreadable: pl.Series
     present: int
-    formats: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int]
+    read_by: pl.Series
 
     def gather(self, places: pl.Series) -> "Times":
         """The times of some rows; the numbers stay those of all."""
@@ -54,6 +56,7 @@ class Times:
             time=self.time.gather(places),
             precision=self.precision.gather(places),
             unreadable=self.unreadable.gather(places),
+            read_by=self.read_by.gather(places),
         )
 
 
@@ -73,12 +76,13 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
     present = len(text) - text.null_count()
     formats = {first: len(time) - time.null_count()}
     precision = _label(precision_of(first), len(text))
+    read_by = pl.Series([0], dtype=pl.UInt8).new_from_index(0, len(text))
     if formats[first] < present:
         # A blank is nothing: the next column is asked then.
         filled = (pl.col(name).str.strip_chars().replace("", None) for name in rule.column)
         text = frame.select(pl.coalesce(*filled)).to_series()
         present = len(text) - text.null_count()
-        for time_format in rule.formats:
+        for number, time_format in enumerate(rule.formats):
             open_rows = text.is_not_null() & time.is_null()
             if not open_rows.any():
                 break
@@ -87,6 +91,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
             formats[time_format] = formats.get(time_format, 0) + int(new.sum())
             time = parsed.zip_with(new, time)
             precision = _label(precision_of(time_format), len(text)).zip_with(new, precision)
+            read_by = read_by.set(new, number)
     if sum(formats.values()) < present:
         unreadable = text.is_not_null() & time.is_null()
     else:
@@ -104,6 +109,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
         unreadable=unreadable.alias("unreadable"),
         present=present,
         formats={name: number for name, number in formats.items() if number},
+        read_by=read_by.set(time.is_null(), None) if time.null_count() else read_by,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extractors.deid import Deidentifier
-from flows.root import bind_root
+from flows.root import bind_root, forget_scratch
 from flows.settings import RunSettings, make_engine
 from pipelines import align, lags, meds, metadata
 from pipelines.config import RunConfig, load_config
@@ -23,6 +23,8 @@ from warehouse.schemas import read_frame
 # Raw bytes, as exports are compressed, that make a bucket of a few hundred thousand events.
 BUCKET_BYTES = 6 << 20
 MOST_BUCKETS = 1024
+# What a converted dataset holds; a folder with anything else, such as a release or somebody's labels, is not replaced.
+_OURS = {"data", "metadata", "ledger.parquet", "quarantine.parquet", "lags.parquet"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def convert(settings: RunSettings, out: Path, progress: Progress | None = None) 
     Deidentifier(config.deid, b"")
     with exclusive(layout):
         config = _with_buckets(config, base, layout)
+        forget_scratch(layout)
         new = not layout.settings.exists()
         bind_root(layout, config, None, new=new)
         staging = layout.work / "meds"
@@ -130,7 +133,8 @@ def _refuse_strangers(out: Path) -> None:
     except (OSError, ValueError):
         described = {}
     empty = out.is_dir() and not any(out.iterdir())
-    if not empty and described.get("etl_name") != "timeloom":
+    strangers = {path.name for path in out.iterdir()} - _OURS if out.is_dir() else {out.name}
+    if not empty and (described.get("etl_name") != "timeloom" or strangers):
         raise TimeloomError(f"{out.name} holds something else than a converted dataset", remedy="give another --out")
 
 

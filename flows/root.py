@@ -1,8 +1,10 @@
 """What a root is made with and keeps."""
 
 import json
+import shutil
 
 from extractors.deid import Deidentifier, load_key
+from extractors.joins import SCRATCH
 from pipelines.config import RunConfig
 from warehouse.errors import TimeloomError
 from warehouse.files import write_json
@@ -17,6 +19,12 @@ FIXED = {
     "dates": "deid.dates",
     "key": "de-identification key",
 }
+
+
+def forget_scratch(layout: Layout) -> None:
+    """Removes what a killed run left beside the root of rows that asked a large lookup: they are raw."""
+    for folder in layout.private.glob(f"{SCRATCH}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from extractors.deid import Deidentifier
 from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
-from flows.root import bind_root
+from flows.root import bind_root, forget_scratch
 from flows.settings import RunSettings, make_engine, root_of
 from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig, load_config
@@ -100,6 +100,7 @@ class Run:
         self._stack.enter_context(exclusive(self.layout))
         try:
             complete_publication(self.layout)
+            forget_scratch(self.layout)
             self._check_root()
             self._adopt_work()
             self._stack.enter_context(self.engine)

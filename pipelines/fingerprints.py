@@ -20,6 +20,11 @@ class Fingerprints:
         self._seen: dict[str, list[str | int]] = {}
 
     def of(self, path: Path) -> str:
+        """SHA-256 of a file; of a database, with what stands in its write-ahead log."""
+        log = path.with_name(f"{path.name}.wal")
+        return sha256_json([self._of(path), self._of(log)]) if log.is_file() else self._of(path)
+
+    def _of(self, path: Path) -> str:
         """SHA-256 of a file.
 
         Raises:

@@ -100,38 +100,51 @@ def run(params: dict[str, Any], base: Path) -> Result:
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     table, segment = params["table"], params["segment"]
-    raw = export.open(Path(params["path"]), table, params["label"])
+    private = Path(params["private"])
     index: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         rule = source.tables.get(table)
         if rule is None:
-            account = Account(raw=_count(raw))
-            account.quarantined["unmapped_table"] = account.raw
+            account, columns, malformed = _unmapped(export, params)
         else:
+            raw = export.open(Path(params["path"]), table, params["label"])
             raw.require(source.needed_columns(table))
             converter = Converter(source, table, deid, params["label"])
             account = converter.account
             if rule.role == "reference":
                 account.raw = account.reference = _count(raw)
             else:
-                prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, hashed=True))
-                for frame in attach_all(prepared, export, rule.joins, base):
+                prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, seed=deid.row_seed))
+                for frame in attach_all(prepared, export, rule.joins, private):
                     writer.write(converter.convert(frame))
             index, blobs = _close(writer, converter, raw)
+            columns, malformed = raw.columns, len(raw.malformed)
         rows = writer.rows
-    account.raw += len(raw.malformed)
-    account.quarantined["malformed_row"] = len(raw.malformed)
+    account.raw += malformed
+    account.quarantined["malformed_row"] = malformed
     counts = {"table": params["label"], "source": source.name, "segment": segment}
     kinds = [one.kind for one in rule.events] if rule is not None else []
     # With the header, which says what each of the bytes that were hashed means.
-    counts |= {"rules": sha256_json([params["rules"], raw.columns])}
+    counts |= {"rules": sha256_json([params["rules"], columns])}
     counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}
     counts |= asdict(account) | {
         "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},
         "partial": {reason: rows for reason, rows in account.partial.items() if rows},
     }
     return Result({segment: rows}, counts)
+
+
+def _unmapped(export: Export, params: dict[str, Any]) -> tuple[Account, list[str], int]:
+    """Counts the rows of a file that no rule mentions, if it is a table at all: it may be anything."""
+    account = Account()
+    try:
+        raw = export.open(Path(params["path"]), params["table"], params["label"])
+        account.raw = _count(raw)
+    except TimeloomError:
+        return account, [], 0
+    account.quarantined["unmapped_table"] = account.raw
+    return account, raw.columns, len(raw.malformed)
 
 
 def _count(raw: RawTable) -> int:

@@ -273,7 +273,7 @@ def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
     rule = table(event("S/{v}"), event("X/{v}", time="at", value="v"))
     shuffled = random.Random(1).sample(MANY, len(MANY))
     release = ReleaseLayout(tmp_path / "release")
-    seen = []
+    seen: list[tuple[Any, ...]] = []
     for rows, chunk, ranges in ((MANY, 1 << 20, 10**6), (shuffled, 1 << 20, 10**6), (MANY, 60, 30), (shuffled, 77, 1)):
         monkeypatch.setattr(raw_csv, "CHUNK_BYTES", chunk)
         monkeypatch.setattr(align, "RANGE_ROWS", ranges)

@@ -68,7 +68,10 @@ def test_one_row_describes_every_code_that_it_names(tmp_path: Path) -> None:
 
 def test_parents_of_several_rows_and_rules_add_up(tmp_path: Path) -> None:
     items(tmp_path, ("1", "A", "x", "P2"), ("1", "A", "x", "P1"), ("1", "A", "x", "P2"), ("2", "B", "x", None))
-    rules = [LAB | {"parents": "UP/{up}"}, {"code": "LAB/{id}", "table": "items", "parents": ["ALL", "UP/{up|NONE}"]}]
+    rules: list[dict[str, Any]] = [
+        LAB | {"parents": "UP/{up}"},
+        {"code": "LAB/{id}", "table": "items", "parents": ["ALL", "UP/{up|NONE}"]},
+    ]
     assert described(tmp_path, source_of(rules), ["LAB/1", "LAB/2"]) == {
         "LAB/1": ("A", ["ALL", "UP/P1", "UP/P2"]),
         "LAB/2": ("B", ["ALL", "UP/NONE"]),

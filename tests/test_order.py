@@ -65,7 +65,7 @@ def test_rows_that_differ_in_one_column_alone_have_one_order(column: str) -> Non
         "time": NIGHT, "available_time": NIGHT, "kind": "image", "time_precision": "min", "numeric_value": 1.0,
         "visit_id": 3,
     }.get(column, "other")  # fmt: skip
-    rows = [{"available_time": NOON}, {"available_time": NOON, column: other}]
+    rows: list[dict[str, Any]] = [{"available_time": NOON}, {"available_time": NOON, column: other}]
     for by in ("time", "available_time"):
         assert sort_events(events(*rows), by=by).equals(sort_events(events(*rows[::-1]), by=by))
 

@@ -151,7 +151,7 @@ MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: 'X/{v}', time: a
 
 def blobs_of(counts: dict[str, Any]) -> dict[str, Any]:
     pieces = {f"bucket {number}": one["pieces"][0] for number, one in counts["buckets"].items()}
-    return pieces | counts["blobs"]
+    return {**pieces, **counts["blobs"]}
 
 
 def test_every_flipped_byte_is_one_line_and_is_extracted_anew(tmp_path: Path) -> None:
