@@ -1,20 +1,19 @@
 """A block of raw rows becomes events; every row is accounted for."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from extractors.columns import both, by_distinct_rows, column, filled, spread
 from extractors.deid import Deidentifier
 from extractors.raw import Block
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
 from extractors.times import PRECISIONS, Times, parse_times
 from extractors.values import parse_values
 from warehouse.hashing import splitmix64
-from warehouse.order import encode, pack
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
@@ -151,6 +150,7 @@ class Converter:
             block: of `columns`, hashed.
         """
         assert block.hashes is not None, "blocks are hashed"
+        self.account.raw += len(block.frame)
         numbers = block.numbers(np.arange(len(block.frame)))
         return block.frame.with_columns(block.hashes.alias("_row_hash"), pl.Series("_row", numbers, dtype=pl.Int64))
 
@@ -160,7 +160,6 @@ class Converter:
         The account is brought up to date.
         """
         rows = len(frame)
-        self.account.raw += rows
         frame = self._derive(frame)
         good_subject = frame["_subject"].is_not_null()
         never = pl.Series([False]).new_from_index(0, rows)
@@ -217,7 +216,7 @@ class Converter:
     ) -> pl.DataFrame:
         frame, applies = whole, good_subject
         if rule.where:
-            applies = applies & _column(frame, sql(rule.where)).fill_null(False)
+            applies = applies & column(frame, sql(rule.where)).fill_null(False)
         places = None if applies.all() else applies.arg_true()
         if places is not None:
             frame = frame[places]
@@ -225,13 +224,13 @@ class Converter:
 
         def mark(reason: str, marked: pl.Series) -> None:
             if marked.any():
-                state[reason] = state[reason] | (marked if places is None else _spread(marked, places, len(applies)))
+                state[reason] = state[reason] | (marked if places is None else spread(marked, places, len(applies)))
 
         def times_of(one: TimeRule) -> Times:
             times = self._times(whole, one, parsed)
-            column = ("|".join(one.column), *one.formats)
-            before = asked.get(column)
-            asked[column] = (one, times, applies if before is None else before[2] | applies)
+            read = ("|".join(one.column), *one.formats)
+            before = asked.get(read)
+            asked[read] = (one, times, applies if before is None else before[2] | applies)
             return times if places is None else times.gather(places)
 
         code = self._codes(frame, rule.code)
@@ -273,8 +272,8 @@ class Converter:
         return made if emit.all() else made.filter(emit)
 
     def _codes(self, frame: pl.DataFrame, template: str) -> pl.Series:
-        return _by_distinct_rows(
-            frame, template_columns(template), lambda rows: self.codes.of(_column(rows, code_expression(template)))
+        return by_distinct_rows(
+            frame, template_columns(template), lambda rows: self.codes.of(column(rows, code_expression(template)))
         )
 
     def _available(
@@ -341,19 +340,19 @@ class Converter:
                 text, own_unit = parsed["text"], parsed["unit"]
                 flag = parsed["flag"].to_physical().cast(pl.UInt8)
         if rule.text:
-            text = _both(text, _filled(frame[rule.text]))
+            text = both(text, filled(frame[rule.text]))
         return number, flag, text, self._unit(frame, rule, own_unit)
 
     def _unit(self, frame: pl.DataFrame, rule: EventRule, own: pl.Series | None) -> pl.Series:
         if own is not None and own.null_count() < len(own):
-            stated = _filled(frame[rule.unit]) if rule.unit else own
-            frame, column = pl.DataFrame({"_unit": stated.zip_with(stated.is_not_null(), own)}), "_unit"
+            stated = filled(frame[rule.unit]) if rule.unit else own
+            frame, name = pl.DataFrame({"_unit": stated.zip_with(stated.is_not_null(), own)}), "_unit"
         elif rule.unit:
-            column = rule.unit
+            name = rule.unit
         else:
             return pl.Series([None], dtype=pl.UInt32).new_from_index(0, len(frame))
-        spelt = pl.col(column).str.strip_chars().replace("", None).replace(self.source.units)
-        return _by_distinct_rows(frame, [column], lambda rows: self.units.of(_column(rows, spelt)))
+        spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)
+        return by_distinct_rows(frame, [name], lambda rows: self.units.of(column(rows, spelt)))
 
     def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
         timed, static = state["timed"], state["static"] & ~state["timed"]
@@ -370,53 +369,3 @@ class Converter:
             if hit.any():
                 self.quarantine[reason].append(rows.filter(hit).to_numpy())
             nothing = nothing & ~hit
-
-
-def _spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
-    """Marks of the rows at some places as marks of all rows."""
-    spread = np.zeros(rows, np.bool_)
-    spread[places.filter(marked).to_numpy()] = True
-    return pl.Series(spread)
-
-
-def _filled(texts: pl.Series) -> pl.Series:
-    """Texts without the blanks around them, null where nothing is left."""
-    stripped = texts.str.strip_chars()
-    empty = stripped == ""
-    return stripped.set(empty, None) if empty.any() else stripped
-
-
-def _both(value: pl.Series, told: pl.Series) -> pl.Series:
-    """A value that is more than a number, and what is said beside it; few rows have both."""
-    text = told.zip_with(told.is_not_null(), value)
-    places = (value.is_not_null() & told.is_not_null() & (value != told)).arg_true()
-    if places.is_empty():
-        return text
-    together = value.gather(places) + "; " + told.gather(places)
-    of_row = np.full(len(text), len(places), np.uint32)
-    of_row[places.to_numpy()] = np.arange(len(places), dtype=np.uint32)
-    spread = together.extend_constant(None, 1).gather(pl.Series(of_row))
-    return spread.zip_with(spread.is_not_null(), text)
-
-
-def _column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:
-    return frame.with_columns(expression.alias("_column"))["_column"]
-
-
-def _by_distinct_rows(
-    frame: pl.DataFrame, columns: list[str], function: Callable[[pl.DataFrame], pl.Series]
-) -> pl.Series:
-    """What `function` makes of each row (n,), worked out once for each distinct combination of some columns."""
-    columns = list(dict.fromkeys(columns))
-    if not columns:
-        return function(pl.DataFrame({"_nothing": [None]})).new_from_index(0, len(frame))
-    if frame.is_empty():
-        return function(frame.select(columns))
-    encoded = [encode(frame[name]) for name in columns]
-    if len(columns) == 1:
-        distinct, places = pl.DataFrame({columns[0]: encoded[0][0]}), encoded[0][1]
-    else:
-        packed = pack([places for _, places in encoded])
-        _, first, places = np.unique(packed, return_index=True, return_inverse=True)
-        distinct = frame.select(columns)[first]
-    return function(distinct).gather(pl.Series(places.astype(np.uint32)))

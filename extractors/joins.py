@@ -138,6 +138,8 @@ def _lookup(rows: pl.DataFrame | None, join: JoinRule) -> Lookup:
         raise TimeloomError(
             f"the join with {join.table} finds several rows a key", remedy="use min(column) or max(column) in the YAML"
         )
+    if (first[1:] == first[:-1]).any():
+        raise TimeloomError(f"two keys of {join.table} share a hash", remedy="report this")
     return Lookup(first, second, rows.select(join.columns.keys())[order])
 
 

@@ -16,8 +16,8 @@ _UNIT = (
     r"|mmHg|cmH2O|sec|min|hrs?|h|days?|wks?|yrs?|bpm|ratio|cells|copies|units?|lbs?|[Ii]n(?:ch(?:es)?)?)"
 )
 _UNITS = rf"{_UNIT}(?:/(?:{_UNIT}|d|kg|hpf|HPF|lpf|LPF|1\.73 ?m2))*"
-_SIGNED = rf"^(<=|>=|=<|=>|<|>|≤|≥)\s*({_NUMBER})\s*(?:{_UNITS})?$"
-_RANGE = rf"^({_NUMBER})\s*(?:-|–|to)\s*(\d+\.?\d*|\.\d+)\s*(?:{_UNITS})?$"
+_SIGNED = rf"^(<=|>=|=<|=>|<|>|≤|≥)\s*({_NUMBER})\s*({_UNITS})?$"
+_RANGE = rf"^({_NUMBER})\s*(?:-|–|to)\s*(\d+\.?\d*|\.\d+)\s*({_UNITS})?$"
 _WITH_UNIT = rf"^({_NUMBER})\s*({_UNITS})$"
 _SIGNS = {"≤": "<=", "≥": ">=", "=<": "<=", "=>": ">="}
 
@@ -80,7 +80,11 @@ def _read(text: pl.Expr) -> list[pl.Expr]:
         .when(with_unit.is_not_null())
         .then(pl.lit("unit"))
         .alias("flag"),
-        pl.when(low.is_null() & signed.is_null()).then(text.str.extract(_WITH_UNIT, 2)).alias("unit"),
+        pl.coalesce(
+            pl.when(signed.is_not_null()).then(text.str.extract(_SIGNED, 3)),
+            pl.when(low <= high).then(text.str.extract(_RANGE, 3)),
+            pl.when(low.is_null() & signed.is_null()).then(text.str.extract(_WITH_UNIT, 2)),
+        ).alias("unit"),
     ]
 
 

@@ -61,7 +61,7 @@ def convert(settings: RunSettings, out: Path, progress: Progress | None = None) 
         forget_scratch(layout)
         new = not layout.settings.exists()
         bind_root(layout, config, None, new=new)
-        staging = layout.work / "meds"
+        staging = layout.conversion
         (staging / "release").mkdir(parents=True, exist_ok=True)
         with make_engine(settings, config) as engine:
             context = RunContext(engine, staging, None, None, progress)

@@ -121,7 +121,8 @@ class Run:
     def _check_root(self) -> None:
         """Holds the run against what was fixed when the root was made."""
         published = self.layout.releases.is_dir() and any(self.layout.releases.iterdir())
-        new = not (published and self.layout.settings.exists())
+        used = published or self.layout.conversion.is_dir()
+        new = not (used and self.layout.settings.exists())
         bind_root(self.layout, self.config, self.limit_subjects, new=new)
 
     def _adopt_work(self) -> None:

@@ -33,6 +33,7 @@ BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 # Rows that are held at once in their full width.
 RANGE_ROWS = 400_000
 _RAW = ("row_hash", "rule")
+_PUT_ASIDE = ("rows", "events", "timed")
 
 I64 = npt.NDArray[np.int64]
 
@@ -287,8 +288,10 @@ class Aligned:
         if surplus.any():
             gone, events = events.filter(surplus), events.filter(~surplus)
             raw = ["subject_id", "source", "row_hash"]
-            alone = gone.join(events.select(raw).unique(), on=raw, how="anti", nulls_equal=True)
+            left = events.select(*raw, "time").join(gone.select(raw).unique(), on=raw, how="semi", nulls_equal=True)
+            alone = gone.join(left, on=raw, how="anti", nulls_equal=True)
             self._put_aside_all("further_birth_or_death", alone)
+            self._lessen("further_birth_or_death", gone.join(left, on=raw, how="semi", nulls_equal=True), left)
             self.conflicts["further_birth_or_death"] += len(gone)
         events, found = find_conflicts(events)
         self.conflicts.update(found)
@@ -304,6 +307,15 @@ class Aligned:
         for (source,), of_source in rows.group_by("source"):
             self.put_aside(reason, str(source), of_source)
 
+    def _lessen(self, reason: str, gone: pl.DataFrame, left: pl.DataFrame) -> None:
+        """Counts events that are taken out of rows which keep others, and rows that keep static facts only."""
+        raw = ["subject_id", "source", "row_hash"]
+        timed = gone.select(raw).unique().join(left.drop_nulls("time"), on=raw, how="anti", nulls_equal=True)
+        for counted, name in ((gone, "events"), (timed, "timed")):
+            for source, number in counted["source"].cast(pl.String).value_counts().iter_rows():
+                of = self.set_aside.setdefault(reason, {}).setdefault(source, dict.fromkeys(_PUT_ASIDE, 0))
+                of[name] += number
+
     def put_aside(self, reason: str, source: str, events: pl.DataFrame) -> None:
         """Counts raw rows whose events are taken out: rows, events, and rows with timed events.
 
@@ -318,7 +330,7 @@ class Aligned:
             pl.len().alias("events"),
             (first & pl.col("time").is_not_null().any().over(row)).sum().alias("timed"),
         )
-        of = self.set_aside.setdefault(reason, {}).setdefault(source, dict.fromkeys(counted.columns, 0))
+        of = self.set_aside.setdefault(reason, {}).setdefault(source, dict.fromkeys(_PUT_ASIDE, 0))
         for name, number in counted.row(0, named=True).items():
             of[name] += number
 

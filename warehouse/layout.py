@@ -111,6 +111,11 @@ class Layout:
         return self.root / "work"
 
     @property
+    def conversion(self) -> Path:
+        """What `timeloom meds` keeps from one conversion to the next."""
+        return self.root / "conversion"
+
+    @property
     def lineage(self) -> Path:
         return self.root / "lineage"
 

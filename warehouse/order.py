@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow.compute as pc
 
 KIND_RANK = {"visit_start": 0, "clinical": 1, "image": 2, "death": 3, "visit_end": 4}
-PRECISION_RANK = {"us": 0, "s": 0, "min": 0, "hour": 0, "day": 1, "month": 2, "year": 3}
+PRECISION_RANK = {"us": 0, "s": 0, "min": 0, "day": 1, "month": 2, "year": 3}
 
 _TIES = (
     "numeric_value", "text_value", "unit", "visit_id", "item_key", "time_precision",

@@ -1,0 +1,58 @@
+"""What is made of a block's columns, at the cost of their distinct values or of the few rows that have any."""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from warehouse.order import encode, pack
+
+
+def spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
+    """Marks of the rows at some places as marks of all rows."""
+    spread = np.zeros(rows, np.bool_)
+    spread[places.filter(marked).to_numpy()] = True
+    return pl.Series(spread)
+
+
+def filled(texts: pl.Series) -> pl.Series:
+    """Texts without the blanks around them, null where nothing is left."""
+    stripped = texts.str.strip_chars()
+    empty = stripped == ""
+    return stripped.set(empty, None) if empty.any() else stripped
+
+
+def both(value: pl.Series, told: pl.Series) -> pl.Series:
+    """A value that is more than a number, and what is said beside it; few rows have both."""
+    text = told.zip_with(told.is_not_null(), value)
+    places = (value.is_not_null() & told.is_not_null() & (value != told)).arg_true()
+    if places.is_empty():
+        return text
+    together = value.gather(places) + "; " + told.gather(places)
+    of_row = np.full(len(text), len(places), np.uint32)
+    of_row[places.to_numpy()] = np.arange(len(places), dtype=np.uint32)
+    spread = together.extend_constant(None, 1).gather(pl.Series(of_row))
+    return spread.zip_with(spread.is_not_null(), text)
+
+
+def column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:
+    return frame.with_columns(expression.alias("_column"))["_column"]
+
+
+def by_distinct_rows(
+    frame: pl.DataFrame, columns: list[str], function: Callable[[pl.DataFrame], pl.Series]
+) -> pl.Series:
+    """What `function` makes of each row (n,), worked out once for each distinct combination of some columns."""
+    columns = list(dict.fromkeys(columns))
+    if not columns:
+        return function(pl.DataFrame({"_nothing": [None]})).new_from_index(0, len(frame))
+    if frame.is_empty():
+        return function(frame.select(columns))
+    encoded = [encode(frame[name]) for name in columns]
+    if len(columns) == 1:
+        distinct, places = pl.DataFrame({columns[0]: encoded[0][0]}), encoded[0][1]
+    else:
+        packed = pack([places for _, places in encoded])
+        _, first, places = np.unique(packed, return_index=True, return_inverse=True)
+        distinct = frame.select(columns)[first]
+    return function(distinct).gather(pl.Series(places.astype(np.uint32)))
