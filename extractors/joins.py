@@ -153,6 +153,7 @@ def _hashes(keys: pl.DataFrame) -> tuple[U64, U64]:
 def _attach_by_pieces(
     blocks: Iterator[pl.DataFrame], rows: Iterator[pl.DataFrame], join: JoinRule, scratch: Path
 ) -> Iterator[pl.DataFrame]:
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch))
     try:
         asking = _cut(blocks, list(join.key), folder / "asking")

@@ -120,7 +120,7 @@ def test_a_lag_is_the_percentile_that_numpy_gives(steps: dict[str, list[int]]) -
     found = {code: (lag, number) for _, code, lag, number in lags.fit(counted).iter_rows()}
     plain = {
         # "inverted_cdf" is the smallest value at which at least that share of the values lies at or below it.
-        code: (int(np.percentile(own, 100 * lags.PERCENTILE, method="inverted_cdf")) * LAG_STEP_US, len(own))
+        code: (int(np.percentile(own, 95, method="inverted_cdf")) * LAG_STEP_US, len(own))
         for code, own in steps.items()
     }
     assert found == plain

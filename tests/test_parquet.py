@@ -45,7 +45,7 @@ PARQUET: dict[str, tuple[pa.Array, list[str | None]]] = {
     "whole floats": (pa.array([123.0, -7.0, None]), ["123", "-7", None]),
     "floats": (pa.array([0.1, 2.5e-7, None]), ["0.1", "2.5e-7", None]),
     "float32": (pa.array([0.1, 16777216.0, None], pa.float32()), ["0.1", "16777216", None]),
-    "beyond float's whole numbers": (pa.array([1e300, float("nan"), None]), ["1e300", "NaN", None]),
+    "beyond float's whole numbers": (pa.array([1e300, float("nan"), None]), ["1e300", None, None]),
     "moments": (
         pa.array([datetime(2020, 1, 1, 5), datetime(1931, 1, 1, 0, 0, 0, 500_000), None], pa.timestamp("us")),
         ["2020-01-01 05:00:00.000000", "1931-01-01 00:00:00.500000", None],
