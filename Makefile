@@ -24,7 +24,7 @@ demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish 
 
 test: $(VENV)/.tools  ## Run the checks and the tests.
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
                 outcomes[table, outcome, reason] += rows
         for column, times in counts["times"].items():
             for time_format, rows in times.items():
-                if time_format.startswith("%"):
+                if time_format not in ("present", "unreadable"):
                     outcomes[table, "time_format", f"{column} {time_format}"] += rows
     for entry in align.entries.values():
         for reason, tables in entry.counts["set_aside"].items():

@@ -27,11 +27,14 @@ from raw_tables import (
 
 from extractors import raw_csv
 from extractors.deid import Deidentifier
+from flows.convert import convert as convert_sources
+from flows.settings import RunSettings
 from pipelines import align, meds
 from pipelines.engine import StageReport
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
+from warehouse.schemas import read_frame
 
 MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}}}"
 GOOD = csv_text(["pid", "at"], [(number, "2020-01-01") for number in range(5)]).encode()
@@ -354,3 +357,41 @@ def test_counts_are_of_rows_and_not_of_events(tmp_path: Path) -> None:
     assert counts["quarantined"] == {"unparsable_time": 1}
     assert counts["partial"] == {"unparsable_time": 1}
     assert np.array_equal(found["row"].to_numpy(), [1, 1, 2, 3])
+
+
+def test_the_releases_quarantine_says_which_rows_of_which_file_and_nothing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_csv, "CHUNK_BYTES", 32)
+    parts = tmp_path / "raw" / "t"
+    parts.mkdir(parents=True)
+    (parts / "a.csv").write_text("pid,at\n1,2020-01-01\nSECRET\n1,SECRET\n1,2020-01-02\n")
+    (parts / "b.csv").write_text("pid,at\n1,2020-01-01\n\n,SECRET\n" + "2,2020-01-03\n" * 9 + "1,2,SECRET\n3,\n")
+    (tmp_path / "raw" / "u.csv").write_text("pid,at\n1,2020-01-01\n")
+    (tmp_path / "raw" / "unmapped.csv").write_text("x\nSECRET\n")
+    (tmp_path / "source.yaml").write_text(
+        "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}, u: {events: [{code: Y, time: at}]}}}"
+    )
+    (tmp_path / "run.yaml").write_text(
+        "{name: n, sources: [{source: source.yaml, path: raw}], deid: {mode: synthetic, subject_ids: keep}, "
+        "buckets: 2, limits: {unparsable_times: 1}}"
+    )
+    tree = ReleaseLayout(tmp_path / "dataset")
+    done = convert_sources(RunSettings(tmp_path / "run.yaml", workers=1), tree.path)
+    assert read_frame(tree.quarantine).rows() == [
+        ("t", 0, 3, "unparsable_time"), ("t", 0, 2, "malformed_row"), ("t", 1, 2, "bad_subject_id"),
+        ("t", 1, 13, "missing_time"), ("t", 1, 12, "malformed_row"),
+    ]  # fmt: skip
+    ledger = read_frame(tree.ledger)
+    rows = {(table, outcome): 0 for table, outcome, *_ in ledger.iter_rows()}
+    for table, outcome, _, number, _ in ledger.iter_rows():
+        rows[table, outcome] += number
+    assert (rows["t", "raw"], rows["t", "events"], rows["t", "quarantined"]) == (17, 3, 14)
+    assert (rows["u", "raw"], rows["u", "events"]) == (1, 1)
+    # Nine repetitions and one across the files are no rows that a person must look at.
+    assert done.quarantined == 6
+    names = [name for name in {*ledger["table"]} if name.startswith("unmapped-")]
+    assert [rows[name, "quarantined"] for name in names] == [1]
+    told = str([ledger.rows(), *(read_frame(path).rows() for path in tree.path.rglob("*.parquet"))])
+    assert "SECRET" not in told
+    assert "unparsable_time" in told

@@ -18,7 +18,8 @@ from raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, so
 
 from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from pipelines import index
+from pipelines import index, meds
+from pipelines.segments import read_frame_blob, read_pieces, read_texts
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.schemas import ITEMS
@@ -126,12 +127,13 @@ def test_kept_ids_that_are_equal_integers_share_one_offset() -> None:
     assert offsets[0] == offsets[1] != offsets[2]
 
 
-def test_colliding_hashes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_raw_ids_with_one_hash_have_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     deid = hashing()
-    monkeypatch.setattr(deid, "_identifier", lambda domain, value: 1)
-    with pytest.raises(TimeloomError, match="two subject ids share one hash"):
-        deid.subject_ids(text("a", "b"))
-    assert deid.subject_ids(text("a", "a")).to_list() == [1, 1]
+    real = deid._digest
+    monkeypatch.setattr(deid, "_digest", lambda domain, value: bytes(8) + real(domain, value)[8:])
+    assert deid.subject_ids(text("a", "b")).to_list() == [0, 0]
+    assert len(deid.subject_checks(text("a", "b", "a"))) == 2
+    assert len(deid.subject_checks(text("a", "a", " a "))) == 1
 
 
 def test_safe_harbor_year_is_refused() -> None:
@@ -187,6 +189,9 @@ def _holders(folder: Path, *needles: str) -> set[str]:
     return holders
 
 
+FRAMES = {"subjects": meds.SUBJECTS, "lags": meds.LAGS, "quarantine": meds.QUARANTINE}
+
+
 def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     raw, layout = tmp_path / "raw", Layout(tmp_path / "warehouse")
     raw.mkdir()
@@ -208,10 +213,18 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
             *(pl.lit(0, pl.Int32).alias(name) for name in ("units_encoded", "units_failed", "dim")),
             *(pl.lit(None, pl.String).alias(name) for name in ("store", "encoder")),
         )
-        align_one(layout.segments, {"t-0.parquet": counts}, bucket, mine.select(ITEMS.names))
+        align_one(layout.segments, {counts["segment"]: counts}, bucket, mine.select(ITEMS.names))
     events = pl.concat([aligned_events(layout.segments, bucket) for bucket in range(BUCKETS)])
     assert len(events) == 2
 
+    segment = layout.segments / counts["segment"]
+    texts = [read_texts(segment, counts["blobs"][name]) for name in ("codes", "units")]
+    frames = [read_frame_blob(segment, counts["blobs"][name], empty) for name, empty in FRAMES.items()]
+    pieces = [read_pieces(segment, one["pieces"]) for one in counts["buckets"].values()]
+    # A segment is compressed: what it holds is looked at, not its bytes.
+    told = str([texts, *(frame.to_dict(as_series=False) for frame in (*frames, *pieces))])
+    assert not any(needle in told for needle in (PATIENT, VISIT, "p2"))
+    assert "unparsable_time" in told
     uids = ("2.25.1", "2.25.99", "2.25.98")
     assert _holders(layout.root, PATIENT, VISIT, *uids) == set()
     assert _holders(layout.private, PATIENT) == {"items-ct-0.json"}

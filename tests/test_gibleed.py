@@ -195,7 +195,7 @@ def recomputed(sql: Asked, person: int, concepts: dict[int, str], left: dict[int
     race = f"OMOP/{race}" if race else f"OMOP_SOURCE/{race_said.upper()}"
     ethnicity = f"OMOP/{ethnicity}" if ethnicity else f"OMOP_SOURCE/{said.upper()}"
     for code in (f"DEMO/SEX/{sex}", f"DEMO/RACE/{race}", f"DEMO/ETHNICITY/{ethnicity}"):
-        yield (None, code, None, None, "time", None, "clinical", "person", None)
+        yield (None, code, None, None, None, None, "clinical", "person", None)
     birth = datetime.combine(born, time())
     yield (birth, "MEDS_BIRTH", None, birth, "time", "day", "clinical", "person", None)
     for start, end in of("observation_period_start_date, observation_period_end_date", "observation_period"):

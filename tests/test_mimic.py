@@ -252,8 +252,7 @@ def test_as_many_events_after_death_as_counted_in_the_raw_files(
         for table in TABLES
         for event in demo.events(table, set(died))
         # A day that ended after the death may have begun before it.
-        if event.time
-        and (start_of_day(event) if event.time_precision == "day" else event.time) > died[event.subject_id]
+        if event.time and earliest(event) > died[event.subject_id]
     )
     marked = events.filter(pl.col("conflict").is_not_null())
     assert set(marked["conflict"]) == {"after_death"}
@@ -262,9 +261,10 @@ def test_as_many_events_after_death_as_counted_in_the_raw_files(
     assert rows_of_conflicts(ledger) == {"after_death": 529}
 
 
-def start_of_day(event: Event) -> datetime:
+def earliest(event: Event) -> datetime:
     assert event.time is not None
-    return event.time.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = event.time.replace(hour=0, minute=0, second=0, microsecond=0)
+    return day if event.time_precision == "day" else event.time
 
 
 def rows_of_conflicts(ledger: pl.DataFrame) -> dict[str, int]:

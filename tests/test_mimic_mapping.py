@@ -115,8 +115,9 @@ def release(folder: Path) -> Release:
 
 def expected(event: dict[str, Any]) -> dict[str, Any]:
     """An example's event with everything that it leaves out."""
+    known = "recorded" if "available" in event else "time"
     standard = {
-        "subject": 1, "available": event["time"], "availability": "recorded" if "available" in event else "time" if event["time"] else None,
+        "subject": 1, "available": event["time"], "availability": known if event["time"] else None,
         "precision": "s", "number": None, "text": None, "flag": None, "unit": None, "visit": STAY, "kind": "clinical",
         "conflict": None,
     }  # fmt: skip

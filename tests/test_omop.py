@@ -199,7 +199,7 @@ def test_a_measurement_keeps_number_sign_answer_and_unit(tmp_path: Path) -> None
         (-5, None, None, None),
         (None, None, "pos; LOINC/LA6576-8", None),
         (np.float32("0.1"), None, "OMOP/12", None),
-        (7.5, ">=", ">= 7.5 mg/dL", None),
+        (7.5, ">=", ">= 7.5 mg/dL", "mg/dL"),
         (None, None, "LOINC/LA6576-8", None),
         (None, None, None, None),
     ]
