@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from embedders.encoders import EncoderConfig, encoder_spec
-from pipelines.align import within_limit
 from pipelines.config import RunConfig
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.gather import within_limit
 from pipelines.index import items_of_bucket, private_paths
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.manifest import EncoderEntry

@@ -29,7 +29,7 @@ from extractors import raw_csv
 from extractors.deid import Deidentifier
 from flows.convert import convert as convert_sources
 from flows.settings import RunSettings
-from pipelines import align, meds
+from pipelines import gather, meds
 from pipelines.engine import StageReport
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -279,7 +279,7 @@ def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
     seen: list[tuple[Any, ...]] = []
     for rows, chunk, ranges in ((MANY, 1 << 20, 10**6), (shuffled, 1 << 20, 10**6), (MANY, 60, 30), (shuffled, 77, 1)):
         monkeypatch.setattr(raw_csv, "CHUNK_BYTES", chunk)
-        monkeypatch.setattr(align, "RANGE_ROWS", ranges)
+        monkeypatch.setattr(gather, "RANGE_ROWS", ranges)
         _, counts = convert_text(tmp_path, rule, csv_text(["pid", "at", "v", "n"], rows))
         results = [align_one(tmp_path, {SEGMENT: counts}, bucket) for bucket in range(2)]
         parts = [pl.read_parquet(release.events(bucket)) for bucket in range(2)]
