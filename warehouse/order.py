@@ -43,7 +43,7 @@ def order_events(events: pl.DataFrame, by: str = "time") -> tuple[I64, npt.NDArr
     # The precision is that of `time`: a date-only fact that becomes available at a later moment stands exactly there.
     precision = ranks(events["time_precision"], PRECISION_RANK)
     if by != "time":
-        precision = np.where(at == _instants(events["time"]), precision, 0)
+        precision = np.where(events["time"].eq_missing(events[by]).to_numpy(), precision, 0)
     keys = [
         events["subject_id"].to_numpy(),
         at,
