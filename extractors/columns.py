@@ -10,9 +10,9 @@ from warehouse.order import encode, pack
 
 def spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
     """Marks of the rows at some places as marks of all rows."""
-    spread = np.zeros(rows, np.bool_)
-    spread[places.filter(marked).to_numpy()] = True
-    return pl.Series(spread)
+    of_rows = np.zeros(rows, np.bool_)
+    of_rows[places.filter(marked).to_numpy()] = True
+    return pl.Series(of_rows)
 
 
 def filled(texts: pl.Series) -> pl.Series:
@@ -31,8 +31,8 @@ def both(value: pl.Series, told: pl.Series) -> pl.Series:
     together = value.gather(places) + "; " + told.gather(places)
     of_row = np.full(len(text), len(places), np.uint32)
     of_row[places.to_numpy()] = np.arange(len(places), dtype=np.uint32)
-    spread = together.extend_constant(None, 1).gather(pl.Series(of_row))
-    return spread.zip_with(spread.is_not_null(), text)
+    joined = together.extend_constant(None, 1).gather(pl.Series(of_row))
+    return joined.zip_with(joined.is_not_null(), text)
 
 
 def column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:

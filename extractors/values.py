@@ -1,9 +1,9 @@
 """Values as laboratories write them: a number, a number behind a sign, a range, a number with its unit, or a text."""
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import pyarrow.compute as pc
+
+from warehouse.order import encode
 
 # How a number was read that is not the whole value; null for a plain number.
 FLAGS = ("<", "<=", ">", ">=", "range", "unit")
@@ -35,7 +35,7 @@ def parse_values(raw: pl.Series) -> pl.DataFrame:
         nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(raw))
         flag = pl.Series([None], dtype=pl.Enum(FLAGS)).new_from_index(0, len(raw))
         return pl.DataFrame({"number": number, "flag": flag, "text": nothing, "unit": nothing})
-    text, spelt = _distinct(raw.gather(places))
+    text, spelt = encode(raw.gather(places))
     text = text.str.strip_chars().replace("", None)
     # What is left may be only blanks around a number.
     plain = _float32(text.cast(pl.Float64, strict=False))
@@ -54,12 +54,6 @@ def parse_values(raw: pl.Series) -> pl.DataFrame:
             **{name: read[name].gather(rows) for name in ("flag", "text", "unit")},
         }
     )
-
-
-def _distinct(texts: pl.Series) -> tuple[pl.Series, npt.NDArray[np.int64]]:
-    encoded = pc.dictionary_encode(texts.to_arrow())
-    places = pl.Series(pl.from_arrow(encoded.indices)).cast(pl.Int64).to_numpy()
-    return pl.Series(pl.from_arrow(encoded.dictionary)).cast(pl.String), places
 
 
 def _read(text: pl.Expr) -> list[pl.Expr]:

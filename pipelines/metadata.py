@@ -119,10 +119,10 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
                 outcomes[table, "events", ""] -= removed["timed"]
                 outcomes[table, "static", ""] -= removed["rows"] - removed["timed"]
                 emitted[table] -= removed["events"]
-        for outcome in ("conflicts", "availability"):
-            for reason, rows in entry.counts[outcome].items():
+        for outcome, counted in (("conflict", "conflicts"), ("availability", "availability")):
+            for reason, rows in entry.counts[counted].items():
                 if rows:
-                    outcomes["all tables", outcome.rstrip("s") if outcome == "conflicts" else outcome, reason] += rows
+                    outcomes["all tables", outcome, reason] += rows
     return [
         [table, outcome, reason, rows, emitted[table] if outcome == "events" else 0]
         for (table, outcome, reason), rows in sorted(outcomes.items())
