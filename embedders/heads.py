@@ -1,7 +1,18 @@
-"""From a vision transformer's tokens to one vector. Imports torch at once: import it where a model is built."""
+"""Vision transformers, and how their tokens become one vector. Imports torch at once: import it inside functions."""
+
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
+
+
+def dinov2(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Module:
+    """transformers' Dinov2Model of an architecture, by default with scaled-dot-product attention; untrained weights."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    settings: dict[str, Any] = {**architecture, "attn_implementation": attention}
+    return cast("nn.Module", Dinov2Model(Dinov2Config(**settings)))
 
 
 class ClassToken(nn.Module):

@@ -5,15 +5,14 @@ All work runs in torch on the encoder's device: on the CPU resizing CT slices co
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-CODE_VERSION = 1  # raise when a change here, or in how extractors read units, changes a pixel
+CODE_VERSION = 2  # raise when a change here, or in how extractors read units, changes a pixel
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -32,12 +31,14 @@ class CtSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def apply(self, pixels: npt.NDArray[Any], device: "torch.device") -> "torch.Tensor":
-        """(n, rows, columns) float32 HU to (n, 3, side, side) float32."""
+    def apply(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """(n, rows, columns) float32 HU to (n, 3, side, side) float32, on the device of `pixels`."""
         import torch
         from torch.nn import functional
 
-        hounsfield = torch.from_numpy(pixels).to(device)[:, None]
+        if pixels.ndim != 3:
+            raise ValueError(f"slices are (n, rows, columns), not {tuple(pixels.shape)}")
+        hounsfield = pixels[:, None]
         rows, columns = hounsfield.shape[-2:]
         side = max(rows, columns)
         left, top = (side - columns) // 2, (side - rows) // 2
@@ -63,15 +64,15 @@ class TileSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
-    def apply(self, pixels: npt.NDArray[Any], device: "torch.device") -> "torch.Tensor":
-        """(n, tile, tile, 3) uint8 RGB to (n, 3, side, side) float32."""
+    def apply(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """(n, tile, tile, 3) uint8 RGB to (n, 3, side, side) float32, on the device of `pixels`."""
         import torch
 
         if pixels.shape[1:] != (self.tile, self.tile, 3):
-            raise ValueError(f"a tile is {self.tile} x {self.tile} x 3, not {pixels.shape[1:]}")
+            raise ValueError(f"a tile is {self.tile} x {self.tile} x 3, not {tuple(pixels.shape[1:])}")
         margin = (self.tile - self.side) // 2
         inner = slice(margin, margin + self.side)
-        image = torch.from_numpy(pixels).to(device)[:, inner, inner].permute(0, 3, 1, 2)
+        image = pixels[:, inner, inner].permute(0, 3, 1, 2)
         return _normalise(image.to(torch.float32) / 255.0, self.mean, self.std)
 
 
@@ -79,11 +80,15 @@ PreprocessSpec = CtSpec | TileSpec
 
 
 def _normalise(image: "torch.Tensor", mean: tuple[float, ...], std: tuple[float, ...]) -> "torch.Tensor":
+    return ((image - _channels(mean, image.device)) / _channels(std, image.device)).contiguous()
+
+
+@cache
+def _channels(values: tuple[float, ...], device: "torch.device") -> "torch.Tensor":
+    """One value per channel, kept on the device: copying it anew would make the host wait for each batch."""
     import torch
 
-    centre = torch.tensor(mean, device=image.device).view(1, 3, 1, 1)
-    scale = torch.tensor(std, device=image.device).view(1, 3, 1, 1)
-    return ((image - centre) / scale).contiguous()
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def spec_hash(spec: PreprocessSpec) -> str:

@@ -1,17 +1,18 @@
-"""Loading weights from a local path: safetensors only, hashed, and refused unless names and shapes are exactly right.
+"""Loading weights: safetensors only, hashed, and refused unless names and shapes are exactly right.
 
-Nothing is ever fetched. A checkpoint in the naming of older transformers versions (facebook/dinov2-large as published)
-is renamed on the way in.
+From a local path; from a hub where the configuration allows it, at a fixed commit. Checkpoints in other namings are
+renamed on the way in (`embedders.names`); pickled ones go through `python -m embedders.convert_weights` first.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedders.names import POSITIONS, renamed, resampled
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 
@@ -20,15 +21,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = (".bin", ".pth", ".pt", ".ckpt")
 OPTIONAL = {"embeddings.mask_token"}  # used in pre-training only
 NAMES_SHOWN = 3
-
-_RENAMES = (
-    (re.compile(r"\.attention\.attention\.(query|key|value)\."), lambda match: f".attention.{match[1][0]}_proj."),
-    (re.compile(r"\.attention\.output\.dense\."), lambda match: ".attention.o_proj."),
-    (re.compile(r"\.mlp\.weights_out\."), lambda match: ".mlp.down_proj."),
-)
-_PACKED = ".mlp.weights_in."  # gate and up projection in one matrix, gate first
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -42,18 +37,61 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_dir() and (path / SINGLE).is_file():
         return [path / SINGLE]
     if path.is_dir() and (path / INDEX).is_file():
-        names = sorted(set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [path / Path(name).name for name in names]
+        files = [path / name for name in _shards(path / INDEX)]
         absent = [file.name for file in files if not file.is_file()]
         if not absent:
             return files
         raise TimeloomError(
             f"weights {path.name} lack {absent[0]}, which their index names", remedy="copy the whole checkpoint"
         )
+    pickled = [path] if path.suffix in PICKLED and path.is_file() else []
+    if path.is_dir():
+        pickled = sorted(file for file in path.iterdir() if file.suffix in PICKLED)
+    if pickled:
+        raise TimeloomError(
+            f"weights {path.name} are pickled, not safetensors",
+            remedy=f"convert them: python -m embedders.convert_weights {pickled[0].name} model.safetensors",
+        )
     raise TimeloomError(
         f"weights {path.name} are {'not safetensors' if path.exists() else 'missing'}",
-        remedy="give a local .safetensors file, or a folder that holds model.safetensors; pickled weights are refused",
+        remedy="give a local .safetensors file, or a folder that holds model.safetensors",
     )
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({Path(name).name for name in names})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise TimeloomError(
+            f"weights {index.parent.name}: {index.name} is no index of shards", remedy="copy the checkpoint again"
+        ) from error
+
+
+@cache
+def hub_snapshot(hub_id: str, revision: str) -> Path:
+    """The folder of a hub's checkpoint at a commit: from the local cache, else fetched once. Safetensors and JSON only.
+
+    Raises:
+        TimeloomError: it is neither in the cache nor to be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json"]
+    for local_only in (True, False):
+        try:
+            folder = Path(
+                snapshot_download(hub_id, revision=revision, allow_patterns=wanted, local_files_only=local_only)
+            )
+            if not local_only or any(folder.glob("*.safetensors")):
+                return folder
+        except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+            if not local_only:
+                raise TimeloomError(
+                    f"the hub does not give {hub_id} at {revision[:12]} ({type(error).__name__})",
+                    remedy="see that this machine reaches the hub and may read the model, or copy it and set `weights`",
+                ) from error
+    raise AssertionError("unreachable")
 
 
 @cache
@@ -66,13 +104,19 @@ def weights_sha256(path: Path) -> str:
 def load_weights(model: "nn.Module", path: Path) -> None:
     """Makes the checkpoint at `path` the parameters of `model`, as float32; the model may be on the meta device.
 
+    Position embeddings of another grid are resampled to the model's.
+
     Raises:
         TimeloomError: a tensor is missing, unexpected or of another shape: the first few are named, nothing is loaded.
     """
     import torch
 
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = dict(_tensors(path))
+    gated = any(".mlp.gate_proj." in name for name in shapes)
+    found = {name: tensor for given, value in _tensors(path) for name, tensor in renamed(given, value, gated)}
+    if POSITIONS in found and found[POSITIONS].shape[2:] == shapes[POSITIONS][2:]:
+        with suppress(ValueError):  # refused below, with its shape
+            found[POSITIONS] = resampled(found[POSITIONS], round((shapes[POSITIONS][1] - 1) ** 0.5))
     _check(shapes, found, path)
     state = {name: tensor.to(torch.float32) for name, tensor in found.items()}
     state |= {name: torch.zeros(shapes[name]) for name in OPTIONAL & shapes.keys() - found.keys()}
@@ -86,23 +130,11 @@ def _tensors(path: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    yield from _renamed(name, opened.get_tensor(name))
+                    yield name, opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise TimeloomError(
                 f"weights {path.name}: {file.name} is no readable safetensors file", remedy="copy the checkpoint again"
             ) from error
-
-
-def _renamed(name: str, tensor: "torch.Tensor") -> Iterator[tuple[str, "torch.Tensor"]]:
-    name = name.removeprefix("dinov2.")
-    if _PACKED in name:
-        gate, up = tensor.chunk(2, dim=0)
-        yield name.replace(_PACKED, ".mlp.gate_proj."), gate
-        yield name.replace(_PACKED, ".mlp.up_proj."), up
-        return
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    yield name, tensor
 
 
 def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, "torch.Tensor"], path: Path) -> None:
@@ -121,5 +153,5 @@ def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, "torch.T
     if faults:
         raise TimeloomError(
             f"weights {path.name} do not fit the encoder ({'; '.join(faults)})",
-            remedy="check that the checkpoint is this architecture's, without a head and in transformers' naming",
+            remedy="check that the checkpoint is this architecture's, without a head (docs/encoders.md lists namings)",
         )

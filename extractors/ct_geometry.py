@@ -23,11 +23,12 @@ MAX_SLICES = 10_000
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, the order of slices from feet to head, and the median gap in millimetres."""
+    """A verdict, the order of slices from feet to head, the median gap, and the ends along the normal, in mm."""
 
     verdict: str
     order: list[int]
     gap: float | None
+    extent: tuple[float, float] = (0.0, 0.0)
 
 
 def same_plane(first: Floats, second: Floats) -> bool:
@@ -49,7 +50,8 @@ def judge(orientation: Floats, positions: Floats) -> Judgement:
     steps = np.diff(positions[order], axis=0)
     gaps = steps @ normal
     gap = round(float(np.median(gaps)), 4) if len(gaps) else None
-    return Judgement(_verdict(normal, steps, gaps), [int(index) for index in order], gap)
+    extent = float(heights.min()), float(heights.max())
+    return Judgement(_verdict(normal, steps, gaps), [int(index) for index in order], gap, extent)
 
 
 def _verdict(normal: Floats, steps: Floats, gaps: Floats) -> str:

@@ -1,33 +1,45 @@
-"""CT volumes from a tree of DICOM files: `index_ct` reads headers only, `read_volume` reads Hounsfield units.
+"""CT volumes from a tree of DICOM files, multi-frame objects and archives: `index_ct` reads headers only.
 
 A DICOM series is not a volume. Slices are grouped by series, frame of reference, matrix, orientation, spacing and
 acquisition, ordered by position along their normal (never by InstanceNumber), and the group is a volume only if
-`extractors.ct_geometry` finds it whole. The rules are listed in docs/verdicts.md.
+`extractors.ct_geometry` finds it whole. The rules are listed in docs/verdicts.md. `extractors.dicom_read` reads pixels.
 """
 
+import multiprocessing
 import os
-from collections import defaultdict
+import re
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from extractors.ct_geometry import canonical_axial, judge, same_plane
-from extractors.dicom_header import MAX_SIDE, SliceHeader, numbers_of, quiet, read_header, text_of
+from extractors.ct_geometry import Judgement, judge, same_plane
+from extractors.ct_reconstructions import ReconstructionConfig, Volume, choose
+from extractors.dicom_files import walk
+from extractors.dicom_header import Findings, SliceHeader, examine
+from extractors.dicom_read import read_ct_units, read_volume
 from extractors.dicom_time import earliest
-from extractors.items import OK, FoundItem, UnitBatch, UnitRequest, VerdictError, file_fingerprint, identity_of
+from extractors.items import OK, FoundItem, VerdictError, identity_of
 
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+__all__ = ["index_ct", "read_ct_units", "read_volume"]
 
 MODALITY = "ct"
-AIR_HU = -1024.0
+_FILES_A_TASK = 128
+_TASKS_AHEAD = 4  # for each worker
+_ACQUISITION_RANKS = 3  # of the tags that tell times, those that tell an acquisition's
 
 
 def index_ct(
-    root: Path, progress: Callable[[int], None] | None = None, site_timezone: str | None = None
+    root: Path,
+    progress: Callable[[int], None] | None = None,
+    site_timezone: str | None = None,
+    workers: int | None = 1,
+    reconstruction: ReconstructionConfig | None = None,
 ) -> list[FoundItem]:
     """Every CT volume under `root`, and every file that is none, with a verdict. Reads headers, no pixels.
 
@@ -39,29 +51,40 @@ def index_ct(
         progress: called with the number of files read so far.
         site_timezone: an IANA name. Times stay the scanner's wall clock, as the EHR's are local too; where the scanner
             gives its UTC offset and this is set, they are converted to the site's wall clock.
+        workers: processes, None for this machine's cores; the result is the same whatever their number.
+        reconstruction: which reconstruction of an acquisition to keep; the others are refused.
     """
     slices: list[SliceHeader] = []
     foreign: list[str] = []
-    with quiet():
-        for count, path in enumerate(_files(root), start=1):
-            relative = path.relative_to(root).as_posix()
-            found = read_header(path, relative, site_timezone)
-            if isinstance(found, SliceHeader):
-                slices.append(found)
-            elif found:
-                foreign.append(file_fingerprint(path))
-            if progress is not None:
-                progress(count)
-    items = [*_refused(slices), *_volumes(slices)]
+    count = 0
+    for findings in _findings(root, site_timezone, workers or os.cpu_count() or 1):
+        slices += findings.slices
+        foreign += findings.foreign
+        count += findings.files
+        if progress is not None:
+            progress(count)
+    items = [*_refused(slices), *_volumes(slices, reconstruction or ReconstructionConfig())]
     if foreign:
         items.append(_item([], "refused_not_dicom", identity_of(foreign), len(foreign), {}))
     return sorted(items, key=lambda item: (item.paths, item.identity))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        yield from (Path(folder, name) for name in sorted(names))
+def _findings(root: Path, site_timezone: str | None, workers: int) -> Iterator[Findings]:
+    """What the tree's files are, in the order of the walk. A few are read here: processes take a second to start."""
+    paths = walk(root)
+    tasks = iter(lambda: list(islice(paths, _FILES_A_TASK)), [])
+    first = list(islice(tasks, _TASKS_AHEAD if workers > 1 else 0))
+    if len(first) < _TASKS_AHEAD:
+        yield from (examine(root, task, site_timezone) for task in chain(first, tasks))
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ahead: deque[Future[Findings]] = deque()
+        for task in chain(first, tasks):
+            ahead.append(pool.submit(examine, root, task, site_timezone))
+            if len(ahead) >= _TASKS_AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _item(
@@ -85,7 +108,7 @@ def _item(
         modality=MODALITY,
         raw_subject=subjects.pop() if len(subjects) == 1 else None,
         identity=identity,
-        paths=tuple(found.path for found in slices),
+        paths=_paths(slices),
         time=moment.time if moment else None,
         time_source=moment.source if moment else "",
         time_precision=moment.precision if moment else "day",
@@ -97,7 +120,15 @@ def _item(
 
 
 def _identity(slices: Iterable[SliceHeader]) -> str:
-    return identity_of(f"{found.instance}:{found.fingerprint or found.path}" for found in slices)
+    return identity_of(
+        f"{found.instance}:{found.fingerprint or found.path}" + ("" if found.frame is None else f":{found.frame}")
+        for found in slices
+    )
+
+
+def _paths(slices: Sequence[SliceHeader]) -> tuple[str, ...]:
+    """Each file once: frames of one object share it."""
+    return tuple(dict.fromkeys(found.path for found in slices))
 
 
 def _refused(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
@@ -107,10 +138,10 @@ def _refused(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
         if found.verdict.startswith("refused_"):
             groups[found.series or found.path, found.verdict].append(found)
     for (_, verdict), members in groups.items():
-        yield _item(members, verdict, _identity(members), None, {"files": len(members)})
+        yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))})
 
 
-def _volumes(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
+def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig) -> Iterator[FoundItem]:
     """One item per volume; a damaged file spoils the volumes that it belongs to, or is an item of its own."""
     series: dict[str, list[SliceHeader]] = defaultdict(list)
     folders: dict[str, set[str]] = defaultdict(set)
@@ -129,10 +160,16 @@ def _volumes(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
     for owner, members in damaged.items():
         if owner not in series:
             verdict = min(found.verdict for found in members)
-            yield _item(members, verdict, _identity(members), None, {"files": len(members)})
+            yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))})
+    usable: list[Volume] = []
     for owner, members in series.items():
         for group in _groups(members):
-            yield _volume(group, damaged.get(owner, []))
+            item, volume = _volume(group, damaged.get(owner, []))
+            if volume is None:
+                yield item
+            else:
+                usable.append(volume)
+    yield from choose(usable, reconstruction)
 
 
 def _folder(found: SliceHeader) -> str:
@@ -146,11 +183,11 @@ def _groups(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     volume, they are judged together.
     """
     planes: list[list[SliceHeader]] = []
-    instances: set[tuple[str, str]] = set()
+    instances: set[tuple[str, str, int | None]] = set()
     for found in slices:
-        if (found.instance, found.fingerprint) in instances:
+        if (found.instance, found.fingerprint, found.frame) in instances:
             continue
-        instances.add((found.instance, found.fingerprint))
+        instances.add((found.instance, found.fingerprint, found.frame))
         for members in planes:
             if members[0].key == found.key and same_plane(_array(members[0].plane), _array(found.plane)):
                 members.append(found)
@@ -173,74 +210,56 @@ def _array(value: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
     return value
 
 
-def _volume(slices: Sequence[SliceHeader], damaged: Sequence[SliceHeader]) -> FoundItem:
-    plane = _array(slices[0].plane)
+def _volume(slices: Sequence[SliceHeader], damaged: Sequence[SliceHeader]) -> tuple[FoundItem, Volume | None]:
+    """A group's item, and where it is usable what tells its acquisition."""
+    first = slices[0]
+    plane = _array(first.plane)
     positions = np.stack([_array(found.position) for found in slices])
     judgement = judge(plane[:6], positions)
     ordered = [slices[index] for index in judgement.order]
     verdict = min(found.verdict for found in damaged) if damaged else judgement.verdict
     geometry: dict[str, Any] = {
-        "rows": int(slices[0].key[1]),
-        "columns": int(slices[0].key[2]),
+        "rows": int(first.key[1]),
+        "columns": int(first.key[2]),
         "slices": len(slices),
         "spacing_mm": [round(float(value), 6) for value in plane[6:]],
         "gap_mm": judgement.gap,
-        "thickness_mm": slices[0].thickness,
+        "thickness_mm": first.thickness,
+        "kernel": re.sub(r"[^\w .+/-]", " ", first.kernel)[:32].strip(),
     }
-    return _item([*ordered, *damaged], verdict, _identity([*ordered, *damaged]), len(slices), geometry)
+    identity = _identity([*ordered, *damaged])
+    item = _item([*ordered, *damaged], verdict, identity, len(slices), geometry)
+    if item.verdict != OK:
+        return item, None
+    geometry = {**item.geometry, **_reading(ordered)}
+    item = _item(ordered, verdict, identity, len(slices), geometry)
+    return item, _acquisition(ordered, item, judgement)
 
 
-def read_volume(paths: Sequence[str], root: Path) -> Iterator[npt.NDArray[np.float32]]:
-    """The slices of a volume, in the order of `paths`, each (rows, columns) float32 in Hounsfield units.
-
-    HU = stored value x slope + intercept of that slice; padding becomes air (-1,024). Slices are turned into canonical
-    axial orientation: columns run to the patient's left, rows to the back.
-
-    Raises:
-        VerdictError: failed_unreadable, where one slice cannot be decoded or differs in size from the first.
-    """
-    import pydicom
-
-    shape: tuple[int, ...] | None = None
-    for relative in paths:
-        try:
-            with quiet():
-                dataset = pydicom.dcmread(root / relative, force=True)
-                if max(dataset.Rows, dataset.Columns) > MAX_SIDE or text_of(dataset, "NumberOfFrames") not in ("", "1"):
-                    raise VerdictError("failed_implausible_size")
-                pixels = _hounsfield(dataset)
-        except (VerdictError, MemoryError):
-            raise
-        except Exception as error:  # decoders raise almost anything on damaged bytes
-            raise VerdictError("failed_unreadable") from error
-        shape = shape or pixels.shape
-        if pixels.ndim != 2 or pixels.shape != shape:
-            raise VerdictError("failed_unreadable")
-        yield pixels
+def _reading(ordered: Sequence[SliceHeader]) -> dict[str, Any]:
+    """What the reader needs besides paths: how each file was, and which frame of which file each slice is."""
+    files = {found.path: found.stamp for found in ordered}
+    reading: dict[str, Any] = {"stamps": list(files.values())}
+    if any(found.frame is not None for found in ordered):
+        numbers = {path: number for number, path in enumerate(files)}
+        reading["frames"] = [[numbers[found.path], found.frame or 0] for found in ordered]
+    return reading
 
 
-def _hounsfield(dataset: "Dataset") -> npt.NDArray[np.float32]:
-    stored = dataset.pixel_array
-    hounsfield = stored.astype(np.float32) * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
-    padding = numbers_of(dataset, ("PixelPaddingValue", 1))
-    if padding is not None:
-        limit = numbers_of(dataset, ("PixelPaddingRangeLimit", 1))
-        ends = np.concatenate([padding, padding if limit is None else limit])
-        if stored.dtype.kind == "i":  # the tag is often written unsigned although the pixels are signed
-            half = 1 << (8 * stored.dtype.itemsize - 1)
-            ends = np.where(ends >= half, ends - 2 * half, ends)
-        hounsfield[(stored >= ends.min()) & (stored <= ends.max())] = AIR_HU
-    orientation = _array(numbers_of(dataset, ("ImageOrientationPatient", 6)))
-    return canonical_axial(hounsfield, orientation)
-
-
-def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
-    """Slices of a volume in batches (n, rows, columns) of float32 HU; raises as `read_volume`."""
-    batch: list[npt.NDArray[np.float32]] = []
-    for pixels in read_volume(request.paths, request.root):
-        batch.append(pixels)
-        if len(batch) == batch_size:
-            yield UnitBatch(np.stack(batch))
-            batch = []
-    if batch:
-        yield UnitBatch(np.stack(batch))
+def _acquisition(ordered: Sequence[SliceHeader], item: FoundItem, judgement: Judgement) -> Volume:
+    times = [
+        moment.time
+        for found in ordered
+        for moment in found.moments
+        if moment.rank < _ACQUISITION_RANKS and moment.precision != "day"
+    ]
+    return Volume(
+        item=item,
+        study=ordered[0].study,
+        frame_of_reference=ordered[0].key[0],
+        acquisitions=frozenset(found.acquisition for found in ordered if found.acquisition),
+        times=(min(times), max(times)) if times else None,
+        extent=judgement.extent,
+        kernel=item.geometry["kernel"],
+        thickness=ordered[0].thickness,
+    )

@@ -1,209 +1,263 @@
 """One DICOM file's header: what kind of object it is, whether it can be a CT slice, and whether it is whole.
 
-Reading stops before the pixels. A verdict here is about the file alone; `extractors.dicom` judges volumes.
+Reading stops before the pixels. A verdict here is about the file alone (or one frame of it); `extractors.dicom` judges
+volumes.
 """
 
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from extractors.dicom_time import Moment, moments_of
-from extractors.items import EDGE_BYTES, OK, file_fingerprint
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-MAX_SIDE = 4096  # pixels; the largest CT matrices are 2,048
+from extractors.dicom_elements import Header, numbers_of, quiet, read_elements
+from extractors.dicom_files import MEMBER, archive_kind, disk_stamp, is_regular, members
+from extractors.dicom_multiframe import ENHANCED_CT, frames_of
+from extractors.dicom_pixels import DECODERS, NATIVE, is_whole, pixel_format
+from extractors.dicom_time import DATE_TIMES, PAIRS, Moment, moments_of
+from extractors.items import EDGE_BYTES, OK, VerdictError, stream_fingerprint
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 SCREEN_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSEINFO", "DOSE_INFO", "REF_SURVIEW"}
-IMPLICIT_LITTLE_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"
-SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0"
-UNCOMPRESSED = {IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 LOSSY_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56)}
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
-
-TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality", "ImageType",
-    "FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate",
-    "SeriesTime", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "AcquisitionNumber", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "RescaleSlope", "RescaleIntercept",
-    "RescaleType", "BurnedInAnnotation",
-]  # fmt: skip
+_TIME_TAGS = (*DATE_TIMES, *(tag for pair in PAIRS for tag in pair), "TimezoneOffsetFromUTC")
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """One DICOM file's header, as far as it could be read."""
+    """One slice's header, as far as it could be read: a DICOM file's, or one of its frames'."""
 
     path: str
-    verdict: str  # of this file alone
-    fingerprint: str
-    instance: str
-    series: str
-    subject: str
-    moments: tuple[Moment, ...]
-    key: tuple[Any, ...] = ()
+    verdict: str  # of this slice alone
+    fingerprint: str = ""
+    stamp: str = ""  # of the file as it was, to see later whether it changed
+    instance: str = ""
+    series: str = ""
+    study: str = ""
+    subject: str = ""
+    moments: tuple[Moment, ...] = ()
+    key: tuple[Any, ...] = ()  # what slices of one volume share: frame of reference, matrix, temporal position, stack
     acquisition: str = ""
+    kernel: str = ""
+    frame: int | None = None  # of a multi-frame object
     plane: npt.NDArray[np.float64] | None = None  # (8,) orientation and spacing
     position: npt.NDArray[np.float64] | None = None  # (3,) mm
     thickness: float | None = None
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom's warnings and log lines quote header values, which may identify a patient."""
-    import logging
+@dataclass(frozen=True)
+class Findings:
+    """What some files were: slices, fingerprints of files that are no DICOM, and how many files were read."""
 
-    import pydicom.config
+    slices: list[SliceHeader]
+    foreign: list[str]
+    files: int
 
-    logger = logging.getLogger("pydicom")
-    level, mode = logger.level, pydicom.config.settings.reading_validation_mode
-    logger.setLevel(logging.CRITICAL + 1)
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+def examine(root: Path, paths: list[tuple[str, bool]], site_timezone: str | None) -> Findings:
+    """The headers of some files of a tree, as `extractors.dicom_files.walk` names them."""
+    slices: list[SliceHeader] = []
+    foreign: list[str] = []
+    with quiet():
+        for relative, listed in paths:
+            if not listed:
+                slices.append(SliceHeader(relative, "failed_unreadable"))
+                continue
+            found, others = _examine(root / relative, relative, site_timezone)
+            slices += found
+            foreign += others
+    return Findings(slices, foreign, len(paths))
+
+
+def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list[SliceHeader], list[str]]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        pydicom.config.settings.reading_validation_mode = mode
-
-
-def read_header(path: Path, relative: str, site_timezone: str | None) -> "SliceHeader | bool":
-    """A slice; or for what is no DICOM object, whether it counts as a foreign file (a DICOMDIR does not)."""
-    import pydicom
-
-    broken = SliceHeader(relative, "failed_unreadable", "", "", "", "", ())
-    suspect = path.suffix.lower() in DICOM_SUFFIXES
-    try:
-        broken = SliceHeader(relative, "failed_unreadable", file_fingerprint(path), "", "", "", ())
+        status = path.stat()
+        if not is_regular(status):
+            return [], [relative]
         with path.open("rb") as file:
-            start = file.read(132)
-            marked = start[128:] == b"DICM"
-            bare = start[:2] in (b"\x08\x00", b"\x02\x00")  # a data set without the 128-byte preamble
-            suspect |= marked
-            if not suspect and not bare:
-                return True
-            file.seek(0)
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=not marked, specific_tags=list(TAGS))
-            if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == MEDIA_DIRECTORY:
-                return False
-            if "SOPClassUID" not in dataset and not suspect:
-                return True
-            return _slice(dataset, file, broken, site_timezone)
+            size, stamp = status.st_size, disk_stamp(status)
+            kind = archive_kind(file.read(512))
+            if kind is not None:
+                return _archive(file, size, relative, stamp, site_timezone)
+            fingerprint = stream_fingerprint(file, size)
+            found = read_header(file, size, relative, fingerprint, stamp, site_timezone)
+    except OSError:
+        return [SliceHeader(relative, "failed_unreadable")], []
+    return ([], [fingerprint] if found else []) if isinstance(found, bool) else (found, [])
+
+
+def _archive(
+    file: BinaryIO, size: int, relative: str, stamp: str, site_timezone: str | None
+) -> tuple[list[SliceHeader], list[str]]:
+    """An archive's slices. One that is damaged gives none: what follows the damage would be missing from a volume.
+
+    An archive without any DICOM object is one file that is no DICOM.
+    """
+    kind = archive_kind(_head(file))
+    slices: dict[str, list[SliceHeader]] = {}
+    foreign: list[str] = []
+    fingerprint = stream_fingerprint(file, size)
+    failed = SliceHeader(relative, "failed_unreadable", fingerprint)
+    if kind is None:
+        return [failed], []
+    try:
+        for member in members(file, kind):
+            path = f"{relative}{MEMBER}{member.name}"
+            if member.file is None:
+                slices[path] = [SliceHeader(path, "failed_unreadable")]
+                continue
+            inner = stream_fingerprint(member.file, member.size)
+            if archive_kind(_head(member.file)) is not None:
+                slices[path] = [SliceHeader(path, "refused_nested_archive", inner, series=relative)]
+                continue
+            found = read_header(member.file, member.size, path, inner, stamp, site_timezone)
+            if not isinstance(found, bool):
+                slices[path] = found
+            elif found:
+                foreign.append(inner)
+    except VerdictError as error:
+        return [replace(failed, verdict=error.verdict)], []
+    except Exception:  # zipfile, tarfile and their decompressors raise many things on damaged bytes
+        return ([], [fingerprint]) if kind not in ("zip", "tar") and not slices else ([failed], [])
+    nested = all(one.verdict == "refused_nested_archive" for part in slices.values() for one in part)
+    if nested and not any(path.lower().endswith((".zip", ".tar", ".gz", ".bz2", ".xz", ".tgz")) for path in slices):
+        return [], [fingerprint]
+    return [one for part in slices.values() for one in part], foreign
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(512)
+
+
+def read_header(
+    file: BinaryIO, size: int, relative: str, fingerprint: str, disk: str, site_timezone: str | None
+) -> "list[SliceHeader] | bool":
+    """A data set's slices; or for what is no DICOM object, whether it counts as a foreign file (a DICOMDIR does not).
+
+    Args:
+        disk: `disk_stamp` of the file on the disk.
+    """
+    broken = SliceHeader(relative, "failed_unreadable", fingerprint, stamp=stamp_of(disk, fingerprint))
+    head = _head(file)
+    suspect = PurePosixPath(relative).suffix.lower() in DICOM_SUFFIXES or head[128:132] == b"DICM"
+    bare = head[:2] in (b"\x08\x00", b"\x02\x00")  # a data set without the 128-byte preamble
+    if not suspect and not bare:
+        return True
+    try:
+        header = read_elements(file, size)
+        if header.media_class == MEDIA_DIRECTORY:
+            return False
+        if not header.text("SOPClassUID") and not suspect:
+            return True
+        return _slices(header, broken, site_timezone)
+    except VerdictError as error:
+        return [replace(broken, verdict=error.verdict)]
     except Exception:  # pydicom raises almost anything on damaged bytes; the verdict says what matters
-        return broken if suspect or not broken.fingerprint else True
+        return [broken] if suspect else True
 
 
-def _slice(dataset: "Dataset", file: BinaryIO, broken: SliceHeader, site_timezone: str | None) -> SliceHeader:
-    verdict = _verdict(dataset)
-    if verdict == OK and not _is_whole(dataset, file):
-        verdict = "failed_unreadable"
-    plane, position = numbers_of(dataset, ("ImageOrientationPatient", 6), ("PixelSpacing", 2)), None
+def stamp_of(disk: str, fingerprint: str) -> str:
+    """What a file was when it was indexed. It stays in the private folder: a time of change may tell a date."""
+    return f"{disk}:{xxhash.xxh3_64_hexdigest(fingerprint.encode())}"
+
+
+def _slices(header: Header, broken: SliceHeader, site_timezone: str | None) -> list[SliceHeader]:
+    values = header.values
+    verdict = _kind(values)
+    if verdict == OK and header.text("SOPClassUID") in ENHANCED_CT:
+        verdict = _pixels(header)
+        frames = frames_of(header) if verdict == OK else [dict(values)]
+        each = [_grey(frame) if verdict == OK else verdict for frame in frames]
+        if len(set(each)) == 1 and each[0] != OK:
+            return [_slice(frames[0], each[0], broken, site_timezone)]
+        return [
+            replace(_slice(frame, found, broken, site_timezone), frame=number)
+            for number, (frame, found) in enumerate(zip(frames, each, strict=True))
+        ]
+    if verdict == OK:
+        verdict = _grey(values)
+    if verdict == OK:
+        verdict = _pixels(header)
+    if verdict == OK and header.whole("NumberOfFrames", 1) != 1:
+        verdict = "failed_missing_geometry"
+    return [_slice(values, verdict, broken, site_timezone)]
+
+
+def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_timezone: str | None) -> SliceHeader:
+    plane, position = numbers_of(values, ("ImageOrientationPatient", 6), ("PixelSpacing", 2)), None
     if plane is not None:
-        position = numbers_of(dataset, ("ImagePositionPatient", 3))
+        position = numbers_of(values, ("ImagePositionPatient", 3))
     if verdict == OK and (plane is None or position is None or (plane[6:] <= 0).any()):
         verdict = "failed_missing_geometry"
-    thickness = numbers_of(dataset, ("SliceThickness", 1))
-    return SliceHeader(
-        path=broken.path,
+    thickness = numbers_of(values, ("SliceThickness", 1))
+    shared = ("FrameOfReferenceUID", "Rows", "Columns", "TemporalPositionIdentifier", "StackID")
+    return replace(
+        broken,
         verdict=verdict,
-        fingerprint=broken.fingerprint,
-        instance=text_of(dataset, "SOPInstanceUID"),
-        series=text_of(dataset, "SeriesInstanceUID"),
-        subject=text_of(dataset, "PatientID"),
-        moments=moments_of({tag: text_of(dataset, tag) for tag in TAGS}, site_timezone),
-        key=(text_of(dataset, "FrameOfReferenceUID"), dataset.get("Rows"), dataset.get("Columns")),
-        acquisition=text_of(dataset, "AcquisitionNumber"),
+        instance=values.get("SOPInstanceUID", ""),
+        series=values.get("SeriesInstanceUID", ""),
+        study=values.get("StudyInstanceUID", ""),
+        subject=values.get("PatientID", ""),
+        moments=moments_of({tag: values.get(tag, "") for tag in _TIME_TAGS}, site_timezone),
+        key=tuple(values.get(keyword, "") for keyword in shared),
+        acquisition=values.get("AcquisitionNumber", ""),
+        kernel=values.get("ConvolutionKernel", ""),
         plane=plane,
         position=position,
         thickness=None if thickness is None else float(thickness[0]),
     )
 
 
-def _is_whole(dataset: "Dataset", file: BinaryIO) -> bool:
-    """Whether the pixel data, before which `file` stands, reach their end."""
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    if syntax == DEFLATED:  # inflated as a whole already: pydicom would have failed
-        return True
-    if syntax in UNCOMPRESSED:
-        return left >= int(dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8)
-    file.seek(-min(left, EDGE_BYTES), os.SEEK_END)
-    return SEQUENCE_DELIMITER in file.read()
-
-
-def _verdict(dataset: "Dataset") -> str:
-    """What one file is, from its header."""
-    kind = text_of(dataset, "SOPClassUID")
-    image_type = {part.strip().upper() for part in text_of(dataset, "ImageType").split("\\")}
-    slope, intercept = numbers_of(dataset, ("RescaleSlope", 1)), numbers_of(dataset, ("RescaleIntercept", 1))
+def _kind(values: Mapping[str, str]) -> str:
+    """What object a file is, by its SOP class and what it says of itself."""
+    kind = values.get("SOPClassUID", "")
     if not kind:
         return "failed_unreadable"
     if kind == SECONDARY_CAPTURE or kind.startswith(SECONDARY_CAPTURE + "."):
         return "refused_secondary_capture"
-    if kind in ENHANCED_CT:
-        return "refused_enhanced_multiframe"
-    if kind != CT_IMAGE:
+    if kind != CT_IMAGE and kind not in ENHANCED_CT:
         return "refused_not_ct"
+    return _image_type(values) or ("refused_burned_in" if values.get("BurnedInAnnotation", "").upper() == "YES" else OK)
+
+
+def _image_type(values: Mapping[str, str]) -> str:
+    image_type = {part.strip().upper() for part in values.get("ImageType", "").split("\\")}
     if "LOCALIZER" in image_type:
         return "refused_localizer"
-    if image_type & SCREEN_WORDS:
-        return "refused_secondary_capture"
-    if text_of(dataset, "BurnedInAnnotation").upper() == "YES":
-        return "refused_burned_in"
-    if not dataset.get("Rows") or not dataset.get("Columns"):
+    return "refused_secondary_capture" if image_type & SCREEN_WORDS else ""
+
+
+def _grey(values: Mapping[str, str]) -> str:
+    """Whether a slice's or a frame's grey values are Hounsfield units."""
+    if found := _image_type(values):
+        return found
+    if not values.get("Rows") or not values.get("Columns"):
         return "failed_unreadable"
-    if text_of(dataset, "NumberOfFrames") not in ("", "1"):
-        return "refused_enhanced_multiframe"
-    if text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+    if values.get("PhotometricInterpretation") == "MONOCHROME1":
         return "refused_monochrome1"
-    if text_of(dataset, "SamplesPerPixel") not in ("", "1") or text_of(dataset, "RescaleType").upper() not in (
-        "",
-        "HU",
-    ):
+    if values.get("SamplesPerPixel", "") not in ("", "1") or values.get("RescaleType", "").upper() not in ("", "HU"):
         return "refused_not_hu"
-    if slope is None or intercept is None or slope[0] == 0:
-        return "refused_not_hu"
-    if str(dataset.file_meta.get("TransferSyntaxUID", "")) in LOSSY_JPEG:
+    slope, intercept = numbers_of(values, ("RescaleSlope", 1)), numbers_of(values, ("RescaleIntercept", 1))
+    return "refused_not_hu" if slope is None or intercept is None or slope[0] == 0 else OK
+
+
+def _pixels(header: Header) -> str:
+    """Whether the pixels can be read, as far as the header and the ends of the file tell."""
+    if header.syntax in LOSSY_JPEG:
         return "refused_lossy_jpeg"
-    if max(dataset.Rows, dataset.Columns) > MAX_SIDE:
-        return "failed_implausible_size"
-    return OK
-
-
-def text_of(dataset: "Dataset", tag: str) -> str:
-    """A header value as text, several joined by a backslash; empty where absent."""
-    from pydicom.multival import MultiValue
-
-    value = dataset.get(tag)
-    if value is None:
-        return ""
-    return "\\".join(str(part) for part in value) if isinstance(value, MultiValue) else str(value).strip(" \0")
-
-
-def numbers_of(dataset: "Dataset", *wanted: tuple[str, int]) -> npt.NDArray[np.float64] | None:
-    """The values of some tags in one array; None where one is absent, of another length or not finite."""
-    parts: list[float] = []
-    for tag, length in wanted:
-        try:
-            values = [float(part) for part in text_of(dataset, tag).split("\\")]
-        except ValueError:
-            return None
-        if len(values) != length:
-            return None
-        parts += values
-    array = np.array(parts, dtype=np.float64)
-    return array if np.isfinite(array).all() else None
+    if header.syntax not in NATIVE and header.syntax not in DECODERS:
+        return "failed_unreadable"
+    try:
+        form = pixel_format(header)
+        return OK if is_whole(header, form, EDGE_BYTES) else "failed_unreadable"
+    except VerdictError as error:
+        return error.verdict
+    except OSError:
+        return "failed_unreadable"

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import numpy.typing as npt
 import xxhash
 
@@ -23,13 +24,16 @@ VERDICTS: Mapping[str, str] = {
     "refused_localizer": "a CT localizer (scout, surview)",
     "refused_secondary_capture": "a secondary capture or screen save",
     "refused_burned_in": "the header says that annotations are burned into the pixels",
-    "refused_enhanced_multiframe": "an enhanced multi-frame CT object, which is not read yet",
+    "refused_nested_archive": "an archive inside an archive",
     "refused_not_hu": "pixels that do not rescale to Hounsfield units",
     "refused_monochrome1": "an inverted grey scale (MONOCHROME1)",
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
+    "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     # the modality, but damaged or incomplete
     "failed_unreadable": "a file that cannot be parsed or decoded, or is cut short",
+    "failed_archive_limits": "an archive that unpacks out of all proportion",
+    "failed_changed": "a file that changed after it was indexed",
     "failed_missing_file": "a file that the manifest names and the tree lacks",
     "failed_missing_geometry": "slices without position, orientation or spacing",
     "failed_implausible_size": "a matrix larger than any scanner makes",
@@ -45,7 +49,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
     "failed_no_tissue": "no tile with tissue",
-    "failed_too_many_bad_tiles": "more than a tenth of the tissue tiles cannot be decoded",
+    "failed_too_many_bad_tiles": "more of the tissue tiles than allowed cannot be decoded",
     "failed_not_finite": "an encoder output that is not a finite number",
 }
 
@@ -83,22 +87,28 @@ class FoundItem:
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Some units of one item as an encoder's preprocessing takes them, and how many could not be read.
+    """Some units of one item as an encoder's preprocessing takes them, and how many of them could not be read.
 
-    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB.
+    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB. `indices`: (n,) int64, each unit's
+    number in its item, rising. `places`: (n, k) int32, where each unit lies: a tile's x and y in level-0 pixels, a
+    slice's number from the feet.
     """
 
     pixels: npt.NDArray[Any]
+    indices: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int32]
     failed: int = 0
 
 
 @dataclass(frozen=True)
 class UnitRequest:
-    """What a reader of units needs to know of an item."""
+    """What a reader of units needs to know of an item, and which of its units are wanted: `start` up to `stop`."""
 
     root: Path
     paths: tuple[str, ...]
     geometry: Mapping[str, Any]
+    start: int = 0
+    stop: int | None = None
 
 
 EDGE_BYTES = 64 * 1024
@@ -106,12 +116,28 @@ EDGE_BYTES = 64 * 1024
 
 def file_fingerprint(path: Path) -> str:
     """Size and xxh3 of the first and last 64 KiB: other content, other fingerprint; name and times play no part."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
-        file.seek(max(0, size - EDGE_BYTES))
-        tail = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
+        return stream_fingerprint(file, path.stat().st_size)
+
+
+def stream_fingerprint(file: BinaryIO, size: int) -> str:
+    """`file_fingerprint` of an open file of `size` bytes."""
+    file.seek(0)
+    head = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
+    file.seek(max(0, size - EDGE_BYTES))
+    tail = xxhash.xxh3_64_hexdigest(file.read(EDGE_BYTES))
     return f"{size}:{head}:{tail}"
+
+
+def file_on_disk(root: Path, path: str) -> tuple[Path, str | None]:
+    """The file that an item's path lies in, and the member's name where it is an archive (`a.zip!/folder/IM1`)."""
+    at = path.find("!/")
+    while at >= 0:
+        archive = root / path[:at]
+        if archive.is_file():
+            return archive, path[at + 2 :]
+        at = path.find("!/", at + 1)
+    return root / path, None
 
 
 def identity_of(parts: Iterable[str]) -> str:

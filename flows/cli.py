@@ -36,6 +36,13 @@ app = typer.Typer(
 )
 
 
+class Modality(StrEnum):
+    """What an image is of."""
+
+    ct = "ct"
+    wsi = "wsi"
+
+
 class EngineName(StrEnum):
     """Where tasks run."""
 
@@ -342,6 +349,36 @@ def check_source(
         print(json.dumps(description))
     else:
         print_check(description, console)
+    raise typer.Exit(description["exit_code"])
+
+
+@app.command()
+def index(
+    path: Annotated[Path, typer.Argument(help="A folder of images: DICOM files of any name, archives, slides.")],
+    modality: Annotated[Modality | None, typer.Option(help="Look for that modality only.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a CSV of one row an item. It names files of the tree: keep it where they are."),
+    ] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a tree of images holds: items, verdicts, times, sizes. Reads headers; writes nothing but --out.
+
+    Exit codes: 0 nothing failed; 1 there is no such folder; 2 some items failed (docs/verdicts.md says why).
+    """
+    _set_debug(debug)
+    from flows.index_images import index_tree, print_index, write_items
+
+    with StageProgress(quiet=as_json) as progress:
+        description, items = index_tree(path, modality.value if modality else None, workers, progress)
+    if out is not None:
+        write_items(items, path, out)
+    if as_json:
+        print(json.dumps(description))
+    else:
+        print_index(description, console)
     raise typer.Exit(description["exit_code"])
 
 

@@ -159,7 +159,11 @@ def nightly(
 def _show(outcome: Outcome) -> None:
     what = "published" if outcome.published else "unchanged, nothing published"
     with _for_looking():
-        create_table_artifact(outcome.steps, key="steps", description="Tasks run, linked, resumed, and seconds, a step")
+        steps = [{name: value for name, value in step.items() if name != "devices"} for step in outcome.steps]
+        create_table_artifact(steps, key="steps", description="Tasks run, linked, resumed, and seconds, a step")
+        devices = [device for step in outcome.steps for device in step.get("devices", [])]
+        if devices:
+            create_table_artifact(devices, key="devices", description="Images encoded and how busy the devices were")
         create_markdown_artifact(
             f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
-from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig
 from pipelines.engine import StageReport
 from warehouse.files import sha256_file, sha256_json, write_json
@@ -23,8 +23,8 @@ from warehouse.manifest import (
 from warehouse.publish import new_release_id
 
 STAGES = (
-    meds.STAGE, index.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE, vocabulary.COUNT,
-    vocabulary.FIT, tokenize.STAGE, pack.STAGE,
+    meds.STAGE, index.STAGE, encode.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE,
+    vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, pack.STAGE,
 )  # fmt: skip
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = ("content_hash", "deid", "encoders", "profiles", "split_scheme")
@@ -55,7 +55,7 @@ def make_manifest(
         run_id=run_id,
         buckets=config.buckets,
         deid=Deidentification(**config.deid.model_dump(), key_fingerprint=deid.key_fingerprint),
-        config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers"})),
+        config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers", "embedding"})),
         split_scheme=config.split.scheme,
         split_hash=files[str(ReleaseLayout(Path()).subject_splits)].sha256,
         encoders=encoders,

@@ -5,7 +5,7 @@ A run works in `work/<run>`; a killed run's folder is taken over, so that what i
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.root import bind_root, forget_scratch
 from flows.settings import RunSettings, make_engine, root_of
-from pipelines import align, embed, index, lags, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, tokenize, vocabulary
 from pipelines.config import RunConfig, load_config
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
@@ -175,12 +175,24 @@ class Run:
             "resumed": sum(report.resumed for report in new),
             "seconds": round(time.monotonic() - start, 2),
         }
-        self.summaries.append(summary)
         self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed")
+        devices = [one for report in new if report.name == encode.STAGE.name for one in encode.figures(report)]
+        if devices:
+            summary["devices"] = devices
+            for device in devices:
+                self.log.line(f"{name}: {encode.described(device)}")
+        self.summaries.append(summary)
         return summary
 
-    def _run(self, stage: Any, tasks: list[Task], *, in_release: bool = True) -> StageReport:
-        report = run_stage(stage, tasks, self.context)
+    def _run(
+        self,
+        stage: Any,
+        tasks: list[Task],
+        *,
+        in_release: bool = True,
+        prepare: Callable[[Sequence[Task]], None] | None = None,
+    ) -> StageReport:
+        report = run_stage(stage, tasks, self.context, prepare)
         known = self._state.reports.get(stage.name)
         if known is not None:
             report.entries = known.entries | report.entries
@@ -206,7 +218,12 @@ class Run:
 
     def _embed(self) -> None:
         indexed = self._state.reports[index.STAGE.name]
-        self._run(embed.STAGE, embed.plan(self.config, self.context, self.layout, indexed, self._state.limit))
+        tasks = embed.plan(self.config, self.context, self.layout, indexed, self._state.limit)
+
+        def fill_stores(stale: Sequence[Task]) -> None:
+            self._run(encode.STAGE, encode.plan(self.config, self.context, stale), in_release=False)
+
+        self._run(embed.STAGE, tasks, prepare=fill_stores)
 
     def _align(self) -> None:
         reports = self._state.reports

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from embedders.encoders import EncoderConfig
+from extractors.ct_reconstructions import ReconstructionConfig
 from extractors.deid import DeidConfig
 from warehouse.errors import TimeloomError
 
@@ -85,11 +86,15 @@ class ImagesConfig(_Model):
     Attributes:
         timezone: CT only, an IANA name: scanners that state another offset are converted to the site's wall clock,
             which is what the tables are in.
+        reconstruction: CT only: which of several reconstructions of one acquisition is embedded.
+        max_failed_tiles: slides only: with a larger share of undecodable tissue tiles a slide leaves no vector.
     """
 
     path: LocatedPath
     crosswalk: CrosswalkConfig | None = None
     timezone: str | None = None
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    max_failed_tiles: float = Field(default=0.1, ge=0, lt=1)
 
     @field_validator("timezone")
     @classmethod
@@ -130,6 +135,23 @@ class LimitsConfig(_Model):
     unparsable_times: float = Field(default=0.001, ge=0, le=1)
 
 
+class EmbeddingConfig(_Model):
+    """How images are read and encoded; nothing here changes what is stored.
+
+    Attributes:
+        decoders: processes that read images for each GPU, or each worker on the CPU; with 0 a worker reads them itself.
+            Where not given: the machine's cores on a GPU, 0 on the CPU.
+        memory_mb: shared memory of a worker's decoders.
+        checkpoint_seconds: at most so much work is lost when a run is killed.
+        decode_timeout: seconds after which a decoder that says nothing is taken to hang.
+    """
+
+    decoders: int | None = Field(default=None, ge=0, le=256)
+    memory_mb: int = Field(default=2048, ge=64)
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    decode_timeout: float = Field(default=600.0, gt=0)
+
+
 class RunConfig(_Model):
     """A whole run."""
 
@@ -138,6 +160,7 @@ class RunConfig(_Model):
     sources: list[SourceConfig] = Field(min_length=1)
     images: dict[Modality, ImagesConfig] = Field(default_factory=dict)
     encoders: dict[Modality, EncoderConfig] = Field(default_factory=dict)
+    embedding: EmbeddingConfig = EmbeddingConfig()
     deid: DeidConfig = DeidConfig()
     buckets: int = Field(default=64, ge=1, le=9999)
     pack_groups: int = Field(default=1, ge=1)

@@ -1,24 +1,25 @@
-"""embed: one bucket's items → vectors in LMDB and one row per item with its final verdict.
+"""embed: one bucket's items, and what `encode` made of them → one row per item with its final verdict.
 
 Schema in: indexed items. Schema out: ITEMS; a vector per item with verdict ok, under its key in its modality's store.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from embedders.encoders import EncoderConfig, encoder_spec
+from embedders.spec import encoder_spec
 from pipelines.config import RunConfig
+from pipelines.encode import known_outcomes, store_of, usable_items
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.gather import within_limit
-from pipelines.index import items_of_bucket, private_paths
+from pipelines.index import items_of_bucket
+from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.manifest import EncoderEntry
 from warehouse.schemas import ITEMS, read_frame, write_table
 
-STAGE = Stage("embed", 1, "pipelines.embed:run")
+STAGE = Stage("embed", 2, "pipelines.embed:run")
 
 
 def encoders(config: RunConfig) -> dict[str, EncoderEntry]:
@@ -74,31 +75,57 @@ def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[st
 
 
 def has_vectors(params: dict[str, Any], base: Path) -> bool:
-    """Whether every usable item of the bucket still has its vector; a store that went is filled again."""
-    items = read_frame(ReleaseLayout(base).items(params["bucket"])).filter(pl.col("verdict") == "ok")
-    if items.is_empty():
-        return True
+    """Whether the stores still say of every item of the bucket what was written here; what went is made again."""
+    from embedders.bucket import PASSING, read_verdicts
     from warehouse.embeddings import EmbeddingStore
 
+    bucket = params["bucket"]
+    items = read_frame(ReleaseLayout(base).items(bucket))
     layout = Layout(Path(params["root"]))
-    for (modality, store), part in items.partition_by("modality", "store", as_dict=True).items():
-        path = layout.embedding_bucket(str(modality), str(store), params["bucket"])
+    usable = items.filter(pl.col("verdict") == "ok")
+    for (modality, store), part in usable.partition_by("modality", "store", as_dict=True).items():
+        path = layout.embedding_bucket(str(modality), str(store), bucket)
         if not path.is_file() or not set(part["item_key"]) <= set(EmbeddingStore.open(path).keys()):
+            return False
+    # Of what failed, only items that an encoder was to read have units that failed.
+    failed = items.filter((pl.col("verdict") != "ok") & (pl.col("units_failed") > 0))
+    for (modality,), part in failed.partition_by("modality", as_dict=True).items():
+        known = read_verdicts(store_of(params, str(modality), bucket)[0])
+        if not set(part["item_key"]) <= known.keys() or not PASSING.isdisjoint(part["verdict"]):
             return False
     return True
 
 
 def run(params: dict[str, Any], base: Path) -> Result:
-    """Embeds one bucket's items, those that are not in their store yet."""
+    """Writes one bucket's items.
+
+    Raises:
+        TimeloomError: an item has no outcome, because a store went since its vectors were made.
+    """
     bucket = params["bucket"]
-    segments = [Path(path) for path in params["segments"]]
-    items = items_of_bucket(segments, bucket)
+    items = items_of_bucket([Path(path) for path in params["segments"]], bucket)
     items = items.filter(within_limit(items, params["limit"]))
     outcomes = []
-    for modality, usable in sorted(
-        items.filter(pl.col("verdict") == "ok").partition_by("modality", as_dict=True).items()
-    ):
-        outcomes += _embed(str(modality[0]), usable, segments, params)
+    for modality, usable in usable_items(params, bucket):
+        _, entry = store_of(params, modality, bucket)
+        known = known_outcomes(params, modality, bucket, usable)
+        if len(known) < len(usable):
+            raise TimeloomError(
+                f"the {modality} store {entry.store} lacks what was just made", remedy="run again; it resumes"
+            )
+        outcomes += [
+            (
+                outcome.item_key,
+                outcome.verdict,
+                outcome.units_expected,
+                outcome.units_encoded,
+                outcome.units_failed,
+                outcome.dim,
+                entry.store if outcome.verdict == "ok" else None,
+                entry.label if outcome.verdict == "ok" else None,
+            )
+            for outcome in known
+        ]
     encoded = pl.DataFrame(
         outcomes,
         schema={
@@ -123,42 +150,3 @@ def run(params: dict[str, Any], base: Path) -> Result:
     for modality_name, verdict, number in counted.iter_rows():
         verdicts.setdefault(modality_name, {})[verdict] = number
     return Result({str(path.relative_to(base)): rows}, {"verdicts": verdicts, "items": rows})
-
-
-def _embed(modality: str, usable: pl.DataFrame, segments: list[Path], params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    from embedders.encoders import get_encoder
-    from embedders.runner import ItemToEmbed, embed_items
-    from warehouse.embeddings import EmbeddingWriter
-
-    segment = next(path for path in segments if path.name.startswith(f"items-{modality}-"))
-    private = json.loads(private_paths(Path(params["private"]), segment.name).read_text(encoding="utf-8"))
-    entry = EncoderEntry.model_validate(params["stores"][modality])
-    config = EncoderConfig.model_validate(params["encoders"][modality])
-    found = private["items"]
-    todo = [
-        ItemToEmbed(
-            item_key=key,
-            modality=modality,
-            root=Path(private["folder"]),
-            paths=tuple(found[key]["paths"]),
-            geometry=found[key]["geometry"],
-            units_expected=expected,
-        )
-        for key, expected in usable.select("item_key", "units_expected").iter_rows()
-    ]
-    store = Layout(Path(params["root"])).embedding_bucket(modality, entry.store, params["bucket"])
-    with EmbeddingWriter(store) as writer:
-        results = embed_items(todo, get_encoder(config, modality), writer)
-    return [
-        (
-            result.item_key,
-            result.verdict,
-            result.units_expected,
-            result.units_encoded,
-            result.units_failed,
-            result.dim,
-            entry.store if result.verdict == "ok" else None,
-            entry.label if result.verdict == "ok" else None,
-        )
-        for result in results
-    ]

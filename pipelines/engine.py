@@ -163,7 +163,9 @@ def clear_error(error: BaseException) -> TimeloomError | None:
 
 
 class Engine(Protocol):
-    """Where tasks run."""
+    """Where tasks run: `workers` at a time."""
+
+    workers: int
 
     def __enter__(self) -> "Engine": ...
 
@@ -432,8 +434,16 @@ def _linked(task: Task, context: RunContext) -> TaskEntry | None:
     return entry
 
 
-def run_stage(stage: Stage, tasks: Sequence[Task], context: RunContext) -> StageReport:
+def run_stage(
+    stage: Stage,
+    tasks: Sequence[Task],
+    context: RunContext,
+    prepare: Callable[[Sequence[Task]], None] | None = None,
+) -> StageReport:
     """Brings every task up to date.
+
+    Args:
+        prepare: is given the tasks that are out of date, before they run.
 
     Raises:
         TimeloomError: a task failed, or a runner ended without having run it.
@@ -464,6 +474,8 @@ def run_stage(stage: Stage, tasks: Sequence[Task], context: RunContext) -> Stage
         Path(task.record).unlink(missing_ok=True)
         Path(task.record).with_suffix(".error").unlink(missing_ok=True)
     if todo:
+        if prepare is not None:
+            prepare(todo)
         context.engine.map(todo, done)
     for task in todo:
         report.entries[task.key] = _outcome(task)

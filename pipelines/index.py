@@ -23,7 +23,7 @@ from warehouse.files import atomic_write, sha256_json, write_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
 
-STAGE = Stage("index", 1, "pipelines.index:run")
+STAGE = Stage("index", 2, "pipelines.index:run")
 _CROSSWALK = ("match", "subject_id", "time", "available_time", "mpp")
 
 
@@ -49,7 +49,14 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
             [STAGE.name, STAGE.version, modality, Fingerprints.of_tree(images.path), str(images.path)]
             + [crosswalk.model_dump(mode="json", exclude={"file"}) if crosswalk else None]
             + [fingerprints.of(crosswalk.file) if crosswalk else None]
-            + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, images.timezone]
+            + [
+                config.buckets,
+                config.deid.model_dump(),
+                deid.key_fingerprint,
+                images.timezone,
+                images.reconstruction.model_dump(),
+                images.max_failed_tiles,
+            ]
         )
         name = f"items-{modality}-{fingerprint[:24]}"
         record = layout.segments / f"{name}.json"
@@ -66,6 +73,9 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
                     "modality": modality,
                     "folder": str(images.path),
                     "timezone": images.timezone,
+                    "reconstruction": images.reconstruction.model_dump(mode="json"),
+                    "max_failed_tiles": images.max_failed_tiles,
+                    "workers": config.workers,
                     "crosswalk": crosswalk.model_dump(mode="json") if crosswalk else None,
                     "deid": config.deid.model_dump(mode="json"),
                     "private": str(layout.private),
@@ -90,7 +100,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     links = _read_crosswalk(crosswalk) if crosswalk else None
-    found = _find(modality, folder, links, params["timezone"])
+    found = _find(modality, folder, links, params)
     frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, crosswalk, deid)
     frame = frame.with_columns(pl.Series("bucket", _buckets(frame["subject_id"], params["buckets"])))
     paths = {
@@ -114,16 +124,21 @@ def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
     return np.where(subject_ids.is_null().to_numpy(), 0, bucket_of(known, buckets)).astype(np.uint16)
 
 
-def _find(modality: str, folder: Path, links: pl.DataFrame | None, timezone: str | None) -> list[FoundItem]:
+def _find(modality: str, folder: Path, links: pl.DataFrame | None, params: dict[str, Any]) -> list[FoundItem]:
     if modality == "ct":
+        from extractors.ct_reconstructions import ReconstructionConfig
         from extractors.dicom import index_ct
 
-        return index_ct(folder, site_timezone=timezone)
+        reconstruction = ReconstructionConfig.model_validate(params["reconstruction"])
+        return index_ct(
+            folder, site_timezone=params["timezone"], workers=params["workers"], reconstruction=reconstruction
+        )
     from extractors.slides import index_slides
 
     if links is None:
         raise TimeloomError("slides have no subject of their own", remedy="give images.wsi.crosswalk")
-    return index_slides(folder, links.rename({"match": "path", "subject_id": "raw_subject"}))
+    manifest = links.rename({"match": "path", "subject_id": "raw_subject"})
+    return index_slides(folder, manifest, workers=params["workers"], max_failed_tiles=params["max_failed_tiles"])
 
 
 def _read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
@@ -172,7 +187,7 @@ def _rows(
             "time_precision": [item.time_precision for item in found],
             "verdict": [item.verdict for item in found],
             "units_expected": [item.units_expected for item in found],
-            "geometry": [json.dumps(item.geometry, sort_keys=True) for item in found],
+            "geometry": [json.dumps(_public(item.geometry, deid), sort_keys=True) for item in found],
         },
         schema={
             "raw_subject": pl.String, "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"),
@@ -203,6 +218,14 @@ def _rows(
         .otherwise("verdict")
         .alias("verdict")
     )
+
+
+def _public(geometry: dict[str, Any], deid: Deidentifier) -> dict[str, Any]:
+    """A geometry without what only the reader needs (times of change of files tell dates), names of groups keyed."""
+    public = {name: value for name, value in geometry.items() if name not in ("stamp", "stamps", "frames")}
+    if "reconstruction_group" in public:
+        public["reconstruction_group"] = deid.item_key(f"ct\0{public['reconstruction_group']}")
+    return public
 
 
 def _relink(frame: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """The documents' commands and examples do what they say."""
 
+import json
 import os
 import re
 import shlex
@@ -54,6 +55,14 @@ def test_readme_commands_about_the_demo(place: Path) -> None:
         done = timeloom(words[1:], place)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
+
+
+def test_readme_index_command_finds_the_planted_faults(place: Path) -> None:
+    (shown,) = (words for words in commands("README.md") if words[1] == "index")
+    done = timeloom([*shown[1:], "--json"], place)
+    assert done.returncode == 2, done.stderr
+    verdicts = {(group["modality"], group["verdict"]) for group in json.loads(done.stdout)["groups"]}
+    assert {("ct", "ok"), ("wsi", "ok"), ("ct", "failed_missing_slice")} <= verdicts
 
 
 def test_readme_run_command_on_real_data(place: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,285 @@
-"""The runner: means that are right, items that do not disturb each other, runs that resume."""
+"""The runner: means that are right, items that do not disturb each other, the same bits however it works."""
 
-import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+import unit_readers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from phantoms import disc, stained, write_series, write_tiff
 
 from embedders import runner
+from embedders.bucket import Bucket, read_verdicts, verdicts_path
 from embedders.encoders import Encoder, EncoderConfig, get_encoder
-from embedders.runner import EmbeddedItem, ItemToEmbed, embed_items
-from extractors.dicom import index_ct, read_volume
-from extractors.items import FoundItem, UnitBatch, UnitRequest
+from embedders.figures import RunFigures
+from embedders.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, embed_buckets
+from embedders.spans import BLOCK, SPAN, Span
+from extractors.dicom import index_ct
+from extractors.items import FoundItem
 from extractors.slides import index_slides
-from warehouse.embeddings import EmbeddingStore, EmbeddingWriter, close_stores, content_hash
+from warehouse.embeddings import EmbeddingStore, close_stores, content_hash
 from warehouse.errors import TimeloomError
+
+SMALL = EncoderConfig(name="random-dinov2", width=64, device="cpu", batch_size=12)
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return get_encoder(EncoderConfig(name="random-dinov2", width=1024, device="cpu"), "ct")
+    return get_encoder(SMALL, "ct")
+
+
+@pytest.fixture(autouse=True)
+def made_up_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "READERS", {**runner.READERS, "ct": unit_readers.READER})
+
+
+def embed(
+    items: Sequence[ItemToEmbed], encoder: Encoder, store: Path, how: RunnerSettings | None = None
+) -> tuple[list[EmbeddedItem], RunFigures]:
+    results, figures = embed_buckets([Bucket(store, encoder.spec, items, lambda: encoder)], how or RunnerSettings())
+    close_stores()
+    return results[store], figures
+
+
+def mean_of(item: ItemToEmbed, encoder: Encoder, units: np.ndarray) -> np.ndarray:
+    """Recomputed from units, one by one, in float64."""
+    number = int(item.paths[0])
+    vectors = [encoder.encode(unit_readers.pixels(number, np.array([unit])))[0] for unit in units]
+    return np.stack(vectors).astype(np.float64).mean(axis=0)
+
+
+def test_the_stored_vector_is_the_mean_over_units(tmp_path: Path, encoder: Encoder) -> None:
+    items = [unit_readers.item(tmp_path / "x", number, 5 + 9 * number) for number in range(4)]
+    results, figures = embed(items, encoder, tmp_path / "s.lmdb")
+    assert results == [EmbeddedItem(one.item_key, "ok", one.units_expected, one.units_expected, 0, 64) for one in items]
+    worst = 0.0
+    for item in items:
+        expected = mean_of(item, encoder, np.arange(item.units_expected))
+        stored = EmbeddingStore.open(tmp_path / "s.lmdb").get(item.item_key)
+        assert stored.dtype == np.float16
+        assert np.array_equal(stored, expected.astype(np.float32).astype(np.float16))
+        worst = max(worst, float(np.linalg.norm(stored - expected) / np.linalg.norm(expected)))
+    assert 0 < figures.rounding_error < 2**-11
+    assert figures.rounding_error == pytest.approx(worst, rel=1e-3)
+    assert (figures.items, figures.units) == (4, sum(item.units_expected for item in items))
+
+
+def test_float32_is_stored_as_it_is(tmp_path: Path) -> None:
+    exact = get_encoder(SMALL.model_copy(update={"store_dtype": "float32"}), "ct")
+    item = unit_readers.item(tmp_path / "x", 3, 21)
+    _, figures = embed([item], exact, tmp_path / "s.lmdb")
+    stored = EmbeddingStore.open(tmp_path / "s.lmdb").get(item.item_key)
+    assert figures.rounding_error == 0 and stored.dtype == np.float32
+    assert np.abs(stored - mean_of(item, exact, np.arange(21))).max() <= 1e-7 * np.abs(stored).max()
+
+
+def test_a_sequence_holds_every_unit_and_its_place(tmp_path: Path) -> None:
+    encoder = get_encoder(SMALL.model_copy(update={"output": "sequence"}), "ct")
+    item = unit_readers.item(tmp_path / "x", 2, 40, bad=[3, 17])
+    results, figures = embed([item], encoder, tmp_path / "s.lmdb")
+    kept = np.setdiff1d(np.arange(40), [3, 17])
+    assert results == [EmbeddedItem(item.item_key, "ok", 40, 38, 2, 64)]
+    store = EmbeddingStore.open(tmp_path / "s.lmdb")
+    expected = encoder.encode(unit_readers.pixels(2, kept))
+    assert np.array_equal(store.get(item.item_key), expected.astype(np.float16))
+    assert store.places(item.item_key).tolist() == [[unit * 10, unit * 10 + 1] for unit in kept]
+    assert store.keys() == [item.item_key] and figures.rounding_error > 0
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[ItemToEmbed]:
+    """Short items, one that is cut into spans, some that lose units or fail."""
+    folder = tmp_path_factory.mktemp("many")
+    sizes = [3, 1, 40, SPAN + 2 * BLOCK + 5, 17, 16, 33, 20]
+    faults: dict[int, dict[str, object]] = {
+        2: {"bad": [0, 39]},
+        4: {"raise": 16},
+        6: {"nan": 20},
+        7: {"bad": [1, 2, 3]},
+    }
+    return [unit_readers.item(folder, number, size, **faults.get(number, {})) for number, size in enumerate(sizes)]
+
+
+EXPECTED = ["ok", "ok", "ok", "ok", "failed_unreadable", "ok", "failed_not_finite", "failed_unreadable"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    many: list[ItemToEmbed], encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[EmbeddedItem], str]:
+    path = tmp_path_factory.mktemp("whole") / "s.lmdb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "READERS", {"ct": unit_readers.READER})
+        results, _ = embed(many, encoder, path)
+    assert [result.verdict for result in results] == EXPECTED
+    return results, content_hash(path)
+
+
+@pytest.mark.parametrize(("decoders", "memory_mb"), [(1, 1), (2, 1), (3, 64)])
+def test_the_bits_do_not_depend_on_the_number_of_decoders(
+    decoders: int, memory_mb: int, many: list[ItemToEmbed], undisturbed: tuple[list[EmbeddedItem], str],
+    encoder: Encoder, tmp_path: Path,
+) -> None:  # fmt: skip
+    results, _ = embed(many, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders, memory_mb))
+    assert results == undisturbed[0]
+    assert content_hash(tmp_path / "s.lmdb") == undisturbed[1]
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(8)), cut=st.integers(0, 8), checkpoint=st.sampled_from([1, 40, 10_000]))
+def test_the_bits_do_not_depend_on_order_mixing_and_checkpoints(
+    order: list[int], cut: int, checkpoint: int, many: list[ItemToEmbed], undisturbed: tuple[list[EmbeddedItem], str],
+    encoder: Encoder, tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    """In two runs, the items of each in any order."""
+    path = tmp_path_factory.mktemp("mixed") / "s.lmdb"
+    found: list[EmbeddedItem] = []
+    for part in (order[:cut], order[cut:]):
+        found += embed([many[index] for index in part], encoder, path, RunnerSettings(checkpoint_units=checkpoint))[0]
+    assert sorted(found, key=lambda one: one.item_key) == undisturbed[0]
+    assert content_hash(path) == undisturbed[1]
+
+
+def test_batches_mix_the_units_of_items(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[list[int]] = []
+    original = Encoder.submit
+    monkeypatch.setattr(
+        Encoder, "submit", lambda self, parts: sizes.append([len(part) for part in parts]) or original(self, parts)
+    )
+    embed([unit_readers.item(tmp_path / "x", number, 5) for number in range(5)], encoder, tmp_path / "s.lmdb")
+    assert sizes == [[5, 5, 2], [3, 5, 4], [1]]
+
+
+def test_one_corrupt_item_among_a_hundred(tmp_path: Path, encoder: Encoder) -> None:
+    items = [
+        unit_readers.item(tmp_path / "x", number, 2, **({"raise": 1} if number == 41 else {})) for number in range(100)
+    ]
+    results, figures = embed(items, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders=1))
+    assert [result.verdict for result in results] == ["ok"] * 41 + ["failed_unreadable"] + ["ok"] * 58
+    assert results[41] == EmbeddedItem(items[41].item_key, "failed_unreadable", 2, 0, 2, None)
+    assert EmbeddingStore.open(tmp_path / "s.lmdb").keys() == sorted({i.item_key for i in items} - {items[41].item_key})
+    assert figures.errors == {"KeyError": 1}, "the type, never the words"
+
+
+@pytest.mark.parametrize("fault", [{"raise": 20}, {"stop": 3}, {"verdict_at": 3, "verdict": "failed_unreadable"}])
+def test_whatever_a_reader_raises_is_that_items_verdict(
+    fault: dict[str, object], tmp_path: Path, encoder: Encoder
+) -> None:
+    items = [unit_readers.item(tmp_path / "x", 0, 30, **fault), unit_readers.item(tmp_path / "x", 1, 3)]
+    results, _ = embed(items, encoder, tmp_path / "s.lmdb")
+    assert [result.verdict for result in results] == ["failed_unreadable", "ok"]
+
+
+def test_a_verdict_is_remembered_until_the_file_changes(tmp_path: Path, encoder: Encoder) -> None:
+    item = unit_readers.item(tmp_path / "x", 0, 3, **{"raise": 1, "log": str(tmp_path / "log")})
+    first, _ = embed([item], encoder, tmp_path / "s.lmdb")
+    assert read_verdicts(tmp_path / "s.lmdb")[item.item_key]["verdict"] == "failed_unreadable"
+    assert embed([item], encoder, tmp_path / "s.lmdb")[0] == first
+    assert len((tmp_path / "log").read_text().splitlines()) == 1, "it was not read again"
+    (tmp_path / "x" / "0").write_text("00")
+    embed([item], encoder, tmp_path / "s.lmdb")
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+    verdicts_path(tmp_path / "s.lmdb").unlink()
+    embed([item], encoder, tmp_path / "s.lmdb")
+    assert len((tmp_path / "log").read_text().splitlines()) == 3
+
+
+def test_a_file_that_changed_while_it_was_read_is_tried_again(tmp_path: Path, encoder: Encoder) -> None:
+    fault = {"verdict_at": 1, "verdict": "failed_changed", "log": str(tmp_path / "log")}
+    item = unit_readers.item(tmp_path / "x", 0, 3, **fault)
+    for times in (1, 2):
+        assert embed([item], encoder, tmp_path / "s.lmdb")[0][0].verdict == "failed_changed"
+        assert len((tmp_path / "log").read_text().splitlines()) == times
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_a_file_that_went_since_it_was_indexed_is_no_verdict(decoders: int, tmp_path: Path, encoder: Encoder) -> None:
+    """A disk that is away would otherwise leave `failed_unreadable` for ever."""
+    items = [unit_readers.item(tmp_path / "x", number, 3) for number in range(2)]
+    (tmp_path / "x" / "1").unlink()
+    with pytest.raises(TimeloomError, match="cannot be opened now"):
+        embed(items, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders))
+    assert not read_verdicts(tmp_path / "s.lmdb")
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_a_lack_of_memory_is_no_verdict(decoders: int, tmp_path: Path, encoder: Encoder) -> None:
+    with pytest.raises(MemoryError):
+        embed(
+            [unit_readers.item(tmp_path / "x", 0, 3, memory=1)], encoder, tmp_path / "s.lmdb", RunnerSettings(decoders)
+        )
+    assert not read_verdicts(tmp_path / "s.lmdb")
+
+
+def test_a_vector_that_float16_cannot_hold_is_refused(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Span.add
+    monkeypatch.setattr(
+        Span,
+        "add",
+        lambda self, upto, indices, vectors, places: original(self, upto, indices, vectors * np.float32(1e6), places),
+    )
+    results, _ = embed([unit_readers.item(tmp_path / "x", 0, 3)], encoder, tmp_path / "s.lmdb")
+    assert results[0].verdict == "failed_not_finite"
+
+
+def test_too_many_failed_units_refuse_the_item(tmp_path: Path, encoder: Encoder) -> None:
+    """A tenth, or what the geometry says."""
+    cases = [([0, 1], {}, "ok"), ([0, 1, 2], {}, "failed_unreadable"), ([0, 1, 2], {"max_failed_tiles": 0.2}, "ok")]
+    items = [unit_readers.item(tmp_path / "x", n, 20, bad=bad, **more) for n, (bad, more, _) in enumerate(cases)]
+    results, _ = embed(items, encoder, tmp_path / "s.lmdb")
+    assert [result.verdict for result in results] == [verdict for *_, verdict in cases]
+    assert (results[0].units_encoded, results[0].units_failed) == (18, 2)
+    expected = mean_of(items[0], encoder, np.arange(2, 20)).astype(np.float16)
+    assert np.array_equal(EmbeddingStore.open(tmp_path / "s.lmdb").get(items[0].item_key), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=0, max_size=6), st.randoms())
+def test_a_spans_sum_does_not_depend_on_how_its_units_arrive(cuts: list[int], dice: random.Random) -> None:
+    vectors = np.random.default_rng(dice.randrange(99)).normal(size=(40, 3)).astype(np.float32)
+    whole, pieces = (Span(0, 40, 3, keep=False, may_fail=4.0, too_many="failed_unreadable") for _ in range(2))
+    places = np.zeros((40, 1), np.int32)
+    whole.add(40, np.arange(40), vectors, places)
+    edges = [0, *sorted(cuts), 40]
+    for start, stop in pairwise(edges):
+        pieces.add(stop, np.arange(start, stop), vectors[start:stop], places[start:stop])
+    assert pieces.finished and whole.finished
+    assert np.array_equal(pieces.total, whole.total) and pieces.encoded == 40
+
+
+def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path, encoder: Encoder) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    try:
+        bucket = Bucket(tmp_path / "s.lmdb", encoder.spec, [unit_readers.item(tmp_path / "x", 0, 3)], lambda: encoder)
+        embed_buckets([bucket], RunnerSettings(), progress=lambda result: seen.append(torch.get_num_threads()))
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_figures_say_how_the_run_was(tmp_path: Path, encoder: Encoder) -> None:
+    items = [unit_readers.item(tmp_path / "x", number, 60, pause=0.05) for number in range(2)]
+    _, figures = embed(items, encoder, tmp_path / "s.lmdb")
+    counts = figures.counts()
+    assert (counts["items"], counts["units"], counts["encoders"]["ct"]["units"]) == (2, 120, 120)
+    assert counts["decode_seconds"] > 0.35, "eight blocks with a pause each"
+    assert 0 < counts["device_idle_share"] < 1 and 0 < counts["flop_fraction"] < 1
+    _, again = embed(items, encoder, tmp_path / "s.lmdb")
+    assert (again.items, again.units, again.counts()["device_idle_share"]) == (0, 0, None), "nothing was done"
+
+
+# Real readers.
 
 
 def to_embed(found: FoundItem, root: Path) -> ItemToEmbed:
@@ -32,40 +287,14 @@ def to_embed(found: FoundItem, root: Path) -> ItemToEmbed:
     return ItemToEmbed(found.identity, found.modality, root, found.paths, found.geometry, found.units_expected)
 
 
-def series(root: Path, count: int, slices: int = 5) -> list[ItemToEmbed]:
-    for number in range(count):
-        write_series(root / f"{number}", slices, image=lambda i, n=number: disc(48, 20.0 * n + i), series=f"{number}")
-    return [to_embed(found, root) for found in index_ct(root)]
+@pytest.fixture
+def real_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from embedders.decoder import READERS
+
+    monkeypatch.setattr(runner, "READERS", READERS)
 
 
-def embed(items: list[ItemToEmbed], encoder: Encoder, path: Path, batch_size: int = 2) -> list[EmbeddedItem]:
-    with EmbeddingWriter(path) as writer:
-        return embed_items(items, encoder, writer, batch_size=batch_size)
-
-
-def test_the_stored_vector_is_the_mean_over_slices(tmp_path: Path, encoder: Encoder) -> None:
-    items = series(tmp_path / "ct", 2, slices=7)
-    results = embed(items, encoder, tmp_path / "s.lmdb")
-    assert results == [EmbeddedItem(item.item_key, "ok", 7, 7, 0, 1024) for item in items]
-    for item in items:
-        slices = [encoder.encode(pixels[None])[0] for pixels in read_volume(item.paths, item.root)]
-        expected = np.stack(slices).astype(np.float64).mean(axis=0)
-        stored = EmbeddingStore.open(tmp_path / "s.lmdb").get(item.item_key)
-        assert stored.dtype == np.float32 and np.abs(stored - expected).max() <= 1e-6 * np.abs(expected).max()
-
-
-def test_a_vector_has_the_same_bits_whatever_else_is_in_the_run(tmp_path: Path, encoder: Encoder) -> None:
-    items = series(tmp_path / "ct", 4)
-    embed(items, encoder, tmp_path / "all.lmdb")
-    random.Random(0).shuffle(items)
-    for index, item in enumerate(items):
-        embed([item], encoder, tmp_path / f"{index}.lmdb")
-        alone = EmbeddingStore.open(tmp_path / f"{index}.lmdb").get(item.item_key)
-        assert np.array_equal(alone, EmbeddingStore.open(tmp_path / "all.lmdb").get(item.item_key))
-    embed(items, encoder, tmp_path / "shuffled.lmdb")
-    assert content_hash(tmp_path / "shuffled.lmdb") == content_hash(tmp_path / "all.lmdb")
-
-
+@pytest.mark.usefixtures("real_readers")
 def test_shuffled_file_names_give_the_same_vector(tmp_path: Path, encoder: Encoder) -> None:
     names = random.Random(4).sample(range(100), 6)
     write_series(tmp_path / "a")
@@ -77,105 +306,39 @@ def test_shuffled_file_names_give_the_same_vector(tmp_path: Path, encoder: Encod
     assert hashes[0] == hashes[1]
 
 
-def test_one_corrupt_item_leaves_the_others_stored(tmp_path: Path, encoder: Encoder) -> None:
-    items = series(tmp_path / "ct", 5)
-    victim = items[2].root / items[2].paths[3]
-    victim.write_bytes(victim.read_bytes()[:-900])
-    results = embed(items, encoder, tmp_path / "s.lmdb")
-    assert [result.verdict for result in results] == ["ok", "ok", "failed_unreadable", "ok", "ok"]
-    assert (results[2].units_encoded, results[2].units_failed, results[2].dim) == (0, 5, None)
-    kept = [items[index].item_key for index in (0, 1, 3, 4)]
-    assert EmbeddingStore.open(tmp_path / "s.lmdb").keys() == sorted(kept)
+@pytest.mark.usefixtures("real_readers")
+def test_slides_and_volumes_share_a_run(tmp_path: Path, encoder: Encoder) -> None:
+    write_tiff(tmp_path / "wsi" / "a.svs", stained(), 0.5)
+    row = {"path": "a.svs", "raw_subject": "S", "time": datetime(2020, 1, 1), "available_time": None, "mpp": None}
+    slide = to_embed(index_slides(tmp_path / "wsi", pl.DataFrame([row]))[0], tmp_path / "wsi")
+    write_series(tmp_path / "ct", 7, image=lambda index: disc(48, 20.0 * index))
+    volume = to_embed(index_ct(tmp_path / "ct")[0], tmp_path / "ct")
+    tiles = get_encoder(SMALL.model_copy(update={"width": 96}), "wsi")
+    stores = [tmp_path / "ct.lmdb", tmp_path / "wsi.lmdb"]
+    buckets = [
+        Bucket(stores[0], encoder.spec, [volume], lambda: encoder),
+        Bucket(stores[1], tiles.spec, [slide], lambda: tiles),
+    ]
+    results, figures = embed_buckets(buckets, RunnerSettings(decoders=1))
+    assert [(one.verdict, one.units_encoded, one.dim) for store in stores for one in results[store]] == [
+        ("ok", 7, 64), ("ok", 4, 96),
+    ]  # fmt: skip
+    assert {modality: load.units for modality, load in figures.loads.items()} == {"ct": 7, "wsi": 4}
 
 
-def test_a_file_that_went_since_it_was_indexed_is_no_verdict(tmp_path: Path, encoder: Encoder) -> None:
-    """A disk that is away would otherwise leave `failed_unreadable` for ever."""
-    items = series(tmp_path / "ct", 2)
-    (items[1].root / items[1].paths[0]).unlink()
-    with pytest.raises(TimeloomError, match="cannot be opened now"):
-        embed(items, encoder, tmp_path / "s.lmdb")
-
-
-def test_a_lack_of_memory_is_no_verdict(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = series(tmp_path / "ct", 1)
-
-    def reader(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
-        yield UnitBatch(np.zeros((1, 8, 8), np.float32))
-        raise MemoryError
-
-    monkeypatch.setattr(runner, "READERS", {"ct": reader})
-    with pytest.raises(MemoryError):
-        embed(items, encoder, tmp_path / "s.lmdb")
-
-
-@pytest.mark.parametrize("error", [RuntimeError("decoder"), KeyError("x"), StopIteration()])
-def test_whatever_a_reader_raises_is_that_items_verdict(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    items = series(tmp_path / "ct", 2)
-
-    def reader(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
-        if request.paths == items[0].paths:
-            yield UnitBatch(np.zeros((1, 8, 8), np.float32))
-            raise error
-        yield from runner.read_ct_units(request, batch_size)
-
-    monkeypatch.setattr(runner, "READERS", {"ct": reader})
-    assert [result.verdict for result in embed(items, encoder, tmp_path / "s.lmdb")] == ["failed_unreadable", "ok"]
-
-
-def test_a_vector_that_is_not_finite_is_refused(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    items = series(tmp_path / "ct", 2)
-    original = Encoder.encode
-
-    def encode(self: Encoder, pixels: np.ndarray) -> np.ndarray:
-        vectors = original(self, pixels)
-        if (np.abs(pixels[:, 24, 24] - 4.0) <= 1).any():  # the last slice of the first item alone
-            vectors[0, 3] = np.inf
-        return vectors
-
-    monkeypatch.setattr(Encoder, "encode", encode)
-    results = embed(items, encoder, tmp_path / "s.lmdb")
-    assert sorted(result.verdict for result in results) == ["failed_not_finite", "ok"]
-    assert len(EmbeddingStore.open(tmp_path / "s.lmdb")) == 1
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_a_run_killed_between_commits_resumes_to_the_same_content(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    items = series(tmp_path / "ct", 7)
-    undisturbed = embed(items, encoder, tmp_path / "whole.lmdb")
-    path = tmp_path / "killed.lmdb"
-
-    class DyingWriter(EmbeddingWriter):
-        commits = 0
-
-        def put_many(self, items: list) -> None:  # type: ignore[override, type-arg]
-            if self.commits == 2:
-                raise Killed
-            super().put_many(items)
-            self.commits += 1
-
-    with pytest.raises(Killed), DyingWriter(path) as dying:
-        embed_items(items, encoder, dying, batch_size=2, commit_every=2)
-    assert len(EmbeddingStore.open(path)) == 4
-    encoded: list[int] = []
-    original = Encoder.encode
-    monkeypatch.setattr(Encoder, "encode", lambda self, pixels: encoded.append(len(pixels)) or original(self, pixels))
-    assert embed(items, encoder, path) == undisturbed
-    assert sum(encoded) == 3 * 5, "only what was missing is encoded"
-    assert content_hash(path) == content_hash(tmp_path / "whole.lmdb")
-    assert embed(items, encoder, path) == undisturbed and sum(encoded) == 3 * 5
+@pytest.mark.usefixtures("real_readers")
+def test_real_volumes_are_embedded(real_data: Path, tmp_path: Path, encoder: Encoder) -> None:
+    root = real_data / "ct-ibsi-sts"
+    items = [to_embed(found, root) for found in index_ct(root) if found.verdict == "ok"]
+    results, _ = embed(items, encoder, tmp_path / "s.lmdb")
+    assert sorted(result.units_encoded for result in results) == sorted(item.units_expected for item in items)
+    store = EmbeddingStore.open(tmp_path / "s.lmdb")
+    vectors = np.stack([store.get(item.item_key) for item in items])
+    assert np.isfinite(vectors).all() and len(np.unique(vectors, axis=0)) == len(items)
 
 
 def test_a_damaged_vector_is_made_again(tmp_path: Path, encoder: Encoder) -> None:
-    items = series(tmp_path / "ct", 2)
+    items = [unit_readers.item(tmp_path / "x", number, 4) for number in range(2)]
     embed(items, encoder, tmp_path / "s.lmdb")
     before = content_hash(tmp_path / "s.lmdb")
     vector = EmbeddingStore.open(tmp_path / "s.lmdb").get(items[0].item_key)
@@ -187,61 +350,3 @@ def test_a_damaged_vector_is_made_again(tmp_path: Path, encoder: Encoder) -> Non
         EmbeddingStore.open(tmp_path / "s.lmdb").verify()
     embed(items, encoder, tmp_path / "s.lmdb")
     assert content_hash(tmp_path / "s.lmdb") == before
-
-
-def test_long_items_are_committed_before_the_hundred_are_full(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "COMMIT_UNITS", 10)
-    sizes: list[int] = []
-    original = EmbeddingWriter.put_many
-    monkeypatch.setattr(
-        EmbeddingWriter, "put_many", lambda self, items: sizes.append(len(items)) or original(self, items)
-    )
-    embed(series(tmp_path / "ct", 5), encoder, tmp_path / "s.lmdb")
-    assert sizes == [2, 2, 1]
-
-
-def test_slides_and_volumes_take_the_same_path(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "a.svs", stained(), 0.5)
-    row = {"path": "a.svs", "raw_subject": "S", "time": datetime(2020, 1, 1), "available_time": None, "mpp": None}
-    item = to_embed(index_slides(tmp_path, pl.DataFrame([row]))[0], tmp_path)
-    encoder = get_encoder(EncoderConfig(name="random-dinov2", width=1536, device="cpu"), "wsi")
-    assert embed([item], encoder, tmp_path / "s.lmdb") == [EmbeddedItem(item.item_key, "ok", 4, 4, 0, 1536)]
-
-
-def test_failed_tiles_stay_out_of_the_mean_and_are_counted(
-    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    item = dataclasses.replace(series(tmp_path / "ct", 1)[0], units_expected=20)
-    units = np.random.default_rng(0).normal(0, 300, (20, 32, 32)).astype(np.float32)
-
-    def reader(failed: int) -> None:
-        batches = [UnitBatch(units[:10]), UnitBatch(units[10 : 20 - failed], failed)]
-        monkeypatch.setattr(runner, "READERS", {"ct": lambda request, size: iter(batches)})
-
-    reader(2)
-    assert embed([item], encoder, tmp_path / "a.lmdb") == [EmbeddedItem(item.item_key, "ok", 20, 18, 2, 1024)]
-    expected = encoder.encode(units[:18]).astype(np.float64).mean(axis=0)
-    assert np.allclose(EmbeddingStore.open(tmp_path / "a.lmdb").get(item.item_key), expected, atol=1e-5)
-    reader(3)
-    assert embed([item], encoder, tmp_path / "b.lmdb")[0].verdict == "failed_unreadable"
-
-
-def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path, encoder: Encoder) -> None:
-    before = torch.get_num_threads()
-    seen: list[int] = []
-    with EmbeddingWriter(tmp_path / "s.lmdb") as writer:
-        items = series(tmp_path / "ct", 1)
-        embed_items(items, encoder, writer, progress=lambda result: seen.append(torch.get_num_threads()))
-    assert seen == [1] and torch.get_num_threads() == before
-
-
-def test_real_volumes_are_embedded(real_data: Path, tmp_path: Path, encoder: Encoder) -> None:
-    root = real_data / "ct-ibsi-sts"
-    items = [to_embed(found, root) for found in index_ct(root) if found.verdict == "ok"]
-    results = embed(items, encoder, tmp_path / "s.lmdb", batch_size=32)
-    assert [(result.verdict, result.units_encoded) for result in results] == [("ok", n) for n in (51, 47, 47, 49)]
-    store = EmbeddingStore.open(tmp_path / "s.lmdb")
-    vectors = np.stack([store.get(item.item_key) for item in items])
-    assert np.isfinite(vectors).all() and len(np.unique(vectors, axis=0)) == 4

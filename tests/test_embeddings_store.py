@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from warehouse import embeddings
 from warehouse.embeddings import (
     HEADER_BYTES,
+    PLACES,
     EmbeddingStore,
     EmbeddingWriter,
     close_stores,
     content_hash,
     encode_value,
+    sole_writer,
 )
 from warehouse.errors import TimeloomError
 
@@ -40,7 +42,7 @@ def store(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32])
 @pytest.mark.parametrize("shape", [(1536,), (7, 64), (0, 1024), (2, 3, 4, 5), ()])
 def test_arrays_come_back_with_shape_dtype_and_units(tmp_path: Path, dtype: type, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape)
@@ -64,7 +66,7 @@ def test_any_array_survives_encoding(array: np.ndarray, n_units: int) -> None:
     assert header.n_units == n_units and np.array_equal(decoded, array, equal_nan=True)
 
 
-@pytest.mark.parametrize("array", [np.zeros(3), np.zeros(3, np.int32), np.zeros((1,) * 5, np.float32)])
+@pytest.mark.parametrize("array", [np.zeros(3), np.zeros(3, np.int64), np.zeros((1,) * 5, np.float32)])
 def test_what_has_no_header_code_is_refused(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="cannot store"):
         encode_value(array, 1)
@@ -79,7 +81,7 @@ def test_absent_keys_are_key_errors_that_hold_the_key_only(store: Path) -> None:
     assert len(reader) == 20 and reader.keys() == sorted(reader.keys()) and reader.verify() == 20
 
 
-@pytest.mark.parametrize("key", ["", "x" * 65, "schlüssel"])
+@pytest.mark.parametrize("key", ["", "x" * 81, "schlüssel"])
 def test_keys_that_lmdb_or_ascii_cannot_hold_are_refused(tmp_path: Path, key: str) -> None:
     with EmbeddingWriter(tmp_path / "a.lmdb") as writer, pytest.raises(ValueError, match="ascii"):
         writer.put_many([("good", np.zeros(2, np.float32), 1), (key, np.zeros(2, np.float32), 1)])
@@ -131,6 +133,41 @@ def test_content_hash_depends_on_content_and_on_nothing_else(tmp_path: Path) -> 
     with EmbeddingWriter(tmp_path / "b.lmdb") as writer:
         writer.put_many([(items[0][0], items[0][1], 99)])
     assert content_hash(tmp_path / "a.lmdb") != content_hash(tmp_path / "b.lmdb")
+
+
+def test_the_places_of_a_sequence_stand_beside_it_and_are_no_item(tmp_path: Path) -> None:
+    sequence, places = np.ones((5, 8), np.float16), np.arange(10, dtype=np.int32).reshape(5, 2)
+    with EmbeddingWriter(tmp_path / "a.lmdb") as writer:
+        writer.put_many([("a" * 64, sequence, 5), ("a" * 64 + PLACES, places, 5), *vectors(2)])
+    reader = EmbeddingStore.open(tmp_path / "a.lmdb")
+    assert reader.keys() == [f"{0:064x}", f"{1:064x}", "a" * 64]
+    assert len(reader) == reader.verify() == 3
+    assert reader.get("a" * 64).shape == (5, 8)
+    assert np.array_equal(reader.places("a" * 64), places) and reader.places("a" * 64).dtype == np.int32
+    before = content_hash(tmp_path / "a.lmdb")
+    with EmbeddingWriter(tmp_path / "a.lmdb") as writer:
+        writer.put_many([("a" * 64 + PLACES, places + 1, 5)])
+    assert content_hash(tmp_path / "a.lmdb") != before, "places are content"
+
+
+def test_a_second_worker_waits_for_a_store_and_then_says_so(store: Path) -> None:
+    child = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from warehouse.embeddings import sole_writer
+        with sole_writer(Path(sys.argv[1])):
+            print("held", flush=True)
+            sys.stdin.read()
+    """)
+    command = [sys.executable, "-c", child, str(store)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TimeloomError, match=r"another worker is writing .*0001\.lmdb"), sole_writer(store, 0.2):
+            pass
+        holder.kill()
+    with sole_writer(store, 0.0):
+        assert True
 
 
 def test_a_failing_transaction_stores_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

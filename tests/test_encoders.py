@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from phantoms import disc, stained
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from embedders.encoders import ARCHITECTURES, EncoderConfig, build_encoder, dinov2, encoder_spec, get_encoder
+from embedders.encoders import ARCHITECTURES, EncoderConfig, build_encoder, encoder_spec, get_encoder
+from embedders.heads import dinov2
 from embedders.preprocess import CtSpec, TileSpec, spec_hash
 from embedders.weights import load_weights, weights_sha256
 from warehouse.errors import TimeloomError
@@ -71,7 +73,7 @@ def test_pretrained_vectors_are_the_class_token_after_the_last_norm(
     reference = dinov2(TINY).eval()
     reference.load_state_dict(tiny_state)
     with torch.inference_mode():
-        pixels = CtSpec().apply(CT, torch.device("cpu"))
+        pixels = CtSpec().apply(torch.from_numpy(CT))
         expected = reference(pixel_values=pixels).last_hidden_state[:, 0]
     vectors = encoder.encode(CT)
     assert vectors.shape == (2, 1024) and vectors.dtype == np.float32
@@ -272,7 +274,7 @@ def test_the_stand_in_separates_stains_of_slides() -> None:
 def test_ct_windows_become_channels() -> None:
     spec = CtSpec()
     flat = np.full((1, 50, 50), 40.0, np.float32)
-    image = spec.apply(flat, torch.device("cpu"))
+    image = spec.apply(torch.from_numpy(flat))
     assert image.shape == (1, 3, 224, 224)
     values = image[0, :, 100, 100] * torch.tensor(spec.std) + torch.tensor(spec.mean)
     expected = [(40 - (centre - width / 2)) / width for centre, width in spec.windows]
@@ -282,23 +284,30 @@ def test_ct_windows_become_channels() -> None:
 def test_a_slice_that_is_not_square_keeps_its_shape() -> None:
     wide = np.full((1, 20, 80), 240.0, np.float32)
     spec = CtSpec()
-    grey = spec.apply(wide, torch.device("cpu"))[0, 0] * spec.std[0] + spec.mean[0]
+    grey = spec.apply(torch.from_numpy(wide))[0, 0] * spec.std[0] + spec.mean[0]
     assert grey[112].min() > 0.99 and grey[:80].max() < 0.01 and grey[-80:].max() < 0.01
 
 
 def test_tiles_are_cropped_in_the_centre_and_normalised() -> None:
     tile = np.zeros((1, 256, 256, 3), np.uint8)
     tile[0, 16, 16] = (255, 128, 0)
-    image = TileSpec().apply(tile, torch.device("cpu"))
+    image = TileSpec().apply(torch.from_numpy(tile))
     spec = TileSpec()
     expected = [(value / 255 - m) / s for value, m, s in zip((255, 128, 0), spec.mean, spec.std, strict=True)]
     assert image.shape == (1, 3, 224, 224) and image[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ValueError, match="256 x 256"):
-        TileSpec().apply(np.zeros((1, 224, 224, 3), np.uint8), torch.device("cpu"))
+        TileSpec().apply(torch.zeros((1, 224, 224, 3), dtype=torch.uint8))
 
 
 def test_encoders_are_built_once_per_process() -> None:
     assert get_encoder(random_config(seed=8), "ct") is get_encoder(random_config(seed=8), "ct")
+
+
+def test_the_documented_example_runs() -> None:
+    root = Path(__file__).parents[1]
+    (code,) = re.findall(r"^```python\n(.*?)^```", (root / "docs/encoders.md").read_text("utf-8"), flags=re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "0.08 GFLOP a slice" in done.stdout, done.stderr
 
 
 def test_help_stays_instant() -> None:

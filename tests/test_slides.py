@@ -1,6 +1,9 @@
-"""Slides: physical scale, tissue, damage, and images that must never be read."""
+"""Slides: physical scale, tissue, spans, damage, and images that must never be read."""
 
+import os
+from collections.abc import Mapping
 from datetime import date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,11 @@ import pytest
 from phantoms import stained, write_tiff
 from PIL import Image
 
-from extractors import slides
-from extractors.items import FoundItem, UnitRequest, VerdictError
-from extractors.slides import (
-    TilePlan,
-    index_slides,
-    open_slide,
-    otsu,
-    plan_for,
-    plan_tiles,
-    read_slide_units,
-    read_tiles,
-)
+from extractors import slide_plan, slide_read
+from extractors.items import FoundItem, UnitBatch, UnitRequest, VerdictError
+from extractors.slide_plan import TilePlan, open_slide, otsu, plan_tiles
+from extractors.slide_read import SlideReader
+from extractors.slides import index_slides, read_slide_units
 
 WHEN = datetime(2020, 1, 2, 3, 4, 5)
 
@@ -42,8 +38,18 @@ def slide(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tiles_of(path: Path, plan: TilePlan, batch_size: int = 32) -> np.ndarray:
-    return np.concatenate([batch.pixels for batch in read_tiles(path, plan, batch_size)])
+def plan_for(path: Path, geometry: Mapping[str, Any]) -> TilePlan:
+    with open_slide(path) as opened:
+        return plan_tiles(opened, mpp=(geometry["mpp_x"], geometry["mpp_y"]))
+
+
+def tiles_of(path: Path, geometry: Mapping[str, Any]) -> np.ndarray:
+    reader = SlideReader(path, geometry)
+    return reader.block(0, len(reader.plan)).pixels
+
+
+def read(root: Path, item: FoundItem, size: int, start: int = 0, stop: int | None = None) -> list[UnitBatch]:
+    return list(read_slide_units(UnitRequest(root, item.paths, item.geometry, start, stop), size))
 
 
 def test_tissue_tiles_are_found_where_the_tissue_is(slide: Path) -> None:
@@ -52,7 +58,7 @@ def test_tissue_tiles_are_found_where_the_tissue_is(slide: Path) -> None:
     assert item.geometry["mpp_x"] == 0.5 and item.geometry["mpp_source"] == "file"
     plan = plan_for(slide / "a.svs", item.geometry)
     assert plan.coordinates.tolist() == [[0, 0], [256, 0], [0, 256], [256, 256]] and plan.level == 0
-    tiles = tiles_of(slide / "a.svs", plan, batch_size=3)
+    tiles = tiles_of(slide / "a.svs", item.geometry)
     assert tiles.shape == (4, 256, 256, 3) and tiles.dtype == np.uint8
     assert np.abs(tiles.mean(axis=(0, 1, 2)) - (180, 90, 150)).max() < 3
 
@@ -66,7 +72,7 @@ def test_a_tile_is_as_wide_in_micrometres_whatever_the_scan(tmp_path: Path) -> N
         image[:, x < 256] = np.where(np.sin(x[x < 256] * 2 * np.pi / 32) > 0, 160, 60)[:, None]
         write_tiff(tmp_path / f"{mpp}.svs", image, mpp, levels=1)
         item = index_one(tmp_path, f"{mpp}.svs")
-        tile = tiles_of(tmp_path / f"{mpp}.svs", plan_for(tmp_path / f"{mpp}.svs", item.geometry))[0]
+        tile = tiles_of(tmp_path / f"{mpp}.svs", item.geometry)[0]
         spectrum = np.abs(np.fft.rfft(tile[128, :, 0] - tile[128, :, 0].mean()))
         assert spectrum.argmax() == 4, mpp  # 128 um a tile, 32 um a stripe
 
@@ -113,7 +119,7 @@ def test_what_is_past_the_edge_is_background_not_black(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.svs", np.ascontiguousarray(stained(640)[:320, :320]), 0.5, levels=1)
     plan = plan_for(tmp_path / "a.svs", index_one(tmp_path).geometry)
     corner = next(index for index, xy in enumerate(plan.coordinates.tolist()) if xy == [256, 0])
-    tile = tiles_of(tmp_path / "a.svs", plan)[corner]
+    tile = tiles_of(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5})[corner]
     assert tile[:, 80:].min() > 240 and tile[:, :56].mean() < 190
 
 
@@ -160,28 +166,76 @@ def damage(path: Path, tiles: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_corrupt_tile_is_counted_and_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_corrupt_tile_is_counted_and_left_out(tmp_path: Path, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.ascontiguousarray(stained(2560)[:1280, :1280])
     image[::7, ::5] = 250  # some background, for Otsu to find
     write_tiff(tmp_path / "a.svs", image, 0.5)
-    clean = plan_for(tmp_path / "a.svs", index_one(tmp_path).geometry)
-    pixels = tiles_of(tmp_path / "a.svs", clean)
+    before = index_one(tmp_path)
+    pixels = np.concatenate([batch.pixels for batch in read(tmp_path, before, 8)])
     damage(tmp_path / "a.svs", 2)
+    with pytest.raises(VerdictError) as changed:
+        read(tmp_path, before, 8)
+    assert changed.value.verdict == "failed_changed"
+    if not direct:
+        monkeypatch.setattr(slide_read, "direct_tiles", lambda *given: (None, "openslide:layout"))
     item = index_one(tmp_path)
-    assert (item.verdict, item.units_expected, len(clean)) == ("ok", 25, 25)
-    batches = list(read_tiles(tmp_path / "a.svs", clean, 8))
+    assert (item.verdict, item.units_expected, item.geometry["reader"] == "direct") == ("ok", 25, direct)
+    batches = read(tmp_path, item, 8)
     assert [batch.failed for batch in batches] == [2, 0, 0, 0]
+    assert [batch.indices[0] for batch in batches] == [2, 8, 16, 24] and batches[0].places[0].tolist() == [512, 0]
     # Tiles after the corrupt ones are read by a new handle and are unharmed.
     assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), pixels[2:])
+    assert [batch.failed for batch in read(tmp_path, item, 1, 0, 3)] == [1, 1, 0]
     damage(tmp_path / "a.svs", 3)
     with pytest.raises(VerdictError) as caught:
-        list(read_tiles(tmp_path / "a.svs", clean))
+        read(tmp_path, index_one(tmp_path), 8)
     assert caught.value.verdict == "failed_too_many_bad_tiles"
+    lenient = index_slides(tmp_path, manifest("a.svs"), max_failed_tiles=0.2)[0]
+    assert sum(len(batch.pixels) for batch in read(tmp_path, lenient, 8)) == 22
 
 
-def test_giant_dimensions_are_refused_before_reading(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openslide.OpenSlide, "dimensions", property(lambda self: (10**6, 10**6)))
-    assert index_one(slide).verdict == "failed_too_many_units"
+def test_spans_give_the_same_pixels_whatever_their_size(real_data: Path) -> None:
+    item = index_one(real_data / "wsi", "cmu-1-small-region.svs")
+    whole = read(real_data / "wsi", item, 64)[0]
+    assert whole.indices.tolist() == list(range(53)) and whole.places.dtype == np.int32
+    for size, cuts in ((7, (0, 20, 53)), (64, (0, 1, 52, 53)), (5, (30, 53))):
+        for start, stop in pairwise(cuts):
+            part = read(real_data / "wsi", item, size, start, stop)
+            assert [len(batch.pixels) for batch in part][:-1] == [size] * (len(part) - 1)
+            for name in ("pixels", "indices", "places"):
+                joined = [getattr(batch, name) for batch in part]
+                assert not joined or np.array_equal(np.concatenate(joined), getattr(whole, name)[start:stop])
+
+
+def test_a_slide_is_planned_once_for_all_its_spans(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = index_one(slide)
+    planned = []
+    plan = slide_read.plan_tiles
+    monkeypatch.setattr(slide_read, "plan_tiles", lambda *given, **named: planned.append(1) or plan(*given, **named))
+    for start in range(4):
+        assert len(read(slide, item, 1, start, start + 1)) == 1
+    assert len(planned) == 1
+
+
+def test_a_file_that_changes_while_it_is_read_is_given_up(slide: Path) -> None:
+    batches = read_slide_units(UnitRequest(slide, ("a.svs",), index_one(slide).geometry), 1)
+    next(batches)
+    os.utime(slide / "a.svs", ns=(1, 1))
+    with pytest.raises(VerdictError) as caught:
+        next(batches)
+    assert caught.value.verdict == "failed_changed"
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [((10**6, 10**6), "failed_too_many_units"), ((1 << 31, 16), "failed_implausible_size")],
+)
+def test_giant_dimensions_are_refused_before_reading(
+    slide: Path, size: tuple[int, int], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openslide.OpenSlide, "dimensions", property(lambda self: size))
+    assert index_one(slide).verdict == verdict
 
 
 def test_large_levels_are_averaged_in_strips_with_the_same_tiles(
@@ -189,8 +243,8 @@ def test_large_levels_are_averaged_in_strips_with_the_same_tiles(
 ) -> None:
     write_tiff(tmp_path / "a.svs", stained(2048), 0.5, levels=1)
     whole = plan_for(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5})
-    monkeypatch.setattr(slides, "OVERVIEW_PIXELS", 20_000)
-    monkeypatch.setattr(slides, "STRIP_PIXELS", 200_000)
+    monkeypatch.setattr(slide_plan, "OVERVIEW_PIXELS", 20_000)
+    monkeypatch.setattr(slide_plan, "STRIP_PIXELS", 200_000)
     strips = plan_for(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5})
     assert np.array_equal(whole.coordinates, strips.coordinates) and len(whole) == 16
 
@@ -225,21 +279,4 @@ def test_real_tiles_match_a_direct_reading(real_data: Path) -> None:
         region = opened.read_region((x, y), 0, (257, 257)).convert("RGB")
     side = 256 * 0.5 / 0.499
     expected = np.asarray(region.resize((256, 256), Image.Resampling.BICUBIC, box=(0, 0, side, side)))
-    assert np.array_equal(tiles_of(path, plan)[20], expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "verdict"),
-    [
-        ("broken.svs", "failed_unreadable"),
-        ("unreadable.svs", "failed_unreadable"),
-        ("unopenable.tiff", "failed_unreadable"),
-        ("small.svs", "failed_no_tissue"),
-        ("boxes.tiff", "failed_no_mpp"),
-        ("boxes_0.dcm", "failed_no_tissue"),
-        ("dicom-sm/sm_image_jpegls.dcm", "failed_unreadable"),
-        ("README.txt", "failed_unreadable"),
-    ],
-)
-def test_odd_and_broken_real_files(real_data: Path, name: str, verdict: str) -> None:
-    assert index_one(real_data / "wsi", name).verdict == verdict
+    assert np.array_equal(tiles_of(path, {"mpp_x": 0.499, "mpp_y": 0.499})[20], expected)

@@ -1,15 +1,20 @@
 """The embedding store: one LMDB file per bucket, one checked array per item key.
 
+An item's array is its mean vector (width,), or the sequence of its units' (units, width); a sequence has a second entry
+under its key and `.places`, int32 (units, k): each tile's x and y in level-0 pixels, each slice's number from the feet.
+
 A value is a 64-byte header, the array (little-endian, C order) and zeros. LMDB keeps a value of more than half a page
 on pages of its own with 16 bytes of page header, so values are padded to fill those pages: 4,096 k - 16 bytes. That
 costs no disk and leaves no slack in which bytes of an item deleted earlier could survive. A (1024,) or (1536,) float32
 vector takes 8,192 bytes, a (1536,) float16 vector 4,096.
 """
 
+import fcntl
 import hashlib
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +35,8 @@ Buffer = bytes | memoryview
 MAGIC = b"TLEV"
 VERSION = 1
 MAX_DIMENSIONS = 4
-MAX_KEY_BYTES = 64
+MAX_KEY_BYTES = 80
+PLACES = ".places"  # after an item's key: where the units of its sequence lie
 # Address space, not disk: the file grows with its content. A process has at most some writers open, but a trainer has
 # a reader for every bucket, and 128 TiB hold 128 maps of this size: readers map the file and some room to grow.
 WRITER_MAP_BYTES = 1 << 40
@@ -41,7 +47,7 @@ PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
 _FIELDS = struct.Struct("<4sHBB4QQ8x")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
-_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2")}
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<i4")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -70,7 +76,7 @@ def _name(path: Path) -> str:
 
 
 def encode_value(array: Array, n_units: int) -> bytes:
-    """The bytes stored for `array`, float32 or float16 of at most four dimensions.
+    """The bytes stored for `array`, float32, float16 or int32 of at most four dimensions.
 
     Raises:
         ValueError: another dtype, more dimensions, or a negative `n_units`.
@@ -223,6 +229,10 @@ class EmbeddingStore:
                 raise KeyError(key)
             return _decode(value, self.path)[1]
 
+    def places(self, key: str) -> Array:
+        """(units, k) int32: where the units of a sequence lie; raises as `get`."""
+        return self.get(key + PLACES)
+
     def header(self, key: str) -> EmbeddingHeader:
         """Shape, dtype and units of `key`, the checksum unread; raises KeyError where it is absent."""
         with _reading(self.path) as transaction:
@@ -238,18 +248,20 @@ class EmbeddingStore:
             return transaction.get(key.encode("ascii")) is not None
 
     def keys(self) -> list[str]:
-        """All keys, sorted."""
+        """All items' keys, sorted."""
         with _reading(self.path) as transaction, transaction.cursor() as cursor:
-            return [bytes(key).decode("ascii") for key in cursor.iternext(keys=True, values=False)]
+            keys = (bytes(key).decode("ascii") for key in cursor.iternext(keys=True, values=False))
+            return [key for key in keys if not key.endswith(PLACES)]
 
     def verify(self) -> int:
-        """Checks every value against its checksum and counts them; raises TimeloomError at the first that differs."""
+        """Checks every value, places too, against its checksum, and counts items; raises TimeloomError at the first
+        that differs."""
         with _reading(self.path) as transaction, transaction.cursor() as cursor:
-            return len([_decode(value, self.path)[0] for value in cursor.iternext(keys=False, values=True)])
+            checked = [(_decode(value, self.path)[0], bytes(key)) for key, value in cursor]
+            return sum(not key.endswith(PLACES.encode("ascii")) for _, key in checked)
 
     def __len__(self) -> int:
-        with _reading(self.path) as transaction:
-            return int(transaction.stat()["entries"])
+        return len(self.keys())
 
 
 def content_hash(path: Path) -> str:
@@ -261,6 +273,46 @@ def content_hash(path: Path) -> str:
             digest.update(key)
             digest.update(value)
     return digest.hexdigest()
+
+
+@contextmanager
+def sole_writer(path: Path, patience: float = 30.0) -> Iterator[None]:
+    """Holds the store at `path` for this worker; the kernel frees it when the worker dies.
+
+    LMDB lets several processes write in turns. Two workers would embed the same items twice, and share a checkpoint.
+
+    Args:
+        patience: seconds to wait for another worker, which may be a killed run's that is about to end.
+
+    Raises:
+        TimeloomError: another worker has it still.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".writer").open("a")
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    until = time.monotonic() + patience
+    with lock as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise TimeloomError(
+                        f"another worker is writing embedding store {_name(path)}",
+                        remedy="wait until it has ended, and run again; it resumes",
+                    ) from error
+                time.sleep(0.05)
+        yield
+
+
+def _not_writable(path: Path, error: Exception) -> TimeloomError:
+    return TimeloomError(
+        f"embedding store {_name(path)} cannot be written ({type(error).__name__})",
+        remedy="check that the root is writable, on a local disk and not full; delete the file if damaged",
+    )
 
 
 class EmbeddingWriter:
@@ -288,10 +340,7 @@ class EmbeddingWriter:
                     str(self.path), subdir=False, map_size=WRITER_MAP_BYTES, sync=True, writemap=False, readahead=False
                 )
             except (lmdb.Error, OSError) as error:
-                raise TimeloomError(
-                    f"embedding store {_name(self.path)} cannot be written ({type(error).__name__})",
-                    remedy="check that the root is writable, on a local disk and not full; delete the file if damaged",
-                ) from error
+                raise _not_writable(self.path, error) from error
             # Readers of this process share the writer's environment while it is open.
             _environments[_identity(self.path)] = self._environment
         return self
@@ -309,7 +358,7 @@ class EmbeddingWriter:
         """Stores (key, array, n_units) triples in one transaction; a key stored before is replaced.
 
         Raises:
-            ValueError: a key is not 1 to 64 ascii characters, or an array cannot be stored (see `encode_value`).
+            ValueError: a key is not 1 to 80 ascii characters, or an array cannot be stored (see `encode_value`).
             TimeloomError: the disk is full or the store damaged; nothing of this call was stored.
         """
         if self._environment is None:
@@ -340,5 +389,5 @@ class EmbeddingWriter:
 def _encoded(items: Iterable[tuple[str, Array, int]]) -> Iterator[tuple[bytes, bytes]]:
     for key, array, n_units in items:
         if not key.isascii() or not 0 < len(key) <= MAX_KEY_BYTES:
-            raise ValueError("an item key is 1 to 64 ascii characters")
+            raise ValueError("an item key is 1 to 80 ascii characters")
         yield key.encode("ascii"), encode_value(array, n_units)

@@ -1,0 +1,159 @@
+"""The layout of a tiled TIFF (classic or BigTIFF, either byte order): where the encoded tiles of its pages lie.
+
+Reads directories only, never pixels. Nothing is allocated for what a file declares before the file is known to hold it.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from extractors.items import VerdictError
+
+MAX_SIDE = 1 << 20  # 26 cm at 0.25 um/px
+MAX_TILE_PIXELS = 1 << 24
+MAX_PAGES = 1_000
+MAX_TAGS = 4_096
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_KINDS: Mapping[int, str] = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 7: "u1", 16: "u8", 18: "u8"}
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR = (
+    256, 257, 258, 259, 262, 277, 284, 317,
+)  # fmt: skip
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _TABLES = 322, 323, 324, 325, 347
+
+
+@dataclass(frozen=True)
+class TiledPage:
+    """A tiled page. `offsets` and `counts`: (rows * columns,) uint64, row by row; a count of 0 is a missing tile."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    compression: int
+    photometric: int
+    predictor: int
+    plain: bool  # three samples of 8 bits, side by side
+    tables: bytes | None  # JPEG tables that all tiles share
+    offsets: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.uint64]
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row of tiles."""
+        return -(-self.width // self.tile_width)
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return -(-self.height // self.tile_height)
+
+
+def tiled_pages(path: Path) -> list[TiledPage]:
+    """The tiled top-level pages of a TIFF, in order; none where the file is no TIFF.
+
+    Raises:
+        VerdictError: failed_implausible_size for a page or a tile larger than any scanner makes; failed_unreadable for
+            directories that run in a circle, past the file's end, or whose tables do not fit the file.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) not in MAGIC:
+                return []
+            return _pages(file, file.seek(0, 2))
+    except (OSError, struct.error) as error:
+        raise VerdictError("failed_unreadable") from error
+
+
+def _pages(file: BinaryIO, size: int) -> list[TiledPage]:
+    file.seek(0)
+    header = file.read(16)
+    order = "<" if header[:2] == b"II" else ">"
+    big = 43 in header[2:4]
+    place = struct.unpack_from(order + ("Q" if big else "I"), header, 8 if big else 4)[0]
+    pages: list[TiledPage] = []
+    seen: set[int] = set()
+    while place:
+        if place in seen or len(seen) >= MAX_PAGES:
+            raise VerdictError("failed_unreadable")
+        seen.add(place)
+        tags, place = _directory(file, size, place, order, big)
+        if _TILE_WIDTH in tags:
+            pages.append(_page(tags))
+    return pages
+
+
+def _directory(
+    file: BinaryIO, size: int, place: int, order: str, big: bool
+) -> tuple[dict[int, npt.NDArray[np.uint64]], int]:
+    """The whole-number tags of a directory that matter here, and where the next directory is."""
+    counter, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    inline = struct.calcsize(pointer)
+    step = struct.calcsize(order + entry) + inline
+    file.seek(place)
+    (count,) = struct.unpack(order + counter, file.read(struct.calcsize(counter)))
+    if count > MAX_TAGS:
+        raise VerdictError("failed_unreadable")
+    block = file.read(count * step + inline)
+    tags: dict[int, npt.NDArray[np.uint64]] = {}
+    for start in range(0, count * step, step):
+        tag, kind, values = struct.unpack_from(order + entry, block, start)
+        if tag not in _WANTED or kind not in _KINDS:
+            continue
+        dtype = np.dtype(order + _KINDS[kind])
+        length = values * dtype.itemsize
+        at = start + step - inline
+        if length > inline:
+            at = struct.unpack_from(order + pointer, block, at)[0]
+            if at + length > size:
+                raise VerdictError("failed_unreadable")
+            file.seek(at)
+            raw = file.read(length)
+        else:
+            raw = block[at : at + length]
+        tags[tag] = np.frombuffer(raw, dtype).astype(np.uint64)
+    return tags, struct.unpack_from(order + pointer, block, count * step)[0]
+
+
+_WANTED = frozenset(
+    (_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR)
+    + (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _TABLES)
+)
+
+
+def _page(tags: Mapping[int, npt.NDArray[np.uint64]]) -> TiledPage:
+    def first(tag: int, default: int = 0) -> int:
+        values = tags.get(tag)
+        return int(values[0]) if values is not None and len(values) else default
+
+    width, height, tile_width, tile_height = (first(tag) for tag in (_WIDTH, _LENGTH, _TILE_WIDTH, _TILE_LENGTH))
+    if not (width and height and tile_width and tile_height):
+        raise VerdictError("failed_unreadable")
+    if max(width, height) > MAX_SIDE or tile_width * tile_height > MAX_TILE_PIXELS:
+        raise VerdictError("failed_implausible_size")
+    nothing = np.empty(0, np.uint64)
+    bits = tags.get(_BITS, nothing)
+    plain = first(_SAMPLES, 1) == 3 and len(bits) > 0 and bool((bits == 8).all()) and first(_PLANAR, 1) == 1
+    page = TiledPage(
+        width=width,
+        height=height,
+        tile_width=tile_width,
+        tile_height=tile_height,
+        compression=first(_COMPRESSION, 1),
+        photometric=first(_PHOTOMETRIC, 2),
+        predictor=first(_PREDICTOR, 1),
+        plain=plain,
+        tables=tags[_TABLES].astype(np.uint8).tobytes() if _TABLES in tags else None,
+        offsets=tags.get(_TILE_OFFSETS, nothing),
+        counts=tags.get(_TILE_COUNTS, nothing),
+    )
+    planes = 1 if first(_PLANAR, 1) == 1 else first(_SAMPLES, 1)
+    tiles = page.columns * page.rows * planes
+    if len(page.offsets) < tiles or len(page.counts) < tiles:
+        raise VerdictError("failed_unreadable")
+    return page

@@ -1,0 +1,316 @@
+"""Direct decoding gives OpenSlide's pixels for every encoding, or gives way to it."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from phantoms import stained
+from PIL import Image
+
+from extractors import slide_read, slide_tiles
+from extractors.items import UnitBatch
+from extractors.slide_plan import TilePlan, open_slide
+from extractors.slide_read import SlideReader, resample
+from extractors.slide_tiff import tiled_pages
+from extractors.slide_tiles import direct_tiles
+
+DESCRIPTION = "Aperio Image Library v1\n{width}x{height}|AppMag = 20|MPP = 0.5"
+
+
+def texture(height: int = 900, width: int = 1100) -> np.ndarray:
+    """Coloured waves with noise in one half, white in the other, so that there is tissue and an edge."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    waves = np.stack([150 + 60 * np.sin(x / 9), 110 + 60 * np.cos(y / 7), 130 + 60 * np.sin((x + y) / 13)], axis=2)
+    noise = np.random.default_rng(0).normal(0, 10, waves.shape)
+    image = np.clip(waves + noise, 0, 255).astype(np.uint8)
+    image[: height // 4, : width // 4] = 245
+    return image
+
+
+def split_tables(stream: bytes) -> tuple[bytes, bytes]:
+    """A JPEG's tables as a stream of their own, and what is left."""
+    tables, rest, at = b"\xff\xd8", b"\xff\xd8", 2
+    while stream[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] in (0xDB, 0xC4):
+            tables += stream[at:end]
+        else:
+            rest += stream[at:end]
+        at = end
+    return tables + b"\xff\xd9", rest + stream[at:]
+
+
+def encode(tile: np.ndarray, kind: str) -> bytes:
+    if kind.startswith("jpeg-rgb"):
+        return bytes(imagecodecs.jpeg8_encode(tile, level=85, colorspace="RGB", outcolorspace="RGB"))
+    if kind.startswith("jpeg"):
+        return bytes(imagecodecs.jpeg8_encode(tile, level=85, subsampling=kind[5:8]))
+    if kind == "j2k-ycbcr":
+        tile = np.asarray(Image.fromarray(tile).convert("YCbCr"))
+    return bytes(imagecodecs.jpeg2k_encode(tile, level=45, codecformat="J2K", mct=False))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "jpeg-420": {"compression": 7, "photometric": "ycbcr", "subsampling": (2, 2)},
+    "jpeg-422": {"compression": 7, "photometric": "ycbcr", "subsampling": (2, 1)},
+    "jpeg-444": {"compression": 7, "photometric": "ycbcr", "subsampling": (1, 1)},
+    "jpeg-rgb": {"compression": 7, "photometric": "rgb"},
+    "jpeg-420-tables": {"compression": 7, "photometric": "ycbcr", "subsampling": (2, 2)},
+    "j2k-ycbcr": {"compression": 33003, "photometric": "ycbcr", "subsampling": (1, 1)},
+    "j2k-rgb": {"compression": 33005, "photometric": "rgb"},
+}
+
+
+def write_encoded(
+    path: Path, kind: str, side: int = 256, missing: tuple[int, ...] = (), levels: int = 1, **file: Any
+) -> None:
+    """An Aperio-like slide whose tiles are encoded here; those in `missing` have no bytes."""
+    whole = texture()
+    with tifffile.TiffWriter(path, **file) as tiff:
+        for level in range(levels):
+            image = whole[:: 4**level, :: 4**level]
+            rows, columns = -(-image.shape[0] // side), -(-image.shape[1] // side)
+            padded = np.pad(
+                image, ((0, rows * side - image.shape[0]), (0, columns * side - image.shape[1]), (0, 0)), mode="edge"
+            )
+            parts = padded.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+            streams = [encode(np.ascontiguousarray(part), kind) for part in parts]
+            extra: dict[str, Any] = {}
+            if kind.endswith("tables"):
+                extra["jpegtables"] = split_tables(streams[0])[0]
+                streams = [split_tables(stream)[1] for stream in streams]
+            tiff.write(
+                iter(streams),
+                shape=image.shape,
+                dtype=np.uint8,
+                tile=(side, side),
+                subfiletype=min(level, 1),
+                description=DESCRIPTION.format(width=image.shape[1], height=image.shape[0]),
+                metadata=None,
+                **KINDS[kind],
+                **extra,
+            )
+    if missing:
+        with tifffile.TiffFile(path, mode="r+") as written:
+            counts = written.pages[0].tags["TileByteCounts"]
+            counts.overwrite([0 if n in missing else count for n, count in enumerate(counts.value)])
+
+
+def whole(path: Path, mpp: float = 0.5, size: int = 64) -> tuple[SlideReader, Iterator[UnitBatch]]:
+    reader = SlideReader(path, {"mpp_x": mpp, "mpp_y": mpp})
+    starts = range(0, len(reader.plan), size)
+    return reader, (reader.block(start, min(start + size, len(reader.plan))) for start in starts)
+
+
+def pixels(path: Path, mpp: float = 0.5) -> tuple[str, np.ndarray]:
+    reader, blocks = whole(path, mpp)
+    return reader.how, np.concatenate([block.pixels for block in blocks])
+
+
+def differences(path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float = 0.5) -> tuple[str, int]:
+    """Which reader was used, and its largest difference from OpenSlide over all tiles of the slide."""
+    how, mine = pixels(path, mpp)
+    with monkeypatch.context() as patch:
+        patch.setattr(slide_read, "direct_tiles", lambda *given: (None, "openslide:layout"))
+        _, theirs = pixels(path, mpp)
+    assert mine.shape == theirs.shape and len(mine)
+    return how, int(np.abs(mine.astype(int) - theirs).max())
+
+
+@pytest.mark.parametrize("side", [240, 256, 512])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_encoding_is_read_as_openslide_reads_it(
+    tmp_path: Path, kind: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_encoded(tmp_path / "a.svs", kind, side)
+    how, worst = differences(tmp_path / "a.svs", monkeypatch)
+    assert how == "direct" and worst <= (1 if kind == "j2k-ycbcr" else 0)
+
+
+@pytest.mark.parametrize("file", [{"bigtiff": True}, {"byteorder": ">", "bigtiff": True}])
+def test_both_kinds_of_tiff_in_both_byte_orders(
+    tmp_path: Path, file: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_encoded(tmp_path / "a.svs", "jpeg-420-tables", **file)
+    assert differences(tmp_path / "a.svs", monkeypatch) == ("direct", 0)
+
+
+def test_a_classic_tiff_in_the_other_byte_order_has_the_same_layout(tmp_path: Path) -> None:
+    pages = []
+    for order in "<>":
+        write_encoded(tmp_path / "a.svs", "jpeg-420-tables", levels=2, byteorder=order)
+        pages.append(tiled_pages(tmp_path / "a.svs"))
+    for little, big in zip(*pages, strict=True):
+        assert np.array_equal(little.counts, big.counts) and little.tables == big.tables and little.tables
+        assert (little.width, little.tile_width, little.plain) == (big.width, big.tile_width, True)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"compression": None},
+        {"compression": "lzw"},
+        {"compression": "lzw", "predictor": True},
+        {"compression": "deflate"},
+        {"compression": "deflate", "predictor": True},
+    ],
+)
+def test_lossless_tiles(tmp_path: Path, encoding: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    description = DESCRIPTION.format(width=1100, height=900)
+    tifffile.imwrite(
+        tmp_path / "a.svs", texture(), tile=(256, 256), photometric="rgb", description=description, metadata=None,
+        **encoding,
+    )  # fmt: skip
+    assert differences(tmp_path / "a.svs", monkeypatch) == ("direct", 0)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.2521, 0.4, 0.499, 0.125, 0.13])
+def test_every_scale_and_level(tmp_path: Path, mpp: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_encoded(tmp_path / "a.svs", "jpeg-420", 240, levels=2)
+    assert differences(tmp_path / "a.svs", monkeypatch, mpp) == ("direct", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp"), [("cmu-1-small-region.svs", 0.499), ("cmu-1-small-region.svs", 0.25), ("boxes.tiff", 0.5)]
+)
+def test_whole_real_slides(real_data: Path, name: str, mpp: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert differences(real_data / "wsi" / name, monkeypatch, mpp) == ("direct", 0)
+
+
+def test_missing_tiles_are_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_encoded(tmp_path / "a.svs", "jpeg-420", missing=(6, 7))
+    assert differences(tmp_path / "a.svs", monkeypatch) == ("direct", 0)
+    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.25, "mpp_y": 0.25})
+    tile = reader.block(0, 1).pixels[0]  # of source tiles 0, 1, 5 and 6
+    assert reader.plan.corners[0].tolist() == [0, 0] and (tile[132:, 132:] == 255).all() and tile[:, :120].std() > 5
+
+
+def wrong(change: Any) -> Any:
+    load = slide_tiles.DirectTiles._load
+
+    def loaded(self: slide_tiles.DirectTiles, number: int, into: np.ndarray) -> bool:
+        good = load(self, number, into)
+        into[:] = change(number, into)
+        return good
+
+    return loaded
+
+
+def swapped(number: int, tile: np.ndarray) -> np.ndarray:
+    return tile[..., ::-1].copy()
+
+
+def shifted(number: int, tile: np.ndarray) -> np.ndarray:
+    return np.roll(tile, 1, axis=1)
+
+
+def brighter(number: int, tile: np.ndarray) -> np.ndarray:
+    return np.where(tile < 250, tile + 2, tile)
+
+
+def one_tile_black(number: int, tile: np.ndarray) -> np.ndarray:
+    return np.zeros_like(tile) if number == 12 else tile
+
+
+@pytest.mark.parametrize("change", [swapped, shifted, brighter, one_tile_black])
+def test_a_wrong_decoder_gives_way_to_openslide(tmp_path: Path, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_encoded(tmp_path / "a.svs", "jpeg-420")
+    _, right = pixels(tmp_path / "a.svs")
+    monkeypatch.setattr(slide_tiles.DirectTiles, "_load", wrong(change))
+    monkeypatch.setattr(slide_tiles, "SAMPLES", 64)
+    how, mine = pixels(tmp_path / "a.svs")
+    assert how == "openslide:differs" and np.array_equal(mine, right)
+
+
+def test_a_colour_space_that_the_tiff_denies_is_read_as_openslide_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RGB written as YCbCr without a marker that says so: wrong colours, but the same in both readers."""
+    monkeypatch.setitem(KINDS, "jpeg-rgb", {"compression": 7, "photometric": "ycbcr", "subsampling": (1, 1)})
+    write_encoded(tmp_path / "a.svs", "jpeg-rgb")
+    assert differences(tmp_path / "a.svs", monkeypatch)[1] == 0
+
+
+def test_layouts_that_are_not_plain_go_through_openslide(real_data: Path) -> None:
+    path = real_data / "wsi" / "dicom-sm" / "sm_image.dcm"
+    with open_slide(path) as opened:
+        assert direct_tiles(path, opened, plan_of(256.0), "0") == (None, "openslide:layout")
+
+
+def test_samples_are_the_same_in_every_process_and_differ_between_slides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    aligned = slide_tiles._aligned
+    monkeypatch.setattr(slide_tiles, "_aligned", lambda *given: seen.append(given[2]) or aligned(*given))
+    monkeypatch.setattr(slide_tiles, "SAMPLES", 4)
+    drawn = []
+    for kind in ("jpeg-420", "jpeg-420", "jpeg-444"):
+        write_encoded(tmp_path / "a.svs", kind)
+        seen.clear()
+        whole(tmp_path / "a.svs")
+        drawn.append(list(seen))
+    assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) >= 4
+
+
+def test_bytes_that_are_no_tile_of_this_size_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """A stream that declares 65,500 x 65,500 pixels in the place of a tile of 256 x 256."""
+    for kind in ("jpeg-420", "j2k-rgb"):
+        write_encoded(tmp_path / "a.svs", kind)
+        content = bytearray((tmp_path / "a.svs").read_bytes())
+        with tifffile.TiffFile(tmp_path / "a.svs") as tiff:
+            start = tiff.pages[0].dataoffsets[12]
+        if kind == "j2k-rgb":
+            content[start + 8 : start + 16] = (65_500).to_bytes(4, "big") * 2
+        else:
+            frame = content.index(b"\xff\xc0", start)
+            content[frame + 5 : frame + 9] = (65_500).to_bytes(2, "big") * 2
+        (tmp_path / "a.svs").write_bytes(content)
+        reader, blocks = whole(tmp_path / "a.svs")
+        assert sum(block.failed for block in blocks) == 1, (kind, reader.how)
+
+
+def plan_of(extent: float) -> TilePlan:
+    none = np.empty((0, 2), np.int64)
+    return TilePlan(none, none, 0, (extent, extent), 256)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_halving_is_pils_bicubic(seed: int) -> None:
+    """The fast kernel for a factor of two: equal inside, at most one grey level off in the outer two pixels."""
+    rng = np.random.default_rng(seed)
+    window = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    window[100:300] = rng.choice([0, 255], (200, 512, 3))
+    tile = np.empty((256, 256, 3), np.uint8)
+    resample(window, plan_of(512.0), tile)
+    exact = np.asarray(Image.fromarray(window).resize((256, 256), Image.Resampling.BICUBIC))
+    assert np.array_equal(tile[2:-2, 2:-2], exact[2:-2, 2:-2])
+    off = np.abs(tile.astype(int) - exact)
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
+
+
+def test_what_the_direct_reader_reads_is_the_pyramid_level_alone(tmp_path: Path) -> None:
+    """Thumbnail, label and macro are filled with noise after the index: no pixel changes and nothing fails."""
+    description = DESCRIPTION.format(width=1100, height=900)
+    secret = stained(400)
+    with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
+        options: dict[str, Any] = {"photometric": "rgb", "metadata": None, "compression": "jpeg"}
+        tiff.write(texture(), tile=(256, 256), description=description, **options)
+        tiff.write(secret, description=description, rowsperstrip=64, **options)
+        for name, kind in (("label", 1), ("macro", 9)):
+            text = f"Aperio Image Library v1\n{name} 400x400"
+            tiff.write(secret, description=text, subfiletype=kind, rowsperstrip=64, **options)
+    before = pixels(tmp_path / "a.svs")
+    content = bytearray((tmp_path / "a.svs").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.svs") as tiff:
+        for page in tiff.pages[1:]:
+            for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+                content[start : start + size] = hashlib.shake_128(b"noise").digest(size)
+    (tmp_path / "a.svs").write_bytes(content)
+    after = pixels(tmp_path / "a.svs")
+    assert before[0] == after[0] == "direct" and np.array_equal(before[1], after[1])
