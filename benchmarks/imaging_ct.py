@@ -2,8 +2,8 @@
 
 Each reads the same files from the file cache into Hounsfield units (float32): ours through read_ct_units, with its
 checks; pydicom by dcmread, pixel_array and rescale with the plug-ins that are installed; SimpleITK by ReadImage, which
-rescales. SimpleITK lives in an environment of its own below --work. Slices: the head study of the public test data where
-$TIMELOOM_DATA has it, else phantoms with a scanner's noise; 512 x 512, 16 bits.
+rescales. SimpleITK lives in an environment of its own below --work. Slices: the head study of the public test data
+where $TIMELOOM_DATA has it, else phantoms with a scanner's noise; 512 x 512, 16 bits.
 
     python benchmarks/imaging_ct.py [--data FOLDER] [--work FOLDER] [--quick]
 """
@@ -216,7 +216,7 @@ def simple_itk(work: Path) -> Path | None:
 def rates(quick: bool, work: Path, data: Path | None) -> dict[str, dict[tuple[str, int], float]]:
     """Slices a second by syntax, reader and processes: the best of some interleaved repetitions."""
     python = simple_itk(work)
-    repeats, seconds = (2, 0.5) if quick else (5, 1.5)
+    repeats, seconds = (2, 0.4) if quick else (4, 0.8)
     found: dict[str, dict[tuple[str, int], float]] = {}
     with tempfile.TemporaryDirectory(dir=work, prefix="ct-") as name:
         folder = Path(name)

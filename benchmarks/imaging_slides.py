@@ -3,8 +3,8 @@
     python benchmarks/imaging_slides.py [--quick] [--work DIR]
 
 Native: the level has the encoder's 0.5 um/px. 40x to 20x: 0.25 um/px, no level between, so 512 pixels become 256. Peer:
-`read_region`, RGB, and PIL's bicubic filter where the scale differs. Both read tiles of one plan, ours from an open reader
-and OpenSlide from a new handle, whose opening costs a hundredth; the files are in the page cache.
+`read_region`, RGB, and PIL's bicubic filter where the scale differs. Both read the tiles of one plan, ours from an open
+reader, OpenSlide from a new handle, whose opening costs a hundredth; the files are in the page cache.
 """
 
 import argparse

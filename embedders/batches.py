@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CPU_ROWS = 4  # units of one forward pass on the CPU: as fast as more, and little is lost to filling up the last
-PREPROCESS_BYTES = 256 << 20  # of input that is windowed and resized at a time, as float32
+PREPROCESS_BYTES = 256 << 20  # of memory that windowing and resizing may take at a time
 ALIGNMENT = 16  # bytes, of each shape's place in the staging buffer
 
 _log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Encoder:
         images = torch.zeros((filled, 3, side, side), dtype=torch.float32, device=self.device)
         place = 0
         for run in runs:
-            step = max(1, PREPROCESS_BYTES // (4 * run[0].numel()))
+            step = max(1, PREPROCESS_BYTES // self.spec.preprocess.working_bytes(run.shape[1:]))
             for start in range(0, len(run), step):
                 chunk = run[start : start + step]
                 images[place : place + len(chunk)] = self.spec.preprocess.apply(chunk)

@@ -4,6 +4,8 @@ All work runs in torch on the encoder's device: on the CPU resizing CT slices co
 """
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -30,6 +32,10 @@ class CtSpec:
     air_hu: float = -1024.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def working_bytes(self, shape: Sequence[int]) -> int:
+        """Memory that `apply` takes for a unit of `shape`: a thin slice becomes a whole square, once a window."""
+        return 4 * max(shape) ** 2 * (1 + len(self.windows))
 
     def apply(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """(n, rows, columns) float32 HU to (n, 3, side, side) float32, on the device of `pixels`."""
@@ -63,6 +69,10 @@ class TileSpec:
     side: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def working_bytes(self, shape: Sequence[int]) -> int:
+        """Memory that `apply` takes for a unit of `shape`."""
+        return 2 * 4 * math.prod(shape)
 
     def apply(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """(n, tile, tile, 3) uint8 RGB to (n, 3, side, side) float32, on the device of `pixels`."""

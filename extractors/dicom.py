@@ -11,6 +11,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from extractors.dicom_header import Findings, SliceHeader, examine
 from extractors.dicom_read import read_ct_units, read_volume
 from extractors.dicom_time import earliest
 from extractors.items import OK, FoundItem, VerdictError, identity_of
+from warehouse.errors import TimeloomError
 
 __all__ = ["index_ct", "read_ct_units", "read_volume"]
 
@@ -53,6 +55,9 @@ def index_ct(
             gives its UTC offset and this is set, they are converted to the site's wall clock.
         workers: processes, None for this machine's cores; the result is the same whatever their number.
         reconstruction: which reconstruction of an acquisition to keep; the others are refused.
+
+    Raises:
+        TimeloomError: a worker process was killed.
     """
     slices: list[SliceHeader] = []
     foreign: list[str] = []
@@ -79,12 +84,17 @@ def _findings(root: Path, site_timezone: str | None, workers: int) -> Iterator[F
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         ahead: deque[Future[Findings]] = deque()
-        for task in chain(first, tasks):
-            ahead.append(pool.submit(examine, root, task, site_timezone))
-            if len(ahead) >= _TASKS_AHEAD * workers:
+        try:
+            for task in chain(first, tasks):
+                ahead.append(pool.submit(examine, root, task, site_timezone))
+                if len(ahead) >= _TASKS_AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise TimeloomError(
+                "a process that reads DICOM headers was killed", remedy="give the run more memory or fewer workers"
+            ) from error
 
 
 def _item(

@@ -288,7 +288,9 @@ def _by_pydicom(file: BinaryIO, size: int) -> Header:
     file.seek(0)
     marked = file.read(132)[128:] == b"DICM"
     file.seek(0)
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=not marked, specific_tags=list(TAGS))
+    with quiet():
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=not marked, specific_tags=list(TAGS))
+        values = {keyword: text_of(dataset, keyword) for keyword in TAGS.values() if keyword in dataset}
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
     if syntax == DEFLATED:
         raise VerdictError("failed_unreadable")  # what _inflated could not read
@@ -301,6 +303,5 @@ def _by_pydicom(file: BinaryIO, size: int) -> Header:
         tag, _, body, length = read(element.ljust(12, b"\0"), 0, "<" if little else ">")
         if tag == _PIXELS:
             pixels = at + body, None if length == _UNDEFINED else length
-    values = {keyword: text_of(dataset, keyword) for keyword in TAGS.values() if keyword in dataset}
     media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     return Header(syntax, values, file, size, bool(little), pixels, media_class)

@@ -218,7 +218,8 @@ class Tree:
         """A file or member, its size, and the file on the disk that it lies in."""
         disk, member = file_on_disk(self._root, path)
         if member is None:
-            with disk.open("rb") as file:
+            with disk.open("rb", buffering=0) as raw:
+                file = cast(BinaryIO, raw)
                 yield file, os.fstat(file.fileno()).st_size, disk
             return
         opened, size = self._archive(disk).open(member)

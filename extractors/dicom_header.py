@@ -172,8 +172,12 @@ def _slices(header: Header, broken: SliceHeader, site_timezone: str | None) -> l
     values = header.values
     verdict = _kind(values)
     if verdict == OK and header.text("SOPClassUID") in ENHANCED_CT:
-        verdict = _pixels(header)
-        frames = frames_of(header) if verdict == OK else [dict(values)]
+        verdict, frames = _pixels(header), [dict(values)]
+        if verdict == OK:
+            try:
+                frames = frames_of(header)
+            except VerdictError as error:
+                verdict = error.verdict
         each = [_grey(frame) if verdict == OK else verdict for frame in frames]
         if len(set(each)) == 1 and each[0] != OK:
             return [_slice(frames[0], each[0], broken, site_timezone)]

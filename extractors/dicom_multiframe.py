@@ -6,7 +6,7 @@ A frame's values come from its functional groups, else from the shared ones, els
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from extractors.dicom_elements import Header, text_of
+from extractors.dicom_elements import Header, quiet, text_of
 from extractors.items import VerdictError
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ def frames_of(header: Header) -> list[dict[str, str]]:
 
     header.file.seek(0)
     groups = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
-    dataset = pydicom.dcmread(header.file, stop_before_pixels=True, force=True, specific_tags=list(groups))
-    shared, each = (dataset.get(name) or [] for name in groups)
-    if len(each) != header.whole("NumberOfFrames", 1) or len(shared) > 1:
-        raise VerdictError("failed_missing_geometry")
-    common = {**header.values, **(_texts(shared[0]) if shared else {})}
-    return [{**common, **_texts(frame)} for frame in each]
+    with quiet():
+        dataset = pydicom.dcmread(header.file, stop_before_pixels=True, force=True, specific_tags=list(groups))
+        shared, each = (dataset.get(name) or [] for name in groups)
+        if len(each) != header.whole("NumberOfFrames", 1) or len(shared) > 1:
+            raise VerdictError("failed_missing_geometry")
+        common = {**header.values, **(_texts(shared[0]) if shared else {})}
+        return [{**common, **_texts(frame)} for frame in each]
 
 
 def _texts(group: "Dataset") -> dict[str, str]:

@@ -17,6 +17,7 @@ from extractors.dicom_elements import (
     EXPLICIT_LITTLE_ENDIAN,
     IMPLICIT_LITTLE_ENDIAN,
     Header,
+    quiet,
 )
 from extractors.items import VerdictError
 
@@ -262,19 +263,20 @@ def _pydicom(data: bytes, form: PixelFormat) -> Pixels:
     from pydicom.uid import UID
 
     decoder: Any = get_decoder(UID(form.syntax))
-    array, _ = decoder.as_array(
-        encapsulate([data]),
-        index=0,
-        rows=form.rows,
-        columns=form.columns,
-        samples_per_pixel=1,
-        photometric_interpretation="MONOCHROME2",
-        pixel_representation=int(form.signed),
-        bits_allocated=form.allocated,
-        bits_stored=form.stored,
-        number_of_frames=1,
-        pixel_keyword="PixelData",
-    )
+    with quiet():
+        array, _ = decoder.as_array(
+            encapsulate([data]),
+            index=0,
+            rows=form.rows,
+            columns=form.columns,
+            samples_per_pixel=1,
+            photometric_interpretation="MONOCHROME2",
+            pixel_representation=int(form.signed),
+            bits_allocated=form.allocated,
+            bits_stored=form.stored,
+            number_of_frames=1,
+            pixel_keyword="PixelData",
+        )
     return np.asarray(array)
 
 

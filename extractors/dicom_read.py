@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.ct_geometry import canonical_axial
-from extractors.dicom_elements import Header, numbers_of, quiet, read_elements
+from extractors.dicom_elements import Header, numbers_of, read_elements
 from extractors.dicom_files import disk_stamp, tree
 from extractors.dicom_header import stamp_of
 from extractors.dicom_multiframe import ENHANCED_CT, frames_of
@@ -62,8 +62,14 @@ def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     slices = read_volume(request.paths, request.root, request.geometry, request.start, stop)
     for first in range(request.start, stop, batch_size):
         numbers = np.arange(first, min(first + batch_size, stop))
-        pixels = np.stack([next(slices) for _ in numbers])
-        yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
+        pixels: npt.NDArray[np.float32] | None = None
+        for place in range(len(numbers)):
+            one = next(slices)
+            if pixels is None:
+                pixels = np.empty((len(numbers), *one.shape), dtype=np.float32)
+            pixels[place] = one
+        if pixels is not None:
+            yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
 
 
 def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> Iterator[npt.NDArray[np.float32]]:
@@ -74,17 +80,15 @@ def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> 
             if stamp is not None and stamp != stamp_of(status, stream_fingerprint(file, size)):
                 raise VerdictError("failed_changed")
             try:
-                with quiet():
-                    header = read_elements(file, size)
-                    form = pixel_format(header)
-                    multiframe = header.text("SOPClassUID") in ENHANCED_CT
-                    values = frames_of(header) if multiframe else [header.values]
-                    if not multiframe and form.frames != 1:
-                        raise VerdictError("failed_unreadable")
-                    reader = FrameReader(header, form)
+                header = read_elements(file, size)
+                form = pixel_format(header)
+                multiframe = header.text("SOPClassUID") in ENHANCED_CT
+                values = frames_of(header) if multiframe else [header.values]
+                if not multiframe and form.frames != 1:
+                    raise VerdictError("failed_unreadable")
+                reader = FrameReader(header, form)
                 for frame in frames:
-                    with quiet():
-                        pixels = _hounsfield(reader.raw(frame), form, header, values[frame])
+                    pixels = _hounsfield(reader.raw(frame), form, header, values[frame])
                     if disk_stamp(disk.stat()) != status:
                         raise VerdictError("failed_changed")
                     yield pixels
@@ -117,9 +121,11 @@ def _hounsfield(
     if slope is None or intercept is None or orientation is None:
         raise VerdictError("failed_missing_geometry")
     stored = stored_values(raw, form)
-    hounsfield = stored.astype(np.float32)
-    hounsfield *= np.float32(slope[0])
-    hounsfield += np.float32(intercept[0])
+    if slope[0] == 1:
+        hounsfield = np.add(stored, np.float32(intercept[0]), dtype=np.float32, casting="unsafe")
+    else:
+        hounsfield = np.multiply(stored, np.float32(slope[0]), dtype=np.float32, casting="unsafe")
+        hounsfield += np.float32(intercept[0])
     padding = numbers_of(header.values, ("PixelPaddingValue", 1))
     if padding is not None:
         limit = numbers_of(header.values, ("PixelPaddingRangeLimit", 1))
@@ -132,7 +138,9 @@ def _hounsfield(
         # Padding may lie outside the range of BitsStored, where only the unmasked value still shows it.
         for shown in (stored, raw) if stored is not raw else (stored,):
             if ends.min() == ends.max():
-                hounsfield[shown == ends[0].astype(shown.dtype)] = AIR_HU
+                padded = shown == int(ends[0])
             else:
-                hounsfield[(shown >= ends.min()) & (shown <= ends.max())] = AIR_HU
+                padded = (shown >= ends.min()) & (shown <= ends.max())
+            if padded.any():
+                np.putmask(hounsfield, padded, np.float32(AIR_HU))
     return canonical_axial(hounsfield, orientation)

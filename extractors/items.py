@@ -142,4 +142,5 @@ def file_on_disk(root: Path, path: str) -> tuple[Path, str | None]:
 
 def identity_of(parts: Iterable[str]) -> str:
     """SHA-256 over parts in sorted order: the identity of an item made of them."""
-    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+    # A file's name need not be UTF-8.
+    return hashlib.sha256("\n".join(sorted(parts)).encode("utf-8", "surrogateescape")).hexdigest()

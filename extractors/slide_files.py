@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from extractors.dicom_elements import quiet
 from extractors.items import VerdictError
 from extractors.slide_tiff import MAGIC
 
@@ -34,15 +35,16 @@ def instance_of(path: Path) -> Instance | None:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 return None
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        if str(header.get("SOPClassUID", "")) != _WSI_CLASS:
-            return None
-        return Instance(
-            series=str(header.get("SeriesInstanceUID", "")),
-            volume=_NO_LEVEL.isdisjoint(str(part).upper() for part in header.get("ImageType") or ()),
-            burned_in=str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES",
-            width=int(header.get("TotalPixelMatrixColumns") or 0),
-        )
+        with quiet():  # pydicom's warnings quote values
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            if str(header.get("SOPClassUID", "")) != _WSI_CLASS:
+                return None
+            return Instance(
+                series=str(header.get("SeriesInstanceUID", "")),
+                volume=_NO_LEVEL.isdisjoint(str(part).upper() for part in header.get("ImageType") or ()),
+                burned_in=str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES",
+                width=int(header.get("TotalPixelMatrixColumns") or 0),
+            )
     except Exception:  # whatever a damaged header makes the parser raise: it is no slide that could be read
         return None
 
@@ -97,7 +99,8 @@ def find_slides(root: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            relative = path.relative_to(root).as_posix()
+            # A name that is no UTF-8 can stand in no manifest: it is listed as a file that cannot be found.
+            relative = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
             if name.startswith(".") or not path.is_file():
                 continue
             if path.suffix.lower() in SLIDE_ENDINGS or _magic(path):

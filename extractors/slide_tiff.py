@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from extractors.items import VerdictError
 MAX_SIDE = 1 << 20  # 26 cm at 0.25 um/px
 MAX_TILE_PIXELS = 1 << 24
 MAX_PAGES = 1_000
+MAX_TILES = 1 << 24  # encoded tiles of all pages
+MAX_TABLES = 1 << 16
 MAX_TAGS = 4_096
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -55,7 +57,7 @@ class TiledPage:
 
 
 def tiled_pages(path: Path) -> list[TiledPage]:
-    """The tiled top-level pages of a TIFF, in order; none where the file is no TIFF.
+    """The tiled top-level pages of a TIFF, in order; none where the file is no TIFF, or NDPI beyond 4 GiB.
 
     Raises:
         VerdictError: failed_implausible_size for a page or a tile larger than any scanner makes; failed_unreadable for
@@ -75,6 +77,8 @@ def _pages(file: BinaryIO, size: int) -> list[TiledPage]:
     header = file.read(16)
     order = "<" if header[:2] == b"II" else ">"
     big = 43 in header[2:4]
+    if not big and size > 1 << 32:
+        return []  # only NDPI does so, with pointers of its own kind and no tiles: OpenSlide's
     place = struct.unpack_from(order + ("Q" if big else "I"), header, 8 if big else 4)[0]
     pages: list[TiledPage] = []
     seen: set[int] = set()
@@ -85,12 +89,12 @@ def _pages(file: BinaryIO, size: int) -> list[TiledPage]:
         tags, place = _directory(file, size, place, order, big)
         if _TILE_WIDTH in tags:
             pages.append(_page(tags))
+        if sum(len(page.offsets) for page in pages) > MAX_TILES:
+            raise VerdictError("failed_implausible_size")
     return pages
 
 
-def _directory(
-    file: BinaryIO, size: int, place: int, order: str, big: bool
-) -> tuple[dict[int, npt.NDArray[np.uint64]], int]:
+def _directory(file: BinaryIO, size: int, place: int, order: str, big: bool) -> tuple[dict[int, npt.NDArray[Any]], int]:
     """The whole-number tags of a directory that matter here, and where the next directory is."""
     counter, entry, pointer = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     inline = struct.calcsize(pointer)
@@ -100,12 +104,13 @@ def _directory(
     if count > MAX_TAGS:
         raise VerdictError("failed_unreadable")
     block = file.read(count * step + inline)
-    tags: dict[int, npt.NDArray[np.uint64]] = {}
+    tags: dict[int, npt.NDArray[Any]] = {}
     for start in range(0, count * step, step):
         tag, kind, values = struct.unpack_from(order + entry, block, start)
         if tag not in _WANTED or kind not in _KINDS:
             continue
         dtype = np.dtype(order + _KINDS[kind])
+        values = min(values, _most(tag, tags))
         length = values * dtype.itemsize
         at = start + step - inline
         if length > inline:
@@ -116,7 +121,7 @@ def _directory(
             raw = file.read(length)
         else:
             raw = block[at : at + length]
-        tags[tag] = np.frombuffer(raw, dtype).astype(np.uint64)
+        tags[tag] = np.frombuffer(raw, dtype).astype(np.uint8 if tag == _TABLES else np.uint64)
     return tags, struct.unpack_from(order + pointer, block, count * step)[0]
 
 
@@ -126,7 +131,19 @@ _WANTED = frozenset(
 )
 
 
-def _page(tags: Mapping[int, npt.NDArray[np.uint64]]) -> TiledPage:
+def _most(tag: int, tags: Mapping[int, npt.NDArray[Any]]) -> int:
+    """How many values of a tag are read, whatever it declares; tags rise, so a page's size comes before its tiles."""
+    if tag == _TABLES:
+        return MAX_TABLES
+    if tag not in (_TILE_OFFSETS, _TILE_COUNTS):
+        return 16
+    sides = [tags.get(one, np.zeros(1))[:1] for one in (_WIDTH, _TILE_WIDTH, _LENGTH, _TILE_LENGTH)]
+    width, wide, height, high = (int(side[0]) if len(side) else 0 for side in sides)
+    planes = int(tags[_SAMPLES][0]) if _SAMPLES in tags and len(tags[_SAMPLES]) else 1
+    return min(MAX_TILES, -(-width // max(wide, 1)) * -(-height // max(high, 1)) * planes)
+
+
+def _page(tags: Mapping[int, npt.NDArray[Any]]) -> TiledPage:
     def first(tag: int, default: int = 0) -> int:
         values = tags.get(tag)
         return int(values[0]) if values is not None and len(values) else default
@@ -148,7 +165,7 @@ def _page(tags: Mapping[int, npt.NDArray[np.uint64]]) -> TiledPage:
         photometric=first(_PHOTOMETRIC, 2),
         predictor=first(_PREDICTOR, 1),
         plain=plain,
-        tables=tags[_TABLES].astype(np.uint8).tobytes() if _TABLES in tags else None,
+        tables=tags[_TABLES].tobytes() if _TABLES in tags else None,
         offsets=tags.get(_TILE_OFFSETS, nothing),
         counts=tags.get(_TILE_COUNTS, nothing),
     )

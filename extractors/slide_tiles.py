@@ -41,6 +41,7 @@ class DirectTiles:
         self._background = background
         self._file = os.open(path, os.O_RDONLY)
         self._rows: dict[int, dict[int, Bytes | None]] = {}
+        self._scratch: Bytes = np.empty((page.tile_height, page.tile_width, 3), np.uint8)
 
     def close(self) -> None:
         """Closes the file."""
@@ -70,7 +71,9 @@ class DirectTiles:
         for row in rows:
             top, low = max(row * high, y0), min(row * high + high, bottom)
             for column in columns:
-                tile = self._tile(row, column)
+                # Wholly above and left of the window's end, no later window needs it: one buffer stays in the cache.
+                done = column * wide + wide <= x + width and row * high + high <= y + height
+                tile = self._tile(row, column, keep=not done)
                 if tile is None:
                     return False
                 left, end = max(column * wide, x0), min(column * wide + wide, right)
@@ -106,15 +109,17 @@ class DirectTiles:
             for column in [column for column in kept if column < columns[0]]:
                 del kept[column]
 
-    def _tile(self, row: int, column: int) -> Bytes | None:
+    def _tile(self, row: int, column: int, keep: bool) -> Bytes | None:
         kept = self._rows.setdefault(row, {})
-        if column not in kept:
-            tile: Bytes = np.empty((self._page.tile_height, self._page.tile_width, 3), np.uint8)
-            good = self._load(row * self._page.columns + column, tile)
+        if column in kept:
+            return kept[column]
+        tile = np.empty_like(self._scratch) if keep else self._scratch
+        good = self._load(row * self._page.columns + column, tile)
+        if keep:
             if (len(kept) + 1) * tile.nbytes > KEPT_BYTES:
                 kept.clear()
             kept[column] = tile if good else None
-        return kept[column]
+        return tile if good else None
 
     def _load(self, number: int, into: Bytes) -> bool:
         count = int(self._page.counts[number])
@@ -144,7 +149,13 @@ def _decoder(page: TiledPage) -> Decoder | None:
     if page.compression == 7 and page.photometric in (_RGB, _YCBCR):
         colours = "RGB" if page.photometric == _RGB else "YCBCR"
 
+        # Zero bytes that no stream of this size has: even a blank tile's blocks take two bits each.
+        hole = bytes(3 * page.tile_width * page.tile_height // 256 + 64)
+
         def jpeg(data: bytes, into: Bytes) -> None:
+            # libjpeg fills the rest of a stream that was cut with grey and only warns; OpenSlide refuses it.
+            if data.rstrip(b"\0\xff")[-1:] != b"\xd9" or hole in data:
+                raise ValueError("a tile that was cut")
             # `out` has imagecodecs refuse, before any allocation, a stream whose own size is another.
             imagecodecs.jpeg8_decode(data, tables=page.tables, colorspace=colours, outcolorspace="RGB", out=into)
 
@@ -177,7 +188,8 @@ def _decoder(page: TiledPage) -> Decoder | None:
 def _same_size(data: bytes, shape: tuple[int, int, int]) -> None:
     """The size in a JPEG 2000 codestream's header is the tile's; a header may declare gigabytes."""
     size = np.frombuffer(data, ">u4", 4, 8) if data[:4] == b"\xff\x4f\xff\x51" and len(data) > 24 else None
-    if size is None or (int(size[1]) - int(size[3]), int(size[0]) - int(size[2])) != shape[:2]:
+    components = data[40:51] == b"\0\x03" + b"\x07\x01\x01" * 3  # three, of 8 bits, none of them thinned out
+    if size is None or not components or (int(size[1]) - int(size[3]), int(size[0]) - int(size[2])) != shape[:2]:
         raise ValueError("a tile of another size")
 
 

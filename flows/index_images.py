@@ -124,7 +124,7 @@ def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
         )
     with atomic_write(out) as temporary:
         temporary.touch(0o600)
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def print_index(description: dict[str, Any], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from embedders.batches import Encoder
 from embedders.encoders import EncoderConfig, build_encoder, get_encoder
 from embedders.flops import flops_per_unit
 from embedders.heads import dinov2
+from embedders.preprocess import CtSpec
 from embedders.spec import ARCHITECTURES, EncoderName
 from warehouse.errors import TimeloomError
 
@@ -106,6 +108,22 @@ def test_large_input_is_preprocessed_in_pieces_to_the_same_bits(monkeypatch: pyt
     whole = encoder.encode(SLICES)
     monkeypatch.setattr(batches, "PREPROCESS_BYTES", 1)
     assert np.array_equal(encoder.encode(SLICES), whole)
+
+
+def test_a_thin_slice_counts_as_the_square_that_it_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
+    together: list[int] = []
+
+    class Counting(CtSpec):
+        def apply(self, pixels: torch.Tensor) -> torch.Tensor:
+            together.append(len(pixels))
+            return super().apply(pixels)
+
+    counting = Encoder(replace(encoder.spec, preprocess=Counting()), nn.Identity(), torch.device("cpu"))
+    monkeypatch.setattr(counting, "_model", lambda images: images.flatten(1)[:, :64])
+    monkeypatch.setattr(batches, "PREPROCESS_BYTES", 2 * 256**2 * 4 * 4)
+    counting.encode(np.zeros((5, 256, 1), np.float32))
+    assert together == [2, 2, 1]
 
 
 def test_results_may_be_fetched_in_any_order_and_more_than_once() -> None:

@@ -21,7 +21,7 @@ ROBUSTNESS: dict[str, Row] = {
     "derived-objects/seg_image_ct_binary.dcm": ("refused_not_ct", 1, "a segmentation: bits, not HU"),
     "derived-objects/sr_document.dcm": ("refused_not_ct", 1, "a report"),
     "enhanced-multiframe/CT0012.fragmented_no_bot_jpeg_baseline.51.dcm": ("refused_lossy_jpeg", 1, "12-bit lossy JPEG"),
-    "enhanced-multiframe/eCT_Supplemental.dcm": ("refused_not_hu", 1, "a perfusion map, coloured, with no rescale to HU"),
+    "enhanced-multiframe/eCT_Supplemental.dcm": ("refused_not_hu", 1, "a perfusion map without rescale to HU"),
     "enhanced-multiframe/legacy-converted/mf.dcm": ("refused_not_hu", 1, "RescaleType US: unspecified"),
     "gantrytilting/001/IM-0001-0001.dcm": ("failed_gantry_tilt", 4, "slices sheared against their normal"),
     "mixed-modality/deflated.dcm": ("refused_secondary_capture", 1, "modality OT, a secondary capture"),
@@ -79,6 +79,8 @@ IBSI: dict[str, Row] = {
         for number in ("008/CT", "019/CT", "025/CT", "042/CT", "019/MR_T1", "019/PET")
     },
 }
+# Named by no item: the same bytes as another file, which counts once.
+COPIES = {"odd/CT1_J2KI"}
 TABLES = {"ct-robustness": ROBUSTNESS, "ct-head-series": HEAD, "ct-ibsi-sts": IBSI}
 
 _found: dict[str, dict[str, FoundItem]] = {}
@@ -107,7 +109,7 @@ def test_every_file_of_the_tree_is_in_the_table(real_data: Path, tree: str) -> N
     untold = {
         path for path in files - told if Path(path).suffix not in (".txt", ".md") and Path(path).name != "LICENSE"
     }
-    assert all(Path(path).name in ("DICOMDIR", "DIRFILE") for path in untold), sorted(untold)[:5]
+    assert all(Path(path).name in ("DICOMDIR", "DIRFILE") for path in untold - COPIES), sorted(untold)[:5]
 
 
 @pytest.mark.parametrize(

@@ -464,6 +464,20 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.M
     study(tmp_path)
     zipped(tmp_path / "thick sharp", tmp_path / "z.zip")
     (tmp_path / "broken.dcm").write_bytes(b"garbage")
+    for name in ("a copy", "y copy"):  # which of two copies is named depends on the order of findings
+        shutil.copytree(tmp_path / "thick soft", tmp_path / name)
+    write_series(tmp_path / "x", 20, series="9", StudyInstanceUID="2.25.4")
     counts: list[int] = []
     assert index_ct(tmp_path, counts.append, workers=2) == index_ct(tmp_path)
-    assert counts == sorted(counts) and counts[-1] == 14
+    assert counts == sorted(counts) and counts[-1] == 46
+
+
+def test_what_leaves_the_private_folder_tells_no_time_of_change(tmp_path: Path) -> None:
+    from extractors.deid import DeidConfig, Deidentifier
+    from pipelines.index import _public
+
+    study(tmp_path)
+    item = usable(tmp_path)
+    public = _public(item.geometry, Deidentifier(DeidConfig(), b"k" * 32))
+    assert "stamps" in item.geometry and not {"stamps", "frames"} & set(public)
+    assert public["reconstruction_group"] != item.geometry["reconstruction_group"] and public["kernel"] == "Br40d"

@@ -33,10 +33,13 @@ def request(item: ItemToEmbed) -> SpanRequest:
     return SpanRequest(unit_readers.READER, 16, item.root, item.paths, item.geometry, 0, item.units_expected)
 
 
-def everything(pool: Decoders) -> list[Event]:
+def everything(pool: Decoders, requests: list[SpanRequest]) -> list[Event]:
     """All events; each piece is held against what its units should be, and released at once."""
     found: list[Event] = []
-    while not pool.idle:
+    waiting = list(enumerate(requests))
+    while waiting or not pool.idle:
+        while waiting and pool.wanted:
+            pool.put(*waiting.pop(0))
         for event in pool.events(0.1):
             if isinstance(event, Piece):
                 assert np.array_equal(event.pixels, unit_readers.pixels(event.number, event.indices))
@@ -57,22 +60,18 @@ def test_a_ring_never_gives_a_place_twice(blocks: int, sizes: list[int], dice: r
                 ring.free(old)
                 del taken[old]
             continue
-        assert 0 <= offset and offset + size <= ring.size
+        assert offset >= 0 and offset + size <= ring.size
         assert all(offset + size <= other or other + length <= offset for other, length in taken.items())
         taken[offset] = size
         assert len(ring) == len(taken)
 
 
-@pytest.mark.parametrize(("processes", "memory"), [(1, 4096 * 3), (2, 1 << 20)])
+@pytest.mark.parametrize(("processes", "memory"), [(1, 3 << 14), (2, 1 << 20)])
 def test_units_come_in_order_through_any_memory(processes: int, memory: int, tmp_path: Path) -> None:
     """The smaller memory holds three pieces of one unit each."""
     items = [unit_readers.item(tmp_path, number, 37, bad=[0, 5, 36]) for number in range(3)]
     with Decoders(processes, memory) as pool:
-        for number, item in enumerate(items):
-            while not pool.wanted:
-                pool.events(0.1)
-            pool.put(number, request(item))
-        events = everything(pool)
+        events = everything(pool, [request(item) for item in items])
     for number in range(3):
         pieces = [event for event in events if isinstance(event, Piece) and event.number == number]
         assert [piece.first for piece in pieces] == [0, *(piece.upto for piece in pieces[:-1])]
@@ -86,9 +85,8 @@ def test_units_come_in_order_through_any_memory(processes: int, memory: int, tmp
 def test_memory_that_holds_no_unit_is_one_clear_line(tmp_path: Path) -> None:
     with Decoders(1, 4096 // 2) as pool:
         pool._share = 1024
-        pool.put(0, request(unit_readers.item(tmp_path, 0, 3)))
         with pytest.raises(TimeloomError, match="memory does not hold one image") as caught:
-            everything(pool)
+            everything(pool, [request(unit_readers.item(tmp_path, 0, 3))])
     assert "embedding.memory_mb" in caught.value.remedy
 
 
@@ -130,8 +128,7 @@ def test_what_died_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     log = tmp_path / "log"
     item = unit_readers.item(tmp_path / "x", 0, 48, crash_once=33, marker=str(tmp_path / "marker"), log=str(log))
     with Decoders(1, 1 << 20) as pool:
-        pool.put(0, request(item))
-        events = everything(pool)
+        events = everything(pool, [request(item)])
     assert [(event.first, event.upto) for event in events if isinstance(event, Piece)] == [(0, 16), (16, 32), (32, 48)]
     read = [line.split() for line in log.read_text().splitlines()]
     assert [int(line[2]) for line in read] == [0, 16, 32, 32]
@@ -140,17 +137,14 @@ def test_what_died_is_read_on_from_where_it_was(tmp_path: Path) -> None:
 
 def test_a_second_death_is_the_end(tmp_path: Path) -> None:
     with Decoders(1, 1 << 20) as pool:
-        pool.put(0, request(unit_readers.item(tmp_path, 0, 48, crash=33)))
-        events = everything(pool)
+        events = everything(pool, [request(unit_readers.item(tmp_path, 0, 48, crash=33))])
     assert events[-1] == Failed(0, 32, "failed_unreadable", "decoder died")
 
 
 def test_a_reader_that_cannot_be_imported_is_no_death(tmp_path: Path) -> None:
     item = unit_readers.item(tmp_path, 0, 3)
-    with Decoders(1, 1 << 20) as pool:
-        pool.put(0, SpanRequest("unit_readers:absent", 16, item.root, item.paths, {}, 0, 3))
-        with pytest.raises(TimeloomError, match="does not work here"):
-            everything(pool)
+    with Decoders(1, 1 << 20) as pool, pytest.raises(TimeloomError, match="does not work here"):
+        everything(pool, [SpanRequest("unit_readers:absent", 16, item.root, item.paths, {}, 0, 3)])
 
 
 def _in_shared_memory() -> set[str]:

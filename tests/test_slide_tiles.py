@@ -122,8 +122,13 @@ def differences(path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float = 0.5) -
     return how, int(np.abs(mine.astype(int) - theirs).max())
 
 
-@pytest.mark.parametrize("side", [240, 256, 512])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [
+        *((kind, 256) for kind in KINDS),
+        *((kind, side) for kind in ("jpeg-420-tables", "j2k-rgb") for side in (240, 512)),
+    ],
+)
 def test_every_encoding_is_read_as_openslide_reads_it(
     tmp_path: Path, kind: str, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,3 +319,22 @@ def test_what_the_direct_reader_reads_is_the_pyramid_level_alone(tmp_path: Path)
     (tmp_path / "a.svs").write_bytes(content)
     after = pixels(tmp_path / "a.svs")
     assert before[0] == after[0] == "direct" and np.array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("what", ["cut", "hole"])
+def test_a_jpeg_tile_that_was_cut_or_blanked_is_counted(tmp_path: Path, what: str) -> None:
+    """libjpeg fills what is missing with grey and only warns."""
+    write_encoded(tmp_path / "a.svs", "jpeg-444")
+    content = bytearray((tmp_path / "a.svs").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.svs") as tiff:
+        start, size = tiff.pages[0].dataoffsets[12], tiff.pages[0].databytecounts[12]
+    if what == "cut":
+        content[start + size // 2 : start + size] = bytes(size - size // 2)
+    else:
+        content[start + size // 2 : start + size // 2 + 1000] = bytes(1000)
+    (tmp_path / "a.svs").write_bytes(content)
+    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5})
+    if reader.how == "direct":
+        assert reader.block(0, len(reader.plan)).failed == 1
+    else:
+        assert reader.how == "openslide:differs"

@@ -1,6 +1,6 @@
 """Readers of made-up units that decoder processes can import, and items for them.
 
-An item's one file holds its number. Unit `i` of item `n` is a square of 16 x 16 HU that depends on both; what else
+An item's one file holds its number. Unit `i` of item `n` is a square of 64 x 64 HU that depends on both; what else
 happens stands in the item's geometry.
 """
 
@@ -17,7 +17,7 @@ from embedders.spans import ItemToEmbed
 from extractors.items import UnitBatch, UnitRequest, VerdictError
 
 READER = "unit_readers:read"
-SIDE = 16
+SIDE = 64
 
 
 def pixels(item: int, units: np.ndarray) -> np.ndarray:
@@ -67,5 +67,6 @@ def _misbehave(geometry: Any, units: np.ndarray) -> None:
 
 def item(folder: Path, number: int, units: int, **geometry: Any) -> ItemToEmbed:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{number}").write_text(str(number))
+    if not (folder / f"{number}").exists():
+        (folder / f"{number}").write_text(str(number))
     return ItemToEmbed(f"{number:032x}", "ct", folder, (str(number),), geometry, units)
