@@ -203,12 +203,10 @@ class _Decoder:
         if not pixels.nbytes:
             return None
         with self._changed:
-            offset = self._ring.take(pixels.nbytes)
-            if offset is None:
+            # Said again each time: what was given back may not be the place that is waited for.
+            while (offset := self._ring.take(pixels.nbytes)) is None:
                 self._send(full=True)
-            while offset is None:
                 self._changed.wait()
-                offset = self._ring.take(pixels.nbytes)
         target = self._memory[offset : offset + pixels.nbytes]
         np.copyto(target.view(pixels.dtype).reshape(pixels.shape), pixels)
         return offset

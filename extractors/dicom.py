@@ -31,6 +31,10 @@ from warehouse.errors import TimeloomError
 __all__ = ["index_ct", "read_ct_units", "read_volume"]
 
 MODALITY = "ct"
+# Kernels as vendors name them. The tag is free text: anything else stays out of the warehouse.
+_KERNEL = re.compile(
+    r"[A-Z]{1,3}\d{2,3}[a-z]?(?:\\\d)?|(?:STANDARD|SOFT|SMOOTH|SHARP|EDGE|DETAIL|BONE|BONEPLUS|LUNG|CHEST|ULTRA)", re.I
+)
 _FILES_A_TASK = 128
 _TASKS_AHEAD = 4  # for each worker
 _ACQUISITION_RANKS = 3  # of the tags that tell times, those that tell an acquisition's
@@ -108,7 +112,7 @@ def _item(
     moment = earliest(found.moments for found in slices)
     if len(subjects) > 1 and not verdict.startswith("refused_"):
         verdict = "failed_mixed_subjects"
-    elif verdict == OK and not subjects:
+    elif verdict == OK and not all(found.subject for found in slices):
         verdict = "failed_no_subject"
     elif verdict == OK and moment is None:
         verdict = "failed_no_time"
@@ -235,7 +239,7 @@ def _volume(slices: Sequence[SliceHeader], damaged: Sequence[SliceHeader]) -> tu
         "spacing_mm": [round(float(value), 6) for value in plane[6:]],
         "gap_mm": judgement.gap,
         "thickness_mm": first.thickness,
-        "kernel": re.sub(r"[^\w .+/-]", " ", first.kernel)[:32].strip(),
+        "kernel": first.kernel if _KERNEL.fullmatch(first.kernel) else "",
     }
     identity = _identity([*ordered, *damaged])
     item = _item([*ordered, *damaged], verdict, identity, len(slices), geometry)
@@ -270,6 +274,6 @@ def _acquisition(ordered: Sequence[SliceHeader], item: FoundItem, judgement: Jud
         acquisitions=frozenset(found.acquisition for found in ordered if found.acquisition),
         times=(min(times), max(times)) if times else None,
         extent=judgement.extent,
-        kernel=item.geometry["kernel"],
+        kernel=ordered[0].kernel,
         thickness=ordered[0].thickness,
     )

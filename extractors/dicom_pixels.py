@@ -213,9 +213,16 @@ def codestream_size(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _as_stored(pixels: Pixels, form: PixelFormat) -> Pixels:
-    """A decoder's array in the header's type; a codestream's own signedness gives way to the header's bits."""
+    """A decoder's array in the header's type; a codestream's own signedness gives way to the header's bits.
+
+    Raises:
+        VerdictError: failed_unreadable, where the codestream has values that the header's bits do not hold: to cut them
+            off would make other numbers of them.
+    """
     if pixels.dtype == form.dtype and form.stored == form.allocated:
         return pixels
+    if int(pixels.max()) >= 1 << form.stored or int(pixels.min()) < -(1 << form.stored - 1):
+        raise VerdictError("failed_unreadable")
     bits = np.dtype(f"u{form.allocated // 8}")
     wide = pixels.astype(f"i{pixels.dtype.itemsize}") if pixels.dtype.kind == "i" else pixels
     return wide.astype(bits, copy=False).view(form.dtype)
