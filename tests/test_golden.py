@@ -77,8 +77,9 @@ def index_ct(given: Path, work: Path) -> dict[str, str]:
         write_series(work / "ct" / name, **header)
     crosswalk = {"file": str(given / "crosswalk.csv"), "match": "patient_id", "artificial": True}
     params = {"modality": "ct", "folder": str(work / "ct"), "crosswalk": crosswalk, "deid": KEEP, "buckets": 1}
+    params |= {"timezone": None, "reconstruction": {}, "workers": 1}
     load_key(DeidConfig.model_validate(KEEP), work / "private", create=True)
-    index.run(params | {"private": str(work / "private"), "segment": "items.parquet", "timezone": None}, work)
+    index.run(params | {"private": str(work / "private"), "segment": "items.parquet"}, work)
     items = pl.read_parquet(work / "items.parquet")
     assert items["item_key"].str.contains("^[0-9a-f]{32}$").all()
     shown = ["subject_id", "modality", "time", "available_time", "time_source", "time_precision", "verdict"]
