@@ -249,3 +249,16 @@ def test_a_sign_that_the_codestream_states_gives_way_to_the_header() -> None:
     form = PixelFormat("1.2.840.10008.1.2.4.90", 2, 2, 16, 16, 15, True, 1, True)
     assert np.array_equal(decode(data, form), pixels)
     assert decode(data, replace(form, signed=False)).dtype == np.uint16
+
+
+@pytest.mark.parametrize("syntax", sorted(ENCODERS))
+@pytest.mark.parametrize(("allocated", "bits"), [(16, 12), (8, 8)])
+def test_a_codestream_with_more_bits_than_the_header_says_is_refused_where_it_uses_them(
+    syntax: str, allocated: int, bits: int
+) -> None:
+    form = PixelFormat(syntax, 64, 64, allocated, bits, bits - 1, False, 1, True)
+    fits = (np.arange(64 * 64).reshape(64, 64) % (1 << bits)).astype(np.uint16)
+    assert np.array_equal(stored_values(decode(ENCODERS[syntax](fits, 16), form), form), fits)
+    fits[5, 5] = 1 << bits
+    with pytest.raises(VerdictError, match="failed_unreadable"):
+        decode(ENCODERS[syntax](fits, 16), form)

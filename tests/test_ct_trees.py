@@ -481,3 +481,16 @@ def test_what_leaves_the_private_folder_tells_no_time_of_change(tmp_path: Path) 
     public = _public(item.geometry, Deidentifier(DeidConfig(), b"k" * 32))
     assert "stamps" in item.geometry and not {"stamps", "frames"} & set(public)
     assert public["reconstruction_group"] != item.geometry["reconstruction_group"] and public["kernel"] == "Br40d"
+
+
+def test_slices_without_a_patient_are_nobodys(tmp_path: Path) -> None:
+    write_series(tmp_path, slices=6, per_slice={number: {"PatientID": ""} for number in (1, 4)})
+    (item,) = index_ct(tmp_path)
+    assert item.verdict == "failed_no_subject"
+
+
+def test_a_kernel_that_is_no_kernel_stays_out_of_the_item(tmp_path: Path) -> None:
+    write_series(tmp_path / "named", slices=5, ConvolutionKernel="BONEPLUS")
+    write_series(tmp_path / "free", slices=5, series="2", ConvolutionKernel="DOE JANE 1950")
+    kernels = {item.paths[0].partition("/")[0]: item.geometry["kernel"] for item in index_ct(tmp_path)}
+    assert kernels == {"named": "BONEPLUS", "free": ""}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from phantoms import disc, stained, write_series, write_tiff
 
 from embedders import runner
-from embedders.bucket import Bucket, read_verdicts, verdicts_path
+from embedders.bucket import Bucket, outcomes, read_verdicts, verdicts_path
 from embedders.encoders import Encoder, EncoderConfig, get_encoder
 from embedders.figures import RunFigures
 from embedders.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, embed_buckets
@@ -197,6 +197,9 @@ def test_a_file_that_changed_while_it_was_read_is_tried_again(tmp_path: Path, en
     for times in (1, 2):
         assert embed([item], encoder, tmp_path / "s.lmdb")[0][0].verdict == "failed_changed"
         assert len((tmp_path / "log").read_text().splitlines()) == times
+        # The night that met it says so, and publishes the others.
+        known = outcomes(tmp_path / "s.lmdb", {item.item_key: item.units_expected}, encoder.spec.width)
+        assert [one.verdict for one in known.values()] == ["failed_changed"]
 
 
 @pytest.mark.parametrize("decoders", [0, 1])
