@@ -203,7 +203,8 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     _, counts = convert(layout.segments, source, "t", raw / "t.csv", deid, private=layout.private)
     params = {
         "modality": "ct", "folder": str(tmp_path / "ct"), "crosswalk": None, "deid": deid,
-        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet", "timezone": None,
+        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet",
+        "timezone": None, "reconstruction": {}, "workers": 1,
     }  # fmt: skip
     index.run(params, layout.segments)
     items = pl.read_parquet(layout.segments / "items-ct-0.parquet")
