@@ -54,6 +54,8 @@ def plan(config: RunConfig, context: RunContext, layout: Layout, index: StageRep
                 "limit": limit,
                 "segments": segments,
                 "root": str(layout.root),
+                "private": str(layout.private),
+                "encoders": {name: encoder.model_dump(mode="json") for name, encoder in config.encoders.items()},
                 "stores": {name: entry.model_dump(mode="json") for name, entry in made_by.items()},
             },
             intact="pipelines.embed:has_vectors",
