@@ -31,6 +31,7 @@ COMMIT_BYTES = 256 << 20
 
 # Verdicts that another night may undo without any sign of it in the files.
 PASSING = frozenset({"failed_changed"})
+ABSENT = "absent"  # stands for the signature of files that are not there
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,26 @@ class OpenBucket:
         self._stack.close()
 
     def begin(self, item: ItemToEmbed) -> Progress | None:
-        """Takes an item up, from where an earlier run left it; None where its outcome is known already."""
+        """Takes an item up, from where an earlier run left it; None where its outcome is known already.
+
+        Raises:
+            TimeloomError: the disk with the item's files is away.
+        """
         key, spec = item.item_key, self.bucket.spec
         stored = self._stored(key)
         if stored is not None:
             self.results[key] = stored_item(key, item.units_expected, stored, spec.width)
             return None
         found = self._verdicts.get(key)
-        if found is not None and found["verdict"] not in PASSING and found["signature"] == signature(item):
-            self.results[key] = refused_item(key, item.units_expected, found["verdict"])
+        try:
+            if found is not None and found["verdict"] not in PASSING and found["signature"] == signature(item):
+                self.results[key] = refused_item(key, item.units_expected, found["verdict"])
+                return None
+            progress = Progress.start(item, spec.width, keep=self._keep)
+        except VerdictError as error:
+            self.results[key] = self._refuse(item, error.verdict, ABSENT)
+            self._ended.append(key)
             return None
-        progress = Progress.start(item, spec.width, keep=self._keep)
         self.resumed += self._checkpoint.restore(progress)
         self.in_work[key] = progress
         return progress
@@ -155,16 +165,22 @@ class OpenBucket:
             except VerdictError as error_found:
                 verdict = error_found.verdict
         if verdict != OK:
-            still_there(progress.item)
+            try:
+                still_there(progress.item)
+            except VerdictError as error_found:
+                verdict = error_found.verdict
             progress.refused = True
-            self._verdicts[key] = {"verdict": verdict, "signature": progress.signature}
-            result = refused_item(key, expected, verdict)
+            result = self._refuse(progress.item, verdict, progress.signature)
         del self.in_work[key]
         self._ended.append(key)
         self.results[key] = result
         if self._full:
             self.commit()
         return result
+
+    def _refuse(self, item: ItemToEmbed, verdict: str, files: str) -> EmbeddedItem:
+        self._verdicts[item.item_key] = {"verdict": verdict, "signature": files}
+        return refused_item(item.item_key, item.units_expected, verdict)
 
     @property
     def _full(self) -> bool:

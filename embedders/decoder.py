@@ -51,7 +51,7 @@ class SpanRequest:
 
 @dataclass(frozen=True)
 class Units:
-    """The units from `first` up to `upto` that could be read: pixels (n, ...), and `seconds` it took."""
+    """The units from `first` up to `upto` that could be read: pixels (n, ...), and the `seconds` that it took."""
 
     first: int
     upto: int

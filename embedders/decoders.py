@@ -23,7 +23,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from embedders.decoder import NoReaderError, SpanRequest, UnreadableError, read_span
+from embedders.decoder import NoReaderError, SpanRequest, Units, UnreadableError, read_span
 from extractors.items import VerdictError
 from warehouse.errors import TimeloomError
 
@@ -34,15 +34,10 @@ TIMEOUT_SECONDS = 600.0  # without a sign of life; far more than any block of un
 
 @dataclass(frozen=True)
 class Piece:
-    """Units of span `number`: all from `first` up to `upto` that could be read. `source`: whose memory they lie in."""
+    """Units of span `number`. `source`: whose memory their pixels lie in, at `offset`."""
 
     number: int
-    first: int
-    upto: int
-    pixels: npt.NDArray[Any]
-    indices: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int32]
-    seconds: float
+    units: Units
     source: int
     offset: int | None = None
 
@@ -141,9 +136,7 @@ def _read(number: int, request: SpanRequest) -> Iterator[Event]:
     try:
         for units in read_span(request):
             at = units.upto
-            yield Piece(
-                number, units.first, units.upto, units.pixels, units.indices, units.places, units.seconds, source=0
-            )
+            yield Piece(number, units, source=0)
         yield Ended(number)
     except VerdictError as error:
         yield Failed(number, at, error.verdict, error.kind if isinstance(error, UnreadableError) else None)
@@ -322,17 +315,15 @@ class Decoders:
         else:
             size = int(np.prod(shape)) * dtype.itemsize
             pixels = child.memory[offset : offset + size].view(dtype).reshape(shape)
-        return Piece(
-            number=message["number"],
+        units = Units(
             first=message["first"],
             upto=message["upto"],
             pixels=pixels,
             indices=np.array(message["indices"], dtype=np.int64),
             places=np.array(message["places"], dtype=np.int32).reshape(shape[0], -1),
             seconds=message["seconds"],
-            source=child.identity,
-            offset=offset,
         )
+        return Piece(message["number"], units, child.identity, offset)
 
     def _bury(self, child: _Child) -> None:
         """A decoder is dead, or as good as dead: the span it was on has one more try, in a fresh process."""

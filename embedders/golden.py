@@ -63,8 +63,8 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
             f"the store {folder.name} belongs to another encoder, {record['label']}",
             remedy="give this encoder's own folder",
         )
-    known = np.array(record["vectors"], dtype=np.float32)
-    if known.shape != vectors.shape:
+    known = record["vectors"]
+    if known.shape != vectors.shape or not np.isfinite(known).all():
         raise _damaged(path)
     cosine, error = _compare(vectors, known)
     exact = np.array_equal(vectors, known)
@@ -186,7 +186,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(record[key], kind) for key, kind in _KEYS.items()):
-            return dict(record)
+            return {**record, "vectors": np.array(record["vectors"], dtype=np.float32)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
     raise _damaged(path)

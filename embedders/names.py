@@ -74,7 +74,7 @@ def renamed(name: str, tensor: "torch.Tensor", gated: bool) -> Iterator[tuple[st
         (".mlp.w12.", _GATE_VALUE),
         (".mlp.weights_in.", _GATE_VALUE),
     ):
-        if packed in name and len(tensor) % len(parts) == 0:
+        if packed in name and tensor.ndim and len(tensor) % len(parts) == 0:
             for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
                 yield name.replace(packed, part), rows.contiguous()
             return

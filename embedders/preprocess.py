@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-CODE_VERSION = 2  # raise when a change here, or in how extractors read units, changes a pixel
+CODE_VERSION = 3  # raise when a change here, or in how extractors read units, changes a pixel
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -50,7 +50,7 @@ class CtSpec:
         left, top = (side - columns) // 2, (side - rows) // 2
         edges = (left, side - columns - left, top, side - rows - top)
         square = functional.pad(hounsfield, edges, value=self.air_hu)
-        channels = [((square - (centre - width / 2)) / width).clamp(0.0, 1.0) for centre, width in self.windows]
+        channels = [(square - (centre - width / 2)).div_(width).clamp_(0.0, 1.0) for centre, width in self.windows]
         image = torch.cat(channels, dim=1)
         size = (self.side, self.side)
         image = functional.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)

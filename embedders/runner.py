@@ -4,6 +4,7 @@ The device gets its next batch before the last one's vectors are asked for, so i
 stores hold already is not made again; a bad item ends with its verdict and stops nobody.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ __all__ = ["Bucket", "EmbeddedItem", "ItemToEmbed", "RunFigures", "RunnerSetting
 
 DEPTH = 2  # batches on the device's queue while another is gathered
 PATIENCE_SECONDS = 0.05
+TELLING_SECONDS = 30.0  # between two lines of the log that say how far the run is
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ class _Runner:
         self._number = 0
         self._figures = RunFigures(settings.decoders, settings.memory_mb if settings.decoders else 0)
         self._saved_at, self._saved_units = time.monotonic(), 0
+        self._told_at = time.monotonic()
 
     def run(self) -> tuple[dict[Path, list[EmbeddedItem]], RunFigures]:
         while True:
@@ -160,6 +165,9 @@ class _Runner:
                 break
             if self._due:
                 self._save()
+            if time.monotonic() - self._told_at >= TELLING_SECONDS:
+                self._told_at = time.monotonic()
+                _log.info("%d units of this run are encoded, %d items done", self._figures.units, self._figures.items)
         self._figures.end()
         return {bucket.store: self._outcomes[bucket.store] for bucket in self._buckets}, self._figures
 
@@ -209,13 +217,13 @@ class _Runner:
     def _hear(self, event: Event) -> None:
         work = self._works[event.number]
         if isinstance(event, Piece):
-            self._figures.decode_seconds += event.seconds
+            self._figures.decode_seconds += event.units.seconds
             if work.progress.refused:
                 self._source.release(event)
                 return
             queue = self._queues[work.progress.item.modality]
             queue.waiting.append(_Waiting(event))
-            queue.units += len(event.pixels)
+            queue.units += len(event.units.pixels)
             work.outstanding += 1
             return
         work.ended = True
@@ -245,8 +253,8 @@ class _Runner:
         place = 0
         while queue.waiting:
             piece, start = queue.waiting[0].piece, queue.waiting[0].taken
-            stop = min(len(piece.pixels), start + encoder.batch_size - place)
-            last = stop == len(piece.pixels)
+            stop = min(len(piece.units.pixels), start + encoder.batch_size - place)
+            last = stop == len(piece.units.pixels)
             if stop == start and not last:
                 break
             parts.append(_Part(piece, start, stop, place, last))
@@ -255,7 +263,7 @@ class _Runner:
             if last:
                 queue.waiting.popleft()
         queue.units -= place
-        pending = encoder.submit([part.piece.pixels[part.start : part.stop] for part in parts]) if place else None
+        pending = encoder.submit([part.piece.units.pixels[part.start : part.stop] for part in parts]) if place else None
         for part in parts:
             if part.last:
                 self._source.release(part.piece)  # the encoder has its copy
@@ -277,10 +285,10 @@ class _Runner:
             work = self._works[piece.number]
             work.outstanding -= part.last
             if not work.progress.refused:
-                upto = piece.upto if part.last else int(piece.indices[part.stop - 1]) + 1
+                upto = piece.units.upto if part.last else int(piece.units.indices[part.stop - 1]) + 1
                 inside = slice(part.start, part.stop)
                 rows = vectors[part.place : part.place + part.stop - part.start]
-                work.span.add(upto, piece.indices[inside], rows, piece.places[inside])
+                work.span.add(upto, piece.units.indices[inside], rows, piece.units.places[inside])
                 self._settle(work.bucket, work.progress)
             self._forget_if_done(piece.number)
 

@@ -4,7 +4,9 @@ Units are summed in float64 by blocks of `BLOCK`, blocks by spans, spans by item
 the same bits whoever decoded what, in whichever batch a unit was encoded, and wherever a run was killed and resumed.
 """
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -70,34 +72,46 @@ def signature(item: ItemToEmbed) -> str:
     """Changes with the item's files (size, modification time), its geometry and how it is cut into blocks.
 
     Raises:
-        TimeloomError: a file is away; that is no verdict, which would last when the disk is back.
+        VerdictError: failed_changed, a file went although the tree that held it is there.
+        TimeloomError: the tree is away; that is no verdict of its items.
     """
     digest = sha256()
     for path in item.paths:
         try:
             found = file_on_disk(item.root, path)[0].stat()
         except OSError as error:
-            raise _away(item) from error
+            raise _gone(item, error) from error
         digest.update(f"{found.st_size},{found.st_mtime_ns};".encode())
     cut = [item.units_expected, BLOCK, SPAN, dict(item.geometry)]
     return sha256_json([digest.hexdigest(), *cut])[:32]
 
 
 def still_there(item: ItemToEmbed) -> None:
-    """Tells a damaged image, which stays damaged, from a disk that is away, which must not leave a lasting verdict.
+    """Tells a damaged image, which stays damaged, from one that went and from a disk that is away.
 
     Raises:
-        TimeloomError: a file that was indexed cannot be opened now.
+        VerdictError, TimeloomError: as `signature`.
     """
-    for file in dict.fromkeys(file_on_disk(item.root, path)[0] for path in item.paths):
+    seen: set[Path] = set()
+    for path in item.paths:
         try:
-            with file.open("rb"):
-                pass
+            file = file_on_disk(item.root, path)[0]
+            if file not in seen:
+                file.open("rb").close()
+                seen.add(file)
         except OSError as error:
-            raise _away(item) from error
+            raise _gone(item, error) from error
 
 
-def _away(item: ItemToEmbed) -> TimeloomError:
+def _gone(item: ItemToEmbed, error: OSError) -> VerdictError | TimeloomError:
+    """What an error says that opening a file gave: the item's own matter only where the root can be listed.
+
+    An empty root is a disk that is not mounted; and other errors than these are the disk's, whatever can be listed.
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        with suppress(OSError), os.scandir(item.root) as entries:
+            if next(entries, None) is not None:
+                return VerdictError("failed_changed")
     return TimeloomError(
         f"{item.modality} images that were indexed cannot be opened now",
         remedy="see that their disk is mounted and readable, and run again; it resumes",
@@ -181,7 +195,7 @@ class Progress:
 
     @classmethod
     def start(cls, item: ItemToEmbed, width: int, *, keep: bool) -> "Progress":
-        """Nothing done yet.
+        """Nothing done yet; raises as `signature`.
 
         Args:
             keep: the item's vectors are stored one by one, not their mean.

@@ -107,19 +107,30 @@ def load_weights(model: "nn.Module", path: Path) -> None:
     Position embeddings of another grid are resampled to the model's.
 
     Raises:
-        TimeloomError: a tensor is missing, unexpected or of another shape: the first few are named, nothing is loaded.
+        TimeloomError: a tensor is missing, unexpected, given twice, of another shape or type or not finite: the first
+            few are named, nothing is loaded.
     """
     import torch
 
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     gated = any(".mlp.gate_proj." in name for name in shapes)
-    found = {name: tensor for given, value in _tensors(path) for name, tensor in renamed(given, value, gated)}
+    found: dict[str, torch.Tensor] = {}
+    faults: dict[str, list[str]] = {"given under two names": [], "of no floating type": [], "not finite": []}
+    for name, tensor in ((name, one) for given, value in _tensors(path) for name, one in renamed(given, value, gated)):
+        if name in found:
+            faults["given under two names"].append(name)
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            faults["of no floating type"].append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+        else:
+            tensor = tensor.to(torch.float32)
+            if not tensor.isfinite().all():
+                faults["not finite"].append(name)
+        found[name] = tensor
     if POSITIONS in found and found[POSITIONS].shape[2:] == shapes[POSITIONS][2:]:
         with suppress(ValueError):  # refused below, with its shape
             found[POSITIONS] = resampled(found[POSITIONS], round((shapes[POSITIONS][1] - 1) ** 0.5))
-    _check(shapes, found, path)
-    state = {name: tensor.to(torch.float32) for name, tensor in found.items()}
-    state |= {name: torch.zeros(shapes[name]) for name in OPTIONAL & shapes.keys() - found.keys()}
+    _check(shapes, found, path, faults)
+    state = found | {name: torch.zeros(shapes[name]) for name in OPTIONAL & shapes.keys() - found.keys()}
     model.load_state_dict(state, strict=True, assign=True)
 
 
@@ -137,7 +148,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
             ) from error
 
 
-def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, "torch.Tensor"], path: Path) -> None:
+def _check(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, "torch.Tensor"],
+    path: Path,
+    others: dict[str, list[str]],
+) -> None:
     missing = sorted(expected.keys() - found.keys() - OPTIONAL)
     unexpected = sorted(found.keys() - expected.keys())
     misshapen = sorted(
@@ -145,9 +161,10 @@ def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, "torch.T
         for name in expected.keys() & found.keys()
         if tuple(found[name].shape) != expected[name]
     )
+    named = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, **others}
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:NAMES_SHOWN])}{', ...' if len(names) > NAMES_SHOWN else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for kind, names in named.items()
         if names
     ]
     if faults:

@@ -17,6 +17,8 @@ PLANE_TOLERANCE = 1e-3
 GAP_SHARE, GAP_MM = 0.05, 0.1
 TILT = 0.05
 SAME_POSITION_MM = 0.01
+SPACING_MM = (0.02, 10.0)
+MAX_GAP_MM = 100.0
 MORE_THAN_SLICES = 3
 MAX_SLICES = 10_000
 
@@ -34,6 +36,11 @@ class Judgement:
 def same_plane(first: Floats, second: Floats) -> bool:
     """Whether two slices' orientations and spacings (8,) agree."""
     return bool(np.abs(first - second).max() <= PLANE_TOLERANCE)
+
+
+def plausible_spacing(spacing: Floats) -> bool:
+    """Whether pixels are as wide and high, in mm, as scanners for people make them."""
+    return bool((spacing >= SPACING_MM[0]).all() and (spacing <= SPACING_MM[1]).all())
 
 
 def judge(orientation: Floats, positions: Floats) -> Judgement:
@@ -69,6 +76,8 @@ def _verdict(normal: Floats, steps: Floats, gaps: Floats) -> str:
     if drift > TILT * gaps.sum() or (sideways > np.maximum(TILT * gaps, GAP_MM)).any():
         return "failed_gantry_tilt"
     median = float(np.median(gaps))
+    if median > MAX_GAP_MM:
+        return "failed_inconsistent_geometry"
     if (np.abs(gaps - median) <= max(GAP_SHARE * median, GAP_MM)).all():
         return OK
     return "failed_missing_slice" if (gaps > 1.5 * median).any() else "failed_inconsistent_geometry"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from extractors.ct_geometry import Judgement, judge, same_plane
 from extractors.ct_reconstructions import ReconstructionConfig, Volume, choose
-from extractors.dicom_files import walk
+from extractors.dicom_files import MEMBER, SINGLE, walk
 from extractors.dicom_header import Findings, SliceHeader, examine
 from extractors.dicom_read import read_ct_units, read_volume
 from extractors.dicom_time import earliest
@@ -162,8 +162,10 @@ def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig
     damaged: dict[str, list[SliceHeader]] = defaultdict(list)
     for found in slices:
         if found.verdict == OK:
-            series[found.series].append(found)
-            folders[_folder(found)].add(found.series)
+            # Without a series UID they are no series of one another, unless study and folder are the same.
+            named = found.series or f"{found.study}\n{_folder(found)}"
+            series[named].append(found)
+            folders[_folder(found)].add(named)
     for found in slices:
         if not found.verdict.startswith("failed_"):
             continue
@@ -187,7 +189,7 @@ def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig
 
 
 def _folder(found: SliceHeader) -> str:
-    return found.path.rpartition("/")[0]
+    return found.path.removesuffix(MEMBER + SINGLE).rpartition("/")[0]
 
 
 def _groups(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:

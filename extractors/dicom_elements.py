@@ -274,7 +274,8 @@ def _inflated(file: BinaryIO, at: int, media_class: str) -> Header:
     data = inflater.decompress(file.read(MAX_INFLATED), MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise VerdictError("failed_implausible_size")
-    if not inflater.eof:
+    # What is inflated has a known syntax; another meta group would name one, and could be deflated once more.
+    if not inflater.eof or data[:2] == b"\x02\x00":
         raise VerdictError("failed_unreadable")
     uid = EXPLICIT_LITTLE_ENDIAN.encode() + b"\0"
     content = bytes(128) + b"DICM\x02\x00\x10\x00UI" + struct.pack("<H", len(uid)) + uid + data

@@ -3,7 +3,8 @@
 Archives (zip; tar, plain or through gzip, bzip2, xz) are known by content and read member by member. Nothing is
 unpacked into the tree, and a member's name is only a label: no path on a disk is ever made of it. A compressed tar,
 which cannot be read at will, is spooled into an unnamed temporary file while its members are wanted. What an archive
-claims is held against limits before and while it is read.
+claims is held against limits before and while it is read. A single data set through gzip, bzip2 or xz is an archive of
+one member, `IM1.dcm.gz!/unpacked`.
 """
 
 import bz2
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, BinaryIO, Literal, cast
+from typing import IO, BinaryIO, Literal, Self, cast
 
 from extractors.items import VerdictError, file_on_disk
 
@@ -33,6 +34,8 @@ MAX_MEMBER_BYTES = 8 << 30
 MAX_UNPACKED_BYTES = 256 << 30
 MAX_RATIO = 200  # unpacked to packed, of what is larger than FREE_BYTES; CT pixels reach 2 to 4
 FREE_BYTES = 64 << 20  # also what is held in memory of a member; a larger one goes through a temporary file
+MAX_TAR_HEADER = 256 << 10  # bytes of a name or of attributes that precede a member; tarfile holds them in memory
+SINGLE = "unpacked"
 _XZ_MEMORY = 256 << 20
 _CHUNK = 1 << 20
 
@@ -92,15 +95,72 @@ def members(file: BinaryIO, kind: Kind) -> Iterator[Member]:
                     opened.close()
         return
     stream = _limited(file, kind)
-    with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as tar:
+    if is_data_set(stream.peek(512)):
+        with cast(BinaryIO, tempfile.SpooledTemporaryFile(FREE_BYTES)) as opened:
+            shutil.copyfileobj(stream, opened, _CHUNK)
+            yield Member(SINGLE, opened, opened.tell())
+        return
+    try:
+        tar = tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", errorlevel=2, tarinfo=_Entry)  # noqa: SIM115
+    except (tarfile.ReadError, _DamagedHeaderError):  # something else that is compressed, if it is whole
+        if kind == "tar" or stream.broken:
+            raise
+        stream.drain()
+        return
+    with tar:
         for count, entry in enumerate(tar):
             if count >= MAX_MEMBERS or entry.size > MAX_MEMBER_BYTES:
                 raise VerdictError("failed_archive_limits")
-            content = tar.extractfile(entry) if entry.isreg() and not entry.issparse() else None
-            if content is None:
-                continue
-            with _held(content, entry.size) as opened:
-                yield Member(entry.name, opened, entry.size)
+            _check_entry(tar, entry)
+            content = tar.extractfile(entry) if entry.isreg() else None
+            if content is not None:
+                with _held(content, entry.size) as opened:
+                    yield Member(entry.name, opened, entry.size)
+    stream.drain()
+
+
+def is_data_set(head: bytes) -> bool:
+    """Whether a compressed file's content begins as a DICOM data set does, with or without its preamble."""
+    return head[128:132] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0")
+
+
+class _DamagedHeaderError(EOFError):
+    """Bytes that are neither a tar's header nor the zeros that end a tar."""
+
+
+class _Entry(tarfile.TarInfo):
+    """A tar's header that ends the reading where tarfile would read without bound, or take damage for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            entry = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            raise _DamagedHeaderError from error
+        if entry.type in _EXTENSIONS and entry.size > MAX_TAR_HEADER:
+            raise VerdictError("failed_archive_limits")
+        if entry.type == tarfile.GNUTYPE_SPARSE:
+            raise VerdictError("failed_unreadable")
+        return entry
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """A sparse member's map lies in its content, of any size."""
+        raise VerdictError("failed_unreadable")
+
+
+_EXTENSIONS = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+_EXTENSIONS |= {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+
+
+def _check_entry(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
+    """What headers gather up in memory; members stored with holes, which their reader here does not fill."""
+    if sum(map(len, tar.pax_headers.values())) > MAX_TAR_HEADER:
+        raise VerdictError("failed_archive_limits")
+    if entry.issparse():
+        raise VerdictError("failed_unreadable")
+    vars(tar)["members"].clear()  # tarfile keeps every header that it has read
 
 
 def _zip_infos(archive: zipfile.ZipFile) -> Mapping[str, zipfile.ZipInfo]:
@@ -138,17 +198,38 @@ class _Limited:
     """A decompressed stream that ends in a verdict where it grows out of proportion."""
 
     def __init__(self, stream: IO[bytes], packed: BinaryIO) -> None:
-        self._stream, self._packed, self._read = stream, packed, 0
+        self._stream, self._packed, self._read, self._ahead = stream, packed, 0, b""
+        self.broken = False
 
     def read(self, size: int = _CHUNK) -> bytes:
-        data = self._stream.read(min(size, _CHUNK))
+        if self._ahead:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            return data
+        try:
+            data = self._stream.read(min(size, _CHUNK))
+        except Exception:
+            self.broken = True
+            raise
         self._read += len(data)
         if self._read > MAX_UNPACKED_BYTES or _bomb(self._read, self._packed.tell()):
             raise VerdictError("failed_archive_limits")
         return data
 
+    def peek(self, size: int) -> bytes:
+        """The next bytes, which `read` gives again."""
+        found = b""
+        while len(found) < size and (data := self.read(size - len(found))):
+            found += data
+        self._ahead = found
+        return found
 
-def _limited(file: BinaryIO, kind: Kind) -> IO[bytes]:
+    def drain(self) -> None:
+        """Reads to the end, where a decompressor compares its checksum."""
+        while self.read():
+            pass
+
+
+def _limited(file: BinaryIO, kind: Kind) -> _Limited:
     file.seek(0)
     if kind == "xz":
         lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(file.read(_CHUNK), 1)
@@ -160,7 +241,7 @@ def _limited(file: BinaryIO, kind: Kind) -> IO[bytes]:
         stream = bz2.BZ2File(file)
     elif kind == "xz":
         stream = lzma.LZMAFile(file)  # noqa: SIM115
-    return cast(IO[bytes], _Limited(stream, file))
+    return _Limited(stream, file)
 
 
 class _Archive:
@@ -182,9 +263,21 @@ class _Archive:
                     self._file = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
                     shutil.copyfileobj(_limited(file, kind), self._file, _CHUNK)
                 self._file.seek(0)
-                with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                    self._spans = {entry.name: (entry.offset_data, entry.size) for entry in tar if entry.isreg()}
+                if kind != "tar" and is_data_set(self._file.read(512)):
+                    self._spans = {SINGLE: (0, self._file.seek(0, os.SEEK_END))}
+                else:
+                    self._spans = self._members()
             self._stack = stack.pop_all()
+
+    def _members(self) -> dict[str, tuple[int, int]]:
+        spans: dict[str, tuple[int, int]] = {}
+        self._file.seek(0)
+        with tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Entry) as tar:
+            for entry in tar:
+                _check_entry(tar, entry)
+                if entry.isreg():
+                    spans[entry.name] = entry.offset_data, entry.size
+        return spans
 
     def open(self, name: str) -> tuple[BinaryIO, int]:
         """A member and its size; KeyError where there is none."""

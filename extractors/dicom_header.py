@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from extractors.ct_geometry import plausible_spacing
 from extractors.dicom_elements import Header, numbers_of, quiet, read_elements
 from extractors.dicom_files import MEMBER, archive_kind, disk_stamp, is_regular, members
 from extractors.dicom_multiframe import ENHANCED_CT, frames_of
@@ -26,6 +27,7 @@ MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 SCREEN_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSEINFO", "DOSE_INFO", "REF_SURVIEW"}
 LOSSY_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56)}
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
+SLOPES, MAX_INTERCEPT = (1e-4, 1e3), 1e6  # scanners write a slope of 1, sometimes 0.1 to 16, and -8,192 to 0
 _TIME_TAGS = (*DATE_TIMES, *(tag for pair in PAIRS for tag in pair), "TimezoneOffsetFromUTC")
 
 
@@ -124,7 +126,7 @@ def _archive(
     except VerdictError as error:
         return [replace(failed, verdict=error.verdict)], []
     except Exception:  # zipfile, tarfile and their decompressors raise many things on damaged bytes
-        return ([], [fingerprint]) if kind not in ("zip", "tar") and not slices else ([failed], [])
+        return [failed], []
     nested = all(one.verdict == "refused_nested_archive" for part in slices.values() for one in part)
     if nested and not any(path.lower().endswith((".zip", ".tar", ".gz", ".bz2", ".xz", ".tgz")) for path in slices):
         return [], [fingerprint]
@@ -198,7 +200,7 @@ def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_ti
     plane, position = numbers_of(values, ("ImageOrientationPatient", 6), ("PixelSpacing", 2)), None
     if plane is not None:
         position = numbers_of(values, ("ImagePositionPatient", 3))
-    if verdict == OK and (plane is None or position is None or (plane[6:] <= 0).any()):
+    if verdict == OK and (plane is None or position is None or not plausible_spacing(plane[6:])):
         verdict = "failed_missing_geometry"
     thickness = numbers_of(values, ("SliceThickness", 1))
     shared = ("FrameOfReferenceUID", "Rows", "Columns", "TemporalPositionIdentifier", "StackID")
@@ -249,7 +251,10 @@ def _grey(values: Mapping[str, str]) -> str:
     if values.get("SamplesPerPixel", "") not in ("", "1") or values.get("RescaleType", "").upper() not in ("", "HU"):
         return "refused_not_hu"
     slope, intercept = numbers_of(values, ("RescaleSlope", 1)), numbers_of(values, ("RescaleIntercept", 1))
-    return "refused_not_hu" if slope is None or intercept is None or slope[0] == 0 else OK
+    if slope is None or intercept is None:
+        return "refused_not_hu"
+    plausible = SLOPES[0] <= abs(slope[0]) <= SLOPES[1] and abs(intercept[0]) <= MAX_INTERCEPT
+    return OK if plausible else "refused_not_hu"
 
 
 def _pixels(header: Header) -> str:

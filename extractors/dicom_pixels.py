@@ -19,6 +19,7 @@ from extractors.dicom_elements import (
     Header,
     quiet,
 )
+from extractors.dicom_lossless import fills_frame
 from extractors.items import VerdictError
 
 MAX_SIDE = 4096  # pixels; the largest CT matrices are 2,048
@@ -170,6 +171,9 @@ def _frames(
 def decode(data: bytes, form: PixelFormat) -> Pixels:
     """One encoded frame, (rows, columns), of the header's type: the first decoder that manages it.
 
+    Decoders fill up what is missing of a frame and say nothing: its end is looked at before, and of JPEG Lossless,
+    where any bits are some pixels, whether the last bytes of it made the last pixels.
+
     Raises:
         VerdictError: failed_unreadable; failed_implausible_size where the codestream's size is not the header's.
     """
@@ -177,6 +181,8 @@ def decode(data: bytes, form: PixelFormat) -> Pixels:
         raise VerdictError("failed_unreadable")
     if form.syntax != RLE and codestream_size(data) != (form.rows, form.columns, 1):
         raise VerdictError("failed_implausible_size")
+    if not _has_its_end(data, form.syntax):
+        raise VerdictError("failed_unreadable")
     for decoder in DECODERS[form.syntax]:
         try:
             pixels = decoder(data, form)
@@ -185,8 +191,41 @@ def decode(data: bytes, form: PixelFormat) -> Pixels:
         except Exception:  # decoders raise almost anything on bytes that they do not like: the next one
             continue
         if pixels.shape == (form.rows, form.columns) and pixels.dtype.kind in "iu":
+            if form.syntax in JPEG_LOSSLESS and not _fills_frame(data, pixels, decoder, form):
+                break
             return _as_stored(pixels, form)
     raise VerdictError("failed_unreadable")
+
+
+def _has_its_end(data: bytes, syntax: str) -> bool:
+    """Whether an encoded frame ends as its syntax has it, and JPEG 2000 has no hole.
+
+    Entropy-coded data of JPEG 2000 have no long runs of zeros, and its decoder takes a blank sector for data; in JPEG
+    Lossless zeros may be pixels of one value.
+    """
+    if syntax in (*JPEG_LOSSLESS, *JPEG_LS):
+        return data.rstrip(b"\0")[-2:] == b"\xff\xd9"
+    return syntax not in JPEG_2000 or _HOLE not in data
+
+
+def _fills_frame(data: bytes, pixels: Pixels, decoder: "_Decoder", form: PixelFormat) -> bool:
+    """Whether the codestream is as long as the frame: decoded once more, with one of its last bytes changed and others
+    behind it, only the last pixels are others.
+
+    Where all are the same, the frame was full before: bytes are left over. Where others are others, bytes were missing.
+    """
+    if fills_frame(data, pixels):  # seen by counting bits, in a third of the time
+        return True
+    end = len(data.rstrip(b"\0")[:-2].rstrip(b"\xff"))  # behind it: fill bytes, the marker, padding
+    at = next((k for k in range(end - _LAST_BYTES, 2, -1) if 0xFF not in (data[k - 1], data[k], data[k] ^ 0x10)), 0)
+    changed = b"".join((data[:at], bytes([data[at] ^ 0x10]), data[at + 1 : end], b"\x5a" * 4096, b"\xff\xd9"))
+    try:
+        again = decoder(changed, form).ravel()
+    except Exception:  # bytes behind a frame may be an error
+        return False
+    last = max(0, pixels.size - 8 * (end - at))  # a pixel has a bit at least
+    same = pixels.ravel()
+    return np.array_equal(again[:last], same[:last]) and not np.array_equal(again[last:], same[last:])
 
 
 def codestream_size(data: bytes) -> tuple[int, int, int] | None:
@@ -287,13 +326,15 @@ def _pydicom(data: bytes, form: PixelFormat) -> Pixels:
     return np.asarray(array)
 
 
+_HOLE = bytes(256)  # half a sector; each packet without content, as of blank precincts, is one zero byte
+_LAST_BYTES = 3  # an encoder may have added two
 _Decoder = Callable[[bytes, PixelFormat], Pixels]
 
 # Fastest first; measured by benchmarks/imaging_ct.py.
 DECODERS: Mapping[str, tuple[_Decoder, ...]] = {
     RLE: (_rle, _pydicom),
     **dict.fromkeys(JPEG_LOSSLESS, (_imagecodecs("jpeg8_decode"), _imagecodecs("ljpeg_decode"), _pydicom)),
-    **dict.fromkeys(JPEG_LS, (_imagecodecs("jpegls_decode"), _charls, _pydicom)),
+    **dict.fromkeys(JPEG_LS, (_imagecodecs("jpegls_decode"), _charls)),  # others fill up
     **dict.fromkeys(JPEG_2000, (_imagecodecs("jpeg2k_decode", numthreads=1), _pydicom)),
     # Not imagecodecs' htj2k_decode: it swallows OpenJPH's errors and returns what memory held.
     **dict.fromkeys(HTJ2K, (_imagecodecs("jpeg2k_decode", numthreads=1), _pydicom)),

@@ -61,11 +61,6 @@ class TilePlan:
         """Whether a tile is read as it is, without resampling."""
         return max(abs(side - self.tile) for side in self.extent) < 1e-6
 
-    @property
-    def halved(self) -> bool:
-        """Whether a tile has exactly half the pixels of its window along both sides."""
-        return max(abs(side - 2 * self.tile) for side in self.extent) < 1e-6
-
 
 def open_slide(path: Path) -> "OpenSlide":
     """Opens a slide; raises VerdictError failed_unreadable where OpenSlide cannot."""

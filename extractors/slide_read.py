@@ -102,28 +102,22 @@ class SlideReader:
 def resample(window: Bytes, plan: TilePlan, into: Bytes) -> None:
     """A tile (tile, tile, 3) from the window of its level: PIL's bicubic filter over the exact extent.
 
-    Halving goes through torch's kernel for bytes, six times as fast: its weights are then whole 256ths, and all pixels
-    are PIL's but for the outermost two of each side, where one in a thousand is a grey level off.
+    It is computed by torch's kernel for bytes, eight times as fast as PIL's. Its weights have 15 bits where PIL's have
+    22: one value in two hundred is a grey level from PIL's, and at most two.
     """
     if window is into:
         return
     if plan.native:
         into[:] = window
         return
-    if plan.halved:
-        import torch
+    import torch
 
+    across, down = (plan.tile / side for side in plan.extent)
+    with torch.inference_mode():
+        source = torch.from_numpy(np.require(window, requirements="W")[None]).permute(0, 3, 1, 2)
+        resampled = torch.from_numpy(into[None]).permute(0, 3, 1, 2)
         size = [plan.tile, plan.tile]
-        with torch.inference_mode():
-            source = torch.from_numpy(np.require(window, requirements="W")[None]).permute(0, 3, 1, 2)
-            halved = torch.from_numpy(into[None]).permute(0, 3, 1, 2)
-            torch.ops.aten._upsample_bicubic2d_aa.out(source, size, False, None, None, out=halved)
-        return
-    from PIL import Image
-
-    box = (0.0, 0.0, min(plan.extent[0], window.shape[1]), min(plan.extent[1], window.shape[0]))
-    resized = Image.fromarray(window).resize((plan.tile, plan.tile), Image.Resampling.BICUBIC, box=box)
-    into[:] = np.asarray(resized)
+        torch.ops.aten._upsample_bicubic2d_aa.out(source, size, False, down, across, out=resampled)
 
 
 _open: OrderedDict[tuple[Any, ...], SlideReader] = OrderedDict()

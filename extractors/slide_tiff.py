@@ -110,10 +110,10 @@ def _directory(file: BinaryIO, size: int, place: int, order: str, big: bool) -> 
         if tag not in _WANTED or kind not in _KINDS:
             continue
         dtype = np.dtype(order + _KINDS[kind])
-        values = min(values, _most(tag, tags))
-        length = values * dtype.itemsize
+        declared = values * dtype.itemsize  # which decides whether they stand in the entry or elsewhere
+        length = min(values, _most(tag, tags)) * dtype.itemsize
         at = start + step - inline
-        if length > inline:
+        if declared > inline:
             at = struct.unpack_from(order + pointer, block, at)[0]
             if at + length > size:
                 raise VerdictError("failed_unreadable")

@@ -106,7 +106,7 @@ def test_parts_of_different_shapes_share_a_batch() -> None:
 def test_large_input_is_preprocessed_in_pieces_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
     whole = encoder.encode(SLICES)
-    monkeypatch.setattr(batches, "PREPROCESS_BYTES", 1)
+    monkeypatch.setattr(batches, "PREPROCESS_BYTES", {"cpu": 1})
     assert np.array_equal(encoder.encode(SLICES), whole)
 
 
@@ -121,7 +121,7 @@ def test_a_thin_slice_counts_as_the_square_that_it_becomes(monkeypatch: pytest.M
 
     counting = Encoder(replace(encoder.spec, preprocess=Counting()), nn.Identity(), torch.device("cpu"))
     monkeypatch.setattr(counting, "_model", lambda images: images.flatten(1)[:, :64])
-    monkeypatch.setattr(batches, "PREPROCESS_BYTES", 2 * 256**2 * 4 * 4)
+    monkeypatch.setattr(batches, "PREPROCESS_BYTES", {"cpu": 2 * 256**2 * 4 * 4})
     counting.encode(np.zeros((5, 256, 1), np.float32))
     assert together == [2, 2, 1]
 

@@ -1,6 +1,7 @@
 """Stored values and Hounsfield units: every lossless encoding alike, bit depths, bombs, and the fast header scan."""
 
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 from io import BytesIO
@@ -182,6 +183,86 @@ def test_a_deflated_bomb_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bomb").write_bytes(head + packer.compress(bytes(8 << 20)) + packer.flush())
     verdicts = {item.paths[0]: item.verdict for item in index_ct(tmp_path)}
     assert "failed_implausible_size" in verdicts.values()
+
+
+def test_a_deflated_data_set_within_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each level would take the limit's memory again."""
+    monkeypatch.setattr(dicom_elements, "MAX_INFLATED", 1 << 20)
+    uid = b"1.2.840.10008.1.2.1.99"
+    meta = struct.pack("<HH2sH", 2, 16, b"UI", len(uid)) + uid
+    content = b""
+    for _ in range(8):
+        packer = zlib.compressobj(9, wbits=-15)
+        content = packer.compress(meta + content + bytes((1 << 20) - 9_000 - len(content))) + packer.flush()
+    file = BytesIO(bytes(128) + b"DICM" + meta + content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(VerdictError, match="failed_unreadable"):
+            read_elements(file, len(file.getvalue()))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+@pytest.mark.parametrize(
+    ("syntax", "damage"),
+    [
+        *((syntax, one) for syntax in sorted(ENCODERS) for one in ("cut", "cut before its end", "blanked", "a hole")),
+        *(("1.2.840.10008.1.2.5", one) for one in ("cut", "cut before its end")),  # zeros are runs of its pixels
+    ],
+)
+def test_a_frame_with_a_part_missing_is_refused(syntax: str, damage: str, share: float) -> None:
+    """Decoders fill up what is missing, and most of them in silence."""
+    y, x = np.mgrid[:128, :128]
+    noise = np.random.default_rng(0).normal(0, 20, x.shape)
+    image = (1000 + 300 * np.sin(x / 9) * np.cos(y / 7) + noise).astype(np.uint16)
+    image[:, :8] = image[-8:] = 0  # as outside of the scanner's circle
+    rle = syntax not in ENCODERS
+    data = run_lengths(image) if rle else ENCODERS[syntax](image, 16)
+    form = PixelFormat(syntax, 128, 128, 16, 16, 15, False, 1, True)
+    assert np.array_equal(decode(data, form), image)
+    kept, end = data[: int(len(data) * share)], data[-2:]
+    missing = len(data) - len(kept)
+    hole = 1024 if syntax.endswith(".90") else min(512, missing - 40)
+    damaged = {
+        "cut": kept,
+        "cut before its end": kept + end,
+        "blanked": kept + bytes(missing - 2) + end,
+        "a hole": kept[:-hole] + bytes(hole) + data[len(kept) :],
+    }[damage]
+    with pytest.raises(VerdictError, match=r"failed_unreadable|failed_implausible_size"):
+        decode(damaged, form)
+
+
+def run_lengths(image: np.ndarray) -> bytes:
+    from pydicom.pixels.encoders import RLELosslessEncoder
+
+    options = {"rows": 128, "columns": 128, "samples_per_pixel": 1, "bits_allocated": 16, "bits_stored": 16}
+    options |= {"pixel_representation": 0, "number_of_frames": 1}
+    encoded = RLELosslessEncoder.encode(image.tobytes(), photometric_interpretation="MONOCHROME2", **options)
+    return bytes(encoded)
+
+
+@pytest.mark.parametrize("syntax", sorted(ENCODERS))
+@pytest.mark.parametrize("value", [0, 5, 4095])
+def test_slices_of_one_value_are_whole(syntax: str, value: int) -> None:
+    """The shortest streams, and an end that decoders' filling would look like."""
+    form = PixelFormat(syntax, 64, 64, 16, 12, 11, False, 1, True)
+    image = np.full((64, 64), value, np.uint16)
+    half = np.where(np.arange(64)[:, None] < 20, np.arange(64) * 9, image).astype(np.uint16)
+    for pixels in (image, half):
+        assert np.array_equal(decode(ENCODERS[syntax](pixels, 12), form), pixels)
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+def test_every_predictor_of_jpeg_lossless_is_read_whole_and_refused_cut(predictor: int) -> None:
+    image = noisy(predictor).astype(np.int16).view(np.uint16) & 0xFFF
+    form = PixelFormat("1.2.840.10008.1.2.4.57", *image.shape, 16, 12, 11, False, 1, True)
+    data = bytes(imagecodecs.jpeg8_encode(image, lossless=True, predictor=predictor, bitspersample=12))
+    assert np.array_equal(decode(data, form), image)
+    with pytest.raises(VerdictError, match="failed_unreadable"):
+        decode(data[: len(data) * 9 // 10] + data[-2:], form)
 
 
 @pytest.mark.parametrize("seed", range(12))

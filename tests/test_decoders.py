@@ -42,7 +42,7 @@ def everything(pool: Decoders, requests: list[SpanRequest]) -> list[Event]:
             pool.put(*waiting.pop(0))
         for event in pool.events(0.1):
             if isinstance(event, Piece):
-                assert np.array_equal(event.pixels, unit_readers.pixels(event.number, event.indices))
+                assert np.array_equal(event.units.pixels, unit_readers.pixels(event.number, event.units.indices))
                 pool.release(event)
             found.append(event)
     return found
@@ -74,12 +74,45 @@ def test_units_come_in_order_through_any_memory(processes: int, memory: int, tmp
         events = everything(pool, [request(item) for item in items])
     for number in range(3):
         pieces = [event for event in events if isinstance(event, Piece) and event.number == number]
-        assert [piece.first for piece in pieces] == [0, *(piece.upto for piece in pieces[:-1])]
-        assert pieces[-1].upto == 37
-        indices = np.concatenate([piece.indices for piece in pieces])
+        assert [piece.units.first for piece in pieces] == [0, *(piece.units.upto for piece in pieces[:-1])]
+        assert pieces[-1].units.upto == 37
+        indices = np.concatenate([piece.units.indices for piece in pieces])
         assert indices.tolist() == [unit for unit in range(37) if unit not in (0, 5, 36)]
-        assert np.concatenate([piece.places for piece in pieces])[:, 0].tolist() == (indices * 10).tolist()
+        assert np.concatenate([piece.units.places for piece in pieces])[:, 0].tolist() == (indices * 10).tolist()
     assert sorted(event.number for event in events if isinstance(event, Ended)) == [0, 1, 2]
+
+
+def test_a_decoder_that_goes_on_waiting_says_so_again(tmp_path: Path) -> None:
+    """What is given back first need not be the oldest: tiles go on while a volume's rest waits for its batch."""
+    small, large = (
+        SpanRequest("unit_readers:read_large", 16, tmp_path, (name,), {"bytes": size}, 0, count)
+        for name, size, count in (("a", 1 << 10, 16), ("b", 16 << 10, 160))
+    )
+    with Decoders(1, 1 << 20, timeout=2.5) as pool:
+        pool.put(0, small)
+        pool.put(1, large)
+        pieces: list[Piece] = []
+
+        def listen(seconds: float) -> bool:
+            """Whether the decoder waits for memory at the end."""
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                pieces.extend(event for event in pool.events(0.05) if isinstance(event, Piece))
+            return bool(pool.stalled())
+
+        pid = set(pool.pids)
+        while not listen(0.2):
+            pass
+        oldest, *others = pieces
+        assert oldest.number == 0 and {piece.number for piece in others} == {1}
+        for piece in others:
+            pool.release(piece)
+        count = len(pieces)
+        assert listen(0.5), "it says so again"
+        assert listen(3.0) and len(pieces) == count and set(pool.pids) == pid, "longer than a decoder's time limit"
+        pool.release(oldest)
+        listen(0.3)
+        assert len(pieces) > count
 
 
 def test_memory_that_holds_no_unit_is_one_clear_line(tmp_path: Path) -> None:
@@ -129,7 +162,11 @@ def test_what_died_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     item = unit_readers.item(tmp_path / "x", 0, 48, crash_once=33, marker=str(tmp_path / "marker"), log=str(log))
     with Decoders(1, 1 << 20) as pool:
         events = everything(pool, [request(item)])
-    assert [(event.first, event.upto) for event in events if isinstance(event, Piece)] == [(0, 16), (16, 32), (32, 48)]
+    assert [(event.units.first, event.units.upto) for event in events if isinstance(event, Piece)] == [
+        (0, 16),
+        (16, 32),
+        (32, 48),
+    ]
     read = [line.split() for line in log.read_text().splitlines()]
     assert [int(line[2]) for line in read] == [0, 16, 32, 32]
     assert read[2][0] != read[3][0], "in another process"

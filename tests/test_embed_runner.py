@@ -1,10 +1,14 @@
 """The runner: means that are right, items that do not disturb each other, the same bits however it works."""
 
+import errno
 import random
+import re
+import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -203,10 +207,48 @@ def test_a_file_that_changed_while_it_was_read_is_tried_again(tmp_path: Path, en
 
 
 @pytest.mark.parametrize("decoders", [0, 1])
-def test_a_file_that_went_since_it_was_indexed_is_no_verdict(decoders: int, tmp_path: Path, encoder: Encoder) -> None:
-    """A disk that is away would otherwise leave `failed_unreadable` for ever."""
+@pytest.mark.parametrize("when", ["before the run", "while it runs"])
+def test_a_file_that_went_costs_its_item_alone(decoders: int, when: str, tmp_path: Path, encoder: Encoder) -> None:
+    gone = {"unlink_at": 1} if when == "while it runs" else {}
+    items = [unit_readers.item(tmp_path / "x", number, 3, **(gone if number == 1 else {})) for number in range(3)]
+    if not gone:
+        (tmp_path / "x" / "1").unlink()
+    results, _ = embed(items, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders))
+    assert [result.verdict for result in results] == ["ok", "failed_changed", "ok"]
+    known = outcomes(tmp_path / "s.lmdb", {item.item_key: 3 for item in items}, encoder.spec.width)
+    assert sorted(one.verdict for one in known.values()) == ["failed_changed", "ok", "ok"]
+    back = unit_readers.item(tmp_path / "x", 1, 3)  # the file is there again: no lasting verdict
+    assert embed([items[0], back, items[2]], encoder, tmp_path / "s.lmdb")[0][1].verdict == "ok"
+
+
+def test_a_verdict_of_old_does_not_ask_for_its_files(tmp_path: Path, encoder: Encoder) -> None:
+    item = unit_readers.item(tmp_path / "x", 0, 3, **{"raise": 1})
+    other = unit_readers.item(tmp_path / "x", 1, 3)
+    assert embed([item, other], encoder, tmp_path / "s.lmdb")[0][0].verdict == "failed_unreadable"
+    (tmp_path / "x" / "0").unlink()
+    assert embed([item, other], encoder, tmp_path / "s.lmdb")[0][0].verdict == "failed_changed"
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+@pytest.mark.parametrize("how", ["no root", "an empty root", "an error of the disk"])
+def test_a_disk_that_is_away_is_no_verdict(
+    decoders: int, how: str, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would otherwise publish a night without images. A disk that is not mounted leaves an empty folder."""
     items = [unit_readers.item(tmp_path / "x", number, 3) for number in range(2)]
-    (tmp_path / "x" / "1").unlink()
+    if how == "an error of the disk":
+        original = Path.stat
+
+        def stat(self: Path, **options: Any) -> Any:
+            if self == tmp_path / "x" / "1":
+                raise OSError(errno.EIO, "input/output error")
+            return original(self, **options)
+
+        monkeypatch.setattr(Path, "stat", stat)
+    else:
+        shutil.rmtree(tmp_path / "x")
+        if how == "an empty root":
+            (tmp_path / "x").mkdir()
     with pytest.raises(TimeloomError, match="cannot be opened now"):
         embed(items, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders))
     assert not read_verdicts(tmp_path / "s.lmdb")
@@ -280,6 +322,20 @@ def test_figures_say_how_the_run_was(tmp_path: Path, encoder: Encoder) -> None:
     assert 0 < counts["device_idle_share"] < 1 and 0 < counts["flop_fraction"] < 1
     _, again = embed(items, encoder, tmp_path / "s.lmdb")
     assert (again.items, again.units, again.counts()["device_idle_share"]) == (0, 0, None), "nothing was done"
+
+
+def test_a_long_run_says_how_far_it_is_and_names_nobody(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [unit_readers.item(tmp_path / "x", number, 20) for number in (700, 800, 900)]
+    with caplog.at_level("INFO", logger="embedders.runner"):
+        embed(items, encoder, tmp_path / "soon.lmdb")
+        assert not caplog.messages
+        monkeypatch.setattr(runner, "TELLING_SECONDS", 0.0)
+        embed(items, encoder, tmp_path / "later.lmdb")
+    assert caplog.messages[-1] == "60 units of this run are encoded, 3 items done"
+    said = {int(number) for line in caplog.messages for number in re.findall(r"\d+", line)}
+    assert max(said) == 60, "no item's name"
 
 
 # Real readers.

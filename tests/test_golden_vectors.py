@@ -147,6 +147,16 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, encoder: Encoder, content:
         check_golden(encoder, tmp_path)
 
 
+@pytest.mark.parametrize("change", [[1.0], "x", None, ["x"] * WIDTH, [None] * WIDTH, [float("nan")] * WIDTH])
+def test_a_record_with_damaged_vectors_is_one_line(tmp_path: Path, encoder: Encoder, change: Any) -> None:
+    check_golden(encoder, tmp_path)
+    record = json.loads((tmp_path / RECORD).read_text())
+    record["vectors"][0] = change
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    with pytest.raises(TimeloomError, match=r"encoder\.json .* is damaged"):
+        check_golden(encoder, tmp_path)
+
+
 def test_vectors_that_depend_on_their_neighbours_are_recorded_as_such(tmp_path: Path, encoder: Encoder) -> None:
     leaking = altered(encoder, lambda vectors: vectors + 1e-5 * vectors.mean(dim=0))
     assert not check_golden(leaking, tmp_path).batch_invariant

@@ -1,8 +1,10 @@
 """Which slides a tree holds and what is said of each: real, broken and hostile files; exact geometry by hand."""
 
+import logging
 import os
 import shutil
 import struct
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import polars as pl
 import pydicom
 import pytest
 from phantoms import stained, write_tiff
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from extractors import slide_tiff
+from extractors.dicom_elements import quiet
 from extractors.items import FoundItem, UnitRequest, VerdictError
 from extractors.slide_plan import MAX_TILES, plan_tiles
 from extractors.slide_tiff import tiled_pages
@@ -134,6 +139,50 @@ def test_what_declares_more_than_it_holds_is_never_opened(
     with pytest.raises(VerdictError) as caught:
         tiled_pages(tmp_path / "a.svs")
     assert caught.value.verdict == expected
+
+
+def test_tables_that_a_tag_declares_are_not_read_beyond_what_a_page_needs(tmp_path: Path) -> None:
+    """A sparse file holds any table: of tiles, of JPEG tables, of bits."""
+    most = 32 << 20
+    with (tmp_path / "a.tif").open("wb") as file:
+        entries = [entry for entry in page(256, 256) if entry[0] not in (258, 324, 325)]
+        tables = [(258, 3, most // 2, 4096), (324, 4, most // 4, 4096), (325, 1, most, 4096), (347, 7, most, 4096)]
+        file.write(b"II*\0\x08\0\0\0" + ifd([*entries, *tables]))
+        file.truncate(most + 8192)
+        file.seek(4096)
+        file.write(b"\1\2\3\4")
+    tracemalloc.start()
+    try:
+        (found,) = tiled_pages(tmp_path / "a.tif")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert found.counts.tolist() == [1, 2, 3] and found.offsets.tolist() == [0x04030201, 0, 0]
+    assert len(found.tables or b"") == 1 << 16
+
+
+def test_pydicom_says_nothing_of_what_lies_beside_slides(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its warnings quote the values that are not as they should be."""
+    with quiet():
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.77.1.6")
+        meta.MediaStorageSOPInstanceUID = UID("1.2")
+        dataset = FileDataset("x", {}, file_meta=meta, preamble=bytes(128))
+        dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+        dataset.add_new(0x0020000E, "UI", "SECRET-PATIENT-1950")
+        dataset.add_new(0x00080008, "CS", ["ORIGINAL", "PRIMARY", "VOLUME", "secret^name"])
+        dataset.save_as(tmp_path / "a.dcm")
+    with caplog.at_level(logging.DEBUG):
+        assert find_slides(tmp_path) == ["a.dcm"]
+        index(tmp_path, "a.dcm")
+    said = caplog.text + "".join(str(one.message) for one in recwarn) + "".join(capfd.readouterr())
+    assert "secret" not in said.lower()
 
 
 def test_the_check_of_the_layout_lets_real_slides_pass(tmp_path: Path) -> None:

@@ -279,4 +279,5 @@ def test_real_tiles_match_a_direct_reading(real_data: Path) -> None:
         region = opened.read_region((x, y), 0, (257, 257)).convert("RGB")
     side = 256 * 0.5 / 0.499
     expected = np.asarray(region.resize((256, 256), Image.Resampling.BICUBIC, box=(0, 0, side, side)))
-    assert np.array_equal(tiles_of(path, {"mpp_x": 0.499, "mpp_y": 0.499})[20], expected)
+    off = np.abs(tiles_of(path, {"mpp_x": 0.499, "mpp_y": 0.499})[20].astype(int) - expected)
+    assert off.max() <= 1 and (off > 0).mean() < 0.01

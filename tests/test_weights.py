@@ -193,6 +193,24 @@ def test_blocks_in_chunks_load_alike(tmp_path: Path) -> None:
         (lambda s: s.update(pos_embed=torch.zeros(1, 8, WIDTH)), r"position_embeddings \(1, 8, 48\) instead of"),
         (lambda s: s.update(pos_embed=torch.zeros(17, WIDTH)), r"position_embeddings \(17, 48\) instead of"),
         (lambda s: s.update({"blocks.0.attn.qkv.bias": torch.zeros(7)}), r"unexpected: .*attn\.qkv\.bias"),
+        (lambda s: s.update({"blocks.0.attn.qkv.bias": torch.tensor(1.0)}), r"unexpected: .*attn\.qkv\.bias"),
+        (
+            lambda s: s.update({"layernorm.bias": s["norm.bias"] + 1}),
+            r"\(1 given under two names: layernorm\.bias\)",
+        ),
+        (
+            lambda s: s.update({name: (tensor * 10).to(torch.int8) for name, tensor in s.items()}),
+            r"of no floating type: \S+ \(int8\)",
+        ),
+        (
+            lambda s: s.update({"norm.bias": s["norm.bias"].to(torch.complex64)}),
+            r"1 of no floating type: layernorm\.bias \(complex64\)",
+        ),
+        (lambda s: s["norm.bias"].__setitem__(3, torch.nan), r"1 not finite: layernorm\.bias"),
+        (
+            lambda s: s.update({"norm.bias": s["norm.bias"].to(torch.float64) + 1e300}),
+            r"1 not finite: layernorm\.bias",
+        ),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_one_line(tmp_path: Path, change: Callable[[State], Any], message: str) -> None:
