@@ -33,16 +33,15 @@ SIMPLE_ITK = "SimpleITK==2.5.2"
 SLICES = 32
 PROCESSES = (1, 2)
 
-# Runs in SimpleITK's own environment: reads lines of rounds, answers with seconds.
+# Runs in SimpleITK's own environment: reads rounds and paths as lines of JSON, answers with seconds.
 _PEER = """
-import sys, time
+import json, sys, time
 import numpy as np, SimpleITK as sitk
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-paths = sys.argv[1:]
-print("ready", flush=True)
 for line in sys.stdin:
+    rounds, paths = json.loads(line)
     start = time.perf_counter()
-    for _ in range(int(line)):
+    for _ in range(rounds):
         for path in paths:
             pixels = sitk.GetArrayViewFromImage(sitk.ReadImage(path))[0].astype(np.float32)
     print(time.perf_counter() - start, flush=True)
@@ -81,55 +80,57 @@ def alone(folder: Path, names: Sequence[str]) -> Callable[[], None]:
     return read
 
 
-def _worker(reader: str, folder: str, names: Sequence[str], pipe: Any) -> None:
-    read = (ours if reader == "ours" else alone)(Path(folder), names)
-    read()
-    pipe.send("ready")
-    while (rounds := pipe.recv()) is not None:
+def _worker(reader: str, pipe: Any) -> None:
+    """Reads as often as it is told; keeps what was made ready for some files."""
+    made: dict[tuple[str, ...], Callable[[], None]] = {}
+    while (order := pipe.recv()) is not None:
+        rounds, folder, names = order
+        key = (folder, *names)
+        if key not in made:
+            made[key] = (ours if reader == "ours" else alone)(Path(folder), names)
         start = time.perf_counter()
         for _ in range(rounds):
-            read()
+            made[key]()
         pipe.send(time.perf_counter() - start)
 
 
 class Team:
-    """Some processes of one reader, each with its part of the files, warm and waiting."""
+    """Processes of one reader that wait for orders."""
 
-    def __init__(self, reader: str, folder: Path, parts: Sequence[Sequence[str]], python: Path | None) -> None:
+    def __init__(self, reader: str, python: Path | None) -> None:
         self._pipes: list[Any] = []
         self._members: list[Any] = []
-        self.slices = sum(len(part) for part in parts)
-        for part in parts:
+        for _ in range(max(PROCESSES)):
             if reader == "SimpleITK":
-                command = [str(python), "-c", _PEER, *(str(folder / name) for name in part)]
+                command = [str(python), "-c", _PEER]
                 member = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
                 self._members.append(member)
             else:
                 context = multiprocessing.get_context("spawn")
                 here, there = context.Pipe()
-                process = context.Process(target=_worker, args=(reader, str(folder), part, there), daemon=True)
+                process = context.Process(target=_worker, args=(reader, there), daemon=True)
                 process.start()
                 self._pipes.append(here)
                 self._members.append(process)
-        self._receive()
-        self.run(1)
 
-    def _receive(self) -> list[str]:
-        if self._pipes:
-            return [str(pipe.recv()) for pipe in self._pipes]
-        return [member.stdout.readline() for member in self._members]
-
-    def run(self, rounds: int) -> float:
-        """Slices a second of all members together, from the first order to the last answer."""
+    def run(self, folder: Path, members: int, rounds: int) -> float:
+        """Slices a second of some members together, from the first order to the last answer; each has its files."""
+        names = sorted(path.name for path in folder.iterdir())
         start = time.perf_counter()
-        for pipe in self._pipes:
-            pipe.send(rounds)
-        if not self._pipes:
-            for member in self._members:
-                member.stdin.write(f"{rounds}\n")
-                member.stdin.flush()
-        self._receive()
-        return self.slices * rounds / (time.perf_counter() - start)
+        for number in range(members):
+            part = names[number::members]
+            if self._pipes:
+                self._pipes[number].send((rounds, str(folder), part))
+            else:
+                order = json.dumps([rounds, [str(folder / name) for name in part]])
+                self._members[number].stdin.write(f"{order}\n")
+                self._members[number].stdin.flush()
+        for number in range(members):
+            if self._pipes:
+                self._pipes[number].recv()
+            else:
+                self._members[number].stdout.readline()
+        return len(names) * rounds / (time.perf_counter() - start)
 
     def close(self) -> None:
         """Ends the members."""
@@ -143,15 +144,15 @@ class Team:
                 member.wait(10)
 
 
-def slices(folder: Path, data: Path | None) -> str:
-    """Writes the slices in each syntax below `folder`; returns where they come from."""
+def slices(folder: Path, data: Path | None, count: int = SLICES) -> str:
+    """Writes `count` slices in each syntax below `folder`; returns where they come from."""
     import imagecodecs
     import pydicom
     from pydicom.encaps import encapsulate
     from pydicom.uid import UID
 
     sources = sorted((data / "ct-head-series" / "Philips" / "S21570" / "S2010").glob("I*")) if data else []
-    datasets = [pydicom.dcmread(path) for path in sources[:SLICES]] or [_phantom(number) for number in range(SLICES)]
+    datasets = [pydicom.dcmread(path) for path in sources[:count]] or [_phantom(number) for number in range(count)]
     encoders: dict[str, Callable[[Any], bytes]] = {
         "jpeg_lossless": lambda pixels: imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=16),
         "jpeg_ls": imagecodecs.jpegls_encode,
@@ -216,26 +217,25 @@ def simple_itk(work: Path) -> Path | None:
 def rates(quick: bool, work: Path, data: Path | None) -> dict[str, dict[tuple[str, int], float]]:
     """Slices a second by syntax, reader and processes: the best of some interleaved repetitions."""
     python = simple_itk(work)
-    repeats, seconds = (2, 0.4) if quick else (4, 0.8)
+    repeats, seconds, count = (2, 0.25, 8) if quick else (4, 0.8, SLICES)
     found: dict[str, dict[tuple[str, int], float]] = {}
     with tempfile.TemporaryDirectory(dir=work, prefix="ct-") as name:
         folder = Path(name)
-        slices(folder, data)
+        slices(folder, data, count)
+        teams = {reader: Team(reader, python) for reader in (READERS if python is not None else READERS[:2])}
         for syntax in SYNTAXES:
-            names = sorted(path.name for path in (folder / syntax).iterdir())
-            teams = {}
-            for reader in READERS if python is not None else READERS[:2]:
-                for count in PROCESSES:
-                    parts = [names[part::count] for part in range(count)]
-                    teams[reader, count] = Team(reader, folder / syntax, parts, python)
-            best = {key: team.run(1) for key, team in teams.items()}
+            keys = [(reader, members) for reader in teams for members in PROCESSES]
+            for reader, members in keys:
+                teams[reader].run(folder / syntax, members, 1)  # the first round imports and opens
+            best = {(reader, members): teams[reader].run(folder / syntax, members, 1) for reader, members in keys}
             for _ in range(repeats):
-                for key, team in teams.items():
-                    rounds = max(1, round(seconds * best[key] / team.slices))
-                    best[key] = max(best[key], team.run(rounds))
-            for team in teams.values():
-                team.close()
+                for reader, members in keys:
+                    rounds = max(1, round(seconds * best[reader, members] / count))
+                    rate = teams[reader].run(folder / syntax, members, rounds)
+                    best[reader, members] = max(best[reader, members], rate)
             found[syntax] = best
+        for team in teams.values():
+            team.close()
     return found
 
 

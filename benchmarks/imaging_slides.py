@@ -49,7 +49,7 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
         mine, peer = (count / min(column) for column in zip(*turns, strict=True))
         ratios.append(round(mine / peer, 3))
         table.add_row(name, str(count), reader.how, f"{mine:,.0f}", f"{peer:,.0f}", f"{mine / peer:.2f}")
-    Console().print(table)
+    Console(width=160).print(table)
     return {"tiles_vs_openslide": ratios[0], "tiles_40to20_vs_openslide": ratios[1]}
 
 

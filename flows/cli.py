@@ -306,6 +306,9 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="A folder that is absent, empty, or an earlier simulation.")],
     subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    imaging_share: Annotated[
+        float, typer.Option(help="Share of the patients who have CT and slides.", min=0, max=1)
+    ] = 0.15,
     debug: Debug = False,
 ) -> None:
     """Write a simulated cancer hospital as a hospital would export it: tables, CT series, slides."""
@@ -313,7 +316,7 @@ def simulate(
     from extractors.simulate import simulate as write_hospital
 
     with StageProgress() as progress:
-        summary = write_hospital(out, subjects=subjects, seed=seed, progress=progress)
+        summary = write_hospital(out, subjects=subjects, seed=seed, imaging_share=imaging_share, progress=progress)
     rows = ", ".join(f"{number} {table}" for table, number in summary.rows.items())
     say(f"wrote {out}: {rows}; {summary.ct_series} CT series, {summary.slides} slides")
 

@@ -31,11 +31,13 @@ def judge_release(
     from validation.report import write_report
     from validation.suites import judge
 
+    fractions = {scheme: one.model_dump() for scheme, one in config.splits.items()}
     profile = profile_release(
         tree,
-        scheme=config.split.scheme,
-        fractions=config.split.model_dump(exclude={"scheme"}),
-        profiles={name: one.context for name, one in config.profiles.items()},
+        scheme=config.primary_scheme,
+        fractions=fractions.pop(config.primary_scheme),
+        others=fractions,
+        profiles=manifest.profiles,
         buckets=config.buckets,
         before=ReleaseLayout(before) if before else None,
     )
@@ -43,7 +45,7 @@ def judge_release(
     context = {
         "manifest": manifest,
         "steps": steps,
-        "scheme": config.split.scheme,
+        "scheme": config.primary_scheme,
         "sources": [one.source for one in config.sources],
         "artificial_links": any(one.crosswalk and one.crosswalk.artificial for one in config.images.values()),
         "namespaces": namespaces(tree, next(iter(config.profiles)), config.buckets),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
-from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, subset, tokenize, vocabulary
 from pipelines.config import RunConfig
 from pipelines.engine import StageReport
 from warehouse.files import sha256_file, sha256_json, write_json
@@ -24,7 +24,7 @@ from warehouse.publish import new_release_id
 
 STAGES = (
     meds.STAGE, index.STAGE, encode.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE,
-    vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, pack.STAGE,
+    vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, subset.STAGE, pack.STAGE,
 )  # fmt: skip
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = ("content_hash", "deid", "encoders", "profiles", "split_scheme")
@@ -56,17 +56,20 @@ def make_manifest(
         buckets=config.buckets,
         deid=Deidentification(**config.deid.model_dump(), key_fingerprint=deid.key_fingerprint),
         config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers", "embedding"})),
-        split_scheme=config.split.scheme,
+        split_scheme=config.primary_scheme,
         split_hash=files[str(ReleaseLayout(Path()).subject_splits)].sha256,
         encoders=encoders,
         profiles={
             name: ProfileEntry(
-                context=profile.context,
                 vocabulary_hash=fitted[name].counts["hash"],
                 vocabulary_size=fitted[name].counts["size"],
-                groups=config.pack_groups,
+                scheme=str(profile.scheme),
+                rules_hash=sha256_json(profile.token_rules()),
+                plans=pack.plan_entries(
+                    name, profile, config.pack_groups, reports[pack.STAGE.name], reports.get(subset.STAGE.name)
+                ),
             )
-            for name, profile in config.profiles.items()
+            for name, profile in ((name, config.profile(name)) for name in config.profiles)
         },
         stages={stage.name: stage.version for stage in STAGES},
         sources={

@@ -18,10 +18,12 @@ from flows.log import RunLog
 from flows.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.root import bind_root, forget_scratch
 from flows.settings import RunSettings, make_engine, root_of
-from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, tokenize, vocabulary
+from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, subset, tokenize, vocabulary
 from pipelines.config import RunConfig, load_config
 from pipelines.engine import Engine, Progress, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
+from pipelines.merges import read_merges
+from pipelines.profiles.rules import ProfileConfig
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.hashing import splitmix64
@@ -62,7 +64,7 @@ class _State:
 
     reports: dict[str, StageReport] = field(default_factory=dict)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
-    splits: dict[int, str] = field(default_factory=dict)
+    splits: dict[str, dict[int, str]] = field(default_factory=dict)  # scheme to bucket to the hash of its splits
     stores: dict[str, EncoderEntry] = field(default_factory=dict)
     limit: str | None = None
     manifest: Manifest | None = None
@@ -256,8 +258,18 @@ class Run:
 
     def _split(self) -> None:
         aligned = self._state.reports[align.STAGE.name]
-        self._run(split.STAGE, split.plan(self.context, self.config.split, aligned))
-        self._state.splits = split.slice_hashes(self._tree.subject_splits, self.config.buckets)
+        pairs = read_merges(self.config.merges, self.config.deid, self.layout.private) if self.config.merges else None
+        self._run(split.STAGE, split.plan(self.context, self.config.splits, aligned, pairs))
+        self._state.splits = {
+            scheme: split.slice_hashes(self._tree.scheme_subjects(scheme), self.config.buckets)
+            for scheme in self.config.splits
+        }
+
+    @property
+    def _profiles(self) -> list[tuple[str, ProfileConfig, dict[int, str]]]:
+        """Each profile's name and rules, and the hashes of its scheme's splits."""
+        named = [(name, self.config.profile(name)) for name in self.config.profiles]
+        return [(name, profile, self._state.splits[str(profile.scheme)]) for name, profile in named]
 
     @property
     def _tree(self) -> ReleaseLayout:
@@ -272,27 +284,30 @@ class Run:
         }
 
     def _vocabulary(self) -> None:
-        for name, profile in self.config.profiles.items():
-            inputs = self._bucket_inputs()
-            tasks = vocabulary.plan_counts(self.context, name, profile, inputs, self._state.splits)
+        inputs = self._bucket_inputs()
+        for name, profile, splits in self._profiles:
+            tasks = vocabulary.plan_counts(self.context, name, profile, inputs, splits)
             counts = self._run(vocabulary.COUNT, tasks)
-            self._run(vocabulary.FIT, [vocabulary.plan_fit(self.context, name, counts)])
+            self._run(vocabulary.FIT, [vocabulary.plan_fit(self.context, name, profile, counts)])
 
     def _tokenize(self) -> None:
-        for name, profile in self.config.profiles.items():
-            self._run(tokenize.STAGE, tokenize.plan(self.context, name, profile, self._bucket_inputs()))
+        inputs = self._bucket_inputs()
+        for name, profile, _ in self._profiles:
+            self._run(tokenize.STAGE, tokenize.plan(self.context, name, profile, inputs))
 
     def _pack(self) -> None:
         buckets, number = self.config.buckets, self.config.pack_groups
         groups = [list(range(buckets * one // number, buckets * (one + 1) // number)) for one in range(number)]
-        for name, profile in self.config.profiles.items():
+        tokenized = self._state.reports[tokenize.STAGE.name]
+        for name, profile, splits in self._profiles:
+            self._run(subset.STAGE, subset.plan(self.context, name, profile, buckets, tokenized))
             tasks = pack.plan(
                 self.context,
                 name,
                 profile,
                 groups,
-                self._state.reports[tokenize.STAGE.name],
-                self._state.splits,
+                tokenized,
+                splits,
                 read_frame(self._tree.vocabulary(name)),
                 {modality: entry.store for modality, entry in self._state.stores.items()},
             )
@@ -305,7 +320,9 @@ class Run:
         """
         known = {path for entry in self._state.tasks.values() for path in entry.files}
         for path, file in self.previous.files.items() if self.previous else ():
-            lasting = path.startswith("splits/") or path.endswith("/vocabulary.parquet")
+            lasting = (path.startswith("splits/") and path.endswith(("/ledger.parquet", "/freeze.json"))) or (
+                path.startswith("vocabularies/") and "/counts/" not in path
+            )
             inherited = self.context.inherited(Path(path))
             if lasting and path not in known and inherited is not None:
                 if not inherited.path.is_file() or sha256_file(inherited.path) != file.sha256:

@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "codes": ("namespace", "codes", "described", "with_parents"),
     "verdicts": ("modality", "verdict", "items", "meaning"),
     "table_a1": ("split", "subjects", "share", "tokens"),
-    "shards": ("profile", "split", "packs", "tokens_shards", "fill", "image_places"),
+    "shards": ("profile", "plan", "split", "packs", "tokens_shards", "fill", "image_places"),
 }
 
 

@@ -22,9 +22,12 @@ from pydantic import (
 from embedders.encoders import EncoderConfig
 from extractors.ct_reconstructions import ReconstructionConfig
 from extractors.deid import DeidConfig
+from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from warehouse.errors import TimeloomError
 
 Modality = Literal["ct", "wsi"]
+# Names that become folders.
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -105,28 +108,27 @@ class ImagesConfig(_Model):
 
 
 class SplitConfig(_Model):
-    """A named scheme: fractions of train, tuning and held_out subjects."""
+    """Fractions of train, tuning and held_out subjects."""
 
-    scheme: str = "mehrt"
-    train: float = 0.85
-    tuning: float = 0.05
-    held_out: float = 0.10
+    train: float = Field(ge=0, le=1)
+    tuning: float = Field(ge=0, le=1)
+    held_out: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "SplitConfig":
+        if abs(self.train + self.tuning + self.held_out - 1) > 1e-9:
+            raise ValueError("the fractions do not add up to 1")
+        if self.train == 0:
+            raise ValueError("train is empty: vocabularies are fitted on it")
+        return self
 
 
-class ProfileConfig(_Model):
-    """Rules of a token profile.
-
-    Attributes:
-        context: tokens a pack.
-        namespaces: what stands before a code's first slash; `null` keeps every code. Default: those of MEHRT.
-        order: tokens stand by when they could be known, or by `time`, the papers' literal reading.
-    """
-
-    context: int = Field(default=2048, ge=8, le=1 << 20)
-    namespaces: tuple[str, ...] | None = (
-        "DEMO", "ICD10CM", "ICD9CM", "ICD10PCS", "ICD9PCS", "RXNORM", "LOINC", "MEDS_DEATH",
-    )  # fmt: skip
-    order: Literal["available_time", "time"] = "available_time"
+# The fractions that the papers give (REQUIREMENTS M-6, P-3, C-11).
+SCHEMES = {
+    "mehrt": SplitConfig(train=0.85, tuning=0.05, held_out=0.10),
+    "multimodal": SplitConfig(train=0.80, tuning=0.10, held_out=0.10),
+    "clinifuse": SplitConfig(train=0.95, tuning=0.025, held_out=0.025),
+}
 
 
 class LimitsConfig(_Model):
@@ -153,7 +155,14 @@ class EmbeddingConfig(_Model):
 
 
 class RunConfig(_Model):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
+        splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
+            SCHEMES.
+        merges: a CSV with columns old and new, the subject ids that the hospital has merged.
+    """
 
     name: str = "timeloom"
     root: LocatedPath | None = None
@@ -164,33 +173,60 @@ class RunConfig(_Model):
     deid: DeidConfig = DeidConfig()
     buckets: int = Field(default=64, ge=1, le=9999)
     pack_groups: int = Field(default=1, ge=1)
-    split: SplitConfig = SplitConfig()
-    profiles: dict[str, ProfileConfig] = Field(default_factory=lambda: {"mehrt": ProfileConfig()})
+    splits: dict[FolderName, SplitConfig] = Field(default_factory=lambda: {"mehrt": SCHEMES["mehrt"]}, min_length=1)
+    merges: LocatedPath | None = None
+    profiles: dict[FolderName, ProfileConfig] = Field(default_factory=lambda: {"mehrt": built_in("mehrt")})
     limits: LimitsConfig = LimitsConfig()
     workers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _locate_weights(cls, raw: Any, info: ValidationInfo) -> Any:
-        encoders = raw.get("encoders") if isinstance(raw, dict) else None
-        if not isinstance(encoders, dict):
+    def _locate(cls, raw: Any, info: ValidationInfo) -> Any:
+        """Fills in what lies in other files: the encoders' weights, the profiles' rules."""
+        if not isinstance(raw, dict):
             return raw
-        located = {
-            modality: {**one, "weights": _located(one["weights"], info)}
-            if isinstance(one, dict) and "weights" in one
-            else one
-            for modality, one in encoders.items()
-        }
-        return {**raw, "encoders": located}
+        filled = dict(raw)
+        if isinstance(raw.get("encoders"), dict):
+            filled["encoders"] = {
+                modality: {**one, "weights": _located(one["weights"], info)}
+                if isinstance(one, dict) and "weights" in one
+                else one
+                for modality, one in raw["encoders"].items()
+            }
+        if "profiles" in raw:
+            filled["profiles"] = with_rules(raw["profiles"], (info.context or {}).get("base", Path()))
+        return filled
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _built_in(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        unknown = [str(name) for name, one in raw.items() if one is None and name not in SCHEMES]
+        if unknown:
+            raise ValueError(f"{unknown[0]} needs its fractions; built in are {', '.join(SCHEMES)}")
+        return {name: SCHEMES[name] if one is None else one for name, one in raw.items()}
+
+    @property
+    def primary_scheme(self) -> str:
+        """The scheme of metadata/subject_splits.parquet, and of profiles that name none."""
+        return next(iter(self.splits))
+
+    def profile(self, name: str) -> ProfileConfig:
+        """A profile's rules, with the scheme that it is fitted on and packed by."""
+        rules = self.profiles[name]
+        return rules.model_copy(update={"scheme": rules.scheme or self.primary_scheme})
 
     @model_validator(mode="after")
     def _checked(self) -> "RunConfig":
         missing = sorted(set(self.images) - set(self.encoders))
         if missing:
             raise ValueError(f"images.{missing[0]} has no encoder: add encoders.{missing[0]}")
-        total = self.split.train + self.split.tuning + self.split.held_out
-        if abs(total - 1) > 1e-9:
-            raise ValueError("the fractions of split do not add up to 1")
+        for name, profile in self.profiles.items():
+            if profile.scheme is not None and profile.scheme not in self.splits:
+                raise ValueError(
+                    f"profiles.{name}.scheme {profile.scheme} is not among splits: {', '.join(self.splits)}"
+                )
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self

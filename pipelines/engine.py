@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from polars.exceptions import PanicException
 
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file, sha256_json, write_json
+from warehouse.files import hash_file, link_or_copy, sha256_file, sha256_json, write_json
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
 
 Progress = Callable[[str, int, int], None]
@@ -128,7 +128,8 @@ def execute(task: Task) -> str:
         files = {}
         for relative, rows in sorted(result.files.items()):
             path = Path(task.base) / relative
-            files[relative] = FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size, rows=rows)
+            strong, fast = hash_file(path)
+            files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
         entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
         write_json(record, entry.model_dump(mode="json"))
     except (Exception, PanicException) as error:  # a panic of polars is no Exception

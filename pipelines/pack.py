@@ -1,204 +1,252 @@
-"""pack: timelines of one split and pack group → one shard. Schema in: TIMELINES. Schema out: warehouse.shards.Packs.
+"""pack: timelines of one pack group → shards of one plan. Schema in: TIMELINES. Schema out: warehouse.packs.Packs.
 
-Best-fit in hash order: a timeline goes into the open pack that it fills best. Sorting by length first would make packs
-of thousands of tiny segments, and filling in sequence would leave a sixth of every pack empty.
+A task writes every split's shard of its group, and with token budgets one of train for each tier. No token is lost:
+what the timelines have is what the shards have and what the plan says that it leaves out, or the task fails.
 """
 
-from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.config import ProfileConfig
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.packing import lay, row_groups, select
+from pipelines.plans import PlanConfig, plans_of
+from pipelines.timelines import Timelines, joined, read_timelines
 from warehouse.errors import TimeloomError
-from warehouse.hashing import salt_of, splitmix64
-from warehouse.layout import ReleaseLayout
+from warehouse.files import sha256_json
+from warehouse.hashing import bucket_of
+from warehouse.layout import ReleaseLayout, bucket_name
+from warehouse.manifest import BudgetEntry, PlanEntry
+from warehouse.packs import MAX_SEGMENTS, ShardHeader
 from warehouse.schemas import SPLITS, read_frame
-from warehouse.shards import MAX_SEGMENTS, NO_TIME, Packs, ShardHeader, write_shard
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TokenType
+from warehouse.shards import open_writer, row_group_rows
+from warehouse.tokens import RESERVED
 from warehouse.vocabulary import vocabulary_hash
 
-STAGE = Stage("pack", 1, "pipelines.pack:run")
-ORDER_SALT = salt_of("pack order")
+if TYPE_CHECKING:
+    from pipelines.profiles.rules import ProfileConfig
+
+STAGE = Stage("pack", 2, "pipelines.pack:run")
 
 
 def plan(
     context: RunContext,
     name: str,
-    profile: ProfileConfig,
+    profile: "ProfileConfig",
     groups: list[list[int]],
     timelines: StageReport,
     splits: dict[int, str],
     vocabulary: pl.DataFrame,
     stores: dict[str, str],
 ) -> list[Task]:
-    """One task per split and pack group.
+    """One task for each plan of the profile and pack group; `subset`'s tasks have run before.
 
     Args:
+        profile: with its scheme filled in.
         groups: the buckets of each group.
+        timelines: what `tokenize` did; a bucket's count `largest_id` says which ids it uses.
         splits: per bucket, the hash of its subjects' splits.
         vocabulary: VOCABULARY. A shard depends on the ids up to the largest that its group uses, so that a vocabulary
             which grew leaves the other groups' shards as they are.
     """
     hashes = timelines.hashes()
     token_dtype = "uint16" if len(vocabulary) <= 1 << 16 else "uint32"
-    tree = ReleaseLayout(context.staging / "release")
+    prefix = cache(lambda size: vocabulary_hash(vocabulary, size))
     tasks = []
-    for group, buckets in enumerate(groups):
-        files = [str(ReleaseLayout(Path()).timeline(name, bucket)) for bucket in buckets]
-        known = _ids_used([tree.token_counts(name, bucket) for bucket in buckets], vocabulary)
-        for split in SPLITS:
+    for plan_name, one in plans_of(profile.context, profile.plans).items():
+        tiers = _tier_hashes(context, name, plan_name, one, groups)
+        for group, buckets in enumerate(groups):
+            files = [str(ReleaseLayout(Path()).timeline(name, bucket)) for bucket in buckets]
+            used = [timelines.entries[f"{name}-{bucket_name(bucket)}"].counts["largest_id"] for bucket in buckets]
+            known = max(len(RESERVED), *(int(largest) + 1 for largest in used))
             header = {
                 "profile": name,
-                "split": split,
-                "group": group,
-                "context": profile.context,
                 "token_dtype": token_dtype,
-                "vocabulary_hash": vocabulary_hash(vocabulary, known),
+                "vocabulary_hash": prefix(known),
                 "vocabulary_size": known,
                 "stores": stores,
             }
+            settings = one.model_dump(mode="json", exclude={"budgets", "loss"})
             tasks.append(
                 make_task(
                     STAGE,
-                    f"{name}-{split}-{group:04d}",
+                    f"{name}.{plan_name}-{group:04d}",
                     context.staging,
-                    settings=header,
-                    inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets]],
-                    params={"header": header, "timelines": files},
+                    settings=[header, settings, plan_name, group, len(one.budgets)],
+                    inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets], tiers[group]],
+                    params={
+                        "header": header,
+                        "plan": plan_name,
+                        "settings": one.model_dump(mode="json"),
+                        "scheme": profile.scheme,
+                        "group": group,
+                        "groups": len(groups),
+                        "timelines": files,
+                    },
                 )
             )
     return tasks
 
 
-def _ids_used(counts: list[Path], vocabulary: pl.DataFrame) -> int:
-    """One more than the largest id of the tokens counted; the reserved ids at least."""
-    tokens = pl.concat([read_frame(path).select("token") for path in counts]).unique()
-    largest = tokens.join(vocabulary, on="token")["token_id"].max()
-    return max(len(RESERVED), int(str(largest)) + 1 if largest is not None else 0)
+def _tier_hashes(
+    context: RunContext, profile: str, name: str, config: PlanConfig, groups: list[list[int]]
+) -> list[str | None]:
+    """Per group, the hash of its subjects' tiers; None without budgets."""
+    if not config.budgets:
+        return [None] * len(groups)
+    subset = read_frame(ReleaseLayout(context.staging / "release").subset(profile, name)).sort("subject_id")
+    bucket = pl.Series(bucket_of(subset["subject_id"].to_numpy(), sum(map(len, groups))))
+    return [
+        sha256_json([one["subject_id"].to_list(), one["tier"].to_list()])
+        for buckets in groups
+        for one in [subset.filter(bucket.is_in(buckets))]
+    ]
+
+
+@dataclass
+class _Shard:
+    """What goes into one file, gathered bucket by bucket."""
+
+    split: str
+    number: int
+    parts: list[Timelines] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def run(params: dict[str, Any], base: Path) -> Result:
-    """Packs one split of one group; no token is lost, or the task fails."""
-    tree, header = ReleaseLayout(base), ShardHeader(**params["header"])
-    members = read_frame(tree.subject_splits).filter(pl.col("split") == header.split)
-    tokens = pl.concat([read_frame(base / path) for path in params["timelines"]]).join(
-        members.select("subject_id"), on="subject_id", how="semi", maintain_order="left"
+    """Packs one group under one plan."""
+    tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
+    group, groups, tier_count = params["group"], params["groups"], max(1, len(config.budgets))
+    shards = {
+        (split, tier): _Shard(split, tier * groups + group)
+        for split in SPLITS
+        for tier in range(tier_count if split == "train" else 1)
+    }
+    places = _places(tree, params, config)
+    given: Counter[str] = Counter()
+    over_budget = 0
+    for path in params["timelines"]:
+        bucket = read_timelines(base / path, np.dtype(params["header"]["token_dtype"]))
+        split_of, tier_of = _place(bucket.subjects, places)
+        for split in SPLITS:
+            given[split] += int(bucket.lengths[split_of == split].sum())
+        for (split, tier), shard in shards.items():
+            kept, dropped = select(bucket.of_subjects((split_of == split) & (tier_of == tier)), config)
+            shard.parts.append(kept)
+            shard.dropped.update(dropped)
+        over_budget += int(bucket.lengths[(split_of == "train") & (tier_of < 0)].sum())
+    result = Result({}, {"packs": 0, "tokens": 0, "images": 0, "max_segments": 0, "splits": {}})
+    for split in SPLITS:
+        dropped = Counter({"over_budget": over_budget} if split == "train" and over_budget else {})
+        tokens = 0
+        for shard in [one for one in shards.values() if one.split == split]:
+            tokens += _write(tree, params, config, shard, result)
+            dropped.update(shard.dropped)
+        lost = given[split] - tokens - dropped.total()
+        if lost:
+            raise TimeloomError(f"packing {split} lost {lost} tokens", remedy="report this")
+        result.counts["splits"][split] = {"tokens": tokens, "dropped": dict(sorted(dropped.items()))}
+        result.counts["tokens"] += tokens
+    result.counts["fill"] = result.counts["tokens"] / max(1, result.counts["packs"] * config.length)
+    return result
+
+
+def _places(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig) -> pl.DataFrame:
+    """subject_id, split and tier of every subject; the tier is -1 behind the last budget."""
+    subjects = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
+    if not config.budgets:
+        return subjects.with_columns(pl.lit(0, pl.Int32).alias("tier"))
+    subset = read_frame(tree.subset(params["header"]["profile"], params["plan"]))
+    tiers = subset.select("subject_id", pl.col("tier").fill_null(-1))
+    # Whoever the plan keeps no token of is in no tier; the tokens are dropped for the plan's own reason.
+    return subjects.join(tiers, on="subject_id", how="left").with_columns(pl.col("tier").fill_null(0))
+
+
+def _place(subjects: npt.NDArray[np.int64], places: pl.DataFrame) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Split (empty without one) and tier (-1 behind the last budget) of each subject."""
+    found = pl.DataFrame({"subject_id": subjects}).join(places, on="subject_id", how="left", maintain_order="left")
+    return found["split"].fill_null("").to_numpy(), found["tier"].fill_null(-1).to_numpy()
+
+
+def _write(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig, shard: _Shard, result: Result) -> int:
+    """Packs and writes one shard, adds it to the result, and gives the tokens written."""
+    timelines = joined(shard.parts)
+    shard.parts.clear()
+    most = MAX_SEGMENTS if config.mode == "packed" else 1
+    layout = lay(timelines, config.mode, config.length, most)
+    header = ShardHeader(
+        **params["header"],
+        split=shard.split,
+        group=shard.number,
+        context=config.length,
+        plan=params["plan"],
+        mode=config.mode,
+        time_unit_us=layout.times.unit_us,
+        time_dtype=layout.times.dtype,
+        max_segments=most,
+        dropped=dict(sorted(shard.dropped.items())),
     )
-    packs = pack_timelines(tokens, header)
-    packed = int(packs.length.sum())
-    if packed != len(tokens) or int(packs.segment_length.sum()) != len(tokens):
-        raise TimeloomError(f"packing {header.split} lost {len(tokens) - packed} tokens", remedy="report this")
-    path = tree.shard(header.profile, header.split, header.group)
-    write_shard(path, packs, header)
-    fill = packed / max(1, len(packs) * header.context)
-    counts = {"packs": len(packs), "tokens": packed, "fill": fill, "images": len(packs.image_key)}
-    counts["max_segments"] = int(packs.segments_per_pack.max(initial=0))
-    return Result({str(path.relative_to(base)): len(packs)}, counts)
+    path = tree.shard(header.profile, header.split, header.group, header.plan)
+    tokens = packs_written = 0
+    with open_writer(path, header) as writer:
+        for packs in row_groups(timelines, layout, header.group, header.context, row_group_rows(header.context)):
+            written = int(packs.length.sum())
+            if int(packs.segment_length.sum()) != written or int((packs.input_ids != 0).sum()) != written:
+                raise TimeloomError(f"packs of {header.split} do not add up to their segments", remedy="report this")
+            tokens += written
+            packs_written += len(packs)
+            result.counts["images"] += len(packs.image_key)
+            result.counts["max_segments"] = max(
+                result.counts["max_segments"], int(packs.segments_per_pack.max(initial=0))
+            )
+            writer.write(packs)
+    result.counts["packs"] += packs_written
+    result.files[str(path.relative_to(tree.path))] = packs_written
+    return tokens
 
 
-def cut(lengths: npt.NDArray[np.int64], context: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """Timelines longer than a pack as chunks: (document, offset, length) of each, in order."""
-    chunks = np.maximum(1, -(-lengths // context))
-    document = np.repeat(np.arange(len(lengths)), chunks)
-    first = np.concatenate([[0], np.cumsum(chunks)[:-1]]) if len(lengths) else np.empty(0, np.int64)
-    offset = (np.arange(len(document)) - np.repeat(first, chunks)) * context
-    length = np.minimum(lengths[document] - offset, context)
-    keep = length > 0
-    return document[keep], offset[keep], length[keep]
+def plan_entries(
+    name: str, profile: "ProfileConfig", groups: int, packed: StageReport, subsets: StageReport | None
+) -> dict[str, PlanEntry]:
+    """What the manifest says of a profile's plans.
 
-
-def best_fit(lengths: npt.NDArray[np.int64], context: int, max_segments: int = MAX_SEGMENTS) -> npt.NDArray[np.int64]:
-    """The pack (n,) of each segment (n,), in the order given: the fullest open pack that still has room.
-
-    Open packs are kept by free space; of those with equal space the one filled last is taken. A pack closes when it
-    is full or has `max_segments`.
+    Args:
+        groups: how many pack groups there are.
+        packed, subsets: what the stages `pack` and `subset` did; None where no plan has budgets.
     """
-    packs = np.empty(len(lengths), dtype=np.int64)
-    segments: list[int] = []
-    free: list[int] = []
-    by_free: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths.tolist()):
-        at = bisect_left(free, length)
-        if at < len(free):
-            space = free[at]
-            stack = by_free[space]
-            chosen = stack.pop()
-            if not stack:
-                del by_free[space], free[at]
-        else:
-            space, chosen = context, len(segments)
-            segments.append(0)
-        packs[index] = chosen
-        segments[chosen] += 1
-        left = space - length
-        if left and segments[chosen] < max_segments:
-            if left not in by_free:
-                by_free[left] = []
-                insort(free, left)
-            by_free[left].append(chosen)
-    return packs
+    return {
+        plan_name: _entry(
+            one,
+            groups,
+            [packed.entries[f"{name}.{plan_name}-{group:04d}"].counts["splits"] for group in range(groups)],
+            subsets.entries[f"{name}.{plan_name}"].counts["budgets"] if one.budgets and subsets else [],
+        )
+        for plan_name, one in plans_of(profile.context, profile.plans).items()
+    }
 
 
-def pack_timelines(tokens: pl.DataFrame, header: ShardHeader) -> Packs:
-    """Packs TIMELINES rows, a subject's together and in order, into Packs."""
-    context = header.context
-    subjects, starts, lengths = _runs(tokens["subject_id"].to_numpy())
-    order = np.lexsort((subjects, splitmix64(subjects, ORDER_SALT)))
-    document, offset, length = cut(lengths[order], context)
-    pack = best_fit(length, context)
-    placed = np.argsort(pack, kind="stable")
-    document, offset, length, pack = document[placed], offset[placed], length[placed], pack[placed]
-    count = int(pack.max(initial=-1)) + 1
-    per_pack = np.bincount(pack, minlength=count).astype(np.int32)
-    total = np.bincount(pack, weights=length, minlength=count).astype(np.int32)
-    # Where each token comes from and where it goes, without a loop over tokens.
-    source = _ranges(starts[order][document] + offset, length)
-    before = np.cumsum(length) - length
-    target = _ranges(pack * context + before - before[np.searchsorted(pack, pack)], length)
-    dtype = np.dtype(header.token_dtype)
-    input_ids = np.full(count * context, PAD, dtype=dtype)
-    token_type = np.full(count * context, int(TokenType.SPECIAL), dtype=np.uint8)
-    time_us = np.full(count * context, NO_TIME, dtype=np.int64)
-    ids = tokens["token_id"].to_numpy()[source]
-    types = tokens["type"].to_numpy()[source]
-    input_ids[target] = ids.astype(dtype)
-    token_type[target] = types
-    time_us[target] = tokens["time"].cast(pl.Int64).fill_null(NO_TIME).to_numpy()[source]
-    image = np.flatnonzero(types == int(TokenType.IMAGE))
-
-    return Packs(
-        pack_id=(np.int64(header.group) << 32) + np.arange(count, dtype=np.int64),
-        length=total,
-        input_ids=input_ids.reshape(count, context),
-        token_type=token_type.reshape(count, context),
-        time_us=time_us.reshape(count, context),
-        segments_per_pack=per_pack,
-        segment_length=length.astype(np.int32),
-        segment_subject=subjects[order][document],
-        segment_offset=offset.astype(np.int32),
-        images_per_pack=np.bincount(target[image] // context, minlength=count).astype(np.int32),
-        image_position=(target[image] % context).astype(np.int32),
-        image_key=tokens["item_key"].gather(source[image]).to_list(),
-        image_modality=(ids[image] - IMAGE_TOKENS[MODALITIES[0]]).astype(np.uint8),
+def _entry(
+    config: PlanConfig, groups: int, counts: Sequence[dict[str, Any]], budgets: Sequence[dict[str, int]]
+) -> PlanEntry:
+    dropped: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for split in SPLITS:
+        for count in counts:
+            dropped[split].update(count[split]["dropped"])
+    return PlanEntry(
+        context=config.length,
+        mode=config.mode,
+        subjects=config.subjects,
+        images=config.images,
+        groups=groups,
+        loss=config.loss if config.budgets else None,
+        budgets=tuple(BudgetEntry(**one, files=(tier + 1) * groups) for tier, one in enumerate(budgets)),
+        tokens={split: sum(count[split]["tokens"] for count in counts) for split in SPLITS},
+        dropped={split: dict(sorted(dropped[split].items())) for split in SPLITS},
     )
-
-
-def _runs(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
-    """(value, start, length) of each run of equal neighbours."""
-    if not len(values):
-        return (np.empty(0, np.int64),) * 3
-    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-    return values[starts], starts, np.diff(np.append(starts, len(values)))
-
-
-def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """start, start + 1, … for each start, one after the other."""
-    ends = np.cumsum(lengths)
-    ranges: npt.NDArray[np.int64] = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
-    ranges += np.repeat(starts - (ends - lengths), lengths)
-    return ranges

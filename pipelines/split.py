@@ -1,188 +1,244 @@
-"""split: every subject gets a split once, for ever, stratified by images × length × interval.
+"""split: every subject gets a split in each scheme once, for ever, stratified by modalities × length × interval.
 
-Schema in: SUBJECTS of every bucket and the ledger of the release before. Schema out: SPLIT_LEDGER, subject_splits.
+Schema in: SUBJECTS of every bucket, the scheme's ledger of the release before, merged ids. Schema out: SPLIT_LEDGER,
+SCHEME_SUBJECTS, SPLIT_QUARANTINE, and MEDS' subject_splits for the first scheme.
 
-In each stratum subjects are dealt, in the order of their hash, along one fixed pattern of splits, from a place after
-which every stretch is within one subject of its quota. A subject that comes later takes the next place of its stratum:
-nobody moves.
+Each stratum's subjects stand in a line (pipelines.strata) and are dealt by turns (pipelines.quota). A subject that
+comes later takes a later place of its stratum's line: nobody moves.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.config import SplitConfig
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.merges import ACROSS_SPLITS, judge_merges, write_merges
+from pipelines.quota import Quota, choose_phases
+from pipelines.split_ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
+from pipelines.strata import STRATIFIED, lined_up, quartiles, strata
+from pipelines.subject_order import order_of
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_json, write_json
-from warehouse.hashing import bucket_of, salt_of, splitmix64
+from warehouse.files import sha256_file, sha256_json
+from warehouse.hashing import bucket_of, salt_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SPLIT_LEDGER, SPLITS, read_frame, write_table
+from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE, SPLITS, read_frame, write_table
 
-STAGE = Stage("split", 1, "pipelines.split:run")
-PATTERN_LENGTH = 10_000
-QUANTILES = (0.25, 0.5, 0.75)
+if TYPE_CHECKING:
+    from pipelines.config import SplitConfig
+
+STAGE = Stage("split", 2, "pipelines.split:run")
+MOST_TRIES = 16
+TRIED_SUBJECTS = 400_000  # lines of few subjects are drawn several times, and the most even one is dealt
 SUBJECT_SPLITS = pa.schema(
     [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
 )
 
 
-_NOBODY = pl.DataFrame(pl.from_arrow(SPLIT_LEDGER.empty_table()))
+def plan(
+    context: RunContext,
+    schemes: Mapping[str, "SplitConfig"],
+    align: StageReport,
+    merges: pl.DataFrame | None = None,
+) -> list[Task]:
+    """One task per scheme, over every bucket's subjects and the scheme's ledger so far.
 
-
-def plan(context: RunContext, scheme: SplitConfig, align: StageReport) -> list[Task]:
-    """One task over every bucket's subjects and the ledger so far."""
-    ledger = context.inherited(ReleaseLayout(Path()).split_ledger(scheme.scheme))
-    freeze = context.inherited(freeze_path(Path(), scheme.scheme))
+    Args:
+        schemes: by name; the first one's splits are those of metadata/subject_splits.parquet.
+        merges: of pipelines.merges.read_merges; None where the site names none.
+    """
     subjects = {path: digest for path, digest in align.hashes().items() if path.startswith("subjects/")}
-    return [
-        make_task(
-            STAGE,
-            scheme.scheme,
-            context.staging,
-            settings=scheme.model_dump(),
-            inputs=[subjects, ledger and ledger.sha256, freeze and freeze.sha256],
-            params={
-                "scheme": scheme.model_dump(),
-                "subjects": sorted(subjects),
-                "ledger": ledger and str(ledger.path),
-                "freeze": freeze and str(freeze.path),
-            },
+    pairs = None if merges is None or merges.is_empty() else context.staging / "merges.parquet"
+    if merges is not None and pairs is not None:
+        write_merges(merges, pairs)
+    digest = sha256_json([merges["old"].to_list(), merges["new"].to_list()]) if merges is not None and pairs else None
+    tasks = []
+    relative = ReleaseLayout(Path())
+    for name, fractions in schemes.items():
+        ledger = context.inherited(relative.split_ledger(name))
+        freeze = context.inherited(relative.split_freeze(name))
+        primary = name == next(iter(schemes))
+        tasks.append(
+            make_task(
+                STAGE,
+                name,
+                context.staging,
+                settings=[fractions.model_dump(), primary],
+                inputs=[subjects, ledger and ledger.sha256, freeze and freeze.sha256, digest],
+                params={
+                    "scheme": name,
+                    "fractions": fractions.model_dump(),
+                    "primary": primary,
+                    "subjects": sorted(subjects),
+                    "ledger": ledger and [str(ledger.path), ledger.sha256],
+                    "freeze": freeze and [str(freeze.path), freeze.sha256],
+                    "merges": pairs and str(pairs),
+                },
+            )
         )
-    ]
-
-
-def freeze_path(tree: Path, scheme: str) -> Path:
-    """What was decided when the scheme was first used: fractions, and the edges between strata."""
-    return ReleaseLayout(tree).split_ledger(scheme).with_suffix(".json")
+    return tasks
 
 
 def run(params: dict[str, Any], base: Path) -> Result:
     """Assigns new subjects and keeps the old.
 
     Raises:
-        TimeloomError: the scheme was frozen with other fractions.
+        TimeloomError: the scheme was frozen with other fractions, or its ledger is not what runs have written.
     """
-    scheme = SplitConfig.model_validate(params["scheme"])
+    scheme, tree = params["scheme"], ReleaseLayout(base)
     subjects = pl.concat([read_frame(base / path) for path in params["subjects"]])
-    known = read_frame(Path(params["ledger"])) if params["ledger"] else _NOBODY
-    if params["freeze"]:
-        frozen = json.loads(Path(params["freeze"]).read_text(encoding="utf-8"))
-        if frozen["scheme"] != params["scheme"]:
-            raise TimeloomError(
-                f"the split scheme {scheme.scheme} was frozen with other fractions",
-                remedy="give the new fractions a scheme name of their own",
-            )
-        edges = frozen["edges"]
-    else:
-        edges = quartiles(subjects)
-    ledger = assign(subjects, known, scheme, edges)
-    tree = ReleaseLayout(base)
-    present = ledger.join(subjects.select("subject_id"), on="subject_id", how="semi").select("subject_id", "split")
-    ledger_file, splits_file = tree.split_ledger(scheme.scheme), tree.subject_splits
-    files: dict[Path, int | None] = {
-        ledger_file: write_table(ledger_file, ledger, SPLIT_LEDGER, "the split ledger"),
-        splits_file: write_table(splits_file, present, SUBJECT_SPLITS, "subject_splits"),
-        freeze_path(base, scheme.scheme): None,
-    }
-    write_json(freeze_path(base, scheme.scheme), {"scheme": params["scheme"], "edges": edges})
-    counts = dict(present.group_by("split").len().sort("split").iter_rows())
+    known, freeze = _inherited(params)
+    if freeze is None:
+        freeze = Freeze(scheme, params["fractions"], quartiles(subjects))
+    pairs = pl.read_parquet(params["merges"]) if params["merges"] else None
+    ledger, aside, freeze = assign(subjects, known, freeze, pairs)
+
+    present = (
+        ledger.select("subject_id", "split")
+        .with_columns(pl.Series("order", order_of(ledger, freeze)))
+        .join(subjects.select("subject_id"), on="subject_id", how="semi")
+        .join(aside, on="subject_id", how="anti")
+        .sort("subject_id")
+    )
+    written: dict[Path, int | None] = {}
+    outputs: list[tuple[Path, pl.DataFrame, pa.Schema]] = [
+        (tree.split_ledger(scheme), ledger, SPLIT_LEDGER),
+        (tree.scheme_subjects(scheme), present, SCHEME_SUBJECTS),
+        (tree.split_quarantine(scheme), aside, SPLIT_QUARANTINE),
+    ]
+    if params["primary"]:
+        outputs.append((tree.subject_splits, present, SUBJECT_SPLITS))
+    for path, frame, schema in outputs:
+        written[path] = write_table(path, frame, schema, f"{path.stem} of the split scheme")
+    freeze.write(tree.split_freeze(scheme))
+    written[tree.split_freeze(scheme)] = None
     return Result(
-        {str(path.relative_to(base)): rows for path, rows in files.items()},
-        {"subjects": counts, "new": len(ledger) - len(known)},
+        {str(path.relative_to(base)): rows for path, rows in written.items()},
+        {
+            "subjects": dict(present.group_by("split").len().sort("split").iter_rows()),
+            "new": len(ledger) - len(known),
+            "inherited": int((ledger["stratum"][len(known) :] == INHERITED).sum()),
+            "quarantined": dict(aside.group_by("reason").len().sort("reason").iter_rows()),
+        },
     )
 
 
-def pattern(scheme: SplitConfig) -> npt.NDArray[np.uint8]:
-    """(PATTERN_LENGTH,) indices into SPLITS: every prefix of n holds each split within one of n × its fraction."""
-    fractions = np.array([scheme.train, scheme.tuning, scheme.held_out])
-    dealt = np.zeros(3)
-    places = np.empty(PATTERN_LENGTH, dtype=np.uint8)
-    for place in range(PATTERN_LENGTH):
-        chosen = int(np.argmax(fractions * (place + 1) - dealt))
-        dealt[chosen] += 1
-        places[place] = chosen
-    return places
-
-
-def strata(subjects: pl.DataFrame, edges: dict[str, list[float]]) -> pl.Series:
-    """The stratum of each subject: images it has, quarter of its length, quarter of its mean interval."""
-
-    def quarter(column: str) -> pl.Expr:
-        return pl.sum_horizontal(pl.col(column).fill_null(0) > edge for edge in edges[column]).cast(pl.String)
-
-    images = pl.when(pl.col("ct") > 0).then(pl.lit("ct")).otherwise(pl.lit("")) + pl.when(pl.col("wsi") > 0).then(
-        pl.lit("wsi")
-    ).otherwise(pl.lit(""))
-    named = pl.when(images == "").then(pl.lit("none")).otherwise(images)
-    label = pl.concat_str([named, quarter("events"), quarter("mean_interval_days")], separator="|")
-    return subjects.select(label.alias("stratum")).to_series()
-
-
-def quartiles(subjects: pl.DataFrame) -> dict[str, list[float]]:
-    """The edges between strata: quartiles of length and of mean interval, fixed at the first freeze."""
-    return {
-        column: [float(subjects[column].fill_null(0).quantile(q, "linear") or 0.0) for q in QUANTILES]
-        for column in ("events", "mean_interval_days")
-    }
+def _inherited(params: dict[str, Any]) -> tuple[pl.DataFrame, Freeze | None]:
+    """The scheme's ledger and freeze of the release before, checked."""
+    scheme = params["scheme"]
+    if not params["ledger"] and not params["freeze"]:
+        return no_ledger(), None
+    if not params["ledger"] or not params["freeze"]:
+        lost = "ledger.parquet" if not params["ledger"] else "freeze.json"
+        raise TimeloomError(f"the split scheme {scheme} has lost its {lost}", remedy=REMEDY)
+    known, freeze = read_frame(Path(params["ledger"][0])), read_freeze(Path(params["freeze"][0]))
+    changed = [sha256_file(Path(path)) != digest for path, digest in (params["ledger"], params["freeze"])]
+    if any(changed) or not is_whole(known, freeze):
+        raise TimeloomError(f"the ledger of the split scheme {scheme} is not what runs have written", remedy=REMEDY)
+    if Quota.of(freeze.fractions) != Quota.of(params["fractions"]):
+        raise TimeloomError(
+            f"the split scheme {scheme} was frozen with other fractions",
+            remedy="give the new fractions a scheme name of their own",
+        )
+    return known, freeze
 
 
 def assign(
-    subjects: pl.DataFrame, known: pl.DataFrame, scheme: SplitConfig, edges: dict[str, list[float]]
-) -> pl.DataFrame:
+    subjects: pl.DataFrame, known: pl.DataFrame, freeze: Freeze, pairs: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame, Freeze]:
     """The ledger with every subject of `subjects`: known rows unchanged, new rows appended.
 
-    A row's `ordinal` is the subject's place in the pattern. A stratum first seen starts where it is within one subject
-    of its quota whatever its length, and of such places where the whole comes closest to its own quota.
+    Args:
+        subjects: columns of SUBJECTS, in any order, a subject once.
+        known: the ledger so far.
+        pairs: merged ids, `old` and `new`.
+
+    Returns:
+        The ledger; subjects that must have no split and why (SPLIT_QUARANTINE); the freeze, with what is new noted.
     """
-    new = subjects.join(known.select("subject_id"), on="subject_id", how="anti")
+    aside = heirs = together = None
+    if pairs is not None:
+        aside, heirs, together = judge_merges(pairs, subjects, known)
+    taken = [frame.select("subject_id") for frame in (known, aside, heirs, together) if frame is not None]
+    new = subjects.join(pl.concat(taken), on="subject_id", how="anti")
+    freeze = replace(freeze, strata=dict(freeze.strata), nights=list(freeze.nights))
+    rows = _deal(new, known, freeze)
+    if heirs is not None and together is not None:
+        dealt = together.join(rows, left_on="dealt", right_on="subject_id").select("subject_id", "split")
+        rows = pl.concat([rows, _inherit(pl.concat([heirs, dealt]).sort("subject_id"), known)])
+    freeze.append(rows)
+    aside = no_ledger().select("subject_id") if aside is None else aside
+    return pl.concat([known, rows]), aside.with_columns(pl.lit(ACROSS_SPLITS).alias("reason")), freeze
+
+
+def _inherit(heirs: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the ledger for subjects that take the split of another: outside every stratum's quota."""
+    first = int((known["stratum"] == INHERITED).sum())
+    ordinal = pl.int_range(first, first + pl.len(), dtype=pl.Int64)
+    return heirs.with_columns(pl.lit(INHERITED).alias("stratum"), ordinal.alias("ordinal")).select(known.columns)
+
+
+def _deal(new: pl.DataFrame, known: pl.DataFrame, freeze: Freeze) -> pl.DataFrame:
+    """Rows of the ledger for new subjects, by stratum and place; notes strata that were never seen in `freeze`."""
     if new.is_empty():
-        return known
-    placed = (
-        new.with_columns(
-            strata(new, edges),
-            pl.Series("_hash", splitmix64(new["subject_id"].to_numpy(), salt_of(f"split {scheme.scheme}"))),
+        return known.clear()
+    quota = Quota.of(freeze.fractions)
+    stratum = strata(new, freeze.edges)
+    names = stratum.cat.get_categories()
+    sizes = pl.DataFrame({"stratum": names, "size": np.bincount(stratum.to_physical().to_numpy()).astype(np.int64)})
+    unseen = sizes.filter(~pl.col("stratum").is_in(list(freeze.strata)))
+    if not unseen.is_empty():
+        dealt = known.filter(pl.col("stratum") != INHERITED)["split"]
+        lead = np.array([(dealt == name).sum() for name in SPLITS]) - quota.fractions * len(dealt)
+        phases = choose_phases(quota, unseen, lead).tolist()
+        for name, size, pair in zip(unseen["stratum"], unseen["size"], phases, strict=True):
+            freeze.strata[name] = {"size": size, "phases": pair}
+    of_stratum = np.array([freeze.strata[name]["phases"] for name in names], np.int64)
+    counted = dict(known["stratum"].value_counts().iter_rows())
+    start = np.array([counted.get(name, 0) for name in names], np.int64)
+
+    def drawn(attempt: int) -> tuple[pl.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        line = lined_up(new, stratum, salt_of(f"split {freeze.scheme} {attempt}"))
+        code = line["stratum"].to_physical().to_numpy()
+        ordinal = start[code] + line["place"].to_numpy()
+        return line, ordinal, quota.deal(ordinal, of_stratum[code])
+
+    line, ordinal, chosen = drawn(0)
+    tries = min(MOST_TRIES, TRIED_SUBJECTS // len(new))
+    if tries > 1:
+        further = [drawn(attempt) for attempt in range(1, tries)]
+        line, ordinal, chosen = min(
+            ((line, ordinal, chosen), *further), key=lambda one: unevenness(new, one[0]["subject_id"], one[2])
         )
-        .sort("stratum", "_hash", "subject_id")
-        .select("subject_id", "stratum")
+    return line.select(
+        "subject_id",
+        pl.Series("split", chosen).replace_strict(dict(enumerate(SPLITS)), return_dtype=pl.String).alias("split"),
+        pl.col("stratum").cast(pl.String),
+        pl.Series("ordinal", ordinal),
     )
-    places = pattern(scheme)
-    starts = _starts(placed, known, scheme, places)
-    fresh = placed.join(starts, on="stratum", how="left", maintain_order="left").with_columns(
-        (pl.col("_start") + pl.int_range(pl.len()).over("stratum")).cast(pl.Int64).alias("ordinal")
-    )
-    chosen = places[fresh["ordinal"].to_numpy() % PATTERN_LENGTH]
-    names = pl.Series("split", np.array(SPLITS, dtype=object)[chosen], dtype=pl.String)
-    return pl.concat([known, fresh.with_columns(names).select(known.columns)])
 
 
-def _starts(
-    placed: pl.DataFrame, known: pl.DataFrame, scheme: SplitConfig, places: npt.NDArray[np.uint8]
-) -> pl.DataFrame:
-    """Where each stratum of `placed` goes on in the pattern: columns stratum, _start."""
-    fractions = np.array([scheme.train, scheme.tuning, scheme.held_out])
-    # (PATTERN_LENGTH + 1, 3): by how much each split leads its quota after so many places.
-    dealt = np.eye(3)[places].cumsum(axis=0)
-    lead = np.vstack([np.zeros(3), dealt - np.arange(1, len(places) + 1)[:, None] * fractions])
-    good = np.flatnonzero(((lead >= lead.max(axis=0) - 1) & (lead <= lead.min(axis=0) + 1)).all(axis=1)[:-1])
-    held = known["split"].value_counts()
-    total = np.array([held.filter(pl.col("split") == name)["count"].sum() for name in SPLITS]) - fractions * len(known)
-    last = dict(known.group_by("stratum").agg(pl.col("ordinal").max()).iter_rows())
-    starts: list[tuple[str, int]] = []
-    for stratum, size in placed.group_by("stratum", maintain_order=True).len().iter_rows():
-        if stratum in last:
-            start = last[stratum] + 1
-        else:
-            after = total + lead[(good + size) % PATTERN_LENGTH] - lead[good]
-            start = int(good[np.abs(after).max(axis=1).round(9).argmin()])
-        total = total + lead[(start + size) % PATTERN_LENGTH] - lead[start % PATTERN_LENGTH]
-        starts.append((stratum, start))
-    return pl.DataFrame(starts, schema={"stratum": pl.String, "_start": pl.Int64}, orient="row")
+def unevenness(subjects: pl.DataFrame, ids: pl.Series, splits: npt.NDArray[np.uint8]) -> float:
+    """The largest Kolmogorov-Smirnov distance between a split and all, in length or in interval.
+
+    Args:
+        ids, splits: (n,) the split of each subject of `subjects`, as an index into SPLITS.
+    """
+    dealt = subjects.join(pl.DataFrame({"subject_id": ids, "_split": splits}), on="subject_id", how="left")
+    worst = 0.0
+    for column in STRATIFIED:
+        ordered = dealt.select(pl.col(column).fill_null(0), "_split").sort(column)
+        values, of = ordered[column].to_numpy(), ordered["_split"].to_numpy()
+        last = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
+        for split in np.unique(of):
+            here = np.cumsum(of == split)[last]
+            worst = max(worst, float(np.abs(here / here[-1] - (last + 1) / len(values)).max()))
+    return worst
 
 
 def slice_hashes(path: Path, buckets: int) -> dict[int, str]:

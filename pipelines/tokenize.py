@@ -1,35 +1,44 @@
 """tokenize: one bucket's events → its subjects' timelines as token ids. Schema in: EVENTS. Schema out: TIMELINES."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow as pa
 
-from pipelines.config import ProfileConfig
 from pipelines.engine import Result, RunContext, Stage, Task, make_task
-from pipelines.vocabulary import bucket_tokens, slice_hash
+from pipelines.profiles.lexicon import Ids
+from pipelines.profiles.rules import ProfileConfig
+from pipelines.profiles.timeline import Encoded, encode
+from pipelines.vocabulary import chosen_parts, parents_hash, parents_of, slice_hash
 from warehouse.layout import ReleaseLayout, bucket_name
-from warehouse.schemas import TIMELINES, read_frame, write_table
-from warehouse.tokens import UNK, TokenType
+from warehouse.schemas import TIMELINES, read_frame, write_tables
+from warehouse.tokens import UNK
 
-STAGE = Stage("tokenize", 1, "pipelines.tokenize:run")
+STAGE = Stage("tokenize", 2, "pipelines.tokenize:run")
 
 
 def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
-    """One task per bucket, up to date as long as its events and the ids of its own tokens are.
+    """One task per bucket, up to date as long as its events, the ids and breaks of its own tokens and the parents of its
+    own codes are.
 
     Args:
         inputs: per bucket, the hashes of its events and items.
     """
     tree = ReleaseLayout(context.staging / "release")
     vocabulary = read_frame(tree.vocabulary(name))
+    parents = parents_of(tree, profile)
     return [
         make_task(
             STAGE,
             f"{name}-{bucket_name(bucket)}",
             context.staging,
-            settings=profile.model_dump(exclude={"context"}),
-            inputs=[hashes, slice_hash(tree.token_counts(name, bucket), vocabulary)],
+            settings=profile.token_rules(),
+            inputs=[
+                hashes,
+                slice_hash(tree, name, bucket, profile, vocabulary),
+                parents_hash(tree, bucket, parents),
+            ],
             params={"bucket": bucket, "profile": name, "settings": profile.model_dump(mode="json")},
         )
         for bucket, hashes in inputs.items()
@@ -39,21 +48,25 @@ def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[in
 def run(params: dict[str, Any], base: Path) -> Result:
     """Writes one bucket's timelines."""
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
-    tokens, _ = bucket_tokens(tree, bucket, ProfileConfig.model_validate(params["settings"]))
-    timeline = encode(tokens, read_frame(tree.vocabulary(name)))
+    profile = ProfileConfig.model_validate(params["settings"])
+    made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
     path = tree.timeline(name, bucket)
-    rows = write_table(path, timeline, TIMELINES, "timelines")
-    return Result({str(path.relative_to(base)): rows}, {"tokens": rows})
-
-
-def encode(tokens: pl.DataFrame, vocabulary: pl.DataFrame) -> pl.DataFrame:
-    """Tokens as ids; one that train does not have is UNK, of type special, so that no loss falls on it."""
-    unknown = pl.col("token_id").is_null()
-    return (
-        tokens.join(vocabulary.select("token_id", "token"), on="token", how="left", maintain_order="left")
-        .with_columns(
-            pl.when(unknown).then(pl.lit(int(TokenType.SPECIAL), pl.UInt8)).otherwise("type").alias("type"),
-            pl.col("token_id").fill_null(UNK),
-        )
-        .select("subject_id", "token_id", "type", "time", "item_key")
+    rows = write_tables(
+        path, (_counted(one, made) for one in timelines(tree, bucket, name, profile)), TIMELINES, "timelines"
     )
+    return Result({str(path.relative_to(base)): rows}, made)
+
+
+def timelines(tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig) -> Iterator[Encoded]:
+    """A bucket's timelines, some subjects at a time."""
+    ids, quantiles = Ids(read_frame(tree.vocabulary(name))), read_frame(tree.quantiles(name))
+    for chosen in chosen_parts(tree, bucket, profile, ids):
+        yield encode(chosen, profile, ids, quantiles)
+
+
+def _counted(encoded: Encoded, made: dict[str, int]) -> pa.Table:
+    made["tokens"] += len(encoded)
+    made["unknown"] += int((encoded.ids == UNK).sum())
+    made["largest_id"] = max(made["largest_id"], int(encoded.ids.max(initial=0)))
+    made["values_without_quantiles"] += encoded.without_breaks
+    return encoded.table()

@@ -1,20 +1,32 @@
 """Fabricates a small valid release from the contracts alone: codes that follow a Markov chain, and images."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from warehouse import shards
 from warehouse.embeddings import EmbeddingWriter
-from warehouse.files import sha256_file, write_json
+from warehouse.files import hash_file, write_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import Deidentification, EncoderEntry, FileEntry, Manifest, ProfileEntry, content_hash
+from warehouse.manifest import (
+    BudgetEntry,
+    Deidentification,
+    EncoderEntry,
+    FileEntry,
+    Manifest,
+    PlanEntry,
+    ProfileEntry,
+    content_hash,
+)
 from warehouse.publish import publish
 from warehouse.schemas import EVENTS, ITEMS, LAGS, SPLIT_LEDGER, VOCABULARY, empty_frame, write_table
+from warehouse.shard_times import compact_times
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import BOS, IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TYPE_NAMES, TokenType
 from warehouse.vocabulary import vocabulary_hash
@@ -76,8 +88,24 @@ def vector_of(modality: str, key: str) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(DIMS[modality]).astype(np.float32)
 
 
+def units_of(modality: str, key: str) -> npt.NDArray[np.float32]:
+    """(1 to 4, d): the units of an item where the stores hold sequences; their mean is no `vector_of`."""
+    first = vector_of(modality, key)
+    return np.stack([first * (unit + 1) for unit in range(1 + len(key.encode()) * int(first[0] > 0) % 4)])
+
+
+def without_images(line: Timeline) -> Timeline:
+    """A timeline's tokens that are no images."""
+    kept = [place for place, kind in enumerate(line.types) if kind != TokenType.IMAGE]
+    ids, types, times = ([values[place] for place in kept] for values in (line.ids, line.types, line.times))
+    return Timeline(line.subject, line.split, ids, types, times)
+
+
 def pack_timelines(timelines: list[Timeline], context: int, group: int = 0) -> Packs:
-    """Next-fit, for tests only: timelines in order, cut where they are longer than the context."""
+    """Next-fit, for tests only: timelines in order, cut where they are longer than the context.
+
+    Times are microseconds since 1970, as a header with `time_dtype="int64"` has them; `compact` makes them small.
+    """
     pieces = [(line, start) for line in timelines for start in range(0, len(line.ids), context)]
     bins: list[list[tuple[Timeline, int, int]]] = []
     room = 0
@@ -109,15 +137,28 @@ def pack_timelines(timelines: list[Timeline], context: int, group: int = 0) -> P
         length=np.array([sum(size for *_, size in members) for members in bins], np.int32),
         input_ids=ids,
         token_type=types,
-        time_us=times,
+        time=times,
         segments_per_pack=np.array([len(members) for members in bins], np.int32),
         segment_length=np.array([size for *_, size in members_flat], np.int32),
         segment_subject=np.array([line.subject for line, *_ in members_flat], np.int64),
         segment_offset=np.array([start for _, start, _ in members_flat], np.int32),
+        segment_origin=np.zeros(len(members_flat), np.int64),
         images_per_pack=np.array([len(row_images) for row_images in images], np.int32),
         image_position=np.array([where for where, *_ in images_flat], np.int32),
-        image_key=[key for *_, key in images_flat],
+        image_key=pa.array([key for *_, key in images_flat], pa.string()),
         image_modality=np.array([MODALITIES.index(name) for _, name, _ in images_flat], np.uint8),
+    )
+
+
+def compact(packs: Packs, header: ShardHeader) -> tuple[Packs, ShardHeader]:
+    """Packs with times in microseconds as the packing stage writes them, and the header that says so."""
+    real = np.arange(packs.time.shape[1]) < packs.length[:, None]
+    small = compact_times(packs.time[real], packs.segment_length.astype(np.int64))
+    time = np.full(packs.time.shape, np.iinfo(small.dtype).min, small.dtype)
+    time[real] = small.values
+    return (
+        replace(packs, time=time, segment_origin=small.origins),
+        replace(header, time_unit_us=small.unit_us, time_dtype=small.dtype),
     )
 
 
@@ -168,13 +209,22 @@ def _items(timelines: list[Timeline]) -> pl.DataFrame:
             "store": STORES[modality],
             "dim": DIMS[modality],
             "artificial_link": True,
+            "time": line.times[where],
         }
         for line in timelines
-        for _, modality, key in line.images
+        for where, modality, key in line.images
     ]
     columns = ("subject_id", "item_key", "modality", "verdict", "units_encoded", "units_failed", "store", "dim")
-    frame = pl.DataFrame(rows, schema=[*columns, "artificial_link"])
+    schema = {**dict.fromkeys([*columns, "artificial_link"]), "time": pl.Datetime("us")}
+    frame = pl.DataFrame(rows, schema=schema)
     return frame.with_columns(pl.lit(None).alias(name) for name in ITEMS.names if name not in frame.columns)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """A file's entry in a manifest, as the engine makes it."""
+    strong, fast = hash_file(path)
+    rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+    return FileEntry(sha256=strong, xxh3=fast, bytes=path.stat().st_size, rows=rows)
 
 
 def fabricate(
@@ -184,8 +234,16 @@ def fabricate(
     name: str = "one",
     row_group_rows: int = 4096,
     empty: bool = False,
+    sequences: bool = False,
+    structured: bool = False,
 ) -> Path:
-    """Publishes a release of these timelines under `root` and gives `root`; `empty` writes shards without packs too."""
+    """Publishes a release of these timelines under `root` and gives `root`.
+
+    Args:
+        empty: writes shards without packs too.
+        sequences: stores a sequence of units an item (see `units_of`) in place of one vector.
+        structured: a further plan without image tokens, whose train shards are two token budgets.
+    """
     layout = Layout(root)
     staging = ReleaseLayout(layout.work / name / "release")
     vocabulary = _vocabulary()
@@ -214,7 +272,8 @@ def fabricate(
             keys = [key for line in mine for _, its, key in line.images if its == modality]
             if keys:
                 with EmbeddingWriter(layout.embedding_bucket(modality, store, bucket)) as writer:
-                    writer.put_many([(key, vector_of(modality, key), 3) for key in keys])
+                    stored = units_of if sequences else vector_of
+                    writer.put_many([(key, stored(modality, key), 3) for key in keys])
     usual = shards.ROW_GROUP_ROWS
     shards.ROW_GROUP_ROWS = row_group_rows
     try:
@@ -223,13 +282,22 @@ def fabricate(
                 mine = [line for line in timelines if line.split == split and line.subject % 3 % GROUPS == group]
                 if mine or empty:
                     header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
-                    write_shard(staging.shard(PROFILE, split, group), pack_timelines(mine, context, group), header)
+                    write_shard(
+                        staging.shard(PROFILE, split, group),
+                        *compact(pack_timelines(mine, context, group), header),
+                    )
+                    if structured:
+                        plain = replace(header, plan="structured", stores={})
+                        write_shard(
+                            staging.shard(PROFILE, split, group, "structured"),
+                            *compact(pack_timelines([without_images(line) for line in mine], context, group), plain),
+                        )
     finally:
         shards.ROW_GROUP_ROWS = usual
     write_table(staging.lags, empty_frame(LAGS), LAGS, "lags")
     write_json(staging.dataset_metadata, {"dataset_name": "fabricated"})
     files = {
-        path.relative_to(staging.path).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
+        path.relative_to(staging.path).as_posix(): file_entry(path)
         for path in sorted(staging.path.rglob("*"))
         if path.is_file()
     }
@@ -237,6 +305,11 @@ def fabricate(
         modality: EncoderEntry(label="random, for demonstration only", store=store, dim=DIMS[modality])
         for modality, store in STORES.items()
     }
+    budgets = tuple(
+        BudgetEntry(asked=1, tokens=1, all_tokens=1, subjects=1, files=files_of) for files_of in range(1, GROUPS + 1)
+    )
+    plain_plan = PlanEntry(context=context, groups=GROUPS, images=False, budgets=budgets)
+    further = {"structured": plain_plan} if structured else {}
     manifest = Manifest(
         release_id=name,
         parent=None,
@@ -250,7 +323,11 @@ def fabricate(
         encoders=encoders,
         profiles={
             PROFILE: ProfileEntry(
-                context=context, vocabulary_hash=hashed, vocabulary_size=len(vocabulary), groups=GROUPS
+                vocabulary_hash=hashed,
+                vocabulary_size=len(vocabulary),
+                scheme=PROFILE,
+                rules_hash="",
+                plans={"default": PlanEntry(context=context, groups=GROUPS), **further},
             )
         },
         stages={},

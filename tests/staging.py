@@ -1,6 +1,7 @@
 """A small, right release tree to break: forty patients, two CT volumes, a slide, one profile; and a root around it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from releases import file_entry
 
+from pipelines.split_ledger import Freeze
 from warehouse.embeddings import EmbeddingWriter
-from warehouse.files import atomic_write, sha256_file, write_json
+from warehouse.files import atomic_write, write_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
     Deidentification,
     EncoderEntry,
-    FileEntry,
     Manifest,
+    PlanEntry,
     ProfileEntry,
     content_hash,
 )
@@ -32,7 +35,9 @@ from warehouse.schemas import (
     LAGS,
     LEDGER,
     QUARANTINE,
+    SCHEME_SUBJECTS,
     SPLIT_LEDGER,
+    SPLIT_QUARANTINE,
     SUBJECTS,
     TIMELINES,
     VOCABULARY,
@@ -222,14 +227,15 @@ def make_packs(timelines: pl.DataFrame, context: int = CONTEXT) -> Packs:
         length=np.array([frame.height for frame in whole], np.int32),
         input_ids=ids,
         token_type=types,
-        time_us=times,
+        time=times,
         segments_per_pack=np.array([len(pack) for pack in packs], np.int32),
         segment_length=np.array([part.height for part in segments], np.int32),
         segment_subject=np.array([part["subject_id"][0] for part in segments], np.int64),
         segment_offset=np.zeros(len(segments), np.int32),
+        segment_origin=np.zeros(len(segments), np.int64),
         images_per_pack=np.array([frame.height for frame in images], np.int32),
         image_position=np.array([value for frame in images for value in frame["position"]], np.int32),
-        image_key=[value for frame in images for value in frame["item_key"]],
+        image_key=pa.array([value for frame in images for value in frame["item_key"]], pa.string()),
         image_modality=np.array(
             [MODALITIES.index(value.split("-")[0]) for frame in images for value in frame["item_key"]], np.uint8
         ),
@@ -237,7 +243,8 @@ def make_packs(timelines: pl.DataFrame, context: int = CONTEXT) -> Packs:
 
 
 def header(split: str, context: int = CONTEXT) -> ShardHeader:
-    return ShardHeader(PROFILE, split, 0, context, "uint16", VOCABULARY_HASH, len(VOCABULARY_ROWS), STORES)
+    size = len(VOCABULARY_ROWS)
+    return ShardHeader(PROFILE, split, 0, context, "uint16", VOCABULARY_HASH, size, STORES, time_dtype="int64")
 
 
 def meds_table(path: Path, table: pa.Table) -> None:
@@ -260,10 +267,31 @@ def write_subject_splits(tree: ReleaseLayout, splits: dict[int, str]) -> None:
 
 
 def write_split_ledger(tree: ReleaseLayout, rows: list[tuple[int, str]]) -> None:
+    """The scheme's ledger, whole, and the freeze that says so."""
     frame = pl.DataFrame(rows, schema=["subject_id", "split"], orient="row").with_columns(
         pl.lit("all").alias("stratum"), pl.int_range(pl.len()).alias("ordinal")
     )
     write_table(tree.split_ledger(SCHEME), frame, SPLIT_LEDGER, "split ledger")
+    freeze = Freeze(SCHEME, FRACTIONS, {})
+    freeze.append(frame.select(SPLIT_LEDGER.names))
+    freeze.write(tree.split_freeze(SCHEME))
+
+
+def write_scheme_subjects(tree: ReleaseLayout, rows: list[tuple[int, str]], aside: Sequence[int] = ()) -> None:
+    """The release's subjects with their splits, and those that are set aside."""
+    frame = pl.DataFrame(rows, schema=["subject_id", "split"], orient="row")
+    ordered = frame.with_columns((pl.int_range(pl.len()) / max(len(rows), 1)).alias("order"))
+    write_table(tree.scheme_subjects(SCHEME), ordered, SCHEME_SUBJECTS, "subjects of the scheme")
+    left = pl.DataFrame({"subject_id": list(aside)}, schema={"subject_id": pl.Int64})
+    reasons = left.with_columns(pl.lit("merged_across_splits").alias("reason"))
+    write_table(tree.split_quarantine(SCHEME), reasons, SPLIT_QUARANTINE, "subjects set aside")
+
+
+def write_splits(tree: ReleaseLayout, splits: dict[int, str]) -> None:
+    """Ledger, subjects and MEDS' splits, all alike."""
+    write_split_ledger(tree, list(splits.items()))
+    write_scheme_subjects(tree, list(splits.items()))
+    write_subject_splits(tree, splits)
 
 
 def write_buckets(tree: ReleaseLayout, frame: pl.DataFrame, kind: str) -> None:
@@ -315,8 +343,7 @@ def make_tree(path: Path) -> ReleaseLayout:
     for kind, frame in {"events": events, "items": items, "subjects": subjects, "timeline": timelines}.items():
         write_buckets(tree, frame, kind)
     write_codes(tree, sorted(events["code"].unique()))
-    write_subject_splits(tree, splits)
-    write_split_ledger(tree, list(splits.items()))
+    write_splits(tree, splits)
     write_json(tree.dataset_metadata, {"dataset_name": "fabricated", "meds_version": "0.4.1"})
     vocabulary = [
         {"token_id": index, "token": token, "type": kind.name.lower(), "train_count": 1}
@@ -339,13 +366,22 @@ def change_shard(tree: ReleaseLayout, split: str, **changes: Any) -> None:
     write_shard(tree.shard(PROFILE, split, 0), replace(packs, **copied | changes), shard_header)
 
 
+def profile_entries() -> dict[str, ProfileEntry]:
+    """The manifest's account of the one profile."""
+    plans = {"default": PlanEntry(context=CONTEXT, groups=1)}
+    entry = ProfileEntry(
+        vocabulary_hash=VOCABULARY_HASH,
+        vocabulary_size=len(VOCABULARY_ROWS),
+        scheme=SCHEME,
+        rules_hash="",
+        plans=plans,
+    )
+    return {PROFILE: entry}
+
+
 def make_manifest(tree: ReleaseLayout, release_id: str) -> Manifest:
     files = {
-        path.relative_to(tree.path).as_posix(): FileEntry(
-            sha256=sha256_file(path),
-            bytes=path.stat().st_size,
-            rows=pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None,
-        )
+        path.relative_to(tree.path).as_posix(): file_entry(path)
         for path in sorted(tree.path.rglob("*"))
         if path.is_file()
     }
@@ -363,11 +399,7 @@ def make_manifest(tree: ReleaseLayout, release_id: str) -> Manifest:
             modality: EncoderEntry(label="random, for demonstration only", store=store, dim=DIMS[modality])
             for modality, store in STORES.items()
         },
-        profiles={
-            PROFILE: ProfileEntry(
-                context=CONTEXT, vocabulary_hash=VOCABULARY_HASH, vocabulary_size=len(VOCABULARY_ROWS), groups=1
-            )
-        },
+        profiles=profile_entries(),
         stages={},
         sources={},
         verdicts={},

@@ -1,111 +1,27 @@
-"""Packing: no token lost or moved, best fit as a naive one has it, and shards that keep what they are given."""
+"""Packing: in every mode no token is lost but those the plan declares, and best fit is as a naive one has it."""
 
-import json
-from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packing_cases import CONTEXT, EMPTY, LENGTHS, expected, packed, same, timelines, unpacked
+from packing_plans import Case
 
-from pipelines import pack
-from pipelines.pack import MAX_SEGMENTS, best_fit, cut, pack_timelines
-from pipelines.split import SUBJECT_SPLITS
-from warehouse import shards
+from pipelines import pack, packing
+from pipelines.packing import best_fit, cut
+from pipelines.plans import PlanConfig
+from pipelines.subset import tiers
 from warehouse.errors import TimeloomError
-from warehouse.layout import ReleaseLayout
-from warehouse.schemas import TIMELINES, write_table
-from warehouse.shards import METADATA_KEY, NO_TIME, Packs, ShardHeader, map_shard, read_shard, write_shard
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, TokenType
-
-CONTEXT = 16
-HEADER = ShardHeader("mehrt", "train", 3, CONTEXT, "uint16", "0" * 64, 60_100, {"ct": "random-ct"})
-EMPTY = pl.DataFrame(pl.from_arrow(TIMELINES.empty_table()))
-
-
-def timelines(lengths: list[int], seed: int = 0) -> pl.DataFrame:
-    """Subjects with so many tokens each: every seventh an image, every fifth without a time."""
-    rng = np.random.default_rng(seed)
-    subject = np.repeat(rng.permutation(len(lengths)).astype(np.int64) * 1_000_003 + 1, lengths)
-    number = np.arange(len(subject))
-    image = number % 7 == 3
-    modality = number % len(MODALITIES)
-    return pl.DataFrame(
-        {
-            "subject_id": subject,
-            "token_id": np.where(image, IMAGE_TOKENS["ct"] + modality, 100 + number % 60_000).astype(np.uint32),
-            "type": np.where(image, int(TokenType.IMAGE), int(TokenType.STRUCTURED)).astype(np.uint8),
-            "time": pl.Series(number * 1_000_001 - 10**15).cast(pl.Datetime("us")),
-            "item_key": [f"key{one}" if is_image else None for one, is_image in enumerate(image)],
-        },
-        schema=EMPTY.schema,
-    ).with_columns(pl.when(pl.Series(number % 5 != 0)).then("time").alias("time"))
-
-
-def unpacked(packs: Packs) -> dict[int, list[tuple[int, int, int, str | None]]]:
-    """Every subject's (token, type, time, key), put together by its segments' offsets, in plain Python."""
-    images: dict[tuple[int, int], tuple[str, int]] = {}
-    at = 0
-    for row, number in enumerate(packs.images_per_pack.tolist()):
-        for _ in range(number):
-            images[row, int(packs.image_position[at])] = packs.image_key[at], int(packs.image_modality[at])
-            at += 1
-    assert at == len(packs.image_key) == len(images)
-    pieces: dict[int, dict[int, list[Any]]] = {}
-    segment = 0
-    for row, number in enumerate(packs.segments_per_pack.tolist()):
-        position = 0
-        for _ in range(number):
-            length = int(packs.segment_length[segment])
-            tokens = []
-            for place in range(position, position + length):
-                key, modality = images.pop((row, place), (None, None))
-                token = int(packs.input_ids[row, place])
-                assert modality is None or IMAGE_TOKENS[MODALITIES[modality]] == token
-                tokens.append((token, int(packs.token_type[row, place]), int(packs.time_us[row, place]), key))
-            own = pieces.setdefault(int(packs.segment_subject[segment]), {})
-            assert int(packs.segment_offset[segment]) not in own
-            own[int(packs.segment_offset[segment])] = tokens
-            position += length
-            segment += 1
-        assert position == packs.length[row]
-        assert (packs.input_ids[row, position:] == PAD).all()
-        assert (packs.token_type[row, position:] == int(TokenType.SPECIAL)).all()
-        assert (packs.time_us[row, position:] == NO_TIME).all()
-    assert not images
-    joined = {}
-    for subject, own in pieces.items():
-        joined[subject] = []
-        for offset in sorted(own):
-            assert offset == len(joined[subject])
-            joined[subject] += own[offset]
-    return joined
-
-
-def expected(tokens: pl.DataFrame) -> dict[int, list[tuple[int, int, int, str | None]]]:
-    rows: dict[int, list[tuple[int, int, int, str | None]]] = {}
-    for subject, token, kind, time, key in tokens.with_columns(pl.col("time").cast(pl.Int64)).iter_rows():
-        rows.setdefault(subject, []).append((token, kind, NO_TIME if time is None else time, key))
-    return rows
-
-
-LENGTHS = st.lists(st.integers(1, 3 * CONTEXT + 2), max_size=40)
-
-
-@settings(max_examples=80, deadline=None)
-@given(LENGTHS, st.integers(0, 5))
-def test_every_token_of_every_subject_stands_once_and_in_order(lengths: list[int], seed: int) -> None:
-    tokens = timelines(lengths, seed)
-    packs = pack_timelines(tokens, HEADER)
-    assert unpacked(packs) == expected(tokens)
-    assert packs.length.max(initial=0) <= CONTEXT
-    assert packs.segments_per_pack.max(initial=0) <= MAX_SEGMENTS
-    assert packs.pack_id.tolist() == [(3 << 32) + row for row in range(len(packs))]
+from warehouse.losses import LOSS_TARGETS
+from warehouse.packs import MAX_SEGMENTS
+from warehouse.schemas import SPLITS, TIMELINES, write_table
+from warehouse.shards import read_shard
+from warehouse.tokens import TokenType
 
 
 @settings(max_examples=30, deadline=None)
@@ -113,10 +29,9 @@ def test_every_token_of_every_subject_stands_once_and_in_order(lengths: list[int
 def test_the_order_of_subjects_does_not_matter(lengths: list[int], seed: int) -> None:
     tokens = timelines(lengths, seed)
     parts = tokens.partition_by("subject_id")
-    other = pl.concat([EMPTY, *parts[::-1]])
-    first, second = pack_timelines(tokens, HEADER), pack_timelines(other, HEADER)
-    for one in fields(Packs):
-        assert np.array_equal(getattr(first, one.name), getattr(second, one.name)), one.name
+    (first, header), (second, _) = packed(tokens), packed(pl.concat([EMPTY, *parts[::-1]]))
+    same(first, second)
+    assert unpacked(first, header) == expected(tokens)
 
 
 def naive_best_fit(lengths: list[int], context: int, most: int) -> list[int]:
@@ -143,7 +58,7 @@ def naive_best_fit(lengths: list[int], context: int, most: int) -> list[int]:
     return chosen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 20), max_size=120), st.sampled_from([1, 2, 3, 64]))
 def test_best_fit_equals_the_naive_one(lengths: list[int], most: int) -> None:
     fast = best_fit(np.array(lengths, dtype=np.int64), 20, most)
@@ -160,8 +75,8 @@ def test_a_pack_closes_at_64_segments() -> None:
 
 
 def test_long_timelines_are_cut() -> None:
-    document, offset, length = cut(np.array([5, 40, 16, 0, 33]), 16)
-    assert document.tolist() == [0, 1, 1, 1, 2, 4, 4, 4]
+    document, offset, length = cut(np.array([5, 40, 16, 33]), 16)
+    assert document.tolist() == [0, 1, 1, 1, 2, 3, 3, 3]
     assert offset.tolist() == [0, 0, 16, 32, 0, 0, 16, 32]
     assert length.tolist() == [5, 16, 16, 8, 16, 16, 16, 1]
 
@@ -179,142 +94,156 @@ def test_twenty_thousand_lognormal_timelines_fill_99_percent() -> None:
     assert lengths.sum() / (len(per_pack) * context) >= 0.99
 
 
-# --- shards
+# --- the stage: plans
 
 
-def same(first: Packs, second: Packs) -> None:
-    for one in fields(Packs):
-        left, right = getattr(first, one.name), getattr(second, one.name)
-        assert np.array_equal(left, right), one.name
-        if isinstance(left, np.ndarray):
-            assert left.dtype == right.dtype, one.name
+def kept_by(tokens: pl.DataFrame, config: PlanConfig) -> dict[int, list[Any]]:
+    """What a plan keeps of each subject, in plain Python."""
+    rows = expected(tokens)
+    if config.subjects == "imaging":
+        rows = {one: line for one, line in rows.items() if any(kind == TokenType.IMAGE for _, kind, *_ in line)}
+    if not config.images:
+        rows = {one: [token for token in line if token[1] != TokenType.IMAGE] for one, line in rows.items()}
+    if config.mode == "last_n":
+        rows = {one: line[-config.length :] for one, line in rows.items()}
+    return {one: line for one, line in rows.items() if line}
 
 
-@settings(max_examples=20, deadline=None)
-@given(LENGTHS, st.sampled_from(["uint16", "uint32"]))
-def test_a_shard_reads_as_it_was_written(lengths: list[int], dtype: str) -> None:
-    tokens = timelines(lengths)
-    header = replace(HEADER, token_dtype=dtype)
-    packs = pack_timelines(tokens, header)
+PLANS = st.builds(
+    PlanConfig,
+    context=st.sampled_from([8, CONTEXT, 33]),
+    mode=st.sampled_from(["packed", "one_subject_per_sequence", "last_n"]),
+    subjects=st.sampled_from(["all", "imaging"]),
+    images=st.booleans(),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(LENGTHS, PLANS, st.integers(0, 3))
+def test_every_plan_keeps_what_it_says_and_declares_the_rest(lengths: list[int], config: PlanConfig, seed: int) -> None:
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "0003.parquet"
-        write_shard(path, packs, header)
-        read_header, read = read_shard(path)
-        assert read_header == header
-        same(read, packs)
-        assert unpacked(read) == expected(tokens)
+        case = Case(Path(folder), lengths, config, seed, without=min(1, len(lengths)))
+        for split in SPLITS:
+            own = case.of_split(split)
+            kept = kept_by(own, case.config)
+            assert case.read(split) == kept
+            out = sum(map(len, kept.values()))
+            assert sum(result.counts["splits"][split]["tokens"] for result in case.results) == out
+            assert len(own) == out + sum(case.dropped(split).values())
 
 
-def test_a_shard_of_several_row_groups_reads_and_maps_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 4)
-    packs = pack_timelines(timelines([9] * 23), HEADER)
-    path = tmp_path / "0003.parquet"
-    write_shard(path, packs, HEADER)
-    assert pq.ParquetFile(path).num_row_groups == 6
-    same(read_shard(path)[1], packs)
-    _, blocks = map_shard(path)
-    assert np.array_equal(np.concatenate([block.input_ids for block in blocks]), packs.input_ids)
-    assert np.array_equal(np.concatenate([block.time_us for block in blocks]), packs.time_us)
+@pytest.mark.parametrize(
+    ("config", "reasons"),
+    [
+        (PlanConfig(), set()),
+        (PlanConfig(images=False), {"image"}),
+        (PlanConfig(subjects="imaging"), {"not_imaging"}),
+        (PlanConfig(mode="last_n", context=8), {"before_last_n"}),
+        (PlanConfig(budgets=(20,)), {"over_budget"}),
+        (PlanConfig(subjects="imaging", images=False, mode="last_n", context=8, budgets=(9,)),
+         {"image", "not_imaging", "before_last_n", "over_budget"}),
+    ],
+)  # fmt: skip
+def test_drops_have_their_reasons(tmp_path: Path, config: PlanConfig, reasons: set[str]) -> None:
+    case = Case(tmp_path, [1, 2, 3, 4, 50, 60] * 6, config)
+    assert set(case.dropped("train")) == reasons
+    header, _ = read_shard(case.tree.shard("mehrt", "train", 0, "p"))
+    assert set(header.dropped) <= reasons - {"over_budget"}
 
 
-def test_the_largest_ids_keep_their_value(tmp_path: Path) -> None:
-    for dtype in ("uint16", "uint32"):
-        largest = np.iinfo(dtype).max
-        header = replace(HEADER, token_dtype=dtype)
-        tokens = timelines([3]).with_columns(
-            pl.lit(largest, pl.UInt32).alias("token_id"), pl.lit(1, pl.UInt8).alias("type")
-        )
-        write_shard(tmp_path / "s.parquet", pack_timelines(tokens, header), header)
-        assert read_shard(tmp_path / "s.parquet")[1].input_ids[0, :3].tolist() == [largest] * 3
+def test_one_subject_stands_alone_in_its_packs(tmp_path: Path) -> None:
+    case = Case(tmp_path, [5, 40, 16, 33] * 6, PlanConfig(mode="one_subject_per_sequence"))
+    _, packs = read_shard(case.tree.shard("mehrt", "train", 0, "p"))
+    assert set(packs.segments_per_pack.tolist()) == {1}
+    assert (packs.length == packs.segment_length).all()
 
 
-def test_a_flipped_byte_anywhere_in_the_data_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "s.parquet"
-    packs = pack_timelines(timelines([11] * 40), HEADER)
-    write_shard(path, packs, HEADER)
-    whole = path.read_bytes()
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    places = [one.data_page_offset + one.total_compressed_size - 1 - shift for one in columns for shift in (0, 3)]
-    noticed = 0
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(TimeloomError, match=r"is (corrupt|unreadable)"):
-            read_shard(path)
-        noticed += 1
-    assert noticed == 2 * group.num_columns
-    path.write_bytes(whole)
-    same(read_shard(path)[1], packs)
+def test_a_subject_of_images_alone_leaves_no_pack_where_images_are_left_out(tmp_path: Path) -> None:
+    tokens = timelines([4] * 7)
+    only = tokens["subject_id"][3 - 3 % 4]
+    case = Case(tmp_path, [4] * 7, PlanConfig(images=False))
+    image = pl.lit(int(TokenType.IMAGE), pl.UInt8)
+    all_images = tokens.with_columns(
+        pl.when(pl.col("subject_id") == only).then(image).otherwise("type").alias("type"),
+        pl.when(pl.col("subject_id") == only).then(pl.lit("k")).otherwise("item_key").alias("item_key"),
+    )
+    write_table(tmp_path / "t.parquet", all_images, TIMELINES, "timelines")
+    read = packing_of(tmp_path / "t.parquet")
+    assert only in read.subjects
+    kept, dropped = packing.select(read, case.config)
+    assert only not in kept.subjects
+    assert len(kept.token_id) == kept.lengths.sum() == len(tokens) - dropped["image"]
 
 
-@pytest.mark.parametrize("kept", [0, 3, 200])
-def test_a_truncated_shard_is_one_line(tmp_path: Path, kept: int) -> None:
-    path = tmp_path / "s.parquet"
-    write_shard(path, pack_timelines(timelines([11] * 4), HEADER), HEADER)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(TimeloomError, match=r"shard s\.parquet is unreadable"):
-        read_shard(path)
+def packing_of(path: Path) -> Any:
+    from pipelines.timelines import read_timelines
 
-
-@pytest.mark.parametrize("extra", [{}, {"a_field_of_tomorrow": 1}])
-def test_a_newer_format_is_refused_as_such(tmp_path: Path, extra: dict[str, Any]) -> None:
-    path = tmp_path / "s.parquet"
-    write_shard(path, pack_timelines(timelines([5]), HEADER), HEADER)
-    table = pq.read_table(path)
-    header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format_version": shards.FORMAT_VERSION + 1} | extra
-    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(header)}), path)
-    with pytest.raises(TimeloomError, match="has format 2; upgrade timeloom"):
-        read_shard(path)
-
-
-def test_a_parquet_file_that_is_no_shard_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "s.parquet"
-    pl.DataFrame({"a": [1]}).write_parquet(path)
-    with pytest.raises(TimeloomError, match="is unreadable"):
-        read_shard(path)
-
-
-# --- the stage
-
-
-def run(base: Path, split: str, lengths: list[int]) -> tuple[pl.DataFrame, Packs, dict[str, Any]]:
-    tokens = timelines(lengths)
-    tree = ReleaseLayout(base)
-    subjects = tokens["subject_id"].unique().sort()
-    names = pl.Series([("train", "tuning", "held_out")[number % 3] for number in range(len(subjects))], dtype=pl.String)
-    assigned = pl.DataFrame({"subject_id": subjects, "split": names})
-    write_table(tree.subject_splits, assigned, SUBJECT_SPLITS, "splits")
-    halves = tokens.filter(pl.col("subject_id") % 2 == 0), tokens.filter(pl.col("subject_id") % 2 == 1)
-    files = []
-    for bucket, half in enumerate(halves):
-        write_table(tree.timeline("mehrt", bucket), half, TIMELINES, "timelines")
-        files.append(str(tree.timeline("mehrt", bucket).relative_to(base)))
-    header = {one.name: getattr(replace(HEADER, split=split), one.name) for one in fields(ShardHeader)}
-    result = pack.run({"header": header, "timelines": files}, base)
-    (path,) = result.files
-    own = tokens.join(assigned.filter(pl.col("split") == split), on="subject_id", how="semi")
-    return own, read_shard(base / path)[1], result.counts
-
-
-def test_the_stage_packs_its_own_split_alone(tmp_path: Path) -> None:
-    seen = 0
-    lengths = [number % 37 + 1 for number in range(60)]
-    for split in ("train", "tuning", "held_out"):
-        own, packs, counts = run(tmp_path, split, lengths)
-        assert unpacked(packs) == expected(own)
-        assert counts["tokens"] == len(own)
-        assert counts["fill"] == pytest.approx(len(own) / (len(packs) * CONTEXT))
-        seen += counts["tokens"]
-    assert seen == sum(lengths)
-
-
-def test_a_split_without_subjects_is_an_empty_shard(tmp_path: Path) -> None:
-    _, packs, counts = run(tmp_path, "held_out", [5, 6])
-    assert (len(packs), counts["tokens"]) == (0, 0)
+    return read_timelines(path, np.dtype(np.uint16))
 
 
 def test_a_lost_token_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pack.cut
-    monkeypatch.setattr(pack, "cut", lambda lengths, context: tuple(part[:-1] for part in whole(lengths, context)))
+    whole = packing.cut
+    monkeypatch.setattr(packing, "cut", lambda lengths, context: tuple(part[:-1] for part in whole(lengths, context)))
     with pytest.raises(TimeloomError, match="packing train lost"):
-        run(tmp_path, "train", [5, 6, 7])
+        Case(tmp_path, [5, 6, 7] * 6, PlanConfig())
+
+
+def test_an_undeclared_drop_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = packing.select
+    monkeypatch.setattr(pack, "select", lambda timelines, plan: (whole(timelines, plan)[0], {}))
+    with pytest.raises(TimeloomError, match="packing train lost"):
+        Case(tmp_path, [50, 60, 70] * 6, PlanConfig(mode="last_n"))
+
+
+# --- token budgets
+
+
+def loss_bearing(rows: list[Any], config: PlanConfig) -> int:
+    targets = LOSS_TARGETS[config.loss]
+    return sum(kind in targets for place, (_, kind, *_) in enumerate(rows) if place % config.length)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(1, 3 * CONTEXT), min_size=4, max_size=40),
+    st.lists(st.integers(1, 700), min_size=1, max_size=4, unique=True).map(sorted),
+    PLANS,
+)
+def test_budgets_are_nested_prefixes_of_whole_subjects(
+    lengths: list[int], asked: list[int], config: PlanConfig
+) -> None:
+    config = config.model_copy(update={"budgets": tuple(asked)})
+    with TemporaryDirectory() as folder:
+        case = Case(Path(folder), lengths, config)
+        kept = kept_by(case.of_split("train"), case.config)
+        order = case.splits.filter(pl.col("split") == "train").sort("order", "subject_id")["subject_id"].to_list()
+        order = [subject for subject in order if subject in kept]
+        before: set[int] = set()
+        for number, figures in enumerate(case.budgets):
+            held = case.read("train", range(2 * (number + 1)))
+            subjects = set(held)
+            assert before <= subjects == set(order[: len(subjects)])
+            assert held == {subject: kept[subject] for subject in subjects}
+            tokens = sum(loss_bearing(line, case.config) for line in held.values())
+            everything = sum(loss_bearing(line, case.config) for line in kept.values())
+            assert figures == {
+                "asked": asked[number],
+                "tokens": tokens,
+                "all_tokens": sum(map(len, held.values())),
+                "subjects": len(subjects),
+            }
+            assert tokens >= min(asked[number], everything)
+            if tokens > asked[number]:
+                last = order[len(subjects) - 1]
+                assert tokens - loss_bearing(kept[last], case.config) < asked[number]
+            before = subjects
+        assert set(case.read("train")) == before
+        for split in ("tuning", "held_out"):
+            assert case.read(split) == kept_by(case.of_split(split), case.config)
+
+
+def test_a_tier_ends_with_the_subject_that_fills_its_budget() -> None:
+    assert tiers(np.array([5, 5, 5, 5]), (5, 11)).tolist() == [0, 1, 1, 2]
+    assert tiers(np.array([5, 5]), (100,)).tolist() == [0, 0]
+    assert tiers(np.array([50, 5]), (10, 20)).tolist() == [0, 2]
+    assert tiers(np.array([], dtype=np.int64), (10,)).tolist() == []

@@ -8,22 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from releases import DIMS, FIRST_CODE, STORES, Timeline, fabricate, markov_timelines, pack_timelines, vector_of
+from releases import DIMS, FIRST_CODE, fabricate, markov_timelines, vector_of
 from torch.utils.data import DataLoader
 
 from warehouse import Release
-from warehouse.batches import collate, visible_items
-from warehouse.dataset import global_order
-from warehouse.embeddings import EmbeddingStore, close_stores
+from warehouse.embeddings import close_stores
 from warehouse.errors import TimeloomError
-from warehouse.manifest import read_manifest, write_manifest
-from warehouse.shards import NO_TIME, map_shard, read_header, read_shard
-from warehouse.tokens import BOS, IMAGE_TOKENS, UNK, TokenType
+from warehouse.shuffle import global_order
+from warehouse.tokens import TokenType
 
 CONTEXT = 64
 
@@ -98,25 +94,6 @@ def test_importing_warehouse_and_opening_a_release_leaves_torch_alone(root):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_shards_are_mapped_not_read(release):
-    path = release.files.shard("mehrt", "train", 0)
-    header, blocks = map_shard(path)
-    _, whole = read_shard(path)
-    assert header == read_header(path)
-    assert len(blocks) > 1
-    for name in ("input_ids", "token_type", "time_us"):
-        assert all(isinstance(getattr(block, name), np.memmap) for block in blocks)
-        np.testing.assert_array_equal(np.concatenate([getattr(block, name) for block in blocks]), getattr(whole, name))
-    assert flat(block.image_key for block in blocks) == whole.image_key
-
-
-def test_a_shard_rewritten_with_another_layout_is_refused(release, tmp_path):
-    table = pq.read_table(release.files.shard("mehrt", "train", 0))
-    pq.write_table(table, tmp_path / "0000.parquet", compression="zstd")
-    with pytest.raises(TimeloomError, match=r"0000\.parquet is not laid out for mapping"):
-        map_shard(tmp_path / "0000.parquet")
-
-
 def test_a_shard_or_a_split_without_packs_reads_as_nothing(tmp_path, lines):
     root = fabricate(tmp_path / "root", [line for line in lines[:24] if line.split == "train"], CONTEXT, empty=True)
     release = Release.open(root)
@@ -166,7 +143,7 @@ def test_no_pack_is_lost_or_repeated_when_the_world_changes_in_mid_epoch(release
         assert all(its == state for step, its in states if step == reached)
         if state is not None and state["consumed"] == len(ranks[0]):
             break
-    assert sorted(seen) == sorted(ranks[0]._pack_ids.tolist())
+    assert sorted(seen) == sorted(ranks[0].shelf.pack_ids.tolist())
 
 
 def test_a_global_step_has_the_same_packs_for_every_world_size(release):
@@ -176,12 +153,12 @@ def test_a_global_step_has_the_same_packs_for_every_world_size(release):
         assert len({len(stream) for stream in streams}) == 1
         steps[world] = [sorted(flat(parts)) for parts in zip(*streams, strict=True)]
     assert steps[1] == steps[2] == steps[4] == steps[8]
-    assert sorted(flat(steps[1])) == sorted(train(release)._pack_ids.tolist())
+    assert sorted(flat(steps[1])) == sorted(train(release).shelf.pack_ids.tolist())
 
 
 def test_position_p_goes_to_rank_p_modulo_the_world_size(release):
     dataset = train(release)
-    order = dataset._pack_ids[global_order(dataset._pack_ids, 7, 0, 0)]
+    order = dataset.shelf.pack_ids[global_order(dataset.shelf.pack_ids, 7, 0, 0)]
     assert flat(packs_of(dataset)) == order.tolist()
     assert flat(packs_of(train(release, rank=2, world_size=4).batches(1))) == order[2::4].tolist()
 
@@ -195,7 +172,7 @@ def test_the_last_step_deals_what_is_left_and_can_be_dropped(release):
     assert [len(batch) for batch in last] == [1] * left + [0] * (world - left)
     assert last[-1].input_ids.shape == (0, CONTEXT)
     assert last[-1].block_mask().shape == (0, 1, CONTEXT, CONTEXT)
-    assert {batch.consumed for batch in last} == {total}
+    assert {batch.cursor for batch in last} == {(0, total)}
     dataset = train(release, world_size=world)
     dropped = list(dataset.batches(size, drop_last=True))
     assert len(dropped) == total // (world * size)
@@ -211,11 +188,11 @@ def test_iterating_again_continues_then_starts_the_next_epoch(release):
         break
     rest = list(dataset.batches(8))
     once = sorted([*first.pack_ids.tolist(), *flat(packs_of(rest))])
-    assert once == sorted(dataset._pack_ids.tolist())
+    assert once == sorted(dataset.shelf.pack_ids.tolist())
     passed = list(dataset.batches(8))
     second = flat(packs_of(passed))
     assert sorted(second) == once
-    assert {batch.epoch for batch in passed} == {1}
+    assert {batch.cursor[0] for batch in passed} == {1}
     assert (dataset.epoch, dataset.consumed) == (2, 0)
     assert second != [*first.pack_ids.tolist(), *flat(packs_of(rest))]
     again = train(release)
@@ -256,7 +233,7 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     dataset = train(release, vectors=True, rank=1, world_size=2)
     # The parent has shards and stores open: forked workers must not use them.
     next(iter(dataset.batches(4)))
-    dataset.consumed = 0
+    dataset.cursor = 0, 0
     loader = DataLoader(dataset.batches(4), batch_size=None, num_workers=workers, multiprocessing_context=method)
     loaded = list(loader)
     assert packs_of(loaded) == packs_of(plain)
@@ -270,7 +247,7 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
 
 
 def prefetchers():
-    return [thread for thread in threading.enumerate() if thread.name == "timeloom-prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("timeloom-prefetch")]
 
 
 def test_prefetching_changes_nothing_and_stops_with_its_consumer(release):
@@ -291,291 +268,6 @@ def test_an_error_in_the_prefetching_thread_reaches_the_consumer(copy):
     with pytest.raises(TimeloomError, match=r"embedding store (ct|wsi)/random-.*\.lmdb is missing"):
         list(train(Release.open(copy), vectors=True).batches(4, prefetch=2))
     assert not prefetchers()
-
-
-# --- batches
-
-
-timelines = st.lists(
-    st.tuples(
-        st.integers(1, 3),  # subject: few, so that chunks and packs share them
-        st.lists(
-            st.tuples(
-                st.sampled_from([*TokenType]),
-                st.sampled_from([BOS, UNK, 9, 10, 11]),
-                st.sampled_from([NO_TIME, 0, 0, 1, 1, 2, 3]),
-            ),
-            min_size=1,
-            max_size=24,
-        ),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-def collated(drawn, loss="mehrt", context=10):
-    made = []
-    for number, (subject, tokens) in enumerate(drawn):
-        line = Timeline(subject, "train", [], [], [])
-        for position, (kind, token, time) in enumerate(sorted(tokens, key=lambda entry: entry[2])):
-            line.ids.append(IMAGE_TOKENS["ct"] if kind == TokenType.IMAGE else token)
-            line.types.append(int(kind))
-            line.times.append(time)
-            if kind == TokenType.IMAGE:
-                line.images.append((position, "ct", f"k{number}-{position}"))
-        made.append(line)
-    packs = pack_timelines(made, context)
-    widened = packs.input_ids.astype(np.int64)
-    object.__setattr__(packs, "input_ids", widened)
-    return packs, collate(packs, loss, {"ct": np.zeros((len(packs.image_key), 4), np.float32)})
-
-
-@settings(max_examples=80, deadline=None)
-@given(drawn=timelines, loss=st.sampled_from(["mehrt", "multimodal"]))
-def test_collation_and_loss_mask_against_loops(drawn, loss):
-    packs, batch = collated(drawn, loss)
-    targets = {
-        "mehrt": {TokenType.STRUCTURED, TokenType.DEMOGRAPHIC},
-        "multimodal": {TokenType.STRUCTURED, TokenType.INTERVAL},
-    }[loss]
-    segment, ends = 0, [0]
-    for row in range(len(packs)):
-        at = 0
-        for local in range(packs.segments_per_pack[row]):
-            for position in range(packs.segment_length[segment]):
-                assert batch.segment_ids[row, at] == local
-                assert batch.position_ids[row, at] == position
-                token, kind = int(packs.input_ids[row, at]), TokenType(packs.token_type[row, at])
-                target = position > 0 and kind in targets and token > UNK
-                assert bool(batch.loss_mask[row, at]) == target
-                assert int(batch.labels[row, at]) == (token if target else -100)
-                assert int(batch.time_us[row, at]) == packs.time_us[row, at]
-                at += 1
-            segment += 1
-            ends.append(ends[-1] + int(packs.segment_length[segment - 1]))
-        assert (batch.segment_ids[row, at:] == -1).all()
-        assert (batch.labels[row, at:] == -100).all()
-        assert not batch.loss_mask[row, at:].any()
-        assert (batch.input_ids[row, at:] == 0).all()
-    assert batch.cu_seqlens.tolist() == ends
-    assert batch.cu_seqlens.dtype == batch.segment_ids.dtype == torch.int32
-    assert batch.max_seqlen == max(packs.segment_length)
-    assert batch.n_segments == segment == len(batch.subject_ids) == int(batch.segments_per_pack.sum())
-    for row, position in batch.item_positions["ct"].tolist():
-        assert batch.token_type[row, position] == TokenType.IMAGE
-
-
-def naive_visibility(packs, batch, k):
-    tokens, segment = [], 0
-    for row in range(len(packs)):
-        at = 0
-        for _ in range(packs.segments_per_pack[row]):
-            for position in range(packs.segment_length[segment]):
-                place = int(packs.segment_offset[segment]) + position
-                tokens.append((row, at, int(packs.segment_subject[segment]), int(packs.time_us[row, at]), place))
-                at += 1
-            segment += 1
-    where = {(row, at): rest for row, at, *rest in tokens}
-    items = [where[row, at] for row, at in batch.item_positions["ct"].tolist()]
-    expected = np.zeros((len(packs), packs.input_ids.shape[1], len(items)), bool)
-    for row, at, subject, time, _ in tokens:
-        before = [
-            (its_time, place, index)
-            for index, (owner, its_time, place) in enumerate(items)
-            if owner == subject and its_time != NO_TIME and time != NO_TIME and its_time < time
-        ]
-        for *_, index in sorted(before)[-k:]:
-            expected[row, at, index] = True
-    return expected
-
-
-@settings(max_examples=80, deadline=None)
-@given(drawn=timelines, k=st.integers(1, 4))
-def test_visible_items_against_a_loop_over_tokens_and_items(drawn, k):
-    # Every timeline its own subject: the timeline's place of an item is then unique.
-    own = [(number, tokens) for number, (_, tokens) in enumerate(drawn)]
-    packs, batch = collated(own)
-    np.testing.assert_array_equal(visible_items(batch, "ct", k).numpy(), naive_visibility(packs, batch, k))
-
-
-def test_visibility_is_strict_and_stays_with_the_subject(release, lines):
-    seen = 0
-    for batch in train(release).batches(16):
-        mask = release.visible_items(batch, modality="ct", k=8)
-        row, position = batch.item_positions["ct"].unbind(1)
-        subject = dict(enumerate(batch.subject_ids.tolist()))
-        first = (batch.segments_per_pack.cumsum(0) - batch.segments_per_pack).tolist()
-        for token_row, token, item in mask.nonzero().tolist():
-            assert batch.time_us[token_row, token] > batch.time_us[row[item], position[item]]
-            mine = subject[first[token_row] + int(batch.segment_ids[token_row, token])]
-            assert mine == subject[first[int(row[item])] + int(batch.segment_ids[row[item], position[item]])]
-            seen += 1
-        assert not mask[batch.segment_ids < 0].any()
-        assert int(mask.sum(-1).max()) <= 8
-        break
-    assert seen
-    with pytest.raises(TimeloomError, match="no modality ecg"):
-        release.visible_items(batch, modality="ecg")
-    with pytest.raises(TimeloomError, match="below 1"):
-        release.visible_items(batch, modality="ct", k=0)
-
-
-def test_every_image_token_has_its_own_vector(release, lines):
-    images = {key: (line, position) for line in lines for position, _, key in line.images if line.split == "train"}
-    seen = []
-    for batch in train(release, vectors=True).batches(16):
-        first = batch.segments_per_pack.cumsum(0) - batch.segments_per_pack
-        for modality, dim in DIMS.items():
-            assert batch.item_vectors[modality].dtype == torch.float32
-            assert batch.item_vectors[modality].shape == (len(batch.item_keys[modality]), dim)
-            for (row, position), key, vector in zip(
-                batch.item_positions[modality].tolist(),
-                batch.item_keys[modality],
-                batch.item_vectors[modality],
-                strict=True,
-            ):
-                line, place = images[key]
-                segment = int(first[row] + batch.segment_ids[row, position])
-                assert batch.input_ids[row, position] == IMAGE_TOKENS[modality]
-                assert int(batch.subject_ids[segment]) == line.subject
-                assert int(batch.segment_offset[segment] + batch.position_ids[row, position]) == place
-                np.testing.assert_array_equal(vector.numpy(), vector_of(modality, key))
-                seen.append(key)
-    assert sorted(seen) == sorted(images)
-
-
-def test_a_batch_is_what_transformers_take_and_moves_as_one(release):
-    batch = next(iter(train(release, vectors=True).batches(4)))
-    assert set(dict(**batch)) == {"input_ids", "labels", "attention_mask", "position_ids"}
-    moved = batch.to("meta")
-    assert {moved.input_ids.device.type, moved.item_vectors["ct"].device.type} == {"meta"}
-    assert moved.item_keys == batch.item_keys
-    assert batch.input_ids.dtype == batch.time_us.dtype == batch.labels.dtype == torch.int64
-    assert batch.token_type.dtype == torch.uint8
-    with pytest.raises(KeyError):
-        batch["time_us"]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_logits_of_a_packed_batch_equal_those_of_the_segments_alone(release, attention):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        attn_implementation=attention,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
-    batch = next(iter(train(release).batches(24)))
-    assert batch.n_segments > len(batch)
-    with torch.no_grad():
-        packed = model(**batch).logits
-        leaking = model(
-            batch.input_ids, position_ids=batch.position_ids, attention_mask=(batch.segment_ids >= 0)
-        ).logits
-        worst, leak = 0.0, 0.0
-        for row in range(len(batch)):
-            for segment in range(int(batch.segments_per_pack[row])):
-                where = batch.segment_ids[row] == segment
-                alone = model(batch.input_ids[row, where][None]).logits[0]
-                worst = max(worst, float((packed[row, where] - alone).abs().max()))
-                leak = max(leak, float((leaking[row, where] - alone).abs().max()))
-    assert worst < 1e-5
-    assert leak > 1e-3
-    assert torch.isfinite(packed).all()
-
-
-# --- bad input
-
-
-def raises_one_line(match):
-    return pytest.raises(TimeloomError, match=r"(?s)\A" + r"(?!.*\n)" + f".*{match}.*")
-
-
-def test_a_flipped_bit_is_found_before_a_batch_uses_it(copy):
-    path = copy / "releases" / "one" / "shards" / "mehrt" / "train" / "0001.parquet"
-    raw = bytearray(path.read_bytes())
-    place = raw.find(np.array([FIRST_CODE + 1], "<u2").tobytes(), 2000)
-    raw[place] ^= 1
-    path.write_bytes(raw)
-    given = []
-    with raises_one_line(r"shards/mehrt/train/0001\.parquet is corrupt.*timeloom verify"):
-        given.extend(batch for batch in train(Release.open(copy)).batches(1))
-    assert all(pack >> 32 == 0 for batch in given for pack in batch.pack_ids.tolist())
-
-
-def test_a_truncated_or_missing_shard_is_found_at_once(copy):
-    path = copy / "releases" / "one" / "shards" / "mehrt" / "train" / "0001.parquet"
-    path.write_bytes(path.read_bytes()[:-100])
-    with raises_one_line(r"train/0001\.parquet is truncated"):
-        train(Release.open(copy))
-    path.unlink()
-    with raises_one_line(r"train/0001\.parquet is missing"):
-        train(Release.open(copy))
-    assert len(Release.open(copy).shards("mehrt", split="tuning"))
-
-
-def test_a_missing_key_in_lmdb_is_named_by_its_store(copy):
-    from warehouse.embeddings import EmbeddingWriter
-
-    for path in copy.glob(f"embeddings/ct/{STORES['ct']}/*.lmdb"):
-        keys = EmbeddingStore.open(path).keys()
-        close_stores()
-        path.unlink()
-        with EmbeddingWriter(path) as writer:
-            writer.put_many([(key, vector_of("ct", key), 1) for key in keys[1:]])
-    with raises_one_line(r"embedding store ct/random-ct-0123/000\d\.lmdb lacks an item"):
-        list(train(Release.open(copy), vectors=True))
-    with raises_one_line("below 1"):
-        train(Release.open(copy)).batches(0)
-
-
-def change_manifest(copy, **changes):
-    path = copy / "releases" / "one" / "manifest.json"
-    write_manifest(path, read_manifest(path).model_copy(update=changes))
-
-
-def test_shards_of_another_vocabulary_or_encoder_are_refused(copy):
-    manifest = Release.open(copy).manifest
-    entry = manifest.profiles["mehrt"]
-    change_manifest(copy, profiles={"mehrt": entry.model_copy(update={"vocabulary_hash": "0" * 64})})
-    with raises_one_line(r"train/0000\.parquet was written with another vocabulary"):
-        train(Release.open(copy))
-    other = manifest.encoders["ct"].model_copy(update={"store": "another"})
-    change_manifest(copy, profiles=manifest.profiles, encoders={**manifest.encoders, "ct": other})
-    with raises_one_line("names a ct store that the manifest does not"):
-        train(Release.open(copy))
-
-
-def test_a_changed_vocabulary_file_is_refused(copy):
-    path = copy / "releases" / "one" / "vocabularies" / "mehrt" / "vocabulary.parquet"
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 4
-    path.write_bytes(raw)
-    with raises_one_line(r"vocabulary\.parquet is corrupt"):
-        train(Release.open(copy))
-
-
-def test_unknown_names_are_answered_with_the_known_ones(release, tmp_path, root):
-    with raises_one_line("no profile ethos.*mehrt"):
-        release.shards("ethos", split="train")
-    with raises_one_line("no split called val.*tuning"):
-        release.shards("mehrt", split="val")
-    with raises_one_line("no loss called all.*multimodal"):
-        release.shards("mehrt", split="train", loss="all")
-    with raises_one_line("rank 2 is not below world size 2"):
-        release.shards("mehrt", split="train", rank=2, world_size=2)
-    with raises_one_line("no published release"):
-        Release.open(tmp_path)
-    with raises_one_line("no release 1999"):
-        Release.open(root, release="1999")
 
 
 # --- the page for modelers

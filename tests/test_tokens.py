@@ -9,22 +9,20 @@ from typing import Any
 
 import polars as pl
 import pytest
+import timelines
+from timelines import left_out, named_tokens, usable
 
 from extractors.convert import code_expression
 from pipelines import tokenize, vocabulary
-from pipelines.config import ProfileConfig
-from pipelines.profiles import code_of, pieces_of, token_rows
+from pipelines.profiles import built_in, codes_of, pieces_of
+from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import SUBJECT_SPLITS
-from pipelines.tokenize import encode
 from pipelines.vocabulary import extend
 from warehouse.layout import ReleaseLayout
-from warehouse.order import sort_events
 from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
 from warehouse.tokens import BOS, IMAGE_TOKENS, RESERVED, UNK, TokenType
 
-EMPTY = pl.DataFrame(pl.from_arrow(EVENTS.empty_table()))
-NO_ITEMS = pl.DataFrame(schema={"item_key": pl.String})
-MEHRT, EVERYTHING = ProfileConfig(), ProfileConfig(namespaces=None)
+MEHRT, EVERYTHING = built_in("mehrt"), built_in("mehrt", namespaces=None)
 NOON = datetime(2020, 6, 1, 12)
 
 GOLDEN = {
@@ -44,13 +42,13 @@ GOLDEN = {
 
 
 def pieces(code: str) -> list[str]:
-    return pieces_of(pl.Series([code]))["token"].to_list()
+    return pieces_of(pl.Series([code]), MEHRT)["token"].to_list()
 
 
 @pytest.mark.parametrize(("code", "expected"), GOLDEN.items(), ids=GOLDEN)
 def test_golden_vectors(code: str, expected: list[str]) -> None:
     assert pieces(code) == expected
-    assert code_of(expected) == code
+    assert codes_of(expected, MEHRT) == [code]
 
 
 @pytest.mark.parametrize("written", ["R11.10", "r11.10", "R1110", " r1110 ", "R11.1 0"])
@@ -60,7 +58,7 @@ def test_any_spelling_of_a_code_is_one_code(written: str) -> None:
 
 
 def test_pieces_of_many_codes_are_those_of_each(tmp_path: Path) -> None:
-    together = pieces_of(pl.Series([*GOLDEN, *GOLDEN]))
+    together = pieces_of(pl.Series([*GOLDEN, *GOLDEN]), MEHRT)
     assert dict(together.group_by("code", maintain_order=True).agg("token").iter_rows()) == GOLDEN
     assert together.filter(pl.col("code") == "ICD10CM/S72001A")["piece"].to_list() == [0, 1, 2]
 
@@ -92,14 +90,14 @@ def icd10(real_data: Path) -> pl.Series:
 
 
 def test_every_code_of_the_dictionaries_comes_back(icd10: pl.Series) -> None:
-    grouped = pieces_of(icd10).group_by("code", maintain_order=True).agg("token")
+    grouped = pieces_of(icd10, MEHRT).group_by("code", maintain_order=True).agg("token")
     assert len(grouped) == len(icd10) > 100_000
-    assert [code_of(tokens) for tokens in grouped["token"]] == grouped["code"].to_list() == icd10.to_list()
+    assert codes_of(grouped["token"].explode().to_list(), MEHRT) == grouped["code"].to_list() == icd10.to_list()
     assert set(grouped["token"].list.len().unique()) == {1, 2, 3}
 
 
 def test_no_token_has_two_meanings_in_the_dictionaries(icd10: pl.Series) -> None:
-    found = pieces_of(icd10).with_columns(pl.col("code").str.split("/").list.first().alias("system"))
+    found = pieces_of(icd10, MEHRT).with_columns(pl.col("code").str.split("/").list.first().alias("system"))
     meanings = found.group_by("token").agg(pl.struct("system", "piece").n_unique().alias("meanings"))
     assert meanings["meanings"].max() == 1
     # Without the namespaces the same check finds the collisions that make them necessary.
@@ -111,19 +109,11 @@ def test_no_token_has_two_meanings_in_the_dictionaries(icd10: pl.Series) -> None
 
 
 def events(*rows: dict[str, Any]) -> pl.DataFrame:
-    usual = {"subject_id": 1, "time": NOON, "kind": "clinical", "source": "t", "time_precision": "s"}
-    filled = [dict.fromkeys(EVENTS.names) | usual | row for row in rows]
-    for row in filled:
-        row["available_time"] = row["available_time"] or row["time"]
-    return sort_events(pl.DataFrame(filled, schema=EMPTY.schema))
+    return timelines.events(*rows, time=NOON)
 
 
-def usable(*keys: str) -> pl.DataFrame:
-    return pl.DataFrame({"item_key": keys}, schema={"item_key": pl.String})
-
-
-def tokens_of(*rows: dict[str, Any], items: pl.DataFrame = NO_ITEMS, profile: ProfileConfig = MEHRT) -> pl.DataFrame:
-    return token_rows(events(*rows), items, profile)[0]
+def tokens_of(*rows: dict[str, Any], items: pl.Series | None = None, profile: ProfileConfig = MEHRT) -> pl.DataFrame:
+    return named_tokens(events(*rows), profile, items)
 
 
 BIRTH = {"code": "MEDS_BIRTH", "time": datetime(1950, 1, 1), "time_precision": "year"}
@@ -170,20 +160,21 @@ def test_no_birth_gives_no_age() -> None:
 
 def test_repeated_demographics_are_dropped_and_counted() -> None:
     again = [{"code": f"DEMO/ETHNICITY/{one}", "time": NOON + timedelta(days=day)} for day, one in enumerate("BAA")]
-    rows, dropped = token_rows(events(SEX, SEX | {"subject_id": 2}, LAB, *again), NO_ITEMS, MEHRT)
+    given = events(SEX, SEX | {"subject_id": 2}, LAB, *again)
+    rows = named_tokens(given, MEHRT)
     assert rows.filter(pl.col("subject_id") == 1)["token"].to_list() == [
         "[BOS]", "DEMO/ETHNICITY/B", "DEMO/SEX/F", "LOINC/2160-0",
     ]  # fmt: skip
     assert rows.filter(pl.col("subject_id") == 2)["token"].to_list() == ["[BOS]", "DEMO/SEX/F"]
-    assert dropped.rows() == [("DEMO", "repeated_demographic", 2)]
+    assert left_out(given, MEHRT) == [("DEMO", "repeated_demographic", 2)]
 
 
 def test_what_the_profile_leaves_out_is_counted_by_namespace() -> None:
     rows = events(LAB, {"code": "VITAL/HR"}, {"code": "VITAL/HR"}, BIRTH)
-    assert token_rows(rows, NO_ITEMS, MEHRT)[1].rows() == [
+    assert left_out(rows, MEHRT) == [
         ("MEDS_BIRTH", "becomes_age", 1), ("VITAL", "namespace_not_in_profile", 2),
     ]  # fmt: skip
-    assert token_rows(rows, NO_ITEMS, EVERYTHING)[0]["token"].to_list().count("VITAL/HR") == 2
+    assert named_tokens(rows, EVERYTHING)["token"].to_list().count("VITAL/HR") == 2
 
 
 def image(key: str, modality: str = "ct", **more: Any) -> dict[str, Any]:
@@ -220,16 +211,17 @@ def test_an_image_stands_after_a_dated_fact_that_becomes_available_at_its_moment
 
 
 def test_only_images_with_verdict_ok_become_tokens() -> None:
-    rows, dropped = token_rows(events(image("good"), image("bad"), LAB), usable("good"), MEHRT)
+    given = events(image("good"), image("bad"), LAB)
+    rows = named_tokens(given, MEHRT, usable("good"))
     assert rows.drop_nulls("item_key")["item_key"].to_list() == ["good"]
-    assert dropped.rows() == [("IMAGE", "image_without_vector", 1)]
+    assert left_out(given, MEHRT, usable("good")) == [("IMAGE", "image_without_vector", 1)]
 
 
 def test_tokens_follow_availability_or_time_as_the_profile_says() -> None:
     late = {"code": "LOINC/1-1", "available_time": NOON + timedelta(days=2)}
     other = {"code": "LOINC/2-2", "time": NOON + timedelta(days=1)}
     assert tokens_of(late, other)["token"].to_list()[1:] == ["LOINC/2-2", "LOINC/1-1"]
-    by_time = tokens_of(late, other, profile=ProfileConfig(order="time"))
+    by_time = tokens_of(late, other, profile=built_in("mehrt", order="time"))
     assert by_time["token"].to_list()[1:] == ["LOINC/1-1", "LOINC/2-2"]
     assert by_time["time"].to_list()[1:] == [NOON, NOON + timedelta(days=1)]
 
@@ -279,9 +271,9 @@ def test_shuffled_counts_give_the_same_vocabulary() -> None:
 
 
 def test_what_train_does_not_have_is_unknown_and_of_type_special() -> None:
-    rows = tokens_of(LAB, {"code": "RXNORM/5"}, SEX, image("k"), items=usable("k"))
     fitted = extend(counts(("train", "LOINC/2160-0", 1)), None)
-    line = encode(rows, fitted)
+    given = events(LAB, {"code": "RXNORM/5"}, SEX, image("k"))
+    line = named_tokens(given, MEHRT, usable("k"), vocabulary=fitted)
     assert line["token_id"].to_list() == [BOS, UNK, len(RESERVED), UNK, IMAGE_TOKENS["ct"]]
     assert line["type"].to_list() == [
         TokenType.SPECIAL, TokenType.SPECIAL, TokenType.STRUCTURED, TokenType.SPECIAL, TokenType.IMAGE,
@@ -306,7 +298,15 @@ def run_all(base: Path, buckets: list[int], previous: Path | None = None) -> tup
     counted = []
     for bucket in buckets:
         counted += vocabulary.count({"bucket": bucket, "profile": "mehrt", "settings": settings}, base).files
-    fitted = vocabulary.fit({"profile": "mehrt", "counts": counted, "previous": previous and str(previous)}, base)
+    params = {
+        "profile": "mehrt",
+        "settings": settings,
+        "counts": counted,
+        "values": [],
+        "left_out": [],
+        "quantiles": None,
+    }
+    fitted = vocabulary.fit(params | {"previous": previous and str(previous)}, base)
     for bucket in buckets:
         tokenize.run({"bucket": bucket, "profile": "mehrt", "settings": settings}, base)
     return read_frame(ReleaseLayout(base).vocabulary("mehrt")), fitted.counts

@@ -4,22 +4,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import staging
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validation.measure_events import misplaced_subjects
-from validation.measure_subjects import ks_statistic
+from validation.measure_splits import ks_statistic, measure_splits
 from validation.profile import ReleaseProfile, profile_release
 from validation.suites import EXPECTATIONS, Judgement, judge
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import LAGS, LEDGER, write_table
+from warehouse.schemas import LAGS, LEDGER, SPLIT_LEDGER, write_table
 from warehouse.shards import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]
@@ -42,7 +44,7 @@ def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> R
         tree,
         scheme=staging.SCHEME,
         fractions=fractions or staging.FRACTIONS,
-        profiles=staging.PROFILES,
+        profiles=staging.profile_entries(),
         buckets=staging.BUCKETS,
         before=before_of(tree),
     )
@@ -269,22 +271,45 @@ def many_failed(tree: ReleaseLayout) -> None:
     change(tree, "items", of_item("ct-scout", verdict="failed_no_time"))
 
 
+def all_splits() -> dict[int, str]:
+    return {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+
+
 @breaks("splits.subjects_without_split")
 def unassigned(tree: ReleaseLayout) -> None:
-    ledger = [(subject, staging.split_of(subject)) for subject in range(staging.SUBJECT_COUNT) if subject != 5]
-    staging.write_split_ledger(tree, ledger)
+    """One without tokens, so that no shard lacks it."""
+    splits = {subject: split for subject, split in all_splits().items() if subject != 5}
+    staging.write_scheme_subjects(tree, list(splits.items()))
+    staging.write_subject_splits(tree, splits)
+    without_tokens(tree, 5)
+
+
+def without_tokens(tree: ReleaseLayout, subject: int) -> None:
+    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != subject)
+    staging.write_buckets(tree, timelines, "timeline")
+    staging.write_shards(tree, timelines, all_splits())
 
 
 @breaks("splits.subjects_in_two_splits")
 def in_two(tree: ReleaseLayout) -> None:
-    ledger = [(subject, staging.split_of(subject)) for subject in range(staging.SUBJECT_COUNT)]
-    staging.write_split_ledger(tree, [*ledger, (5, "tuning")])
+    staging.write_split_ledger(tree, [*all_splits().items(), (5, "tuning")])
 
 
 @breaks("splits.published_differently")
 def published_elsewhere(tree: ReleaseLayout) -> None:
-    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
-    staging.write_subject_splits(tree, splits | {5: "held_out"})
+    staging.write_subject_splits(tree, all_splits() | {5: "held_out"})
+
+
+@breaks("splits.ledgers_changed")
+def changed_ledger(tree: ReleaseLayout) -> None:
+    path = tree.split_ledger(staging.SCHEME)
+    other = pl.lit("another").alias("stratum")
+    write_table(path, pl.read_parquet(path).with_columns(other), SPLIT_LEDGER, "split ledger")
+
+
+@breaks("splits.subjects_moved")
+def moved_subject(tree: ReleaseLayout) -> None:
+    staging.write_split_ledger(before_of(tree), [*all_splits().items(), (4711, "held_out")])
 
 
 @breaks("splits.share_z")
@@ -292,24 +317,80 @@ def other_fractions(tree: ReleaseLayout) -> None:
     FRACTIONS["splits.share_z"] = {"train": 0.4, "tuning": 0.3, "held_out": 0.3}
 
 
+# What is measured of subjects, where a mutation is one of how they are split; a tree of so many would take long.
+PARTS: dict[str, pl.DataFrame] = {}
+SIZES = {"train": 800, "tuning": 100, "held_out": 100}
+
+
+def in_splits(**columns: Callable[[str, int], np.ndarray[Any, Any]]) -> pl.DataFrame:
+    """1,000 subjects that are alike in all splits, but for the columns that a function of split and size gives."""
+
+    def part(split: str, size: int) -> pl.DataFrame:
+        place = (np.arange(size) + 0.5) / size
+        made = {
+            "tokens": np.exp(3 + 4 * place).round(),
+            "interval": 100 * place**3,
+            "set": np.where(place > 0.8, "CT", "structured only"),
+        }
+        return pl.DataFrame(made | {name: make(split, size) for name, make in columns.items()}).with_columns(
+            pl.lit(split).alias("split"), pl.col("tokens").cast(pl.Int64)
+        )
+
+    return pl.concat([part(split, size) for split, size in SIZES.items()])
+
+
+def stretched(by: float) -> Callable[[str, int], np.ndarray[Any, Any]]:
+    """Lengths whose logarithms lie higher in tuning."""
+
+    def lengths(split: str, size: int) -> np.ndarray[Any, Any]:
+        place = (np.arange(size) + 0.5) / size
+        return np.exp(3 + 4 * place + by * (split == "tuning"))
+
+    return lengths
+
+
+@breaks("splits.length_smd_ratio")
+def few_short_ones(tree: ReleaseLayout) -> None:
+    """A quarter of tuning is far shorter: too few for the distance of the distributions, not for the mean."""
+
+    def lengths(split: str, size: int) -> np.ndarray[Any, Any]:
+        place = (np.arange(size) + 0.5) / size
+        return np.where((split == "tuning") & (place < 0.25), 2, np.exp(10 + 0.5 * place))
+
+    PARTS["splits.length_smd_ratio"] = in_splits(tokens=lengths)
+
+
 @breaks("splits.length_ks_ratio")
-def long_tuning(tree: ReleaseLayout) -> None:
-    """Half of the patients are outside train, and their timelines are longer than any within."""
-    FRACTIONS["splits.length_ks_ratio"] = {"train": 0.5, "tuning": 0.25, "held_out": 0.25}
-    splits = {subject: ("train", "train", "tuning", "held_out")[subject // 10] for subject in range(40)}
-    staging.write_split_ledger(tree, list(splits.items()))
-    staging.write_subject_splits(tree, splits)
-    timelines = staging.read_all(tree, "timeline")
-    more = timelines.filter((pl.col("subject_id") >= 20) & (pl.col("type") == 1))
-    timelines = pl.concat([timelines, more, more]).sort("subject_id", maintain_order=True)
-    staging.write_buckets(tree, timelines, "timeline")
-    staging.write_shards(tree, timelines, splits)
+def at_both_ends(tree: ReleaseLayout) -> None:
+    """The mean is the same and the distribution is another."""
+
+    def lengths(split: str, size: int) -> np.ndarray[Any, Any]:
+        place = (np.arange(size) + 0.5) / size
+        return np.exp(5 + (np.where(place > 0.5, 3, -3) if split == "tuning" else 0.2 * (place - 0.5)))
+
+    PARTS["splits.length_ks_ratio"] = in_splits(tokens=lengths)
 
 
-@breaks("splits.set_z")
+@breaks("splits.interval_smd_ratio")
+def slow_tuning(tree: ReleaseLayout) -> None:
+    PARTS["splits.interval_smd_ratio"] = in_splits(
+        interval=lambda split, size: 100 * ((np.arange(size) + 0.5) / size) ** 3 + 25 * (split == "held_out")
+    )
+
+
+@breaks("splits.modality_ratio")
 def images_in_tuning(tree: ReleaseLayout) -> None:
-    many = pl.when(pl.col("subject_id") % 10 == 8).then(1).otherwise(pl.col("wsi"))
-    change(tree, "subjects", lambda frame: frame.with_columns(many.alias("wsi")))
+    PARTS["splits.modality_ratio"] = in_splits(
+        set=lambda split, size: np.where(
+            np.arange(size) < size * (0.45 if split == "tuning" else 0.2), "CT", "structured only"
+        )
+    )
+
+
+@breaks("splits.match_ratio")
+def a_little_longer(tree: ReleaseLayout) -> None:
+    """More than two standard errors, and less than is gross."""
+    PARTS["splits.match_ratio"] = in_splits(tokens=stretched(0.35))
 
 
 @breaks("shards.token_difference")
@@ -341,8 +422,8 @@ def unknown_token(tree: ReleaseLayout) -> None:
 
 @breaks("shards.dangling_images")
 def dangling_image(tree: ReleaseLayout) -> None:
-    keys = read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_key
-    staging.change_shard(tree, "train", image_key=["ct-nowhere", *keys[1:]])
+    keys = read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_key.to_pylist()
+    staging.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", *keys[1:]]))
 
 
 @breaks("shards.max_segments")
@@ -357,6 +438,7 @@ def many_segments(tree: ReleaseLayout) -> None:
         segment_length=np.concatenate([packs.segment_length, np.zeros(empty, np.int32)]),
         segment_subject=np.concatenate([packs.segment_subject, np.repeat(packs.segment_subject[:1], empty)]),
         segment_offset=np.zeros(65, np.int32),
+        segment_origin=np.zeros(65, np.int64),
     )
 
 
@@ -365,7 +447,7 @@ def empty_packs(tree: ReleaseLayout) -> None:
     timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 < 8)
     packs = staging.make_packs(timelines, 10)
     wide = {name: np.zeros((len(packs), staging.CONTEXT), dtype) for name, dtype in
-            (("input_ids", np.uint16), ("token_type", np.uint8), ("time_us", np.int64))}  # fmt: skip
+            (("input_ids", np.uint16), ("token_type", np.uint8), ("time", np.int64))}  # fmt: skip
     for name, matrix in wide.items():
         matrix[:, : getattr(packs, name).shape[1]] = getattr(packs, name)
     write_shard(tree.shard(staging.PROFILE, "train", 0), replace(packs, **wide), staging.header("train"))
@@ -384,13 +466,42 @@ def test_every_expectation_has_its_mutation() -> None:
 
 
 # What cannot fail alone: no events and no ledger are the same release without content.
-TOGETHER = {"ledger.*": {"events.rows", "ledger.*"}}
+# What is grossly unlike the other splits is unlike them.
+TOGETHER = {
+    "ledger.*": {"events.rows", "ledger.*"},
+    "splits.length_smd_ratio": {"splits.length_smd_ratio", "splits.match_ratio"},
+    "splits.interval_smd_ratio": {"splits.interval_smd_ratio", "splits.match_ratio"},
+}
+
+
+RIGHT = (
+    "subjects_without_split",
+    "subjects_in_two_splits",
+    "published_differently",
+    "ledgers_changed",
+    "subjects_moved",
+)
+
+
+def compared(subjects: pl.DataFrame) -> pl.DataFrame:
+    """What is measured of subjects whose ledger is right."""
+    fractions = {name: size / sum(SIZES.values()) for name, size in SIZES.items()}
+    return measure_splits(subjects, "mehrt", fractions, dict.fromkeys(RIGHT, 0))
+
+
+def test_splits_that_are_alike_pass(tree: ReleaseLayout) -> None:
+    measured = compared(in_splits())
+    assert measured.select("length_ks_ratio", "modality_ratio", "match_ratio").null_count().sum_horizontal().item() == 0
+    assert failed(judge(replace(profile(tree), splits=measured), None)) == set()
 
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str) -> None:
     MUTATIONS[name](tree)
-    judgement = judge(profile(tree, FRACTIONS.get(name)), None)
+    measured = profile(tree, FRACTIONS.get(name))
+    if name in PARTS:
+        measured = replace(measured, splits=compared(PARTS[name]))
+    judgement = judge(measured, None)
     expected = TOGETHER.get(name, {name})
     assert failed(judgement) == expected
     critical = {expectation.name for expectation in EXPECTATIONS if expectation.severity == "critical"}

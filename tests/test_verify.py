@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import staging
 
@@ -65,7 +66,7 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
 
 
 FILES = ["data/0001.parquet", "metadata/codes.parquet", "metadata/dataset.json", "items/0000.parquet",
-         "splits/mehrt.parquet", "timelines/mehrt/0002.parquet", "shards/mehrt/train/0000.parquet",
+         "splits/mehrt/ledger.parquet", "timelines/mehrt/0002.parquet", "shards/mehrt/train/0000.parquet",
          "vocabularies/mehrt/vocabulary.parquet", "ledger.parquet", "quarantine.parquet", "lags.parquet"]  # fmt: skip
 
 
@@ -111,6 +112,16 @@ def test_a_manifest_whose_entries_were_changed_does_not_add_up(root: Path) -> No
     write_manifest(tree.manifest, Manifest(**manifest.model_dump() | {"files": files}))
     assert content_hash(files) != manifest.content_hash
     assert set(failed(root)) == {"files", "content hash"}
+
+
+def test_a_checksum_that_readers_trust_is_checked_too(root: Path) -> None:
+    tree = release(root)
+    manifest = read_manifest(tree.manifest)
+    name = "shards/mehrt/train/0000.parquet"
+    assert len(manifest.files[name].xxh3 or "") == 32
+    wrong = manifest.files[name].model_copy(update={"xxh3": "0" * 32})
+    write_manifest(tree.manifest, manifest.model_copy(update={"files": manifest.files | {name: wrong}}))
+    assert {one: finding.detail for one, finding in failed(root).items()} == {"files": f"changed: {name}"}
 
 
 @pytest.mark.parametrize("text", ["", "{", json.dumps({"format_version": 99})])
@@ -225,7 +236,7 @@ def test_shards_without_a_subject_of_the_timelines_are_found(root: Path) -> None
 
 def test_an_image_place_of_no_usable_item_is_found(root: Path) -> None:
     tree = release(root)
-    staging.change_shard(tree, "train", image_key=["ct-nowhere", "wsi-a"])
+    staging.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", "wsi-a"]))
     signed_again(root)
     assert failed(root)["shards"].detail == "1 images that are no usable item"
 

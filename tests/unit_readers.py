@@ -35,6 +35,9 @@ def read(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
         if "log" in geometry:
             with Path(geometry["log"]).open("a") as file:
                 file.write(f"{os.getpid()} {number} {first} {len(units)}\n")
+        if geometry.get("unlink_at") in units:
+            (request.root / request.paths[0]).unlink()
+            raise FileNotFoundError
         _misbehave(geometry, units)
         kept = units[~np.isin(units, geometry.get("bad", []))]
         image = pixels(number, kept)
@@ -42,6 +45,15 @@ def read(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
             image[kept == geometry["nan"]] = np.nan
         places = np.stack([kept * 10, kept * 10 + 1], axis=1).astype(np.int32)
         yield UnitBatch(image, kept.astype(np.int64), places, len(units) - len(kept))
+
+
+def read_large(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
+    """Units of `geometry["bytes"]` each."""
+    assert request.stop is not None
+    for first in range(request.start, request.stop, batch_size):
+        units = np.arange(first, min(first + batch_size, request.stop))
+        image = np.zeros((len(units), request.geometry["bytes"]), np.uint8)
+        yield UnitBatch(image, units.astype(np.int64), units.astype(np.int32)[:, None], 0)
 
 
 def _misbehave(geometry: Any, units: np.ndarray) -> None:

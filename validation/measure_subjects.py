@@ -1,165 +1,166 @@
-"""What is measured of subjects: how they are split, and how alike the splits are. Aggregates leave this module."""
+"""What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Aggregates leave this module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from validation.reading import collect, existing, gather, scan
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SPLIT_LEDGER, SUBJECTS
+from warehouse.schemas import SUBJECTS
 from warehouse.tokens import TokenType
 
 MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")
 STRUCTURED, IMAGING = "structured", "imaging"
-QUANTILES = {"p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99}
-KS_COEFFICIENT = 1.949  # of the two-sample Kolmogorov-Smirnov statistic at alpha = 0.001
+QUANTILES = {"min": 0.0, "p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99, "max": 1.0}
+# REQUIREMENTS 1.6: the papers' "mean time interval" is not defined, so each reading has its name.
+INTERVALS = {
+    "interval_tokens": "a patient's mean over consecutive tokens; tokens of one time are 0 days apart",
+    "interval_times": "a patient's mean over consecutive distinct times",
+    "interval_pooled": "every gap between a patient's consecutive distinct times, all patients' gaps together",
+}
+# Of each population, the tokens that its lengths and intervals are about.
+KINDS = {STRUCTURED: (TokenType.STRUCTURED,), IMAGING: (TokenType.STRUCTURED, TokenType.IMAGE)}
+DAY_US, DAY_S = 86_400_000_000, 86_400
+GAPS = pl.DataFrame(
+    schema={"subject_id": pl.Int64, "seconds": pl.Int64, "gaps": pl.Int64, "days": pl.Float64, "squares": pl.Float64}
+)
 
 
-def read_assignments(tree: ReleaseLayout, scheme: str) -> pl.DataFrame:
-    """`subject_id`, `split` of the append-only ledger; it may hold subjects that are no longer in the data."""
-    return gather([tree.split_ledger(scheme)], SPLIT_LEDGER, ["subject_id", "split"])
+def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.DataFrame:
+    """One row per subject: `set`; `structured` and `tokens`, its lengths; `interval`, in days, what splits are compared
+    by; and of each population `interval_tokens_<population>` and `interval_times_<population>`.
 
-
-def disagreements(tree: ReleaseLayout, scheme: str, subjects: pl.DataFrame) -> dict[str, int]:
-    """Counts of subjects of the data without a split, in two, or published with another than the ledger's.
-
-    Args:
-        subjects: `subject_id`, at least once for each subject of the data.
-    """
-    assigned = read_assignments(tree, scheme)
-    present = subjects.select("subject_id").unique()
-    here = assigned.join(present, on="subject_id", how="semi")
-    published = (
-        collect(scan(tree.subject_splits).select("subject_id", "split"), tree.subject_splits)
-        if tree.subject_splits.is_file()
-        else here.clear()
-    )
-    published = published.join(present, on="subject_id", how="semi")
-    only_one = pl.concat(
-        [here.join(published, on=here.columns, how="anti"), published.join(here, on=here.columns, how="anti")]
-    )
-    twice = here.group_by("subject_id").agg(pl.col("split").len().alias("splits")).filter(pl.col("splits") > 1)
-    return {
-        "subjects_without_split": present.join(assigned, on="subject_id", how="anti").height,
-        "subjects_in_two_splits": twice.height,
-        # a subject without a split, or with two, is counted above, not here again
-        "published_differently": only_one.join(assigned, on="subject_id", how="semi")
-        .join(twice, on="subject_id", how="anti")["subject_id"]
-        .n_unique(),
-    }
-
-
-def read_subjects(tree: ReleaseLayout, scheme: str, profile: str | None, buckets: int) -> pl.DataFrame:
-    """One row per subject: `split`, `set`, `structured`, `tokens` (lengths), `mean_interval_days`.
-
-    Lengths are in tokens of `profile`; in events where a release has no profile.
+    Lengths are in tokens of `profile`; in events where a release has no profile, and then only the interval over
+    distinct times is known.
     """
     statistics = gather((tree.subjects(bucket) for bucket in range(buckets)), SUBJECTS, SUBJECTS.names)
     ct, wsi = pl.col("ct") > 0, pl.col("wsi") > 0
     kind = pl.when(ct & wsi).then(3).when(wsi).then(2).when(ct).then(1).otherwise(0)
     frame = statistics.with_columns(
         kind.replace_strict(dict(enumerate(MODALITY_SETS)), return_dtype=pl.String).alias("set")
-    ).join(read_assignments(tree, scheme).unique("subject_id"), on="subject_id", how="left")
+    )
     if profile is None:
         images = pl.col("ct") + pl.col("wsi")
-        return frame.with_columns((pl.col("events") - images).alias("structured"), pl.col("events").alias("tokens"))
+        unknown = [pl.lit(None, pl.Float64).alias(f"interval_tokens_{name}") for name in KINDS]
+        known = [
+            pl.col("mean_interval_days").alias(name) for name in ("interval", *map("interval_times_{}".format, KINDS))
+        ]
+        return frame.with_columns(
+            (pl.col("events") - images).alias("structured"), pl.col("events").alias("tokens"), *unknown, *known
+        )
     paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets))
     lengths = [collect(_lengths(path), path) for path in paths]
-    empty = pl.DataFrame(schema={"subject_id": pl.Int64, "structured": pl.Int64, "tokens": pl.Int64})
-    return frame.join(pl.concat([empty, *lengths]), on="subject_id", how="left").with_columns(
-        pl.col("structured", "tokens").fill_null(0)
+    columns: dict[str, type[pl.DataType]] = {"subject_id": pl.Int64, "structured": pl.Int64, "tokens": pl.Int64}
+    columns |= {f"{name}_{kind}": pl.Float64 for kind in KINDS for name in ("interval_tokens", "interval_times")}
+    return (
+        frame.join(pl.concat([pl.DataFrame(schema=columns), *lengths]), on="subject_id", how="left")
+        .with_columns(pl.col("structured", "tokens").fill_null(0))
+        .with_columns(pl.col(f"interval_tokens_{STRUCTURED}").alias("interval"))
     )
 
 
+def _timed(population: str) -> pl.Expr:
+    return pl.col("type").is_in([int(kind) for kind in KINDS[population]]) & pl.col("time").is_not_null()
+
+
 def _lengths(path: Path) -> pl.LazyFrame:
+    intervals = []
+    for population in KINDS:
+        time = pl.col("time").filter(_timed(population))
+        days = (time.max() - time.min()).dt.total_microseconds() / DAY_US
+        for name, number in (("interval_tokens", time.len()), ("interval_times", time.n_unique())):
+            gaps = number.cast(pl.Int64) - 1
+            intervals.append(pl.when(gaps > 0).then(days / gaps).alias(f"{name}_{population}"))
     return (
         scan(path)
         .group_by("subject_id")
         .agg(
             (pl.col("type") != TokenType.IMAGE).sum().cast(pl.Int64).alias("structured"),
             pl.len().cast(pl.Int64).alias("tokens"),
+            *intervals,
         )
     )
 
 
-def ks_statistic(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
-    """The two-sample Kolmogorov-Smirnov distance of two samples (n,), (m,); 0 where one is empty."""
-    if not len(first) or not len(second):
-        return 0.0
-    grid = np.concatenate([first, second])
-    below = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (first, second)]
-    return float(np.abs(below[0] - below[1]).max())
+def measure_gaps(tree: ReleaseLayout, profile: str | None, buckets: int, subjects: pl.DataFrame) -> pl.DataFrame:
+    """Pooled gaps: `population`, `split`, and `interval_pooled_` n, mean, sd and quantiles, in days.
 
+    Quantiles are those of gaps in whole seconds, in whole minutes from one day on, so that distinct ones stay few.
 
-def measure_splits(
-    subjects: pl.DataFrame, fractions: Mapping[str, float | None], disagreement: Mapping[str, int]
-) -> pl.DataFrame:
-    """One row per split of the scheme, in its order; compared with the first one, which is train.
-
-    Columns: subjects, share, target, share_z (deviation in standard errors, null without a target), length_ks and
-    length_ks_ratio (to the critical value at alpha 0.001), set_z (the largest deviation of a modality set's share
-    from train's, in standard errors), and `disagreements` on every row.
+    Args:
+        subjects: `subject_id`, `split`, `set`.
     """
-    total = max(subjects.filter(pl.col("split").is_not_null()).height, 1)
-    parts = {name: subjects.filter(pl.col("split") == name) for name in fractions}
-    train = next(iter(parts.values()))
-    rows = []
-    for name, part in parts.items():
-        share, target = part.height / total, fractions[name]
-        distance = ks_statistic(train["tokens"].to_numpy(), part["tokens"].to_numpy())
-        harmonic = part.height * train.height / max(part.height + train.height, 1)
-        rows.append(
-            {
-                "split": name,
-                "subjects": part.height,
-                "share": share,
-                "target": target,
-                "share_z": _share_deviation(share, target, total),
-                "length_ks": distance,
-                "length_ks_ratio": distance * float(np.sqrt(harmonic)) / KS_COEFFICIENT,
-                "set_z": max(_set_deviation(train, part, kind) for kind in MODALITY_SETS),
-                **disagreement,
-            }
+    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets)) if profile else []
+    frames = []
+    for population in KINDS:
+        members = subjects.select("subject_id", "split", "set").drop_nulls("split")
+        if population == IMAGING:
+            members = members.filter(pl.col("set") != MODALITY_SETS[0])
+        counted = [collect(_gaps(path, population, members), path) for path in paths]
+        none = pl.DataFrame(schema={"split": pl.String, **GAPS.drop("subject_id").schema})
+        whole = pl.concat([none, *counted]).group_by("split", "seconds").sum().sort("split", "seconds")
+        number = pl.col("gaps").sum()
+        mean = pl.col("days").sum() / number
+        spread = ((pl.col("squares").sum() - number * mean**2).clip(0) / (number - 1)).sqrt()
+        reached = pl.col("gaps").cum_sum()
+        frames.append(
+            whole.group_by("split", maintain_order=True)
+            .agg(
+                number.alias("n"),
+                mean.alias("mean"),
+                pl.when(number > 1).then(spread).alias("sd"),
+                *(
+                    (pl.col("seconds").filter(reached >= (q * number).ceil().clip(1)).first() / DAY_S).alias(name)
+                    for name, q in QUANTILES.items()
+                ),
+            )
+            .select(
+                pl.lit(population).alias("population"),
+                "split",
+                pl.all().exclude("split").name.prefix("interval_pooled_"),
+            )
         )
-    return pl.DataFrame(rows, schema_overrides={"target": pl.Float64, "share_z": pl.Float64})
+    return pl.concat(frames)
 
 
-def _share_deviation(share: float, target: float | None, total: int) -> float | None:
-    """|z| of a share of `total` subjects against its target; None without a target."""
-    if target is None:
-        return None
-    return abs(share - target) / max(float(np.sqrt(target * (1 - target) / total)), 1e-9)
+def _gaps(path: Path, population: str, members: pl.DataFrame) -> pl.LazyFrame:
+    """Of one bucket: `split`, `seconds` (a gap, rounded), `gaps` (how many), `days` and `squares` (exact sums)."""
+    gap = (pl.col("time") - pl.col("time").shift()).dt.total_microseconds()
+    seconds = pl.col("gap") // 1_000_000
+    days = pl.col("gap") / DAY_US
+    return (
+        scan(path)
+        .filter(_timed(population))
+        .select("subject_id", "time")
+        .unique()
+        .join(members.lazy().select("subject_id", "split"), on="subject_id")
+        .sort("subject_id", "time")
+        .with_columns(pl.when(pl.col("subject_id") == pl.col("subject_id").shift()).then(gap).alias("gap"))
+        .drop_nulls("gap")
+        .group_by("split", pl.when(seconds < DAY_S).then(seconds).otherwise(seconds // 60 * 60).alias("seconds"))
+        .agg(pl.len().cast(pl.Int64).alias("gaps"), days.sum().alias("days"), (days**2).sum().alias("squares"))
+    )
 
 
-def _set_deviation(train: pl.DataFrame, part: pl.DataFrame, kind: str) -> float:
-    """|z| of two proportions of a modality set, pooled; 0 where either has no subjects."""
-    if not train.height or not part.height:
-        return 0.0
-    first, second = (frame.filter(pl.col("set") == kind).height for frame in (train, part))
-    pooled = (first + second) / (train.height + part.height)
-    error = float(np.sqrt(pooled * (1 - pooled) * (1 / train.height + 1 / part.height)))
-    return abs(first / train.height - second / part.height) / error if error else 0.0
-
-
-def _describe(column: str) -> list[pl.Expr]:
+def _describe(column: str, name: str) -> list[pl.Expr]:
     value = pl.col(column)
     return [
-        value.count().cast(pl.Int64).alias(f"{column}_n"),
-        value.mean().alias(f"{column}_mean"),
-        value.std().alias(f"{column}_sd"),
-        *(value.quantile(at, "linear").alias(f"{column}_{name}") for name, at in QUANTILES.items()),
+        value.count().cast(pl.Int64).alias(f"{name}_n"),
+        value.mean().alias(f"{name}_mean"),
+        value.std().alias(f"{name}_sd"),
+        *(value.quantile(at, "linear").alias(f"{name}_{label}") for label, at in QUANTILES.items()),
     ]
 
 
-def measure_cohorts(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
-    """Tables A1 and A2 of MEHRT in form: per population and split, patients, share, tokens, length and interval.
+def measure_cohorts(subjects: pl.DataFrame, splits: Sequence[str], gaps: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Tables A1 and A2 of MEHRT in form: per population and split, patients, share, tokens, length and intervals.
 
     `structured`: all subjects, their structured tokens. `imaging`: subjects with an image, structured and image
-    tokens. The interval is each subject's mean over consecutive distinct times, in days.
+    tokens. The intervals are those of INTERVALS, in days; nothing is clipped.
+
+    Args:
+        gaps: of measure_gaps; without it nothing is said of pooled gaps.
     """
     populations = {
         STRUCTURED: subjects.with_columns(pl.col("structured").alias("length")),
@@ -173,14 +174,22 @@ def measure_cohorts(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFra
             pl.len().cast(pl.Int64).alias("subjects"),
             (pl.len() / max(known.height, 1)).alias("share"),
             pl.col("length").sum().cast(pl.Int64).alias("tokens"),
-            *_describe("length"),
-            *_describe("mean_interval_days"),
+            *_describe("length", "length"),
+            *_describe(f"interval_tokens_{name}", "interval_tokens"),
+            *_describe(f"interval_times_{name}", "interval_times"),
         )
         joined = order.join(described, on="split", how="left", maintain_order="left").with_columns(
-            pl.col("subjects", "tokens", "share", "length_n", "mean_interval_days_n").fill_null(0)
+            pl.col("^(subjects|tokens|share|.*_n)$").fill_null(0)
         )
         frames.append(joined.select(pl.lit(name).alias("population"), pl.all()))
-    return pl.concat(frames)
+    whole = pl.concat(frames)
+    statistics = ["n", "mean", "sd", *QUANTILES]
+    if gaps is None:
+        numbers = [pl.lit(None, pl.Float64).alias(f"interval_pooled_{name}") for name in statistics[1:]]
+        return whole.with_columns(pl.lit(0, pl.Int64).alias("interval_pooled_n"), *numbers)
+    return whole.join(gaps, on=["population", "split"], how="left", maintain_order="left").with_columns(
+        pl.col("interval_pooled_n").fill_null(0)
+    )
 
 
 def measure_sets(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """The release profile: what is measured of a release tree, as small frames of aggregates that suites can judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,16 +9,16 @@ import polars as pl
 from validation.measure_events import measure_events, measure_items, measure_ledger, read_items, read_ledger
 from validation.measure_marks import changed_lags, measure_codes, uncounted_conflicts
 from validation.measure_shards import measure_shards
+from validation.measure_splits import disagreements, measure_splits, read_assignments, read_set_aside
 from validation.measure_subjects import (
-    disagreements,
     measure_cohorts,
+    measure_gaps,
     measure_histogram,
     measure_sets,
-    measure_splits,
-    read_assignments,
     read_subjects,
 )
 from warehouse.layout import ReleaseLayout
+from warehouse.manifest import ProfileEntry
 from warehouse.schemas import SPLITS
 
 AREAS = ("events", "ledger", "items", "splits", "shards")
@@ -30,8 +30,8 @@ class ReleaseProfile:
 
     Attributes:
         events: one row (measure_events). ledger: a row per table (measure_ledger). items: a row per modality and
-            verdict (measure_items). splits: a row per split (measure_splits). shards: a row per profile and split
-            (measure_shards). These five are judged by validation.suites.
+            verdict (measure_items). splits: a row per scheme and split (measure_splits). shards: a row per profile,
+            plan and split (measure_shards). These five are judged by validation.suites.
         outcomes: the ledger as it stands, with every reason.
         marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
@@ -56,9 +56,10 @@ def profile_release(
     tree: ReleaseLayout,
     *,
     scheme: str,
-    profiles: Mapping[str, int | None] | Sequence[str],
+    profiles: Mapping[str, ProfileEntry],
     buckets: int,
     fractions: Mapping[str, float] | None = None,
+    others: Mapping[str, Mapping[str, float]] | None = None,
     latest: datetime | None = None,
     before: ReleaseLayout | None = None,
 ) -> ReleaseProfile:
@@ -67,13 +68,14 @@ def profile_release(
     One bucket's columns are in memory at a time, and of all subjects a few numbers each.
 
     Args:
-        scheme: the name of the split scheme.
-        profiles: the token profiles, with the context in tokens that their packs must have where it is known.
+        scheme: the name of the first split scheme, that of Tables A1 and A2.
+        profiles: the token profiles, as the manifest has them.
         buckets: the root's number of buckets.
         fractions: the scheme's splits, train first, with the share of the subjects that each should have; without
             them shares are not judged.
+        others: the fractions of further schemes.
         latest: the last moment that an event may have, where dates are not shifted.
-        before: the release that this one follows, whose lags it must keep.
+        before: the release that this one follows, whose lags and splits it must keep.
 
     Raises:
         TimeloomError: a file of the tree is damaged.
@@ -81,12 +83,24 @@ def profile_release(
     events = measure_events(tree, buckets, latest)
     ledger = read_ledger(tree)
     items = read_items(tree, buckets)
-    assigned = read_assignments(tree, scheme)
-    contexts = profiles if isinstance(profiles, Mapping) else dict.fromkeys(profiles)
-    targets = fractions or dict.fromkeys(SPLITS)
-    first = next(iter(contexts), None)
-    subjects = read_subjects(tree, scheme, first, buckets)
-    splits = list(targets)
+    first = next(iter(profiles), None)
+    everyone = read_subjects(tree, first, buckets)
+    schemes: dict[str, Mapping[str, float | None]] = {scheme: fractions or dict.fromkeys(SPLITS), **(others or {})}
+    subjects = {
+        name: everyone.join(read_assignments(tree, name).unique("subject_id"), on="subject_id", how="left")
+        for name in schemes
+    }
+    measured = [
+        measure_splits(
+            subjects[name],
+            name,
+            targets,
+            disagreements(tree, name, events.subjects, primary=name == scheme, before=before),
+            read_set_aside(tree, name).height,
+        )
+        for name, targets in schemes.items()
+    ]
+    splits = list(schemes[scheme])
     return ReleaseProfile(
         events=events.summary.with_columns(
             pl.lit(uncounted_conflicts(events.sources, ledger)).alias("conflicts_uncounted"),
@@ -94,15 +108,13 @@ def profile_release(
         ),
         ledger=measure_ledger(tree, ledger, events.sources),
         items=measure_items(items, events.item_events),
-        splits=measure_splits(subjects, targets, disagreements(tree, scheme, events.subjects)),
-        shards=measure_shards(
-            tree, contexts, splits, buckets, assigned, items.filter(pl.col("verdict") == "ok")["item_key"]
-        ),
+        splits=pl.concat(measured),
+        shards=measure_shards(tree, profiles, buckets, items.filter(pl.col("verdict") == "ok")["item_key"]),
         outcomes=ledger,
         marks=events.sources,
         codes=measure_codes(tree),
-        cohorts=measure_cohorts(subjects, splits),
-        sets=measure_sets(subjects, splits),
-        histogram=measure_histogram(subjects, splits),
+        cohorts=measure_cohorts(subjects[scheme], splits, measure_gaps(tree, first, buckets, subjects[scheme])),
+        sets=measure_sets(subjects[scheme], splits),
+        histogram=measure_histogram(subjects[scheme], splits),
         length_unit=f"tokens of {first}" if first else "events",
     )

@@ -61,6 +61,8 @@ def show(cell: Cell, kind: Format = "text") -> str:
         return f"{100 * cell:.2f} %"
     if kind == "tenths":
         return f"{cell:,.1f}"
+    if kind == "fine":
+        return f"{cell:.4f}"
     return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:,.1f}" if abs(cell) >= 1000 else f"{cell:,.3f}"
 
 

@@ -108,9 +108,18 @@ EXPECTATIONS: tuple[Expectation, ...] = (
         "derived",
         high=0.1,
     ),
-    Expectation("splits", "subjects_without_split", "Every patient has a split."),
+    Expectation(
+        "splits", "subjects_without_split", "Every patient has a split, but for those that are set aside by a merge."
+    ),
     Expectation("splits", "subjects_in_two_splits", "No patient is in two splits."),
     Expectation("splits", "published_differently", "The published splits are those of the append-only ledger."),
+    Expectation(
+        "splits",
+        "ledgers_changed",
+        "Every row of a split ledger is as a run has written it, and none is gone.",
+        kind="number",
+    ),
+    Expectation("splits", "subjects_moved", "Every patient has the split of the release before."),
     Expectation(
         "splits",
         "share_z",
@@ -122,21 +131,47 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     Expectation(
         "splits",
         "length_ks_ratio",
-        "Timelines are as long in every split as in train (Kolmogorov-Smirnov, alpha 0.001).",
-        "warning",
-        "derived",
+        "Timelines are as long in every split as in train (Kolmogorov-Smirnov, alpha 1e-6).",
+        kind="derived",
         high=1,
     ),
     Expectation(
         "splits",
-        "set_z",
-        "CT and slides are as frequent in every split as in train, within three standard errors.",
+        "length_smd_ratio",
+        "The mean log length is as in train: |SMD| at most 0.02, or five standard errors where they are more.",
+        kind="derived",
+        high=1,
+    ),
+    Expectation(
+        "splits",
+        "interval_smd_ratio",
+        "The mean interval is as in train: |SMD| at most 0.02, or five standard errors where they are more.",
+        kind="derived",
+        high=1,
+    ),
+    Expectation(
+        "splits",
+        "modality_ratio",
+        "CT and slides are as frequent as in train: within 0.1 points, or five standard errors where they are more.",
+        kind="derived",
+        high=1,
+    ),
+    Expectation(
+        "splits",
+        "match_ratio",
+        "Length and interval are as alike as in MEHRT: |SMD| at most 0.02 from 4,000 patients a split on, else |z| 2.",
         "warning",
         "derived",
-        high=3,
+        high=1,
     ),
-    Expectation("shards", "token_difference", "Every patient's tokens are all in the shards, each exactly once."),
+    Expectation("shards", "token_difference", "Every patient's tokens that a plan keeps are in its shards, once."),
+    Expectation("shards", "drop_difference", "Tokens that a plan leaves out are those that it declares."),
+    Expectation("shards", "misplaced_segments", "Each piece of a timeline begins where the one before ends."),
     Expectation("shards", "foreign_subjects", "No split's shards hold a patient of another split."),
+    Expectation(
+        "shards", "misplaced_tiers", "Token budgets are nested: each is a prefix of the one fixed order of patients."
+    ),
+    Expectation("shards", "budget_differences", "Token budgets hold what the manifest says."),
     Expectation(
         "shards", "malformed_packs", "Every pack has its profile's length, and its segments add up to its tokens."
     ),

@@ -7,7 +7,7 @@ import polars as pl
 
 from validation.cells import Cell, Hidden
 
-Format = Literal["text", "count", "share", "number", "tenths"]
+Format = Literal["text", "count", "share", "number", "tenths", "fine"]
 Row = dict[str, Cell]
 
 
@@ -37,7 +37,8 @@ class Table:
 
     def frame(self) -> pl.DataFrame:
         """The table for programs: a hidden cell is null, and `withheld` names its column with its label."""
-        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64, "tenths": pl.Float64}
+        kinds = {"text": pl.String, "count": pl.Int64, "share": pl.Float64, "number": pl.Float64}
+        kinds |= {"tenths": pl.Float64, "fine": pl.Float64}
         schema = {column.name: kinds[column.format] for column in self.columns} | {"withheld": pl.String}
         rows = [
             {name: None if isinstance(cell, Hidden) else cell for name, cell in row.items()}

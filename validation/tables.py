@@ -7,7 +7,7 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.cells import WITHHELD, Cell, Cells, Hidden, follow
-from validation.measure_subjects import IMAGING, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measure_subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement, Result
 from validation.table import Column, Format, Row, Table
@@ -20,8 +20,13 @@ from validation.tables_ledger import (
     quarantine_table,
     time_format_table,
 )
+from warehouse.packs import DEFAULT_PLAN
 
-INTERVAL_NAME = "mean interval between a patient's consecutive distinct times, in days"
+INTERVAL_HEADINGS = {
+    "interval_tokens": "Interval over tokens (days)",
+    "interval_times": "Interval over distinct times (days)",
+    "interval_pooled": "Pooled gaps (days)",
+}
 
 
 def verdict_table(profile: ReleaseProfile, cells: Cells) -> Table:
@@ -81,6 +86,38 @@ def histogram_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("lengths", "Length of timelines", columns, rows)
 
 
+def balance_table(profile: ReleaseProfile, cells: Cells) -> Table:
+    """How alike the splits of each scheme are, and how many patients are set aside."""
+    figures = ("length_ks", "length_smd", "interval_smd", "modality_points")
+    rows: list[Row] = []
+    for (scheme,), part in profile.splits.group_by("scheme", maintain_order=True):
+        shown = cells.parts(part["subjects"].to_list())
+        for line, cell in zip(part.iter_rows(named=True), shown, strict=True):
+            row: Row = {"scheme": str(scheme), "split": line["split"], "subjects": cell, "target": line["target"]}
+            row["share"] = follow(cell, line["share"])
+            both = shown[0] if isinstance(shown[0], Hidden) else cell
+            rows.append(row | {name: follow(both, line[name]) for name in figures})
+        if (aside := int(part["set_aside"][0])) > 0:
+            blank: Row = dict.fromkeys(("share", "target", *figures))
+            rows.append({"scheme": str(scheme), "split": "set aside", "subjects": cells.count(aside)} | blank)
+    columns = [
+        Column("scheme", "Scheme", "text"),
+        Column("split", "Split", "text"),
+        Column("subjects", "Patients"),
+        Column("share", "Share", "share"),
+        Column("target", "Asked", "share"),
+        Column("length_ks", "Length, KS", "fine"),
+        Column("length_smd", "Log length, SMD", "fine"),
+        Column("interval_smd", "Interval, SMD", "fine"),
+        Column("modality_points", "Modalities, points", "fine"),
+    ]
+    note = (
+        "Each split against train: Kolmogorov-Smirnov distance, standardised mean differences, and the largest "
+        "difference of a modality set's share. Set aside: ids that the hospital merged after they had different splits."
+    )
+    return Table("balance", "How alike the splits are", columns, rows, note)
+
+
 def cohort_table(profile: ReleaseProfile, sets: Table, population: str, cells: Cells) -> Table:
     """Table A1 (all patients) or A2 (patients with images), a row per split."""
     part = profile.cohorts.filter(pl.col("population") == population)
@@ -98,7 +135,7 @@ def cohort_table(profile: ReleaseProfile, sets: Table, population: str, cells: C
             "share": follow(subjects, line["share"]),
             "tokens": follow(subjects, line["tokens"]),
         }
-        for prefix in ("length", "mean_interval_days"):
+        for prefix in ("length", *INTERVALS):
             row |= _statistics(line, prefix, subjects, cells)
         rows.append(row)
     columns = [
@@ -107,19 +144,24 @@ def cohort_table(profile: ReleaseProfile, sets: Table, population: str, cells: C
         Column("share", "Share of patients", "share"),
         Column("tokens", profile.length_unit.split(" of ")[0].capitalize()),
         *_headings("length", "Length"),
-        *_headings("mean_interval_days", "Interval (days)"),
+        *(column for name, heading in INTERVAL_HEADINGS.items() for column in _headings(name, heading)),
     ]
     name, title, length = (
         ("table_a1", "Table A1. All patients, structured data", "structured tokens")
         if population == STRUCTURED
         else ("table_a2", "Table A2. Patients with images, structured data and images", "structured and image tokens")
     )
-    note = f"Length: {length} a patient ({profile.length_unit}). Interval: {INTERVAL_NAME}; nothing is clipped."
+    readings = "; ".join(f"{INTERVAL_HEADINGS[name].lower()}: {meaning}" for name, meaning in INTERVALS.items())
+    note = (
+        f"Length: {length} a patient ({profile.length_unit}). The papers do not define their interval; {readings}. "
+        "The first is meant by Table A1 here. Nothing is clipped."
+    )
     return Table(name, title, columns, rows, note, upright=True)
 
 
 def _statistics(line: Mapping[str, Any], prefix: str, subjects: Cell, cells: Cells) -> Row:
-    count = line[f"{prefix}_n"]
+    # Pooled gaps are as many as times, but what they would give away is the patients that have them.
+    count = line["interval_times_n" if prefix == "interval_pooled" else f"{prefix}_n"]
     enough = follow(subjects, cells.count(count))
     row: Row = {f"{prefix}_{name}": follow(enough, line[f"{prefix}_{name}"]) for name in ("mean", "sd")}
     for name, quantile in QUANTILES.items():
@@ -130,32 +172,46 @@ def _statistics(line: Mapping[str, Any], prefix: str, subjects: Cell, cells: Cel
 
 def _headings(prefix: str, heading: str) -> list[Column]:
     names = {"mean": "mean", "sd": "standard deviation", "p1": "1st percentile", "q1": "1st quartile"}
-    names |= {"median": "median", "q3": "3rd quartile", "p99": "99th percentile"}
+    names |= {"median": "median", "q3": "3rd quartile", "p99": "99th percentile", "min": "minimum", "max": "maximum"}
     kind: Format = "tenths" if prefix == "length" else "number"
     return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
 def shard_table(profile: ReleaseProfile, cohort: Table, cells: Cells) -> Table:
-    """Shards by profile and split; what would give a hidden number of patients away is hidden too."""
+    """Shards by profile, plan and split; what would give a hidden number of patients away is hidden too."""
     known = {row["split"]: row["subjects"] for row in cohort.rows}
-    names = ("packs", "tokens_timeline", "tokens_shards", "token_difference", "fill", "max_segments", "image_places")
+    names = ("packs", "tokens_timeline", "tokens_dropped", "tokens_shards", "token_difference", "fill", "max_segments",
+             "image_places")  # fmt: skip
     rows: list[Row] = []
     for line in profile.shards.iter_rows(named=True):
-        shown = {name: follow(known.get(line["split"]), line[name]) for name in names}
+        # A further plan may hold a few subjects, and as many packs: its totals are told to two figures.
+        told = cells.count(line["subjects_shards"]) if line["plan"] != DEFAULT_PLAN else known.get(line["split"])
+        whole = {name: line[name] for name in names}
+        if line["plan"] != DEFAULT_PLAN:
+            whole |= {name: cells.rounded(line[name]) for name in names[:4]}
+        shown = {name: follow(told, value) for name, value in whole.items()}
         shown["image_places"] = follow(shown["image_places"], cells.count(line["image_places"]))
-        rows.append({"profile": line["profile"], "split": line["split"]} | shown)
+        rows.append({name: line[name] for name in ("profile", "plan", "split")} | shown)
     columns = [
         Column("profile", "Profile", "text"),
+        Column("plan", "Plan", "text"),
         Column("split", "Split", "text"),
         Column("packs", "Packs"),
         Column("tokens_timeline", "Tokens in timelines"),
+        Column("tokens_dropped", "Left out by the plan"),
         Column("tokens_shards", "Tokens in shards"),
         Column("token_difference", "Difference"),
         Column("fill", "Fill", "share"),
         Column("max_segments", "Most segments"),
         Column("image_places", "Images"),
     ]
-    return Table("shards", "Shards", columns, rows, "The difference is summed over patients and must be 0.")
+    return Table(
+        "shards",
+        "Shards",
+        columns,
+        rows,
+        "The difference from what a plan must keep is summed over patients and must be 0.",
+    )
 
 
 def expectation_table(judgement: Judgement, cells: Cells) -> Table:
@@ -214,6 +270,7 @@ def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) ->
         first,
         cohort_table(profile, sets, IMAGING, cells),
         sets,
+        balance_table(profile, cells),
         histogram_table(profile, cells),
         shard_table(profile, first, cells),
     ]

@@ -16,15 +16,14 @@ import polars as pl
 from validation.measure_events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
 from validation.measure_marks import FAULTS, NO_MARKS, changed_lags, count_marks, uncounted_conflicts, unlisted_rows
 from validation.measure_shards import measure_shards
-from validation.measure_subjects import disagreements, read_assignments
+from validation.measure_splits import disagreements
 from validation.reading import existing
 from validation.stores import check_store
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file
+from warehouse.files import hash_file
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import Manifest, content_hash, read_manifest
+from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest
 from warehouse.publish import current_release
-from warehouse.schemas import SPLITS
 
 Progress = Callable[[str, int, int], None]
 NAMED = 5  # files that a finding names before it counts the rest
@@ -66,11 +65,16 @@ def _files(release: _Release) -> Finding:
         path = release.tree.path / name
         if not path.is_file():
             missing.append(name)
-        elif path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+        elif path.stat().st_size != entry.bytes or not _same(path, entry):
             changed.append(name)
         release.progress("files", done, len(entries))
     parts = [f"{what}: {_named(names)}" for what, names in (("missing", missing), ("changed", changed)) if names]
     return Finding("files", not parts, "; ".join(parts) or f"{len(entries)} files have their checksums")
+
+
+def _same(path: Path, entry: FileEntry) -> bool:
+    strong, fast = hash_file(path)
+    return strong == entry.sha256 and entry.xxh3 in (None, fast)
 
 
 def _strangers(release: _Release) -> Finding:
@@ -143,14 +147,15 @@ def _lags(release: _Release) -> Finding:
 def _shards(release: _Release) -> Finding:
     """Timelines and shards hold the same subjects and tokens, and image places point at usable items."""
     ok = read_items(release.tree, release.manifest.buckets).filter(pl.col("verdict") == "ok")["item_key"]
-    assigned = read_assignments(release.tree, release.manifest.split_scheme)
-    splits = assigned["split"].unique().sort().to_list() or list(SPLITS)
-    contexts: dict[str, int | None] = {name: entry.context for name, entry in release.manifest.profiles.items()}
-    table = measure_shards(release.tree, contexts, splits, release.manifest.buckets, assigned, ok)
+    table = measure_shards(release.tree, release.manifest.profiles, release.manifest.buckets, ok)
     if table.is_empty():
         return Finding("shards", True, "the release has none")
     words = {
         "token_difference": "tokens that shards and timelines do not share",
+        "drop_difference": "tokens left out that no plan declares",
+        "misplaced_segments": "pieces of timelines out of place",
+        "misplaced_tiers": "subjects in another token budget than theirs",
+        "budget_differences": "token budgets that are not what the manifest says",
         "foreign_subjects": "subjects in another split's shards",
         "malformed_packs": "malformed packs",
         "ids_out_of_range": "tokens outside the vocabulary",

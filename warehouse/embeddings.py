@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
 _FIELDS = struct.Struct("<4sHBB4QQ8x")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_UNITS_AT = struct.calcsize("<4sHBB4Q")  # everything before it says what the array is
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<i4")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -112,13 +113,17 @@ def _decode_header(value: Buffer, path: Path) -> EmbeddingHeader:
 def _decode(value: Buffer, path: Path) -> tuple[EmbeddingHeader, Array]:
     """Header and a copy of the array; raises StoreDamagedError where one byte of the value has changed."""
     header = _decode_header(value, path)
+    _check(value, path)
+    count = int(np.prod(header.shape, dtype=np.int64))
+    array = np.frombuffer(value, dtype=header.dtype, count=count, offset=HEADER_BYTES)
+    return header, array.reshape(header.shape).copy()
+
+
+def _check(value: Buffer, path: Path) -> None:
     checksum = xxhash.xxh3_64(value[: _FIELDS.size])
     checksum.update(value[HEADER_BYTES:])
     if checksum.intdigest() != _CHECKSUM.unpack_from(value, _FIELDS.size)[0]:
         raise StoreDamagedError(path, "a checksum differs")
-    count = int(np.prod(header.shape, dtype=np.int64))
-    array = np.frombuffer(value, dtype=header.dtype, count=count, offset=HEADER_BYTES)
-    return header, array.reshape(header.shape).copy()
 
 
 # LMDB refuses to open a path twice in one process, so each process has one environment per path: here. A forked child
@@ -228,6 +233,52 @@ class EmbeddingStore:
             if value is None:
                 raise KeyError(key)
             return _decode(value, self.path)[1]
+
+    def get_many(self, keys: Sequence[str]) -> list[Array]:
+        """The arrays stored under `keys`, in that order, checked; in one transaction, read in the keys' order on disk.
+
+        Raises:
+            KeyError: one of them is not there.
+            TimeloomError: stored bytes have changed.
+        """
+        result: list[Array] = [np.empty(0)] * len(keys)
+        self._each(keys, lambda place, value: result.__setitem__(place, _decode(value, self.path)[1]))
+        return result
+
+    def fill_many(self, keys: Sequence[str], rows: Sequence[int], into: npt.NDArray[np.float32]) -> None:
+        """Writes the vector of each key into a row of `into` (n, width): its array, or the mean of its sequence.
+
+        Raises:
+            KeyError: one of them is not there.
+            TimeloomError: stored bytes have changed, or an array is of another width.
+        """
+        width = into.shape[1]
+        plain = _FIELDS.pack(MAGIC, VERSION, _CODES[np.dtype("<f4")], 1, width, 0, 0, 0, 0)[:_UNITS_AT]
+
+        def fill(place: int, value: Buffer) -> None:
+            if value[:_UNITS_AT] == plain and len(value) >= HEADER_BYTES + 4 * width:
+                _check(value, self.path)
+                into[rows[place]] = np.frombuffer(value, "<f4", width, HEADER_BYTES)
+                return
+            array = _decode(value, self.path)[1]
+            if array.ndim not in (1, 2) or array.shape[-1] != width:
+                raise TimeloomError(
+                    f"embedding store {_name(self.path)} holds vectors that are not ({width},)",
+                    remedy="run `timeloom verify`",
+                )
+            into[rows[place]] = array if array.ndim == 1 else array.mean(axis=0, dtype=np.float32)
+
+        self._each(keys, fill)
+
+    def _each(self, keys: Sequence[str], use: Callable[[int, Buffer], None]) -> None:
+        encoded = [key.encode("ascii") for key in keys]
+        with _reading(self.path) as transaction:
+            get = transaction.get
+            for place in sorted(range(len(encoded)), key=encoded.__getitem__):
+                value = get(encoded[place])
+                if value is None:
+                    raise KeyError(keys[place])
+                use(place, value)
 
     def places(self, key: str) -> Array:
         """(units, k) int32: where the units of a sequence lie; raises as `get`."""

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 BLOCK_BYTES = 1 << 20
 
@@ -62,6 +65,24 @@ def sha256_file(path: Path) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def xxh3_file(path: Path) -> str:
+    """XXH3-128 of a file's bytes, hexadecimal: as fast as the file can be read."""
+    if not path.stat().st_size:
+        return xxhash.xxh3_128_hexdigest(b"")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return xxhash.xxh3_128_hexdigest(whole)
+
+
+def hash_file(path: Path) -> tuple[str, str]:
+    """SHA-256 and XXH3-128 of a file's bytes, hexadecimal, in one reading."""
+    strong, fast = hashlib.sha256(), xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            strong.update(block)
+            fast.update(block)
+    return strong.hexdigest(), fast.hexdigest()
 
 
 def sha256_json(value: Any) -> str:

@@ -42,10 +42,30 @@ class ReleaseLayout:
         return self.path / "subjects" / f"{bucket_name(bucket)}.parquet"
 
     def split_ledger(self, scheme: str) -> Path:
-        return self.path / "splits" / f"{scheme}.parquet"
+        """Every subject that was ever seen, with its split: append-only."""
+        return self.path / "splits" / scheme / "ledger.parquet"
+
+    def split_freeze(self, scheme: str) -> Path:
+        """What was decided when the scheme was first used, and the checksum of its ledger."""
+        return self.path / "splits" / scheme / "freeze.json"
+
+    def scheme_subjects(self, scheme: str) -> Path:
+        """The release's subjects, each with its split and its place in the order of subsets."""
+        return self.path / "splits" / scheme / "subjects.parquet"
+
+    def split_quarantine(self, scheme: str) -> Path:
+        """Subjects that have no split, and why."""
+        return self.path / "splits" / scheme / "quarantined.parquet"
 
     def vocabulary(self, profile: str) -> Path:
         return self.path / "vocabularies" / profile / "vocabulary.parquet"
+
+    def quantiles(self, profile: str) -> Path:
+        return self.path / "vocabularies" / profile / "quantiles.parquet"
+
+    def coverage(self, profile: str) -> Path:
+        """Tokens, unknown ones and what was left out, by split and namespace."""
+        return self.path / "vocabularies" / profile / "coverage.parquet"
 
     def codes_of(self, bucket: int) -> Path:
         """Events per code of one bucket."""
@@ -57,8 +77,14 @@ class ReleaseLayout:
     def timeline(self, profile: str, bucket: int) -> Path:
         return self.path / "timelines" / profile / f"{bucket_name(bucket)}.parquet"
 
-    def shard(self, profile: str, split: str, group: int) -> Path:
-        return self.path / "shards" / profile / split / f"{group:04d}.parquet"
+    def shard(self, profile: str, split: str, group: int, plan: str | None = None) -> Path:
+        """A shard of a profile's own plan, or of a further one."""
+        folder = profile if plan in (None, "default") else f"{profile}.{plan}"
+        return self.path / "shards" / folder / split / f"{group:04d}.parquet"
+
+    def subset(self, profile: str, plan: str) -> Path:
+        """Which tier of a plan's token budgets each train subject is in."""
+        return self.path / "subsets" / f"{profile}.{plan}.parquet"
 
     @property
     def ledger(self) -> Path:

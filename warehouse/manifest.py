@@ -9,16 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class FileEntry(BaseModel):
-    """One file of a release: `rows` is null for what is not a table."""
+    """One file of a release.
+
+    Attributes:
+        rows: null for what is not a table.
+        xxh3: XXH3-128 of its bytes, hexadecimal: what readers check before the first use; null where nobody computed it.
+    """
 
     model_config = ConfigDict(frozen=True)
     sha256: str
     bytes: int
     rows: int | None = None
+    xxh3: str | None = None
 
 
 class TaskEntry(BaseModel):
@@ -56,14 +62,89 @@ class EncoderEntry(BaseModel):
     weights_sha256: str | None = None
 
 
-class ProfileEntry(BaseModel):
-    """A token profile of the release."""
+class BudgetEntry(BaseModel):
+    """A token budget: a prefix of train's subjects in the scheme's fixed order, so that each holds the ones before it.
+
+    Attributes:
+        asked: loss-bearing tokens, as configured.
+        tokens: loss-bearing tokens that it has: at least `asked`, by less than its last subject's, where train has as
+            many.
+        all_tokens: tokens that it has.
+        subjects: whole subjects; none is cut.
+        files: the budget is train's shards with numbers below this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    asked: int
+    tokens: int
+    all_tokens: int
+    subjects: int
+    files: int
+
+
+class PlanEntry(BaseModel):
+    """One way in which a profile's timelines were laid into packs.
+
+    Attributes:
+        mode, subjects, images: as configured; see docs/shards.md.
+        groups: shard files of a split; of train with budgets, of each tier.
+        loss: whose targets the budgets count; null without budgets.
+        tokens: by split, tokens that the shards hold.
+        dropped: by split, tokens of the timelines that the plan leaves out, by reason. Both together are the
+            timelines' tokens.
+    """
 
     model_config = ConfigDict(frozen=True)
     context: int
+    mode: str = "packed"
+    subjects: str = "all"
+    images: bool = True
+    groups: int
+    loss: str | None = None
+    budgets: tuple[BudgetEntry, ...] = ()
+    tokens: dict[str, int] = Field(default_factory=dict)
+    dropped: dict[str, dict[str, int]] = Field(default_factory=dict)
+
+    def files(self, split: str, budget: int | None = None) -> int:
+        """How many shard files a split has, or the budget of that index: their numbers are 0, 1, …"""
+        if split != "train" or not self.budgets:
+            return self.groups
+        return self.budgets[-1 if budget is None else budget].files
+
+
+class ProfileEntry(BaseModel):
+    """A token profile of the release.
+
+    Attributes:
+        scheme: the split scheme that its vocabulary was fitted and its shards were divided by.
+        rules_hash: SHA-256 of the rules that make tokens of events.
+        plans: by name; the profile's own is `default`.
+    """
+
+    model_config = ConfigDict(frozen=True)
     vocabulary_hash: str
     vocabulary_size: int
-    groups: int
+    scheme: str
+    rules_hash: str
+    plans: dict[str, PlanEntry]
+
+    @property
+    def context(self) -> int:
+        """Tokens a pack of the profile's own plan."""
+        return self.plans["default"].context
+
+    def plan(self, profile: str, name: str) -> PlanEntry:
+        """A plan by its name.
+
+        Raises:
+            TimeloomError: there is none of that name.
+        """
+        if name not in self.plans:
+            raise TimeloomError(
+                f"profile {profile} has no plan {name} in this release",
+                remedy=f"choose one of: {', '.join(self.plans)}; or add profiles.{profile}.plans.{name} and run again",
+            )
+        return self.plans[name]
 
 
 class Manifest(BaseModel):
@@ -104,14 +185,19 @@ def read_manifest(path: Path) -> Manifest:
     """Reads manifest.json.
 
     Raises:
-        TimeloomError: missing, not JSON, or of a newer format.
+        TimeloomError: missing, not JSON, or of another format.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("format_version", 0) > FORMAT_VERSION:
             raise TimeloomError(f"the release {raw.get('release_id')} has a newer format", remedy="upgrade timeloom")
+        if raw.get("format_version", 0) < FORMAT_VERSION:
+            raise TimeloomError(
+                f"the release {raw.get('release_id')} was made by an older timeloom, in format {raw['format_version']}",
+                remedy="make a new root with this version, or read it with the version that made it",
+            )
         return Manifest.model_validate(raw)
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
         raise TimeloomError(
             f"the manifest of release {path.parent.name} is missing or damaged",
             remedy="point `current` at an older release",

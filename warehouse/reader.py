@@ -1,8 +1,9 @@
 """What trainers import: a release, pinned and checked. torch is imported by what gives tensors, not before."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +11,48 @@ import polars as pl
 
 from warehouse.embeddings import EmbeddingStore
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file
+from warehouse.files import sha256_file, xxh3_file
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.publish import current_release
 from warehouse.schemas import EVENTS, ITEMS, SPLITS, read_frame
+from warehouse.tokens import TokenType
 
 if TYPE_CHECKING:
     import torch
 
-    from warehouse.batches import Batch
+    from warehouse.batches import Batch, IdBatch, SegmentBatch
     from warehouse.dataset import ShardDataset
 
 REMEDY = "run `timeloom verify`, delete the damaged file and run again"
+
+
+class ShardOptions(TypedDict, total=False):
+    """How a split's packs are read.
+
+    Attributes:
+        plan: how timelines were laid into packs; the manifest names a profile's plans.
+        budget: only the first tiers of a plan with token budgets: 0 for its smallest budget. None reads all.
+        rank, world_size: this process among those that share the packs.
+        seed: of the shuffle; None reads in the stored order.
+        stage: of a curriculum; each stage shuffles anew.
+        loss: `mehrt` (images, padding and specials are no targets), `multimodal` (nor are demographics), or the token
+            types that are targets.
+        vectors: `pooled` (True), one vector an item; `sequences`, its units too; False for none.
+        items_per_segment: None for the items of the packs' image tokens; k for the k most recent of each segment's
+            subject within the segment's time span, whether they have tokens or not.
+    """
+
+    plan: str
+    budget: int | None
+    rank: int
+    world_size: int
+    seed: int | None
+    stage: int
+    loss: str | Iterable[TokenType]
+    vectors: Literal["pooled", "sequences"] | bool
+    items_per_segment: int | None
 
 
 @dataclass(frozen=True)
@@ -107,38 +136,46 @@ class Release:
             modality, store, int(bucket_of(np.array([subject]), self.manifest.buckets)[0]), item_key
         )
 
+    @overload
+    def shards(
+        self, profile: str, *, split: str, fields: Literal["full"] = "full", **options: Unpack["ShardOptions"]
+    ) -> "ShardDataset[Batch]": ...
+    @overload
+    def shards(
+        self, profile: str, *, split: str, fields: Literal["segments"], **options: Unpack["ShardOptions"]
+    ) -> "ShardDataset[SegmentBatch]": ...
+    @overload
+    def shards(
+        self, profile: str, *, split: str, fields: Literal["ids"], **options: Unpack["ShardOptions"]
+    ) -> "ShardDataset[IdBatch]": ...
     def shards(
         self,
         profile: str,
         *,
         split: str,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int | None = 0,
-        loss: str = "mehrt",
-        vectors: bool = True,
-    ) -> "ShardDataset":
-        """The packs of a split, for one of `world_size` ranks.
+        fields: Literal["full", "segments", "ids"] = "full",
+        **options: Unpack["ShardOptions"],
+    ) -> "ShardDataset[Any]":
+        """The packs of a split, for one of `world_size` ranks. Opens no file: the manifest knows every pack.
 
         Args:
             profile: token profile, e.g. `mehrt`.
             split: train, tuning or held_out.
-            seed: of the shuffle; None reads in the stored order.
-            loss: `mehrt` (images, padding and specials are no targets) or `multimodal` (nor are demographics).
-            vectors: whether batches carry the image vectors.
+            fields: `full`; `segments`, ids and segment boundaries; `ids`, ids alone.
+            options: see ShardOptions.
 
         Raises:
-            TimeloomError: no such profile, split or loss; a shard is missing, truncated, or of another vocabulary.
+            TimeloomError: no such profile, split, plan, budget or loss; a shard is missing or truncated.
         """
         from warehouse.dataset import ShardDataset
 
-        return ShardDataset(self, profile, split, rank, world_size, seed, loss, vectors)
+        return ShardDataset(self, profile, split, fields=fields, **options)
 
     def visible_items(self, batch: "Batch", modality: str, k: int = 8) -> "torch.Tensor":
-        """Strictly-before mask for cross-attention: see warehouse.batches.visible_items."""
-        from warehouse import batches
+        """Strictly-before mask for cross-attention: see warehouse.masks.visible_items."""
+        from warehouse import masks
 
-        return batches.visible_items(batch, modality, k)
+        return masks.visible_items(batch, modality, k)
 
     def check_profile(self, profile: str) -> None:
         if profile not in self.manifest.profiles:
@@ -169,10 +206,11 @@ class Release:
         return listed
 
     def checked(self, path: Path) -> Path:
-        """The path, its content compared with the manifest's SHA-256 the first time."""
+        """The path, its content compared with the manifest's checksum the first time: XXH3-128, or SHA-256."""
         name = self.relative(path)
         if name not in self._verified:
-            if sha256_file(path) != self._entry(path).sha256:
+            entry = self._entry(path)
+            if (sha256_file(path) != entry.sha256) if entry.xxh3 is None else (xxh3_file(path) != entry.xxh3):
                 raise TimeloomError(f"{name} is corrupt: its checksum differs from the manifest", remedy=REMEDY)
             self._verified.add(name)
         return path

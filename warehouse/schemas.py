@@ -85,6 +85,23 @@ SPLIT_LEDGER = pa.schema(
     ]
 )
 
+# The release's subjects under one scheme; `order` is the fixed order that subsets are prefixes of.
+SCHEME_SUBJECTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("order", pa.float64(), nullable=False),
+    ]
+)
+
+# The release's subjects that have no split, and why.
+SPLIT_QUARANTINE = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
 VOCABULARY = pa.schema(
     [
         pa.field("token_id", pa.uint32(), nullable=False),
@@ -111,6 +128,18 @@ TIMELINES = pa.schema(
         pa.field("type", pa.uint8(), nullable=False),
         pa.field("time", TIME),
         pa.field("item_key", pa.string()),
+    ]
+)
+
+# Train's subjects in the fixed order of their scheme, and the tier of a plan's token budgets that each is in: budget k
+# is tiers 0 to k; null behind the last budget. `loss_tokens` are targets of the plan's loss.
+SUBSETS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("order", pa.float64(), nullable=False),
+        pa.field("tier", pa.int32()),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("loss_tokens", pa.int64(), nullable=False),
     ]
 )
 
@@ -217,18 +246,22 @@ def conform(frame: pl.DataFrame | pa.Table, schema: pa.Schema, what: str) -> pa.
 
 
 def read_frame(path: Path) -> pl.DataFrame:
-    """Reads one Parquet file of a release, page checksums verified.
+    """Reads one Parquet file of a release, page checksums verified; raises what `read_columns` does."""
+    frame = pl.from_arrow(read_columns(path))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Some columns of one Parquet file of a release, or all, page checksums verified.
 
     Raises:
         TimeloomError: the file is missing, truncated or corrupt.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
             f"cannot read {path.parent.name}/{path.name}",
             remedy="run `timeloom verify`, delete the damaged file and run again",
         ) from error
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

@@ -1,12 +1,16 @@
-"""The shard format: one row is one pack of at most 64 segments, fixed-width columns mapped without a copy.
+"""The shard format, version 2: one row is one pack of segments, fixed-width columns mapped without a copy.
 
 A shard is an ordinary Parquet file: uncompressed, PLAIN, no dictionary, page CRC on. `input_ids`, `token_type` and
-`time_us` are little-endian arrays of `context` elements in FIXED_LEN_BYTE_ARRAY columns; the rest are small lists.
-The key `timeloom` of the file's metadata holds a ShardHeader as JSON.
+`time` are little-endian arrays of `context` elements in FIXED_LEN_BYTE_ARRAY columns, one data page a row group; the
+rest are small lists. The key `timeloom` of the file's metadata holds a ShardHeader as JSON. docs/shards.md specifies it
+for whoever writes another reader.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +21,53 @@ import pyarrow.parquet as pq
 
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
+from warehouse.packs import (
+    FORMAT_VERSION,
+    IMAGE_COLUMNS,
+    MATRICES,
+    MAX_SEGMENTS,
+    SEGMENT_COLUMNS,
+    Packs,
+    ShardHeader,
+    SmallColumns,
+    no_packs,
+    take,
+)
+from warehouse.shard_times import NO_TIME
 
-FORMAT_VERSION = 1
+__all__ = [
+    "FORMAT_VERSION", "MAX_SEGMENTS", "NO_TIME", "Block", "MappedShard", "Packs", "ShardHeader", "ShardWriter",
+    "SmallColumns", "map_shard", "open_shard", "open_writer", "read_header", "read_shard", "row_group_rows",
+    "write_shard",
+]  # fmt: skip
+
 ROW_GROUP_ROWS = 4096
-MAX_SEGMENTS = 64
-NO_TIME = np.iinfo(np.int64).min
+ROW_GROUP_TOKENS = 1 << 23
 METADATA_KEY = b"timeloom"
+_REMEDY = "run `timeloom verify`, delete the damaged file and run again"
 
 
 @dataclass(frozen=True)
-class ShardHeader:
-    """What a reader must know before it reads a row.
+class Block:
+    """A row group of a shard, its matrices mapped from the file: pages of the file, read as they are touched.
 
     Attributes:
-        context: tokens a pack, padding included.
-        token_dtype: `uint16`, or `uint32` for vocabularies above 65,535.
-        vocabulary_size: the ids that the shard may hold are below it; the vocabulary may have grown beyond.
-        vocabulary_hash: warehouse.vocabulary.vocabulary_hash of those ids.
-        stores: modality to the name of its embedding store.
+        first: how many packs of the shard come before.
+        rows: its packs, P.
+        input_ids, token_type, time: (P, L), see Packs.
     """
 
-    profile: str
-    split: str
-    group: int
-    context: int
-    token_dtype: str
-    vocabulary_hash: str
-    vocabulary_size: int
-    stores: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True)
-class Packs:
-    """Packs in columns; P packs of L tokens, S segments and I images in all.
-
-    Attributes:
-        pack_id: (P,) int64, unique in a split: group << 32 | index.
-        length: (P,) int32, tokens that are not padding.
-        input_ids: (P, L) uint16 or uint32.
-        token_type: (P, L) uint8, warehouse.tokens.TokenType.
-        time_us: (P, L) int64, microseconds since 1970; NO_TIME for tokens without a time.
-        segments_per_pack, segment_length, segment_subject, segment_offset: (P,), (S,), (S,), (S,);
-            the offset counts the subject's tokens before the segment.
-        images_per_pack, image_position, image_key, image_modality: (P,), (I,), (I,), (I,); position in the pack,
-            modality as its index in warehouse.tokens.MODALITIES.
-    """
-
-    pack_id: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int32]
+    first: int
+    rows: int
     input_ids: npt.NDArray[Any]
     token_type: npt.NDArray[np.uint8]
-    time_us: npt.NDArray[np.int64]
-    segments_per_pack: npt.NDArray[np.int32]
-    segment_length: npt.NDArray[np.int32]
-    segment_subject: npt.NDArray[np.int64]
-    segment_offset: npt.NDArray[np.int32]
-    images_per_pack: npt.NDArray[np.int32]
-    image_position: npt.NDArray[np.int32]
-    image_key: list[str]
-    image_modality: npt.NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.pack_id)
+    time: npt.NDArray[Any]
 
 
-def _fixed(values: npt.NDArray[Any]) -> pa.Array:
+def _fixed(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> pa.Array:
     rows, context = values.shape
-    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    kind = pa.binary(context * values.dtype.itemsize)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, rows, [None, pa.py_buffer(little)])
+    little = np.ascontiguousarray(values, dtype=dtype)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(context * dtype.itemsize), rows, [None, pa.py_buffer(little)])
 
 
 def _lists(counts: npt.NDArray[np.int32], values: pa.Array) -> pa.Array:
@@ -94,167 +75,241 @@ def _lists(counts: npt.NDArray[np.int32], values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def write_shard(path: Path, packs: Packs, header: ShardHeader) -> None:
-    """Writes packs as one shard, atomically."""
+SMALL_COLUMNS = ("pack_id", "length", *SEGMENT_COLUMNS, *IMAGE_COLUMNS)
+
+
+def row_group_rows(context: int) -> int:
+    """Packs in a row group: at most 4,096, and at most 8 M tokens (but one pack at least)."""
+    return max(1, min(ROW_GROUP_ROWS, ROW_GROUP_TOKENS // context))
+
+
+def _table(packs: Packs, header: ShardHeader) -> pa.Table:
+    dtypes = header.dtypes()
+    if packs.time.dtype != dtypes["time"] or packs.input_ids.dtype.itemsize > dtypes["input_ids"].itemsize:
+        raise ValueError("the packs have other types than the header says")
     columns = {
         "pack_id": pa.array(packs.pack_id),
         "length": pa.array(packs.length),
-        "input_ids": _fixed(packs.input_ids),
-        "token_type": _fixed(packs.token_type),
-        "time_us": _fixed(packs.time_us),
-        "segment_length": _lists(packs.segments_per_pack, pa.array(packs.segment_length)),
-        "segment_subject": _lists(packs.segments_per_pack, pa.array(packs.segment_subject)),
-        "segment_offset": _lists(packs.segments_per_pack, pa.array(packs.segment_offset)),
-        "image_position": _lists(packs.images_per_pack, pa.array(packs.image_position)),
-        "image_key": _lists(packs.images_per_pack, pa.array(packs.image_key, pa.string())),
-        "image_modality": _lists(packs.images_per_pack, pa.array(packs.image_modality)),
+        **{name: _fixed(getattr(packs, name), dtype) for name, dtype in dtypes.items()},
+        **{name: _lists(packs.segments_per_pack, pa.array(getattr(packs, name))) for name in SEGMENT_COLUMNS},
+        **{name: _lists(packs.images_per_pack, pa.array(getattr(packs, name))) for name in IMAGE_COLUMNS},
     }
     schema = pa.schema(
         [pa.field(name, column.type, nullable=False) for name, column in columns.items()],
         metadata={METADATA_KEY: json.dumps(asdict(header), sort_keys=True)},
     )
-    table = pa.Table.from_arrays(list(columns.values()), schema=schema)
+    return pa.Table.from_arrays(list(columns.values()), schema=schema)
+
+
+class ShardWriter:
+    """Takes a shard's packs a row group at a time; made by `open_writer`."""
+
+    def __init__(self, path: Path, header: ShardHeader) -> None:
+        self.path, self.header = path, header
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, packs: Packs) -> None:
+        """Appends one row group: `row_group_rows(context)` packs, fewer in the last one."""
+        table = _table(packs, self.header)
+        self._opened(table.schema).write_table(table, row_group_size=len(packs))
+
+    def close(self) -> None:
+        """Writes the footer."""
+        self._opened(_table(no_packs(self.header), self.header).schema).close()
+
+    def _opened(self, schema: pa.Schema) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self.path,
+                schema,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+                data_page_size=1 << 30,
+            )
+        return self._writer
+
+
+@contextmanager
+def open_writer(path: Path, header: ShardHeader) -> Iterator[ShardWriter]:
+    """A shard that takes its name when the block ends without an exception, and leaves nothing otherwise."""
     with atomic_write(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-            row_group_size=ROW_GROUP_ROWS,
-            data_page_size=1 << 30,
-        )
+        writer = ShardWriter(temporary, header)
+        yield writer
+        writer.close()
+
+
+def write_shard(path: Path, packs: Packs, header: ShardHeader) -> None:
+    """Writes packs as one shard, atomically."""
+    rows = row_group_rows(header.context)
+    with open_writer(path, header) as writer:
+        for first in range(0, len(packs), rows):
+            writer.write(take(packs, slice(first, first + rows)))
 
 
 def read_header(path: Path) -> ShardHeader:
     """The header of a shard.
 
     Raises:
-        TimeloomError: not a shard, unreadable, or of a newer format.
+        TimeloomError: not a shard, unreadable, or of another format.
     """
     try:
-        raw = (pq.read_schema(path).metadata or {})[METADATA_KEY]
-        fields = json.loads(raw)
-        version = int(fields["format_version"])
+        return _header(path, (pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise _unreadable(path) from error
+
+
+def _header(path: Path, raw: bytes) -> ShardHeader:
+    try:
+        given = json.loads(raw)
+        version = int(given["format_version"])
         if version > FORMAT_VERSION:
             raise TimeloomError(f"shard {path.name} has format {version}", remedy="upgrade timeloom")
-        return ShardHeader(**fields)
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise TimeloomError(f"shard {path.name} is unreadable", remedy="run `timeloom verify`") from error
+        if version < FORMAT_VERSION:
+            raise TimeloomError(
+                f"shard {path.name} has format {version}, this timeloom reads {FORMAT_VERSION}",
+                remedy="run `timeloom run`: it writes shards anew from the timelines",
+            )
+        return ShardHeader(**given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path) from error
 
 
-def _fixed_dtypes(header: ShardHeader) -> dict[str, np.dtype[Any]]:
-    return {
-        "input_ids": np.dtype(header.token_dtype).newbyteorder("<"),
-        "token_type": np.dtype(np.uint8),
-        "time_us": np.dtype("<i8"),
-    }
-
-
-def _matrix(table: pa.Table, name: str, dtype: np.dtype[Any], context: int) -> npt.NDArray[Any]:
-    column = table.column(name).combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    flat = np.frombuffer(array.buffers()[1], dtype=dtype) if len(array) else np.empty(0, dtype)
-    start = array.offset * context
-    return flat[start : start + len(array) * context].reshape(len(array), context)
-
-
-def _flat(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int32], pa.Array]:
-    column = table.column(name).combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    counts = array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32)
-    return counts, array.flatten()
-
-
-def _packs(table: pa.Table, matrices: dict[str, npt.NDArray[Any]]) -> Packs:
-    segments, segment_length = _flat(table, "segment_length")
-    images, image_position = _flat(table, "image_position")
-    return Packs(
-        pack_id=table.column("pack_id").to_numpy(),
-        length=table.column("length").to_numpy(),
-        segments_per_pack=segments,
-        segment_length=segment_length.to_numpy(),
-        segment_subject=_flat(table, "segment_subject")[1].to_numpy(),
-        segment_offset=_flat(table, "segment_offset")[1].to_numpy(),
-        images_per_pack=images,
-        image_position=image_position.to_numpy(),
-        image_key=_flat(table, "image_key")[1].to_pylist(),
-        image_modality=_flat(table, "image_modality")[1].to_numpy(),
-        **matrices,
-    )
+def _unreadable(path: Path) -> TimeloomError:
+    return TimeloomError(f"shard {path.name} is unreadable", remedy=_REMEDY)
 
 
 def _corrupt(path: Path) -> TimeloomError:
-    return TimeloomError(
-        f"shard {path.name} is corrupt", remedy="run `timeloom verify`, delete the damaged file and run again"
+    return TimeloomError(f"shard {path.name} is corrupt", remedy=_REMEDY)
+
+
+def _array(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name).combine_chunks()
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _counts(table: pa.Table, name: str) -> npt.NDArray[np.int32]:
+    counts: npt.NDArray[np.int32] = _array(table, name).value_lengths().to_numpy(zero_copy_only=False)
+    return counts.astype(np.int32)
+
+
+def _small(table: pa.Table) -> SmallColumns:
+    flat = {name: _array(table, name).flatten() for name in (*SEGMENT_COLUMNS, *IMAGE_COLUMNS)}
+    return SmallColumns(
+        pack_id=table.column("pack_id").to_numpy(),
+        length=table.column("length").to_numpy(),
+        segments_per_pack=_counts(table, "segment_length"),
+        images_per_pack=_counts(table, "image_position"),
+        image_key=flat.pop("image_key"),
+        **{name: values.to_numpy() for name, values in flat.items()},
     )
+
+
+def _matrix(table: pa.Table, name: str, dtype: np.dtype[Any], context: int) -> npt.NDArray[Any]:
+    array = _array(table, name)
+    if not len(array):
+        return np.empty((0, context), dtype)
+    flat = np.frombuffer(array.buffers()[1], dtype=dtype)
+    start = array.offset * context
+    return flat[start : start + len(array) * context].reshape(len(array), context)
 
 
 def read_shard(path: Path) -> tuple[ShardHeader, Packs]:
     """Reads a whole shard into memory, page checksums verified.
 
     Raises:
-        TimeloomError: the shard is missing, truncated or corrupt.
+        TimeloomError: the shard is missing, truncated, corrupt or of another format.
     """
     header = read_header(path)
     try:
         table = pq.read_table(path, memory_map=True, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise _corrupt(path) from error
-    dtypes = _fixed_dtypes(header)
-    return header, _packs(table, {name: _matrix(table, name, dtype, header.context) for name, dtype in dtypes.items()})
-
-
-def read_pack_ids(path: Path) -> list[npt.NDArray[np.int64]]:
-    """The pack ids of each row group of a shard, page checksums verified.
-
-    Raises:
-        TimeloomError: the shard is missing, truncated or corrupt.
-    """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            groups = range(file.num_row_groups)
-            return [file.read_row_group(group, ["pack_id"]).column("pack_id").to_numpy() for group in groups]
-    except (OSError, pa.ArrowException) as error:
+        matrices = {name: _matrix(table, name, dtype, header.context) for name, dtype in header.dtypes().items()}
+        return header, Packs(**vars(_small(table)), **matrices)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _corrupt(path) from error
 
 
 _PAGE_HEADER_BYTES = 256
 
 
-def _mapped(path: Path, column: Any, dtype: np.dtype[Any], rows: int, context: int) -> npt.NDArray[Any]:
-    # A required, PLAIN, uncompressed column in one page is a page header, then nothing but the values.
-    payload = rows * context * dtype.itemsize
-    header = column.total_compressed_size - payload
-    if column.has_dictionary_page or column.compression != "UNCOMPRESSED" or not 0 < header <= _PAGE_HEADER_BYTES:
-        raise TimeloomError(f"shard {path.name} is not laid out for mapping", remedy="rebuild it with `timeloom run`")
-    return np.memmap(path, dtype, mode="r", offset=column.data_page_offset + header, shape=(rows, context))
+class MappedShard:
+    """A shard opened without reading it; made by `open_shard`. It holds one map of the file, and so one descriptor.
+
+    Mapped pages are not checked against their checksums: compare the file's hash before the first use.
+
+    Attributes:
+        blocks: a Block for each row group.
+    """
+
+    def __init__(self, path: Path, header: ShardHeader, metadata: pq.FileMetaData) -> None:
+        self.path, self.header = path, header
+        self._metadata = metadata
+        with path.open("rb") as file:
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        place = {metadata.schema.column(one).path: one for one in range(len(metadata.schema))}
+        self.blocks: list[Block] = []
+        first = 0
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group)
+            matrices = {
+                name: self._mapped(whole, rows.column(place[name]), dtype, rows.num_rows)
+                for name, dtype in header.dtypes().items()
+            }
+            self.blocks.append(Block(first, rows.num_rows, **matrices))
+            first += rows.num_rows
+
+    def __len__(self) -> int:
+        """Packs of the shard."""
+        return sum(block.rows for block in self.blocks)
+
+    def _mapped(self, whole: mmap.mmap, column: Any, dtype: np.dtype[Any], rows: int) -> npt.NDArray[Any]:
+        # A required, PLAIN, uncompressed column in one page is a page header, then nothing but the values.
+        payload = rows * self.header.context * dtype.itemsize
+        page = column.total_compressed_size - payload
+        if column.has_dictionary_page or column.compression != "UNCOMPRESSED" or not 0 < page <= _PAGE_HEADER_BYTES:
+            raise TimeloomError(
+                f"shard {self.path.name} is not laid out for mapping", remedy="rebuild it with `timeloom run`"
+            )
+        flat = np.frombuffer(whole, dtype, rows * self.header.context, column.data_page_offset + page)
+        return flat.reshape(rows, self.header.context)
+
+    def small(self, block: int) -> SmallColumns:
+        """The small columns of one block, read from the file with their page checksums verified.
+
+        Raises:
+            TimeloomError: a page is corrupt, or the file is gone.
+        """
+        try:
+            with pq.ParquetFile(self.path, metadata=self._metadata, page_checksum_verification=True) as file:
+                return _small(file.read_row_group(block, list(SMALL_COLUMNS)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _corrupt(self.path) from error
+
+    def packs(self, block: int) -> Packs:
+        """One block whole: its small columns read, its matrices mapped."""
+        mapped = self.blocks[block]
+        return Packs(**vars(self.small(block)), **{name: getattr(mapped, name) for name in MATRICES})
+
+
+def open_shard(path: Path) -> MappedShard:
+    """Opens a shard without reading more than its footer.
+
+    Raises:
+        TimeloomError: the shard is missing, truncated, of another format, or was rewritten with another layout.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        header = _header(path, (metadata.metadata or {})[METADATA_KEY])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise _unreadable(path) from error
+    try:
+        return MappedShard(path, header, metadata)
+    except (OSError, ValueError, KeyError) as error:
+        raise _corrupt(path) from error
 
 
 def map_shard(path: Path) -> tuple[ShardHeader, list[Packs]]:
-    """Opens a shard without reading it: one Packs per row group, its fixed-width matrices mapped from the file.
-
-    Pages are not checked against their checksums: verify the file's hash first.
-
-    Raises:
-        TimeloomError: the shard is missing, truncated, corrupt, or was rewritten with another layout.
-    """
-    header = read_header(path)
-    blocks = []
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            dtypes = _fixed_dtypes(header)
-            small = [name for name in file.schema_arrow.names if name not in dtypes]
-            place = {name: index for index, name in enumerate(file.schema_arrow.names)}
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group)
-                # The fixed columns come before the nested ones, so a column's place is its leaf's.
-                matrices = {
-                    name: _mapped(path, rows.column(place[name]), dtype, rows.num_rows, header.context)
-                    for name, dtype in dtypes.items()
-                }
-                blocks.append(_packs(file.read_row_group(group, small), matrices))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _corrupt(path) from error
-    return header, blocks
+    """A shard's header, and one Packs per row group with its matrices mapped; raises what `open_shard` does."""
+    shard = open_shard(path)
+    return shard.header, [shard.packs(block) for block in range(len(shard.blocks))]

@@ -1,4 +1,4 @@
-"""Token types and reserved ids: shared by the stages that write tokens and the readers that mask them."""
+"""Token types, reserved ids and names: shared by the stages that write tokens and the readers that mask them."""
 
 from enum import IntEnum
 
@@ -26,3 +26,7 @@ RESERVED: tuple[tuple[str, TokenType], ...] = (
 )
 
 TYPE_NAMES = {kind: kind.name.lower() for kind in TokenType}
+
+# Namespaces of the tokens that stand for a value's quantile (VALUE/Q7) and for the time since the event before.
+VALUE, INTERVAL = "VALUE", "INTERVAL"
+TIMELINE_END = "TIMELINE_END"

@@ -1,8 +1,32 @@
-"""What a model that was trained on token ids depends on: which id is which token."""
+"""What a model that was trained on token ids depends on: which id is which token, and where values are cut."""
 
 import polars as pl
+import pyarrow as pa
 
 from warehouse.files import sha256_json
+
+# Breaks between the quantiles of a code's values in one unit (null: values without a unit), ascending; a value lies in
+# the bin of as many breaks as are below it. Append-only. `code` is the code's token.
+QUANTILES = pa.schema(
+    [
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("unit", pa.string()),
+        pa.field("breaks", pa.list_(pa.float64()), nullable=False),
+        pa.field("train_values", pa.int64(), nullable=False),
+    ]
+)
+
+# What became of a split's events, by namespace: `token` (known tokens), `unknown` (tokens that train does not have) and
+# `dropped`, with its reason. Tokens of intervals and reserved ones are not counted.
+COVERAGE = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
 
 
 def vocabulary_hash(vocabulary: pl.DataFrame, size: int | None = None) -> str:

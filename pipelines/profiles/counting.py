@@ -1,0 +1,157 @@
+"""What a part's timelines will hold, counted without writing them: tokens, values and what is left out, by split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from pipelines.profiles.events import I64, order_of
+from pipelines.profiles.intervals import between, interval_tokens
+from pipelines.profiles.rules import ProfileConfig
+from pipelines.profiles.timeline import Chosen
+from pipelines.profiles.values import compared
+from warehouse.schemas import SPLITS
+from warehouse.tokens import BOS, RESERVED, TIMELINE_END, TYPE_NAMES, TokenType
+
+COUNTED = {"split": pl.String, "token": pl.String, "type": pl.String, "count": pl.Int64}
+VALUES = {"split": pl.String, "code": pl.String, "unit": pl.String, "value": pl.Float32, "count": pl.Int64}
+LEFT_OUT = {"split": pl.String, "namespace": pl.String, "reason": pl.String, "count": pl.Int64}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Frames with columns COUNTED, VALUES and LEFT_OUT."""
+
+    tokens: pl.DataFrame
+    values: pl.DataFrame
+    left_out: pl.DataFrame
+
+    @classmethod
+    def together(cls, parts: list["Counts"]) -> "Counts":
+        """The counts of several parts."""
+        return cls(
+            _summed([part.tokens for part in parts], COUNTED),
+            _summed([part.values for part in parts], VALUES),
+            _summed([part.left_out for part in parts], LEFT_OUT),
+        )
+
+
+def _summed(frames: list[pl.DataFrame], schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    keys = [name for name in schema if name != "count"]
+    every = pl.concat([pl.DataFrame(schema=schema), *frames])
+    return every.group_by(keys).agg(pl.col("count").sum()).sort(keys)
+
+
+def count_part(chosen: Chosen, splits: pl.DataFrame, profile: ProfileConfig) -> Counts:
+    """Counts a part's tokens; subjects without a split are not counted.
+
+    Intervals are those between all chosen events: what a rule's `top` leaves out later is still among them.
+
+    Args:
+        splits: columns subject_id and split.
+    """
+    part, lexicon = chosen.part, chosen.lexicon
+    numbers = pl.DataFrame({"split": SPLITS, "number": range(len(SPLITS))})
+    own = pl.DataFrame({"subject_id": part.subjects}).join(splits, on="subject_id", how="left", maintain_order="left")
+    split = own.join(numbers, on="split", how="left", maintain_order="left")["number"].fill_null(len(SPLITS)).to_numpy()
+    places, groups = chosen.groups(chosen.rows)
+    rows = chosen.rows[places]
+    of_row = split[part.subject[rows]]
+    names = [TYPE_NAMES[TokenType(kind)] for kind in lexicon.types.tolist()]
+    of_groups = lexicon.groups.select("tokens", pl.Series("type", names, pl.String)).with_row_index("item")
+    by_group = _counted(of_row, groups, len(lexicon.groups)).join(of_groups, on="item")
+    counted = [
+        by_group.select("split", pl.col("tokens").alias("token"), "type", "count").explode("token"),
+        _of_subjects(split, chosen.demographics.prefix),
+        _one_a_subject(split, profile),
+    ]
+    if profile.intervals != "none":
+        counted.append(_intervals(chosen, split, profile))
+    return Counts(
+        _summed(counted, COUNTED),
+        _values(chosen, rows, groups, of_row, profile),
+        _summed([_left_out(chosen, split, reason, rows) for reason, rows in chosen.left_out], LEFT_OUT),
+    )
+
+
+def _counted(split: I64, item: I64, items: int) -> pl.DataFrame:
+    """Columns split, item, count, of items (m,) by split (m,)."""
+    size = (len(SPLITS) + 1) * items
+    number = np.bincount(split * items + item, minlength=size)[: len(SPLITS) * items]
+    there = np.flatnonzero(number)
+    return pl.DataFrame(
+        {
+            "split": pl.Series(SPLITS, dtype=pl.String).gather(there // max(items, 1)),
+            "item": pl.Series(there % max(items, 1), dtype=pl.UInt32),
+            "count": pl.Series(number[there], dtype=pl.Int64),
+        }
+    )
+
+
+def _of_subjects(split: I64, prefix: pl.DataFrame) -> pl.DataFrame:
+    tokens = prefix["token"].unique().sort()
+    place = tokens.to_frame().with_row_index("item")
+    items = prefix.join(place, on="token", maintain_order="left")["item"].cast(pl.Int64).to_numpy()
+    counted = _counted(split[prefix["subject"].to_numpy()], items, len(tokens)).join(place, on="item")
+    kind = TYPE_NAMES[TokenType.DEMOGRAPHIC]
+    return counted.select("split", "token", pl.lit(kind).alias("type"), "count")
+
+
+def _one_a_subject(split: I64, profile: ProfileConfig) -> pl.DataFrame:
+    subjects = _counted(split, np.zeros_like(split), 1)
+    tokens = [(RESERVED[BOS][0], TokenType.SPECIAL)]
+    if profile.timeline_end:
+        tokens.append((TIMELINE_END, TokenType.STRUCTURED))
+    every = [(token, TYPE_NAMES[kind]) for token, kind in tokens]
+    named = pl.DataFrame(every, schema=["token", "type"], orient="row")
+    return subjects.join(named, how="cross").select(*COUNTED)
+
+
+def _intervals(chosen: Chosen, split: I64, profile: ProfileConfig) -> pl.DataFrame:
+    first = profile.image_position == "first"
+    rows, at = order_of(chosen.part, chosen.rows, profile.order, images_first=first)
+    subject = chosen.part.subject[rows]
+    timed = at != np.iinfo(np.int64).min
+    same = (subject[1:] == subject[:-1]) & timed[:-1]
+    place, times = between((at[1:] - at[:-1])[same], profile.intervals)
+    tokens = interval_tokens(profile.intervals)
+    given = np.repeat(np.arange(len(times)), times)
+    counted = _counted(split[subject[1:][same][given]], place[given], len(tokens))
+    named = counted.with_columns(pl.Series("token", tokens, pl.String).gather(counted["item"]))
+    return named.select("split", "token", pl.lit(TYPE_NAMES[TokenType.INTERVAL]).alias("type"), "count")
+
+
+def _values(chosen: Chosen, rows: I64, groups: I64, split: I64, profile: ProfileConfig) -> pl.DataFrame:
+    part = chosen.part
+    if profile.values == "codes_only" or part.value is None or part.unit is None:
+        return pl.DataFrame(schema=VALUES)
+    holding = np.flatnonzero(
+        chosen.lexicon.groups["values"].to_numpy()[groups] & ~np.isnan(part.value[rows]) & (split < len(SPLITS))
+    )
+    frame = pl.DataFrame(
+        {
+            "split": split[holding].astype(np.int8),
+            "code": groups[holding],
+            "unit": part.unit.place[rows[holding]],
+            "value": compared(part, rows[holding]),
+        }
+    )
+    counted = frame.group_by(pl.all()).agg(pl.len().cast(pl.Int64).alias("count"))
+    units = pl.concat([part.unit.distinct, pl.Series([None], dtype=pl.String)])
+    unit = counted["unit"].to_numpy()
+    return counted.select(
+        pl.Series("split", SPLITS, pl.String).gather(counted["split"]),
+        chosen.lexicon.groups["token"].gather(counted["code"]).alias("code"),
+        units.gather(np.where(unit < 0, len(units) - 1, unit)).alias("unit"),
+        "value",
+        "count",
+    ).group_by("split", "code", "unit", "value").agg(pl.col("count").sum())  # fmt: skip
+
+
+def _left_out(chosen: Chosen, split: I64, reason: str, rows: I64) -> pl.DataFrame:
+    part, codes = chosen.part, chosen.lexicon.codes
+    counted = _counted(split[part.subject[rows]], part.code.place[rows].astype(np.int64), len(codes))
+    namespace = codes.gather(counted["item"]).str.split("/").list.first()
+    return counted.select(
+        "split", namespace.alias("namespace"), pl.lit(reason).alias("reason"), "count"
+    ).group_by("split", "namespace", "reason").agg(pl.col("count").sum())  # fmt: skip

@@ -1,0 +1,244 @@
+"""A bucket's events as arrays, a range of subjects at a time: what tokens are made of, and no other columns.
+
+Texts are dictionaries, so that a row costs a number; data/ is in the total order of `time`, which the rows keep.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from warehouse.errors import TimeloomError
+from warehouse.order import KIND_RANK, PRECISION_RANK
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+NO_TIME = np.iinfo(np.int64).min
+PART_ROWS = 2_000_000
+_TEXTS = ("code", "kind", "time_precision", "source", "item_key", "unit", "value_flag")
+_VALUES = ("numeric_value", "unit", "value_flag")
+_COLUMNS = ("subject_id", "time", "available_time", "code", "kind", "time_precision", "source", "item_key")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts: the distinct ones, and each row's place among them, -1 for null."""
+
+    distinct: pl.Series
+    place: I32
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Texts":
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if isinstance(whole, pa.ChunkedArray):  # more than fits into one
+            whole = pa.concat_arrays(whole.chunks)
+        if not pa.types.is_dictionary(whole.type):
+            whole = pc.dictionary_encode(whole)
+        place = whole.indices.cast(pa.int32())
+        place = place.fill_null(-1) if place.null_count else place
+        distinct = pl.Series(values=whole.dictionary.cast(pa.string()), dtype=pl.String)
+        return cls(distinct, place.to_numpy(zero_copy_only=False))
+
+    def ranked(self, order: Mapping[str, int]) -> I64:
+        """Each row's rank (n,) by `order`, 0 for what it lacks."""
+        ranks = [order.get(text, 0) for text in self.distinct.to_list()]
+        return np.array([*ranks, 0], np.int64)[self.place]
+
+    def ordered(self) -> I64:
+        """Each row's rank (n,) by its text, -1 for null."""
+        ranks = np.empty(len(self.distinct) + 1, np.int64)
+        ranks[self.distinct.arg_sort().to_numpy()] = np.arange(len(self.distinct))
+        ranks[-1] = -1
+        return ranks[self.place]
+
+    def is_text(self, text: str) -> Mask:
+        """Which rows (n,) are `text`."""
+        found = (self.distinct == text).arg_max() if (self.distinct == text).any() else None
+        return np.zeros(len(self.place), np.bool_) if found is None else self.place == found
+
+    def take(self, rows: I64) -> "Texts":
+        return Texts(self.distinct, self.place[rows])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Events of some subjects, in the total order of `time`.
+
+    Attributes:
+        subjects: ids (s,), in order.
+        starts: each subject's first row (s + 1,), the last being n.
+        subject: each row's place among the subjects (n,).
+        time, available: µs (n,), NO_TIME where there is none.
+        value: (n,), NaN where there is none; None where values were not read.
+    """
+
+    subjects: I64
+    starts: I64
+    subject: I32
+    time: I64
+    available: I64
+    code: Texts
+    kind: Texts
+    precision: Texts
+    source: Texts
+    item_key: Texts
+    value: npt.NDArray[np.float32] | None = None
+    unit: Texts | None = None
+    flag: Texts | None = None
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Part":
+        """From columns of EVENTS, a subject's rows together."""
+        ids = table["subject_id"].to_numpy()
+        new = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)) if len(ids) else np.empty(0, np.int64)
+        starts = np.append(new, len(ids)).astype(np.int64)
+        texts = {name: Texts.of(table[name]) for name in _TEXTS if name in table.column_names}
+        value = None
+        if "numeric_value" in table.column_names:
+            column = table["numeric_value"]
+            value = (column.fill_null(float("nan")) if column.null_count else column).to_numpy()
+        return cls(
+            subjects=ids[new],
+            starts=starts,
+            subject=np.repeat(np.arange(len(new), dtype=np.int32), np.diff(starts)),
+            time=_micros(table["time"]),
+            available=_micros(table["available_time"]),
+            code=texts["code"],
+            kind=texts["kind"],
+            precision=texts["time_precision"],
+            source=texts["source"],
+            item_key=texts["item_key"],
+            value=value,
+            unit=texts.get("unit"),
+            flag=texts.get("value_flag"),
+        )
+
+
+def _micros(column: pa.ChunkedArray) -> I64:
+    micros = column.cast(pa.int64())
+    return (micros.fill_null(NO_TIME) if micros.null_count else micros).to_numpy()
+
+
+def read_parts(path: Path, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
+    """A bucket's events, some subjects at a time, checksums verified.
+
+    Args:
+        values: whether numbers, units and flags are read.
+        rows: about so many rows a part; a subject is never divided.
+
+    Raises:
+        TimeloomError: the file is missing, truncated or corrupt.
+    """
+    columns = [*_COLUMNS, *(_VALUES if values else ())]
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(_TEXTS)) as file:
+            held: list[pa.Table] = []
+            for group in range(file.num_row_groups):
+                held.append(file.read_row_group(group, columns=columns))
+                if sum(table.num_rows for table in held) >= rows:
+                    table = pa.concat_tables(held)
+                    ids = table["subject_id"].to_numpy()
+                    # Of the last subject more may come.
+                    whole = int(np.searchsorted(ids, ids[-1]))
+                    held = [table.slice(whole)]
+                    if whole:
+                        yield Part.of(table.slice(0, whole).unify_dictionaries())
+            rest = pa.concat_tables(held).unify_dictionaries() if held else None
+    except (OSError, pa.ArrowException) as error:
+        raise TimeloomError(
+            f"cannot read {path.parent.name}/{path.name}",
+            remedy="run `timeloom verify`, delete the damaged file and run again",
+        ) from error
+    if rest is not None and rest.num_rows:
+        yield Part.of(rest)
+
+
+def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64, I64]:
+    """Rows in a timeline's order, and their times.
+
+    At equal times: as warehouse.order says (coarser precision last; visit start, clinical events, images, death, visit
+    end; code; source), then as they stand in data/, so by their `time`.
+
+    Args:
+        rows: ascending places of the wanted events (m,).
+        by: `available_time` or `time`.
+
+    Returns:
+        (rows in order (m,), their times in µs (m,), NO_TIME first).
+    """
+    at = (part.available if by == "available_time" else part.time)[rows]
+    if not len(rows) or (by == "time" and not images_first):
+        return rows, at
+    subject = part.subject[rows]
+    key = _on_one_axis(at, subject)
+    order: I64 | None = None
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+    again = key[1:] == key[:-1]
+    mixed = again & _mixed(part, rows if order is None else rows[order], images_first=images_first)
+    if mixed.any():
+        # Moments whose events did not stand together in data/; what did stands right already.
+        moment = np.concatenate([[0], np.cumsum(~again)])
+        asked = np.zeros(int(moment[-1]) + 1, np.bool_)
+        asked[moment[1:][mixed]] = True
+        places = np.flatnonzero(asked[moment])
+        order = np.arange(len(rows)) if order is None else order
+        rank = _rank_at_a_time(part, rows[order[places]], by, images_first=images_first)
+        order[places] = order[places[np.lexsort((rank, moment[places]))]]
+    return (rows, at) if order is None else (rows[order], at[order])
+
+
+def _mixed(part: Part, rows: I64, *, images_first: bool) -> Mask:
+    """Which of the rows but the first (m - 1,) have another time or precision than the one before."""
+    time, precision = part.time[rows], part.precision.place[rows]
+    differs = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1])
+    if images_first:
+        image = part.kind.is_text("image")[rows]
+        differs |= image[1:] != image[:-1]
+    return differs
+
+
+def _on_one_axis(at: I64, subject: I32) -> I64:
+    """Times (m,) laid end to end, subject by subject: one integer whose order is that of subject and time."""
+    if not len(at):
+        return at
+    changes = np.flatnonzero(np.diff(subject)) + 1
+    starts = np.concatenate([[0], changes])
+    timeless = at == NO_TIME
+    least = np.minimum.reduceat(np.where(timeless, np.iinfo(np.int64).max, at), starts)
+    most = np.maximum.reduceat(at, starts)
+    # One µs before a subject's first event stands what has no time.
+    least = np.where(most == NO_TIME, 0, least) - 1
+    spans = np.where(most == NO_TIME, 0, most - least) + 1
+    if float(spans.astype(np.float64).sum()) > 2.0**62:
+        # More than 146,000 years of patients: ranks instead of times.
+        ranks = np.unique(at, return_inverse=True)[1].astype(np.int64)
+        return subject.astype(np.int64) * (int(ranks.max()) + 1) + ranks
+    shift = np.concatenate([[0], np.cumsum(spans)[:-1]]) - least
+    lengths = np.diff(np.append(starts, len(at)))
+    each = np.repeat(shift, lengths)
+    return np.where(timeless, np.repeat(least, lengths), at) + each if timeless.any() else at + each
+
+
+def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I64:
+    kind = part.kind.take(rows).ranked(KIND_RANK)
+    precision = part.precision.take(rows).ranked(PRECISION_RANK)
+    if by != "time":
+        # A date-only fact that becomes available at a later moment stands exactly there.
+        precision = np.where(part.time[rows] == part.available[rows], precision, 0)
+    if images_first:
+        precision, kind = np.where(kind == KIND_RANK["image"], [[-1], [-1]], [precision, kind])
+    code, source = part.code.take(rows).ordered(), part.source.take(rows).ordered()
+    codes, sources = len(part.code.distinct), len(part.source.distinct) + 1
+    return ((precision * 8 + kind) * codes + code) * sources + source

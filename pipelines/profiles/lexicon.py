@@ -1,0 +1,173 @@
+"""A part's distinct codes looked up once: the tokens, ids and breaks that its rows lead to, as arrays to gather from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipelines.profiles.codes import begins_with, groups_of
+from pipelines.profiles.events import I64, Mask, Part
+from pipelines.profiles.rules import ProfileConfig
+from pipelines.profiles.values import Breaks, value_tokens
+from warehouse.tokens import IMAGE_TOKENS, RESERVED, UNK, TokenType
+
+U32 = npt.NDArray[np.uint32]
+U8 = npt.NDArray[np.uint8]
+
+
+class Ids:
+    """A vocabulary as a look-up of tokens.
+
+    Args:
+        vocabulary: columns token_id and token.
+    """
+
+    def __init__(self, vocabulary: pl.DataFrame) -> None:
+        self._known = vocabulary.select("token", pl.col("token_id").cast(pl.UInt32))
+
+    def of(self, tokens: pl.Series) -> U32:
+        """Ids (n,); UNK for a token that is not known."""
+        found = tokens.rename("token").to_frame().join(self._known, on="token", how="left", maintain_order="left")
+        return found["token_id"].fill_null(UNK).to_numpy()
+
+    def known(self, tokens: pl.Series) -> pl.Series:
+        """Which tokens (n,) the vocabulary has."""
+        return tokens.is_in(self._known["token"].implode())
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """What the distinct codes (c,) of a part lead to.
+
+    Attributes:
+        codes: the codes themselves.
+        reasons: why a code is left out (c,), null where it is not.
+        demographic: which codes are demographic facts (c,).
+        only_numeric: which codes need a number (c,).
+        first, count: each code's groups (c,); an image's code has the group of its modality.
+        image: which codes are those of images with a token (c,).
+        groups: one row a group: columns token (the last of the group), tokens, values.
+        start, length: each group's tokens among the flat ones (g,).
+        types: each group's TokenType (g,).
+        tokens: flat tokens (t,).
+    """
+
+    codes: pl.Series
+    reasons: pl.Series
+    demographic: Mask
+    only_numeric: Mask
+    image: Mask
+    first: I64
+    count: I64
+    groups: pl.DataFrame
+    start: I64
+    length: I64
+    types: U8
+    tokens: pl.Series
+
+    @property
+    def several(self) -> bool:
+        """Whether some code has several groups."""
+        return bool((self.count > 1).any())
+
+
+def make_lexicon(
+    codes: pl.Series, profile: ProfileConfig, parents: pl.DataFrame | None, ids: Ids | None = None
+) -> Lexicon:
+    """Looks distinct codes up.
+
+    Args:
+        codes: (c,) distinct.
+        parents: columns code and parent_codes.
+        ids: the vocabulary, which says what is among the `top` of a rule; before it is fitted all are.
+    """
+    found = groups_of(codes, profile, parents)
+    if ids is not None and found["top"].any():
+        below = found["top"] & ~ids.known(found["tokens"].list.first()) & found["reason"].is_null()
+        reason = pl.when(below).then(pl.lit("not_among_top")).otherwise("reason")
+        found = found.with_columns(reason.alias("reason"))
+    kept = found.filter(pl.col("reason").is_null())
+    of_image = _images(codes)
+    images = of_image.is_not_null().arg_true()
+    groups = pl.concat(
+        [
+            kept.select("place", "tokens", "values"),
+            pl.DataFrame({"place": images, "token": of_image.gather(images)}).select(
+                "place", pl.concat_list("token").alias("tokens"), pl.lit(False).alias("values")
+            ),
+        ]
+    ).with_columns(pl.col("tokens").list.last().alias("token"))
+    demographic = codes.to_frame("code").select(begins_with("code", profile.demographics)).to_series().to_numpy()
+    place, length = groups["place"].to_numpy(), groups["tokens"].list.len().to_numpy().astype(np.int64)
+    count = np.bincount(place[: len(kept)], minlength=len(codes))
+    first = np.searchsorted(place[: len(kept)], np.arange(len(codes)))
+    first[images.to_numpy()] = np.arange(len(images)) + len(kept)
+    types = np.where(demographic[place], TokenType.DEMOGRAPHIC, TokenType.STRUCTURED).astype(np.uint8)
+    types[len(kept) :] = TokenType.IMAGE
+    left_out = found.filter(pl.col("reason").is_not_null())
+    reasons = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, len(codes))
+    reasons = reasons.scatter(left_out["place"], left_out["reason"]).set(pl.Series(count > 0), None)
+    whole = np.ones(len(codes), np.bool_)
+    whole[found.filter(~pl.col("only_numeric"))["place"].to_numpy()] = False
+    return Lexicon(
+        codes=codes,
+        reasons=reasons,
+        demographic=demographic,
+        only_numeric=whole,
+        image=of_image.is_not_null().to_numpy(),
+        first=np.minimum(first, max(len(groups) - 1, 0)),
+        count=count,
+        groups=groups,
+        start=np.cumsum(length) - length,
+        length=length,
+        types=types,
+        tokens=groups["tokens"].explode(),
+    )
+
+
+def _images(codes: pl.Series) -> pl.Series:
+    """Of each code (c,) the token of the images that it is for, null where it is for none."""
+    names = {f"IMAGE/{name.upper()}": RESERVED[number][0] for name, number in IMAGE_TOKENS.items()}
+    return codes.str.to_uppercase().replace_strict(names, default=None, return_dtype=pl.String)
+
+
+class ValueLookup:
+    """Which quantile, and so which token, a group's number in a unit is told by.
+
+    Args:
+        lexicon: of the same part.
+        quantiles: columns of QUANTILES.
+    """
+
+    def __init__(self, part: Part, lexicon: Lexicon, profile: ProfileConfig, quantiles: pl.DataFrame, ids: Ids) -> None:
+        assert part.unit is not None
+        self.fused = profile.values == "fused"
+        self._breaks = Breaks(quantiles)
+        valued = lexicon.groups.with_row_index("group").filter("values")
+        # The last unit is none at all, where a missing place (-1) leads.
+        units = pl.concat([part.unit.distinct, pl.Series([None], dtype=pl.String)]).rename("unit").to_frame()
+        rows = quantiles.select("code", "unit").with_row_index("row")
+        pairs = valued.select("group", pl.col("token").alias("code")).join(rows, on="code")
+        cells = pairs.join(units.with_row_index("place"), on="unit", nulls_equal=True)
+        self._index = np.full(len(lexicon.groups), -1, np.int64)
+        self._index[valued["group"].to_numpy()] = np.arange(len(valued))
+        self._rows = np.full((max(len(valued), 1), len(units)), -1, np.int64)
+        self._rows[self._index[cells["group"].to_numpy()], cells["place"].to_numpy()] = cells["row"].to_numpy()
+        names = value_tokens(profile.quantiles)
+        if self.fused:
+            suffixes = pl.DataFrame({"suffix": [f"//{name.rpartition('/')[2]}" for name in names]})
+            named = valued.select("token").join(suffixes, how="cross").select(pl.col("token") + pl.col("suffix"))
+            self._ids = ids.of(named.to_series()).reshape(len(valued), len(names)) if len(valued) else np.zeros((1, 1))
+        else:
+            self._ids = ids.of(pl.Series(names))[None, :]
+
+    def rows_of(self, groups: I64, units: npt.NDArray[np.int32]) -> I64:
+        """The row of `quantiles` for each group and unit (m,), -1 where there is none."""
+        index = self._index[groups]
+        return np.where(index < 0, -1, self._rows[index, units])
+
+    def tokens(self, groups: I64, rows: I64, values: npt.NDArray[np.float32]) -> U32:
+        """The ids (m,) of values whose quantiles stand in `rows`, none of which is -1."""
+        bins = self._breaks.bins(values, rows)
+        return self._ids[self._index[groups] if self.fused else 0, bins].astype(np.uint32)

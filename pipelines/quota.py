@@ -1,0 +1,112 @@
+"""Who gets which split by turns: any fractions, each split within one subject of its quota at every place.
+
+A stratum's subjects stand in line. How many of the first n go to train is n × its fraction, rounded with the stratum's
+first phase; of the others, tuning gets its share rounded with the second phase. So a place in the line decides alone,
+the counts never leave their quotas, and a line that grows goes on where it stood. All in integers, so that every
+machine deals alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+WHOLE = 10**9  # fractions are kept in units of this
+GRID = 16  # phases that are tried in each direction
+TOTAL_WEIGHT = 8.0  # of the whole's deviation against that of a margin, where strata are balanced
+ROUNDS = 3
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Fractions in units of 1/WHOLE; they add up to WHOLE."""
+
+    train: int
+    tuning: int
+    held_out: int
+
+    @classmethod
+    def of(cls, fractions: Mapping[str, float]) -> "Quota":
+        """Of `train`, `tuning` and `held_out`, any of which may be 0."""
+        train, tuning = round(fractions["train"] * WHOLE), round(fractions["tuning"] * WHOLE)
+        if fractions["held_out"] == 0:
+            tuning = WHOLE - train
+        return cls(train, tuning, WHOLE - train - tuning)
+
+    @property
+    def fractions(self) -> npt.NDArray[np.float64]:
+        """(3,) train, tuning, held_out."""
+        return np.array([self.train, self.tuning, self.held_out]) / WHOLE
+
+    def phases(self) -> I64:
+        """(n, 2) pairs of phases under which every split stays within one subject of its quota at every place."""
+        first = (2 * np.arange(GRID) + 1) * (WHOLE // (2 * GRID))
+        share = self.tuning / max(self.tuning + self.held_out, 1)
+        at = first / WHOLE
+        low = np.maximum(share * at, (1 - share) * (1 - at))
+        high = np.minimum(1 - share * (1 - at), 1 - (1 - share) * at)
+        step = (2 * np.arange(GRID) + 1) / (2 * GRID)
+        second = (low[:, None] + step * (high - low)[:, None]) * WHOLE
+        pairs = np.stack([np.repeat(first, GRID), second.astype(np.int64).ravel()], axis=1)
+        return np.unique(pairs, axis=0)
+
+    def counts(self, places: I64, phases: I64) -> I64:
+        """How many of the first `places` (n,) of a line each split gets: (n, 3); `phases` (n, 2) or (2,)."""
+        phases = np.atleast_2d(phases)
+        train = (places * self.train + phases[:, 0]) // WHOLE
+        rest = places - train
+        others = self.tuning + self.held_out
+        # The second phase is a share of `others`, so that the division is exact in integers.
+        phase = phases[:, 1] * others // WHOLE
+        tuning = (rest * self.tuning + phase) // others if others else np.zeros_like(rest)
+        return np.stack([train, tuning, rest - tuning], axis=1)
+
+    def deal(self, places: I64, phases: I64) -> npt.NDArray[np.uint8]:
+        """The split of each place (n,) of a line, counted from 0, as an index into (train, tuning, held_out): (n,)."""
+        turn = self.counts(places + 1, phases) - self.counts(places, phases)
+        return np.asarray(turn.argmax(axis=1), np.uint8)
+
+
+def choose_phases(quota: Quota, strata: pl.DataFrame, lead: npt.NDArray[np.float64]) -> I64:
+    """Phases (n, 2) of new strata, such that the whole and each margin come close to their quotas.
+
+    Controlled rounding: each stratum's counts are rounded up or down as its set of modalities, its quarter of length,
+    its quarter of interval and the whole need it; a few rounds over the strata settle it.
+
+    Args:
+        strata: `stratum` (parts divided by |) and `size`, a row each.
+        lead: (3,) by how much each split leads its quota in the subjects that are dealt already.
+    """
+    pairs = quota.phases()
+    sizes = strata["size"].to_numpy()
+    # A margin is a part of the label at its place: `ct` first, `2` second. Column 0 is the whole.
+    parts = strata["stratum"].str.split("|").to_list()
+    named = {margin: 1 + number for number, margin in enumerate(dict.fromkeys(_margins(parts)))}
+    member = np.zeros((len(sizes), 1 + len(named)))
+    member[:, 0] = 1
+    for row, of in enumerate(parts):
+        member[row, [named[margin] for margin in enumerate(of)]] = 1
+    weights = np.ones(member.shape[1])
+    weights[0] = TOTAL_WEIGHT
+    ahead = np.zeros((member.shape[1], 3))
+    ahead[0] = lead
+    own = np.zeros((len(sizes), 3))
+    chosen = np.zeros(len(sizes), dtype=np.int64)
+    for _ in range(ROUNDS):
+        for row, size in enumerate(sizes.tolist()):
+            mine = member[row] > 0
+            ahead[mine] -= own[row]
+            options = quota.counts(np.full(len(pairs), size), pairs) - size * quota.fractions
+            off = ((ahead[mine][:, None, :] + options) ** 2).sum(axis=2)
+            chosen[row] = int((weights[mine] @ off).round(9).argmin())
+            own[row] = options[chosen[row]]
+            ahead[mine] += own[row]
+    return pairs[chosen]
+
+
+def _margins(parts: list[list[str]]) -> list[tuple[int, str]]:
+    return [margin for of in parts for margin in enumerate(of)]

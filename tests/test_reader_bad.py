@@ -1,0 +1,119 @@
+"""Bad input: one line that names the file and the remedy, before any training step uses it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from releases import FIRST_CODE, STORES, fabricate, markov_timelines, vector_of
+
+from warehouse import Release
+from warehouse.embeddings import EmbeddingStore, close_stores
+from warehouse.errors import TimeloomError
+from warehouse.manifest import read_manifest, write_manifest
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    lines = markov_timelines(90, seed=3)
+    return fabricate(tmp_path_factory.mktemp("bad") / "root", lines, CONTEXT, row_group_rows=7)
+
+
+@pytest.fixture(scope="module")
+def release(root):
+    return Release.open(root)
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    yield Path(shutil.copytree(root, tmp_path / "copy", symlinks=True))
+    close_stores()
+
+
+def train(release, **options):
+    return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
+
+
+def raises_one_line(match):
+    return pytest.raises(TimeloomError, match=r"(?s)\A" + r"(?!.*\n)" + f".*{match}.*")
+
+
+def test_a_flipped_bit_is_found_before_a_batch_uses_it(copy):
+    path = copy / "releases" / "one" / "shards" / "mehrt" / "train" / "0001.parquet"
+    raw = bytearray(path.read_bytes())
+    place = raw.find(np.array([FIRST_CODE + 1], "<u2").tobytes(), 2000)
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    given = []
+    with raises_one_line(r"shards/mehrt/train/0001\.parquet is corrupt.*timeloom verify"):
+        given.extend(batch for batch in train(Release.open(copy)).batches(1))
+    assert all(pack >> 32 == 0 for batch in given for pack in batch.pack_ids.tolist())
+
+
+def test_a_truncated_or_missing_shard_is_found_at_once(copy):
+    path = copy / "releases" / "one" / "shards" / "mehrt" / "train" / "0001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with raises_one_line(r"train/0001\.parquet is truncated"):
+        train(Release.open(copy))
+    path.unlink()
+    with raises_one_line(r"train/0001\.parquet is missing"):
+        train(Release.open(copy))
+    assert len(Release.open(copy).shards("mehrt", split="tuning"))
+
+
+def test_a_missing_key_in_lmdb_is_named_by_its_store(copy):
+    from warehouse.embeddings import EmbeddingWriter
+
+    for path in copy.glob(f"embeddings/ct/{STORES['ct']}/*.lmdb"):
+        keys = EmbeddingStore.open(path).keys()
+        close_stores()
+        path.unlink()
+        with EmbeddingWriter(path) as writer:
+            writer.put_many([(key, vector_of("ct", key), 1) for key in keys[1:]])
+    with raises_one_line(r"embedding store ct/random-ct-0123/000\d\.lmdb lacks an item"):
+        list(train(Release.open(copy), vectors=True))
+    with raises_one_line("below 1"):
+        train(Release.open(copy)).batches(0)
+
+
+def change_manifest(copy, **changes):
+    path = copy / "releases" / "one" / "manifest.json"
+    write_manifest(path, read_manifest(path).model_copy(update=changes))
+
+
+def test_shards_of_another_vocabulary_or_encoder_are_refused(copy):
+    manifest = Release.open(copy).manifest
+    entry = manifest.profiles["mehrt"]
+    change_manifest(copy, profiles={"mehrt": entry.model_copy(update={"vocabulary_hash": "0" * 64})})
+    with raises_one_line(r"vocabularies/mehrt/vocabulary\.parquet is not the vocabulary that the manifest names"):
+        next(iter(train(Release.open(copy)).batches(2)))
+    other = manifest.encoders["ct"].model_copy(update={"store": "another"})
+    change_manifest(copy, profiles=manifest.profiles, encoders={**manifest.encoders, "ct": other})
+    with raises_one_line("names a ct store that the manifest does not"):
+        next(iter(train(Release.open(copy)).batches(2)))
+
+
+def test_a_changed_vocabulary_file_is_refused(copy):
+    path = copy / "releases" / "one" / "vocabularies" / "mehrt" / "vocabulary.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+    with raises_one_line(r"vocabulary\.parquet is corrupt"):
+        next(iter(train(Release.open(copy)).batches(2)))
+
+
+def test_unknown_names_are_answered_with_the_known_ones(release, tmp_path, root):
+    with raises_one_line("no profile ethos.*mehrt"):
+        release.shards("ethos", split="train")
+    with raises_one_line("no split called val.*tuning"):
+        release.shards("mehrt", split="val")
+    with raises_one_line("no loss called all.*multimodal"):
+        release.shards("mehrt", split="train", loss="all")
+    with raises_one_line("rank 2 is not below world size 2"):
+        release.shards("mehrt", split="train", rank=2, world_size=2)
+    with raises_one_line("no published release"):
+        Release.open(tmp_path)
+    with raises_one_line("no release 1999"):
+        Release.open(root, release="1999")

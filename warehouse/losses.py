@@ -1,0 +1,27 @@
+"""Which tokens are targets of a loss. Masks are derived from it by readers, and token budgets count by it."""
+
+import numpy as np
+import numpy.typing as npt
+
+from warehouse.errors import TimeloomError
+from warehouse.tokens import TokenType
+
+# `mehrt` is REQUIREMENTS M-14 with demographics as 3.6 has them; `multimodal` keeps demographics as context only and
+# predicts intervals, as ETHOS does.
+LOSS_TARGETS: dict[str, tuple[TokenType, ...]] = {
+    "mehrt": (TokenType.STRUCTURED, TokenType.DEMOGRAPHIC),
+    "multimodal": (TokenType.STRUCTURED, TokenType.INTERVAL),
+}
+
+
+def loss_table(loss: str) -> npt.NDArray[np.bool_]:
+    """(256,) bool: whether a token type is a target.
+
+    Raises:
+        TimeloomError: no such loss.
+    """
+    if loss not in LOSS_TARGETS:
+        raise TimeloomError(f"there is no loss called {loss}", remedy=f"choose one of {', '.join(LOSS_TARGETS)}")
+    table = np.zeros(256, dtype=np.bool_)
+    table[list(LOSS_TARGETS[loss])] = True
+    return table

@@ -1,0 +1,244 @@
+"""A split's shards, opened as they are needed: which pack lies where is known from the manifest alone.
+
+Memory is bounded whatever the number of shards: so many maps of files, so many bytes of decoded small columns, the
+least recently used given up first.
+"""
+
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from warehouse.errors import TimeloomError
+from warehouse.packs import SmallColumns
+from warehouse.reader import REMEDY, Release, check_split
+from warehouse.shards import Block, MappedShard, open_shard
+from warehouse.shuffle import Ints
+from warehouse.tokens import MODALITIES
+from warehouse.vocabulary import vocabulary_hash
+
+MAPS = 256  # each holds a file descriptor; processes often may have 1,024
+SMALL_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The small columns of one row group, laid out so that one pack's are one slice.
+
+    Attributes:
+        segments: (S, 4) int64: length, subject, offset, origin in microseconds.
+        segment_edges: (P + 1,) where each pack's segments begin.
+        images: (I, 2) int64: position in the pack, modality.
+        image_keys: (I,).
+        image_edges: (P + 1,).
+    """
+
+    segments: Ints
+    segment_edges: Ints
+    images: Ints
+    image_keys: pa.StringArray
+    image_edges: Ints
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.segments, self.segment_edges, self.images, self.image_edges)
+        return sum(array.nbytes for array in arrays) + int(self.image_keys.nbytes)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One pack in its row group; `pages` is None where nothing but the matrices was asked for."""
+
+    block: Block
+    row: int
+    unit_us: int
+    pages: Pages | None
+
+
+def _edges(counts: npt.NDArray[Any]) -> Ints:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def pages_of(small: SmallColumns) -> Pages:
+    """The small columns of a row group as Pages."""
+    columns = (small.segment_length, small.segment_subject, small.segment_offset, small.segment_origin)
+    return Pages(
+        segments=np.stack([column.astype(np.int64) for column in columns], axis=1),
+        segment_edges=_edges(small.segments_per_pack),
+        images=np.stack([small.image_position.astype(np.int64), small.image_modality.astype(np.int64)], axis=1),
+        image_keys=small.image_key,
+        image_edges=_edges(small.images_per_pack),
+    )
+
+
+class Shelf:
+    """The packs of one split of one plan, numbered 0 to P - 1 in stored order; opens no file when it is made.
+
+    Raises:
+        TimeloomError: no such profile, plan, split or budget; a shard is missing, or of another size than it should be.
+    """
+
+    def __init__(
+        self,
+        release: Release,
+        profile: str,
+        split: str,
+        plan: str,
+        budget: int | None,
+        maps: int = MAPS,
+        small_bytes: int = SMALL_BYTES,
+    ) -> None:
+        release.check_profile(profile)
+        check_split(split)
+        entry = release.manifest.profiles[profile].plan(profile, plan)
+        if budget is not None and not (split == "train" and 0 <= budget < len(entry.budgets)):
+            raise TimeloomError(
+                f"plan {plan} of profile {profile} has no budget {budget} for split {split}",
+                remedy=f"train has {len(entry.budgets)} budgets, counted from 0; configure them under `plans`",
+            )
+        self.release, self.profile, self.split, self.plan, self.budget = release, profile, split, plan, budget
+        self.context = entry.context
+        self.numbers = np.arange(entry.files(split, budget), dtype=np.int64)
+        paths = [release.files.shard(profile, split, int(number), plan) for number in self.numbers]
+        listed = [release.relative(path) in release.manifest.files for path in paths]
+        self.numbers = self.numbers[listed]
+        self.paths = release.present([path for path, there in zip(paths, listed, strict=True) if there])
+        if not self.paths:
+            raise TimeloomError(
+                f"profile {profile} has no shards of split {split} in plan {plan}", remedy="choose another split"
+            )
+        self._edges = _edges(np.array([self._rows(release.relative(path)) for path in self.paths]))
+        # Vectors may be attached where the plan keeps image tokens; the manifest names the stores.
+        encoders = release.manifest.encoders if entry.images else {}
+        self.stores = {name: one.store for name, one in encoders.items() if name in MODALITIES}
+        self.dims = {name: one.dim for name, one in encoders.items() if name in MODALITIES}
+        self._prefixes: dict[int, str] = {}
+        self._maps_most, self._bytes_most = maps, small_bytes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._maps: OrderedDict[int, tuple[MappedShard, list[int]]] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, int], Pages] = OrderedDict()
+        self._bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps stay with the process that made them; a spawned worker opens its own.
+        private = ("_lock", "_maps", "_pages")
+        return {name: value for name, value in self.__dict__.items() if name not in private}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _rows(self, name: str) -> int:
+        rows = self.release.manifest.files[name].rows
+        if rows is None:
+            raise TimeloomError(f"the manifest does not say how many packs {name} has", remedy=REMEDY)
+        return rows
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    @cached_property
+    def pack_ids(self) -> Ints:
+        """(P,) in stored order: the file's number << 32 | its row there."""
+        counts = np.diff(self._edges)
+        return np.repeat((self.numbers << 32) - self._edges[:-1], counts) + np.arange(len(self), dtype=np.int64)
+
+    def places(self, packs: Ints, small: bool) -> list[Place]:
+        """Where packs (n,) lie, their files opened and checked before the first use.
+
+        Raises:
+            TimeloomError: a file is corrupt, of another vocabulary, profile, plan or store than the manifest says.
+        """
+        if self._process != os.getpid():  # after a fork: the lock may have been held by a thread that is not here
+            self._forget()
+        files = np.searchsorted(self._edges, packs, side="right") - 1
+        rows = packs - self._edges[files]
+        with self._lock:
+            return [self._place(file, row, small) for file, row in zip(files.tolist(), rows.tolist(), strict=True)]
+
+    def _place(self, file: int, row: int, small: bool) -> Place:
+        shard, firsts = self._open(file)
+        number = bisect_right(firsts, row) - 1
+        block = shard.blocks[number]
+        pages = self._small(file, number, shard) if small else None
+        return Place(block, row - block.first, shard.header.time_unit_us, pages)
+
+    def _open(self, file: int) -> tuple[MappedShard, list[int]]:
+        found = self._maps.get(file)
+        if found is None:
+            path = self.release.checked(self.paths[file])
+            shard = open_shard(path)
+            self._check(self.release.relative(path), shard, int(self._edges[file + 1] - self._edges[file]))
+            found = self._maps[file] = shard, [block.first for block in shard.blocks]
+            while len(self._maps) > self._maps_most:
+                self._maps.popitem(last=False)
+        else:
+            self._maps.move_to_end(file)
+        return found
+
+    def _small(self, file: int, number: int, shard: MappedShard) -> Pages:
+        key = file, number
+        pages = self._pages.get(key)
+        if pages is None:
+            pages = self._pages[key] = pages_of(shard.small(number))
+            self._bytes += pages.nbytes
+            while self._bytes > self._bytes_most and len(self._pages) > 1:
+                self._bytes -= self._pages.popitem(last=False)[1].nbytes
+        else:
+            self._pages.move_to_end(key)
+        return pages
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of decoded small columns held now; at most `small_bytes`, or one row group's."""
+        return self._bytes
+
+    @property
+    def held_maps(self) -> int:
+        """Files mapped now; at most `maps`."""
+        return len(self._maps)
+
+    def _vocabulary_hash(self, size: int) -> str:
+        # One hash for each prefix that shards name, not one for each shard.
+        if size not in self._prefixes:
+            whole = self.release.vocabulary(self.profile)
+            entry = self.release.manifest.profiles[self.profile]
+            if vocabulary_hash(whole) != entry.vocabulary_hash:
+                name = self.release.relative(self.release.files.vocabulary(self.profile))
+                raise TimeloomError(f"{name} is not the vocabulary that the manifest names", remedy=REMEDY)
+            self._prefixes[size] = vocabulary_hash(whole, size)
+        return self._prefixes[size]
+
+    def _check(self, name: str, shard: MappedShard, rows: int) -> None:
+        header = shard.header
+        if self._vocabulary_hash(header.vocabulary_size) != header.vocabulary_hash:
+            raise TimeloomError(f"{name} was written with another vocabulary than the manifest names", remedy=REMEDY)
+        found = (header.profile, header.split, header.plan, header.context)
+        if found != (self.profile, self.split, self.plan, self.context):
+            raise TimeloomError(
+                f"{name} is of another profile, split, plan or context than its place says", remedy=REMEDY
+            )
+        if len(shard) != rows:
+            raise TimeloomError(f"{name} has another number of packs than the manifest says", remedy=REMEDY)
+        for modality, store in header.stores.items():
+            encoder = self.release.manifest.encoders.get(modality)
+            if modality not in MODALITIES or encoder is None or encoder.store != store:
+                raise TimeloomError(f"{name} names a {modality} store that the manifest does not", remedy=REMEDY)
+
+
+def segments_of(place: Place) -> Ints:
+    """(s, 4) of one pack: see Pages.segments."""
+    assert place.pages is not None
+    edges = place.pages.segment_edges
+    return place.pages.segments[edges[place.row] : edges[place.row + 1]]
