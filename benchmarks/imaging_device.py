@@ -173,7 +173,7 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
         units = sum(item.units_expected for item in case.items)
         best: list[RunFigures] = []
 
-        passes = units // 4 if quick else units
+        passes = units // 8 if quick and not cuda else units
 
         def once(
             case: Case = case, encoder: Encoder = encoder, passes: int = passes, best: list[RunFigures] = best

@@ -292,7 +292,8 @@ def _by_pydicom(file: BinaryIO, size: int) -> Header:
     with quiet():
         dataset = pydicom.dcmread(file, stop_before_pixels=True, force=not marked, specific_tags=list(TAGS))
         values = {keyword: text_of(dataset, keyword) for keyword in TAGS.values() if keyword in dataset}
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
+        syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
+        media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     if syntax == DEFLATED:
         raise VerdictError("failed_unreadable")  # what _inflated could not read
     implicit, little = dataset.original_encoding
@@ -304,5 +305,4 @@ def _by_pydicom(file: BinaryIO, size: int) -> Header:
         tag, _, body, length = read(element.ljust(12, b"\0"), 0, "<" if little else ">")
         if tag == _PIXELS:
             pixels = at + body, None if length == _UNDEFINED else length
-    media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     return Header(syntax, values, file, size, bool(little), pixels, media_class)

@@ -1,5 +1,6 @@
 """Stored values and Hounsfield units: every lossless encoding alike, bit depths, bombs, and the fast header scan."""
 
+import logging
 import struct
 import tracemalloc
 import zlib
@@ -306,6 +307,18 @@ def test_a_scan_gives_way_to_pydicom_where_a_file_is_odd(tmp_path: Path) -> None
     with pytest.raises((dicom_elements._UnusualError, UnicodeDecodeError)):
         dicom_elements._scan(BytesIO(content), content, len(content))
     assert read_elements(BytesIO(content), len(content)).text("PatientID") == "Müller"
+
+
+def test_reading_an_odd_file_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """pydicom's warnings quote values; those of the file's meta group are looked at late."""
+    write_slice(tmp_path / "a", disc(), 0, PatientID="Müller", SpecificCharacterSet="ISO_IR 100")
+    content = (tmp_path / "a").read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"DOE^JANE, born 1950-01-01\0", 1)
+    recwarn.clear()
+    with caplog.at_level(logging.DEBUG):
+        read_elements(BytesIO(content), len(content))
+    assert "DOE" not in caplog.text + "".join(str(one.message) for one in recwarn)
 
 
 def test_the_real_slice_is_the_same_in_every_lossless_syntax(real_data: Path) -> None:

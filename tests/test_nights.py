@@ -203,10 +203,11 @@ def test_a_date_without_a_time_is_the_end_of_its_day(ct_site: Site) -> None:
 def test_a_scheme_that_comes_back_moves_nobody(site: Site) -> None:
     site.night()
     before = site.splits()
-    site.config["split"] = {"scheme": "other", "train": 0.5, "tuning": 0.25, "held_out": 0.25}
+    site.config["profiles"] = {"second": {"rules": "mehrt"}}
+    site.config["splits"] = {"other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}
     site.night()
     assert site.splits() != before
-    del site.config["split"]
+    del site.config["splits"], site.config["profiles"]
     site.night()
     assert site.splits() == before
 
@@ -331,13 +332,21 @@ def test_a_first_run_that_failed_binds_nothing(site: Site) -> None:
     assert site.night() is not None
 
 
+def test_a_vocabulary_is_not_carried_to_another_scheme(site: Site) -> None:
+    site.night()
+    site.config["splits"] = {"other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}
+    with pytest.raises(TimeloomError, match="the vocabulary of mehrt was fitted with scheme mehrt, not other"):
+        site.night()
+
+
 def test_a_damaged_ledger_of_another_scheme_is_not_carried_on(site: Site) -> None:
     site.night()
-    site.config["split"] = {"scheme": "other"}
+    site.config["profiles"] = {"second": {"rules": "mehrt"}}
+    site.config["splits"] = {"other": {"train": 0.85, "tuning": 0.05, "held_out": 0.1}}
     site.night()
     release = current_release(site.layout)
     assert release is not None
     path = release.split_ledger("mehrt")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(TimeloomError, match=r"splits/mehrt.parquet of the current release is damaged"):
+    with pytest.raises(TimeloomError, match=r"splits/mehrt/ledger.parquet of the current release is damaged"):
         site.night()

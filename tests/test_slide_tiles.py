@@ -405,3 +405,18 @@ def test_a_jpeg_tile_that_was_cut_or_blanked_is_counted(tmp_path: Path, what: st
         assert reader.block(0, len(reader.plan)).failed == 1
     else:
         assert reader.how == "openslide:differs"
+
+
+@pytest.mark.parametrize("kind", ["jpeg-420", "jpeg-444"])
+def test_a_jpeg_tile_that_ends_before_its_last_blocks_is_refused(kind: str, tmp_path: Path) -> None:
+    """libjpeg leaves them grey, and OpenSlide refuses the tile; a tile that is grey in earnest is one."""
+    write_encoded(tmp_path / "a.svs", kind)
+    (page,) = tiled_pages(tmp_path / "a.svs")
+    decoder = slide_tiles._decoder(page)
+    assert decoder is not None
+    content = (tmp_path / "a.svs").read_bytes()
+    data = content[int(page.offsets[12]) :][: int(page.counts[12])]
+    into = np.empty((256, 256, 3), np.uint8)
+    decoder(data, into)
+    with pytest.raises(ValueError, match="cut"):
+        decoder(data[: len(data) * 9 // 10] + b"\xff\xd9", into)
