@@ -6,7 +6,7 @@ what the timelines have is what the shards have and what the plan says that it l
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,25 +123,7 @@ class _Shard:
 def run(params: dict[str, Any], base: Path) -> Result:
     """Packs one group under one plan."""
     tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
-    group, groups, tier_count = params["group"], params["groups"], max(1, len(config.budgets))
-    shards = {
-        (split, tier): _Shard(split, tier * groups + group)
-        for split in SPLITS
-        for tier in range(tier_count if split == "train" else 1)
-    }
-    places = _places(tree, params, config)
-    given: Counter[str] = Counter()
-    over_budget = 0
-    for path in params["timelines"]:
-        bucket = read_timelines(base / path, np.dtype(params["header"]["token_dtype"]))
-        split_of, tier_of = _place(bucket.subjects, places)
-        for split in SPLITS:
-            given[split] += int(bucket.lengths[split_of == split].sum())
-        for (split, tier), shard in shards.items():
-            kept, dropped = select(bucket.of_subjects((split_of == split) & (tier_of == tier)), config)
-            shard.parts.append(kept)
-            shard.dropped.update(dropped)
-        over_budget += int(bucket.lengths[(split_of == "train") & (tier_of < 0)].sum())
+    shards, given, over_budget = _gathered(tree, params, config)
     result = Result({}, {"packs": 0, "tokens": 0, "images": 0, "max_segments": 0, "splits": {}})
     for split in SPLITS:
         dropped = Counter({"over_budget": over_budget} if split == "train" and over_budget else {})
@@ -156,6 +138,32 @@ def run(params: dict[str, Any], base: Path) -> Result:
         result.counts["tokens"] += tokens
     result.counts["fill"] = result.counts["tokens"] / max(1, result.counts["packs"] * config.length)
     return result
+
+
+def _gathered(
+    tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig
+) -> tuple[dict[tuple[str, int], _Shard], Counter[str], int]:
+    """The group's timelines by split and tier, tokens given by split, and tokens of train behind the last budget."""
+    group, groups, tier_count = params["group"], params["groups"], max(1, len(config.budgets))
+    shards = {
+        (split, tier): _Shard(split, tier * groups + group)
+        for split in SPLITS
+        for tier in range(tier_count if split == "train" else 1)
+    }
+    places = _places(tree, params, config)
+    given: Counter[str] = Counter()
+    over_budget = 0
+    for path in params["timelines"]:
+        bucket = read_timelines(tree.path / path, np.dtype(params["header"]["token_dtype"]))
+        split_of, tier_of = _place(bucket.subjects, places)
+        for split in SPLITS:
+            given[split] += int(bucket.lengths[split_of == split].sum())
+        for (split, tier), shard in shards.items():
+            kept, dropped = select(bucket.of_subjects((split_of == split) & (tier_of == tier)), config)
+            shard.parts.append(kept)
+            shard.dropped.update(dropped)
+        over_budget += int(bucket.lengths[(split_of == "train") & (tier_of < 0)].sum())
+    return shards, given, over_budget
 
 
 def _places(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig) -> pl.DataFrame:
@@ -178,9 +186,9 @@ def _place(subjects: npt.NDArray[np.int64], places: pl.DataFrame) -> tuple[npt.N
 def _write(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig, shard: _Shard, result: Result) -> int:
     """Packs and writes one shard, adds it to the result, and gives the tokens written."""
     timelines = joined(shard.parts)
-    shard.parts.clear()
     most = MAX_SEGMENTS if config.mode == "packed" else 1
     layout = lay(timelines, config.mode, config.length, most)
+    timelines = replace(timelines, time=timelines.time[:0].copy())  # the layout has them, in half the space
     header = ShardHeader(
         **params["header"],
         split=shard.split,

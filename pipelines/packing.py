@@ -8,10 +8,8 @@ of the pack is numpy over whole columns.
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.plans import PlanConfig
@@ -22,6 +20,7 @@ from warehouse.shard_times import CompactTimes, compact_times
 from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, TokenType
 
 ORDER_SALT = salt_of("pack order")
+_STEP_TOKENS = 1 << 20
 
 
 def select(timelines: Timelines, plan: PlanConfig) -> tuple[Timelines, dict[str, int]]:
@@ -150,19 +149,18 @@ def _packs(timelines: Timelines, layout: Layout, part: slice, first: int, group:
     pack, length = layout.pack[part] - first, layout.length[part]
     count = int(pack[-1]) + 1
     total = np.bincount(pack, weights=length, minlength=count).astype(np.int32)
-    source = ranges(layout.start[part], length)
-    real = np.arange(context) < total[:, None]
-
-    def matrix(values: npt.NDArray[Any], padding: int) -> npt.NDArray[Any]:
-        placed = np.full((count, context), padding, dtype=values.dtype)
-        placed[real] = values
-        return placed
-
-    ids, types = timelines.token_id[source], timelines.token_type[source]
-    times = layout.times.values[source]
-    image = np.flatnonzero(types == int(TokenType.IMAGE))
-    place = np.flatnonzero(real)[image]
-    keys = np.searchsorted(timelines.image_place, source[image])
+    columns = {"input_ids": (timelines.token_id, PAD), "token_type": (timelines.token_type, int(TokenType.SPECIAL))}
+    columns |= {"time": (layout.times.values, int(np.iinfo(layout.times.dtype).min))}
+    matrices = {name: np.full((count, context), fill, values.dtype) for name, (values, fill) in columns.items()}
+    # A few packs at a time: the places of a million tokens take as much as the tokens of a whole row group.
+    step = max(1, _STEP_TOKENS // context)
+    for low in range(0, count, step):
+        here = slice(*np.searchsorted(pack, [low, low + step]).tolist())
+        source = ranges(layout.start[part][here], length[here])
+        real = np.arange(context) < total[low : low + step, None]
+        for name, (values, _) in columns.items():
+            matrices[name][low : low + step][real] = values[source]
+    row, position = np.nonzero(matrices["token_type"] == int(TokenType.IMAGE))
     return Packs(
         pack_id=(np.int64(group) << 32) + np.arange(first, first + count, dtype=np.int64),
         length=total,
@@ -171,11 +169,17 @@ def _packs(timelines: Timelines, layout: Layout, part: slice, first: int, group:
         segment_subject=layout.subject[part],
         segment_offset=layout.offset[part].astype(np.int32),
         segment_origin=layout.origins[part],
-        images_per_pack=np.bincount(place // context, minlength=count).astype(np.int32),
-        image_position=(place % context).astype(np.int32),
-        image_key=timelines.image_key.take(pa.array(keys)),
-        image_modality=(ids[image].astype(np.int64) - IMAGE_TOKENS[MODALITIES[0]]).astype(np.uint8),
-        input_ids=matrix(ids, PAD),
-        token_type=matrix(types, int(TokenType.SPECIAL)),
-        time=matrix(times, int(np.iinfo(times.dtype).min)),
+        images_per_pack=np.bincount(row, minlength=count).astype(np.int32),
+        image_position=position.astype(np.int32),
+        image_key=timelines.image_key.take(pa.array(_images_within(timelines, layout.start[part], length))),
+        image_modality=(matrices["input_ids"][row, position].astype(np.int64) - IMAGE_TOKENS[MODALITIES[0]]).astype(
+            np.uint8
+        ),
+        **matrices,
     )
+
+
+def _images_within(timelines: Timelines, starts: I64, lengths: I64) -> I64:
+    """Which of the timelines' images lie in the segments, segment by segment."""
+    low, high = (np.searchsorted(timelines.image_place, bound) for bound in (starts, starts + lengths))
+    return ranges(low, high - low)

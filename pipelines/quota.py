@@ -1,9 +1,9 @@
 """Who gets which split by turns: any fractions, each split within one subject of its quota at every place.
 
-A stratum's subjects stand in line. How many of the first n go to train is n × its fraction, rounded with the stratum's
-first phase; of the others, tuning gets its share rounded with the second phase. So a place in the line decides alone,
-the counts never leave their quotas, and a line that grows goes on where it stood. All in integers, so that every
-machine deals alike.
+A stratum's subjects stand in line. How many of the first n go to train is n × its fraction, rounded with a first phase;
+of the others, tuning gets its share rounded with a second phase. Whatever the phases, the counts never leave their
+quotas; so a line that grows goes on under any phases that would have led to where it stands, and those are taken that
+bring the whole closest to its quota. All in integers, so that every machine deals alike.
 """
 
 from collections.abc import Mapping
@@ -71,39 +71,47 @@ class Quota:
         return np.asarray(turn.argmax(axis=1), np.uint8)
 
 
-def choose_phases(quota: Quota, strata: pl.DataFrame, lead: npt.NDArray[np.float64]) -> I64:
-    """Phases (n, 2) of new strata, such that the whole and each margin come close to their quotas.
+def choose_phases(quota: Quota, strata: pl.DataFrame) -> I64:
+    """Phases (n, 2) of strata, such that the whole and each margin come close to their quotas.
 
     Controlled rounding: each stratum's counts are rounded up or down as its set of modalities, its quarter of length,
     its quarter of interval and the whole need it; a few rounds over the strata settle it.
 
     Args:
-        strata: `stratum` (parts divided by |) and `size`, a row each.
-        lead: (3,) by how much each split leads its quota in the subjects that are dealt already.
+        strata: a row each, those without new subjects too: `stratum` (parts divided by |), `new`, and how many subjects
+            of it each split has already, `train`, `tuning`, `held_out`.
     """
     pairs = quota.phases()
-    sizes = strata["size"].to_numpy()
+    new = strata["new"].to_numpy()
+    held = strata.select("train", "tuning", "held_out").to_numpy()
+    before = held.sum(axis=1)
     # A margin is a part of the label at its place: `ct` first, `2` second. Column 0 is the whole.
     parts = strata["stratum"].str.split("|").to_list()
     named = {margin: 1 + number for number, margin in enumerate(dict.fromkeys(_margins(parts)))}
-    member = np.zeros((len(sizes), 1 + len(named)))
-    member[:, 0] = 1
+    member = np.zeros((len(new), 1 + len(named)), dtype=bool)
+    member[:, 0] = True
     for row, of in enumerate(parts):
-        member[row, [named[margin] for margin in enumerate(of)]] = 1
+        member[row, [named[margin] for margin in enumerate(of)]] = True
     weights = np.ones(member.shape[1])
     weights[0] = TOTAL_WEIGHT
-    ahead = np.zeros((member.shape[1], 3))
-    ahead[0] = lead
-    own = np.zeros((len(sizes), 3))
-    chosen = np.zeros(len(sizes), dtype=np.int64)
+    own = held - before[:, None] * quota.fractions
+    ahead = member.T @ own
+    chosen = np.zeros(len(new), dtype=np.int64)
+    growing = np.flatnonzero(new).tolist()
+    possible = {}
+    for row in growing:
+        # Those that would have led here; of a ledger that was dealt by other rules, those that come closest.
+        off = np.abs(quota.counts(np.full(len(pairs), before[row]), pairs) - held[row]).sum(axis=1)
+        possible[row] = np.flatnonzero(off == off.min())
     for _ in range(ROUNDS):
-        for row, size in enumerate(sizes.tolist()):
-            mine = member[row] > 0
+        for row in growing:
+            mine, size = member[row], before[row] + new[row]
             ahead[mine] -= own[row]
-            options = quota.counts(np.full(len(pairs), size), pairs) - size * quota.fractions
-            off = ((ahead[mine][:, None, :] + options) ** 2).sum(axis=2)
-            chosen[row] = int((weights[mine] @ off).round(9).argmin())
-            own[row] = options[chosen[row]]
+            tried = pairs[possible[row]]
+            leads = quota.counts(np.full(len(tried), size), tried) - size * quota.fractions
+            squares = ((ahead[mine][:, None, :] + leads) ** 2).sum(axis=2)
+            best = int((weights[mine] @ squares).round(9).argmin())
+            chosen[row], own[row] = possible[row][best], leads[best]
             ahead[mine] += own[row]
     return pairs[chosen]
 

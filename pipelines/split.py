@@ -184,29 +184,29 @@ def _inherit(heirs: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
 
 
 def _deal(new: pl.DataFrame, known: pl.DataFrame, freeze: Freeze) -> pl.DataFrame:
-    """Rows of the ledger for new subjects, by stratum and place; notes strata that were never seen in `freeze`."""
+    """Rows of the ledger for new subjects, by stratum and place; notes strata never seen before in `freeze`."""
     if new.is_empty():
         return known.clear()
     quota = Quota.of(freeze.fractions)
     stratum = strata(new, freeze.edges)
     names = stratum.cat.get_categories()
-    sizes = pl.DataFrame({"stratum": names, "size": np.bincount(stratum.to_physical().to_numpy()).astype(np.int64)})
-    unseen = sizes.filter(~pl.col("stratum").is_in(list(freeze.strata)))
-    if not unseen.is_empty():
-        dealt = known.filter(pl.col("stratum") != INHERITED)["split"]
-        lead = np.array([(dealt == name).sum() for name in SPLITS]) - quota.fractions * len(dealt)
-        phases = choose_phases(quota, unseen, lead).tolist()
-        for name, size, pair in zip(unseen["stratum"], unseen["size"], phases, strict=True):
-            freeze.strata[name] = {"size": size, "phases": pair}
-    of_stratum = np.array([freeze.strata[name]["phases"] for name in names], np.int64)
-    counted = dict(known["stratum"].value_counts().iter_rows())
-    start = np.array([counted.get(name, 0) for name in names], np.int64)
+    counted = np.bincount(stratum.to_physical().to_numpy(), minlength=len(names))
+    arrived = pl.DataFrame({"stratum": names, "new": counted.astype(np.int64)})
+    freeze.strata.update({name: size for name, size in arrived.iter_rows() if name not in freeze.strata})
+    of = pl.col("split")
+    before = known.filter(pl.col("stratum") != INHERITED).group_by("stratum").agg(
+        (of == name).sum().cast(pl.Int64).alias(name) for name in SPLITS
+    )  # fmt: skip
+    table = arrived.join(before, on="stratum", how="full", coalesce=True).fill_null(0).sort("stratum")
+    table = table.with_columns(pl.Series("phase", choose_phases(quota, table)))
+    mine = table.filter(pl.col("new") > 0)
+    start, phases = mine.select(pl.sum_horizontal(SPLITS)).to_series().to_numpy(), mine["phase"].to_numpy()
 
     def drawn(attempt: int) -> tuple[pl.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         line = lined_up(new, stratum, salt_of(f"split {freeze.scheme} {attempt}"))
         code = line["stratum"].to_physical().to_numpy()
         ordinal = start[code] + line["place"].to_numpy()
-        return line, ordinal, quota.deal(ordinal, of_stratum[code])
+        return line, ordinal, quota.deal(ordinal, phases[code])
 
     line, ordinal, chosen = drawn(0)
     tries = min(MOST_TRIES, TRIED_SUBJECTS // len(new))

@@ -4,14 +4,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from warehouse.errors import TimeloomError
 from warehouse.files import write_json
-from warehouse.schemas import SPLIT_LEDGER, SPLITS, empty_frame
+from warehouse.hashing import salt_of
+from warehouse.schemas import SPLIT_LEDGER, empty_frame
 
 REMEDY = "point `current` at an older release; a ledger is never edited"
 INHERITED = "inherited"  # the stratum of subjects that took the split of one they were merged with
@@ -32,14 +33,14 @@ class Freeze:
     Attributes:
         fractions: of train, tuning and held_out.
         edges: of length and of mean interval, between strata.
-        strata: per stratum its `size` when first seen, and its `phases` (pipelines.quota).
+        strata: how many subjects each stratum had when it was first seen.
         nights: runs that appended rows, the first one being the freeze itself.
     """
 
     scheme: str
     fractions: dict[str, float]
     edges: dict[str, list[float]]
-    strata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    strata: dict[str, int] = field(default_factory=dict)
     nights: list[Night] = field(default_factory=list)
 
     @property
@@ -50,7 +51,7 @@ class Freeze:
     def append(self, rows: pl.DataFrame) -> None:
         """Notes the rows that a run appends, if any."""
         if not rows.is_empty():
-            self.nights.append(Night(len(rows), checksum(self.sha256, rows)))
+            self.nights.append(Night(len(rows), checksum(self.sha256, encoded(rows))))
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self) | {"sha256": self.sha256})
@@ -71,26 +72,31 @@ def read_freeze(path: Path) -> Freeze:
         raise TimeloomError(f"splits/{path.parent.name}/freeze.json cannot be read", remedy=REMEDY) from error
 
 
-def checksum(before: str, rows: pl.DataFrame) -> str:
-    """SHA-256 over the checksum before and rows of SPLIT_LEDGER, in their order."""
-    digest = hashlib.sha256(before.encode())
-    texts = rows.select("split", "stratum")
-    for column in texts.columns:
-        names = texts[column].unique().sort()
-        digest.update(json.dumps(names.to_list()).encode())
-        digest.update(texts[column].cast(pl.Enum(names)).to_physical().to_numpy().astype("<u4").tobytes())
-    for column in ("subject_id", "ordinal"):
-        digest.update(np.ascontiguousarray(rows[column].to_numpy(), dtype="<i8").tobytes())
-    return digest.hexdigest()
+def encoded(rows: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Rows of SPLIT_LEDGER as numbers (n, 4): id, place, and hashes of split and stratum."""
+
+    def hashed(texts: pl.Series) -> pl.Series:
+        distinct = texts.unique()
+        numbers = pl.Series([salt_of(text) >> 1 for text in distinct.to_list()], dtype=pl.Int64)
+        return texts.replace_strict(distinct, numbers, return_dtype=pl.Int64)
+
+    columns = [rows["subject_id"], rows["ordinal"], hashed(rows["split"]), hashed(rows["stratum"])]
+    return np.stack([column.to_numpy() for column in columns], axis=1).astype("<i8", order="C")
+
+
+def checksum(before: str, rows: npt.NDArray[np.int64]) -> str:
+    """SHA-256 over the checksum before and encoded rows, in their order."""
+    return hashlib.sha256(before.encode() + rows.tobytes()).hexdigest()
 
 
 def is_whole(ledger: pl.DataFrame, freeze: Freeze) -> bool:
     """Whether the ledger holds the very rows that runs have appended, in their order."""
-    if sum(night.rows for night in freeze.nights) != len(ledger) or not ledger["split"].is_in(list(SPLITS)).all():
+    if sum(night.rows for night in freeze.nights) != len(ledger):
         return False
+    rows = encoded(ledger)
     start, before = 0, ""
     for night in freeze.nights:
-        before = checksum(before, ledger[start : start + night.rows])
+        before = checksum(before, rows[start : start + night.rows])
         if before != night.sha256:
             return False
         start += night.rows

@@ -1,6 +1,5 @@
 """Timelines as the packing stages hold them: a bucket's subjects end to end, columns as narrow as their values."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,19 +114,17 @@ def _keys(column: pa.ChunkedArray) -> pa.StringArray:
     return keys if isinstance(keys, pa.StringArray) else pa.concat_arrays([pa.array([], pa.string()), *keys.chunks])
 
 
-def joined(parts: Sequence[Timelines]) -> Timelines:
-    """Timelines of different subjects, one after the other; at least one part."""
-    shifts = np.cumsum([0, *(len(part.token_id) for part in parts)])
-    return Timelines(
-        subjects=np.concatenate([part.subjects for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        offsets=np.concatenate([part.offsets for part in parts]),
-        token_id=np.concatenate([part.token_id for part in parts]),
-        token_type=np.concatenate([part.token_type for part in parts]),
-        time=np.concatenate([part.time for part in parts]),
-        image_place=np.concatenate([part.image_place + shift for part, shift in zip(parts, shifts, strict=False)]),
-        image_key=pa.concat_arrays([part.image_key for part in parts]),
-    )
+def joined(parts: list[Timelines]) -> Timelines:
+    """Timelines of different subjects, one after the other; at least one part. Empties the list, to free each column
+    as soon as it is joined."""
+    shifts = np.cumsum([0, *(len(part.token_id) for part in parts)]).tolist()
+    keys = pa.concat_arrays([part.image_key for part in parts])
+    places = [part.image_place + shift for part, shift in zip(parts, shifts, strict=False)]
+    names = ("time", "token_id", "token_type", "subjects", "lengths", "offsets")
+    columns = {name: [getattr(part, name) for part in parts] for name in names}
+    parts.clear()
+    whole = {name: np.concatenate(columns.pop(name)) for name in names}
+    return Timelines(**whole, image_place=np.concatenate(places), image_key=keys)
 
 
 def ranges(starts: I64, lengths: I64) -> I64:

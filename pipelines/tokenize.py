@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipelines.engine import Result, RunContext, Stage, Task, make_task
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
-from pipelines.profiles.timeline import Encoded, encode
+from pipelines.profiles.timeline import Encoded, Encoder
 from pipelines.vocabulary import chosen_parts, parents_hash, parents_of, slice_hash
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.schemas import TIMELINES, read_frame, write_tables
@@ -19,8 +19,7 @@ STAGE = Stage("tokenize", 2, "pipelines.tokenize:run")
 
 
 def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
-    """One task per bucket, up to date as long as its events, the ids and breaks of its own tokens and the parents of its
-    own codes are.
+    """One task per bucket, up to date as long as its events, its tokens' ids and breaks and its codes' parents are.
 
     Args:
         inputs: per bucket, the hashes of its events and items.
@@ -50,18 +49,18 @@ def run(params: dict[str, Any], base: Path) -> Result:
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
     made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
+    tables = (_counted(one, made) for one in timelines(tree, bucket, name, profile))
     path = tree.timeline(name, bucket)
-    rows = write_tables(
-        path, (_counted(one, made) for one in timelines(tree, bucket, name, profile)), TIMELINES, "timelines"
-    )
+    rows = write_tables(path, tables, TIMELINES, "timelines")
     return Result({str(path.relative_to(base)): rows}, made)
 
 
 def timelines(tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig) -> Iterator[Encoded]:
     """A bucket's timelines, some subjects at a time."""
-    ids, quantiles = Ids(read_frame(tree.vocabulary(name))), read_frame(tree.quantiles(name))
+    ids = Ids(read_frame(tree.vocabulary(name)))
+    encoder = Encoder(profile, ids, read_frame(tree.quantiles(name)))
     for chosen in chosen_parts(tree, bucket, profile, ids):
-        yield encode(chosen, profile, ids, quantiles)
+        yield encoder.encode(chosen)
 
 
 def _counted(encoded: Encoded, made: dict[str, int]) -> pa.Table:

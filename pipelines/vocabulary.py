@@ -85,10 +85,11 @@ def parents_hash(tree: ReleaseLayout, bucket: int, parents: pl.DataFrame | None)
 def chosen_parts(tree: ReleaseLayout, bucket: int, profile: ProfileConfig, ids: Ids | None = None) -> Iterator[Chosen]:
     """A bucket's events that become tokens, some subjects at a time."""
     usable = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")["item_key"]
-    parents = parents_of(tree, profile)
+    codes = read_frame(tree.codes_of(bucket))["code"].sort()
+    lexicon = make_lexicon(codes, profile, parents_of(tree, profile), ids)
     values = profile.values != "codes_only" or any(rule.only_numeric for rule in profile.codes.values())
-    for part in read_parts(tree.events(bucket), values=values):
-        yield choose(part, make_lexicon(part.code.distinct, profile, parents, ids), usable, profile)
+    for part in read_parts(tree.events(bucket), codes, values=values):
+        yield choose(part, lexicon, usable, profile)
 
 
 def count(params: dict[str, Any], base: Path) -> Result:
@@ -97,9 +98,11 @@ def count(params: dict[str, Any], base: Path) -> Result:
     profile = ProfileConfig.model_validate(params["settings"])
     splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
     splits = splits.select("subject_id", "split")
-    counts = Counts.together([count_part(chosen, splits, profile) for chosen in chosen_parts(tree, bucket, profile)])
+    parts = chosen_parts(tree, bucket, profile)
+    counts = Counts.together([count_part(chosen, splits, profile) for chosen in parts])
     path = tree.token_counts(name, bucket)
-    files = {str(path.relative_to(base)): write_table(path, counts.tokens, TOKEN_COUNTS, "token counts")}
+    files: dict[str, int | None] = {}
+    files[str(path.relative_to(base))] = write_table(path, counts.tokens, TOKEN_COUNTS, "token counts")
     if profile.values != "codes_only":
         path = values_path(tree, name, bucket)
         files[str(path.relative_to(base))] = write_table(path, counts.values, VALUE_COUNTS, "value counts")
@@ -150,7 +153,7 @@ def plan_fit(context: RunContext, name: str, profile: ProfileConfig, counts: Sta
 
 
 def _known(context: RunContext, name: str, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Path and hash of the vocabulary and quantiles to append to; none where there are none, or a refit is asked for."""
+    """Path and hash of the vocabulary and quantiles to append to; none where there are none, or all is fitted anew."""
     relative = ReleaseLayout(Path())
     record, vocabulary = context.inherited(record_path(relative, name)), context.inherited(relative.vocabulary(name))
     if vocabulary is None:
@@ -226,24 +229,20 @@ def without_the_rest(
 
     What the vocabulary has stays; free places go to train's most frequent codes, ties by name.
     """
-    beyond = pl.Series(dtype=pl.String)
-    longest = sorted(profile.codes, key=len, reverse=True)
+    beyond = [pl.Series(dtype=pl.String)]
+    have = pl.DataFrame(schema={"token": pl.String}) if known is None else known.select("token")
     for key, rule in profile.codes.items():
         if rule.top is None:
             continue
-        finer = [one for one in longest if one.startswith(f"{key}/")]
-        own = counts.filter(begins_with("token", [key]) & ~begins_with("token", finer))
-        have = pl.Series(dtype=pl.String) if known is None else known["token"]
-        old = own["token"].unique().filter(own["token"].unique().is_in(have.implode()))
-        known_before = (
-            0 if known is None else known.filter(begins_with("token", [key]) & ~begins_with("token", finer)).height
-        )
-        free = max(rule.top - known_before, 0)
-        train = own.filter((pl.col("split") == "train") & ~pl.col("token").is_in(old.implode()))
-        new = train.group_by("token").agg(pl.col("count").sum()).sort(["count", "token"], descending=[True, False])
-        stays = pl.concat([old, new["token"].head(free)])
-        beyond = pl.concat([beyond, own["token"].unique().filter(~own["token"].unique().is_in(stays.implode()))])
-    outside = pl.col("token").is_in(beyond.implode())
+        finer = [one for one in profile.codes if one.startswith(f"{key}/")]
+        of_rule = begins_with("token", [key]) & ~begins_with("token", finer)
+        old = have.filter(of_rule)
+        others = counts.filter(of_rule).join(old, on="token", how="anti")
+        train = pl.when(pl.col("split") == "train").then("count").otherwise(0).sum()
+        ranked = others.group_by("token").agg(train.alias("train")).sort(["train", "token"], descending=[True, False])
+        free = max(rule.top - len(old), 0)
+        beyond.append(ranked.filter((pl.int_range(pl.len()) >= free) | (pl.col("train") == 0))["token"])
+    outside = pl.col("token").is_in(pl.concat(beyond).implode())
     left_out = (
         counts.filter(outside)
         .group_by("split", _namespace().alias("namespace"))
@@ -365,8 +364,9 @@ def covered(counts: pl.DataFrame, vocabulary: pl.DataFrame, left_out: pl.DataFra
         .with_columns(pl.lit("").alias("reason"))
     )
     dropped = left_out.with_columns(pl.lit("dropped").alias("outcome"))
-    columns = COVERAGE.names
-    return pl.concat([tokens.select(columns), dropped.select(columns)]).sort("split", "namespace", "outcome", "reason")
+    keys = ["split", "namespace", "outcome", "reason"]
+    every = pl.concat([frame.select(*keys, "count") for frame in (tokens, dropped)])
+    return every.group_by(keys).agg(pl.col("count").sum()).sort(keys)
 
 
 def slice_hash(tree: ReleaseLayout, name: str, bucket: int, profile: ProfileConfig, vocabulary: pl.DataFrame) -> str:

@@ -49,7 +49,6 @@ from warehouse.vocabulary import vocabulary_hash
 
 SCHEME, PROFILE, BUCKETS, CONTEXT = "mehrt", "mehrt", 4, 32
 FRACTIONS = {"train": 0.8, "tuning": 0.1, "held_out": 0.1}
-PROFILES: dict[str, int | None] = {PROFILE: CONTEXT}
 STORES = {"ct": "random-ct-0001", "wsi": "random-wsi-0001"}
 DIMS = {"ct": 1024, "wsi": 1536}
 SUBJECT_COUNT = 40

@@ -25,6 +25,7 @@ from validation.measure_subjects import (
     measure_gaps,
     measure_sets,
     read_subjects,
+    set_of,
 )
 from validation.tables import balance_table
 from warehouse.layout import ReleaseLayout
@@ -140,6 +141,18 @@ def test_without_a_profile_only_distinct_times_are_known(tmp_path: Path) -> None
     )
 
 
+def test_a_modality_set_is_named_by_what_a_subject_has() -> None:
+    frame = pl.DataFrame({"ct": [0, 2, 0, 1, 0], "ecg": [0, 0, 0, 1, 3], "wsi": [0, 0, 1, 1, 0]})
+    assert frame.select(set_of(["ct", "wsi"]))["set"].to_list() == [
+        "structured only", "CT", "slide", "CT and slide", "structured only",
+    ]  # fmt: skip
+    named = frame.select(set_of(["ct", "ecg", "wsi"]))["set"]
+    assert named.to_list()[3:] == ["CT and ECG and slide", "ECG"]
+    shown = measure_sets(pl.DataFrame({"set": named}).with_columns(pl.lit("train").alias("split")), ["train"])
+    assert shown["set"].to_list() == [*MODALITY_SETS, "CT and ECG and slide", "ECG"]
+    assert shown["subjects"].sum() == 5
+
+
 # --- the gate
 
 
@@ -149,10 +162,8 @@ GROSS = ("length_ks_ratio", "length_smd_ratio", "interval_smd_ratio", "modality_
 
 def measured(subjects: pl.DataFrame, splits: pl.DataFrame) -> pl.DataFrame:
     """What the gate sees of subjects, were their events their tokens."""
-    ct, wsi = pl.col("ct") > 0, pl.col("wsi") > 0
-    kind = pl.when(ct & wsi).then(3).when(wsi).then(2).when(ct).then(1).otherwise(0)
     frame = subjects.with_columns(
-        kind.replace_strict(dict(enumerate(MODALITY_SETS)), return_dtype=pl.String).alias("set"),
+        set_of(["ct", "wsi"]),
         pl.col("events").alias("tokens"),
         pl.col("mean_interval_days").alias("interval"),
     ).join(splits.select("subject_id", "split"), on="subject_id")
@@ -225,10 +236,7 @@ def test_figure_a1_has_the_releases_shares() -> None:
     subjects = population(400)
     ledger, _ = freeze_all(subjects)
     kinds = Counter(dict.fromkeys(MODALITY_SETS, 0))
-    ct, wsi = pl.col("ct") > 0, pl.col("wsi") > 0
-    kind = pl.when(ct & wsi).then(3).when(wsi).then(2).when(ct).then(1).otherwise(0)
-    named = kind.replace_strict(dict(enumerate(MODALITY_SETS)), return_dtype=pl.String).alias("set")
-    joined = subjects.with_columns(named).join(ledger, on="subject_id")
+    joined = subjects.with_columns(set_of(["ct", "wsi"])).join(ledger, on="subject_id")
     kinds.update(joined.filter(split="train")["set"].to_list())
     sets = measure_sets(joined, list(SPLITS))
     assert dict(sets.filter(split="train").select("set", "subjects").iter_rows()) == dict(kinds)

@@ -11,16 +11,20 @@ import pytest
 import yaml
 from phantoms import write_series
 from raw_tables import KEEP, align_one, aligned_events, convert
+from timelines import left_out, named_tokens
 
 from extractors.deid import DeidConfig, load_key
 from extractors.source import load_source
-from pipelines import index, pack, split, tokenize, vocabulary
-from pipelines.config import ProfileConfig
-from pipelines.profiles import token_rows
+from pipelines import index, pack, split, vocabulary
+from pipelines.profiles import built_in
+from pipelines.split_ledger import Freeze
+from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
+from warehouse.order import sort_events
 from warehouse.schemas import (
     EVENTS,
     ITEMS,
+    SCHEME_SUBJECTS,
     SPLIT_LEDGER,
     SUBJECTS,
     TIMELINES,
@@ -29,7 +33,7 @@ from warehouse.schemas import (
     read_frame,
     write_table,
 )
-from warehouse.shards import NO_TIME, Packs, read_shard
+from warehouse.shards import NO_TIME, Packs, ShardHeader, read_shard
 from warehouse.tokens import TYPE_NAMES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -105,30 +109,43 @@ def align(given: Path, work: Path) -> dict[str, str]:
 
 def split_subjects(given: Path, work: Path) -> dict[str, str]:
     scheme = yaml.safe_load((given / "scheme.yaml").read_text())
+    tree, before = ReleaseLayout(work), ReleaseLayout(work / "before")
     write_table(work / "subjects.parquet", read(given / "subjects.csv", SUBJECTS), SUBJECTS, "subjects")
-    write_table(work / "before.parquet", read(given / "ledger.csv", SPLIT_LEDGER), SPLIT_LEDGER, "ledger")
-    freeze = {"scheme": scheme, "edges": json.loads((given / "edges.json").read_text())}
-    (work / "before.json").write_text(json.dumps(freeze))
-    params = {"scheme": scheme, "subjects": ["subjects.parquet"], "ledger": str(work / "before.parquet")}
-    split.run(params | {"freeze": str(work / "before.json")}, work)
-    return {"ledger.csv": written(read_frame(ReleaseLayout(work).split_ledger(scheme["scheme"])))}
+    known = read(given / "ledger.csv", SPLIT_LEDGER)
+    write_table(before.split_ledger("golden"), known, SPLIT_LEDGER, "ledger")
+    freeze = Freeze("golden", scheme, json.loads((given / "edges.json").read_text()))
+    freeze.append(known)
+    freeze.write(before.split_freeze("golden"))
+    merges = read(given / "merges.csv").cast(pl.Int64)
+    merges.write_parquet(work / "merges.parquet")
+    params: dict[str, Any] = {"scheme": "golden", "fractions": scheme, "primary": True}
+    params |= {"subjects": ["subjects.parquet"], "merges": str(work / "merges.parquet")}
+    for name, path in (("ledger", before.split_ledger("golden")), ("freeze", before.split_freeze("golden"))):
+        params[name] = [str(path), sha256_file(path)]
+    split.run(params, work)
+    files = (tree.split_ledger("golden"), tree.subject_splits, tree.split_quarantine("golden"))
+    return {f"{path.stem}.csv": written(read_frame(path)) for path in files}
 
 
 def fit_vocabulary(given: Path, work: Path) -> dict[str, str]:
     write_table(work / "counts.parquet", read(given / "counts.csv", TOKEN_COUNTS), TOKEN_COUNTS, "counts")
     previous = read(given / "previous.csv").with_columns(pl.col("token_id").cast(pl.UInt32))
     previous.write_parquet(work / "previous.parquet")
-    params = {"profile": "mehrt", "counts": ["counts.parquet"], "previous": str(work / "previous.parquet")}
+    params = {"profile": "mehrt", "settings": built_in("mehrt").model_dump(mode="json"), "counts": ["counts.parquet"]}
+    params |= {"previous": str(work / "previous.parquet"), "values": [], "left_out": [], "quantiles": None}
     vocabulary.fit(params, work)
     return {"vocabulary.csv": written(read_frame(ReleaseLayout(work).vocabulary("mehrt")))}
 
 
 def encode(given: Path, work: Path) -> dict[str, str]:
     events = read(given / "events.csv", EVENTS, source="t")
-    tokens, dropped = token_rows(events, read(given / "usable_items.csv"), ProfileConfig())
+    items = read(given / "usable_items.csv")["item_key"]
     known = read(given / "vocabulary.csv").with_columns(pl.col("token_id").cast(pl.UInt32))
-    line = tokenize.encode(tokens, known)
-    shown = line.select("subject_id", tokens["token"], "token_id", named_type(), "time", "item_key")
+    line = named_tokens(sort_events(events), built_in("mehrt"), items, vocabulary=known)
+    shown = line.select("subject_id", "token", "token_id", named_type(), "time", "item_key")
+    dropped = pl.DataFrame(
+        left_out(sort_events(events), built_in("mehrt"), items), schema=["namespace", "reason", "events"], orient="row"
+    )
     return {"timeline.csv": written(shown), "dropped.csv": written(dropped)}
 
 
@@ -138,24 +155,31 @@ def named_type() -> pl.Expr:
 
 def pack_train(given: Path, work: Path) -> dict[str, str]:
     tree = ReleaseLayout(work)
-    assigned = read(given / "subject_splits.csv", split.SUBJECT_SPLITS)
-    write_table(tree.subject_splits, assigned, split.SUBJECT_SPLITS, "splits")
+    assigned = read(given / "subjects.csv", SCHEME_SUBJECTS)
+    write_table(tree.scheme_subjects("mehrt"), assigned, SCHEME_SUBJECTS, "subjects")
     raw = read(given / "timelines.csv").with_columns(pl.col("type").replace_strict(TYPES).cast(pl.String))
     raw.write_csv(work / "numbered.csv")
     write_table(work / "timelines.parquet", read(work / "numbered.csv", TIMELINES), TIMELINES, "timelines")
     header = yaml.safe_load((given / "header.yaml").read_text())
-    (shard,) = pack.run({"header": header, "timelines": ["timelines.parquet"]}, work).files
-    return {"packs.json": json.dumps(list(plain(read_shard(work / shard)[1])), indent=1) + "\n"}
+    shards = {}
+    for name, plan in yaml.safe_load((given / "plans.yaml").read_text()).items():
+        params = {"header": header, "plan": name, "settings": plan, "scheme": "mehrt", "group": 0, "groups": 1}
+        pack.run({**params, "timelines": ["timelines.parquet"]}, work)
+        found, packs = read_shard(tree.shard("mehrt", "train", 0, name))
+        shards[f"{name}.json"] = json.dumps(list(plain(packs, found)), indent=1) + "\n"
+    return shards
 
 
-def plain(packs: Packs) -> Iterator[dict[str, str]]:
-    """Packs as text, a line a column."""
+def plain(packs: Packs, header: ShardHeader) -> Iterator[dict[str, str]]:
+    """What of the header follows from the timelines, then packs as text, a line a column."""
     segment = image = 0
+    yield {name: str(getattr(header, name)) for name in ("mode", "time_dtype", "time_unit_us", "dropped")}
+    micros = packs.times_us(header)
     for row in range(len(packs)):
         segments = range(segment, segment := segment + int(packs.segments_per_pack[row]))
         images = range(image, image := image + int(packs.images_per_pack[row]))
         names = [TYPE_NAMES[kind][:2] for kind in packs.token_type[row].tolist()]
-        known = pl.Series([None if us == NO_TIME else us for us in packs.time_us[row].tolist()], dtype=pl.Int64)
+        known = pl.Series([None if us == NO_TIME else us for us in micros[row].tolist()], dtype=pl.Int64)
         times = known.cast(pl.Datetime("us")).dt.to_string("%m-%d %H:%M").fill_null("")
         yield {
             "input_ids": " ".join(map(str, packs.input_ids[row])),

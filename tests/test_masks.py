@@ -1,7 +1,5 @@
 """Collation, loss masks and visibility, each against a loop over tokens and items."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,13 @@ from releases import DIMS, Timeline, compact, fabricate, markov_timelines, pack_
 
 from warehouse import Release
 from warehouse.assemble import recipe
-from warehouse.batches import IdBatch, SegmentBatch
+from warehouse.batches import Batch, IdBatch, SegmentBatch
 from warehouse.collate import collate, count_targets, item_fields
 from warehouse.errors import TimeloomError
 from warehouse.masks import visible_items
 from warehouse.packs import take
 from warehouse.shards import NO_TIME, Block, ShardHeader
-from warehouse.shelf import Place, pages_of
+from warehouse.shelf import Place, pages_of, sheet_of
 from warehouse.tokens import BOS, IMAGE_TOKENS, UNK, TokenType
 
 CONTEXT = 64
@@ -70,9 +68,9 @@ def places_of(packs, unit=None):
         if width is not None:
             part, header = compact(part, header)
             step = header.time_unit_us
-        block = Block(0, len(part), part.input_ids, part.token_type, part.time)
+        sheet = sheet_of(Block(0, len(part), part.input_ids, part.token_type, part.time), step)
         pages = pages_of(part)
-        halves += [Place(block, row, step, pages) for row in range(len(part))]
+        halves += [Place(sheet, row, pages) for row in range(len(part))]
     return halves
 
 
@@ -90,9 +88,11 @@ def collated(drawn, loss="mehrt", context=10, unit=None):
     packs = pack_timelines(made, context)
     kinds = recipe("full", loss, False).kinds
     places = places_of(packs, unit)
-    batch, items = collate(places, context, packs.pack_id, (0, 0), kinds, ["ct"])
+    made = collate(places, context, packs.pack_id, (0, 0), kinds, ["ct"])
+    empty = dict.fromkeys(("item_vectors", "item_units", "item_lengths", "items_dropped"), {})
+    batch = Batch(**made.whole, **item_fields(made.items), **empty)
     assert batch.loss_mask.sum(1).tolist() == count_targets(places, context, kinds).tolist()
-    return packs, replace(batch, **item_fields(items))
+    return packs, batch
 
 
 @settings(max_examples=80, deadline=None)

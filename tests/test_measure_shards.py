@@ -14,6 +14,7 @@ from packing_plans import Case, release_of
 from pipelines.plans import PlanConfig
 from validation.measure_shards import measure_shards
 from warehouse.manifest import PlanEntry, ProfileEntry
+from warehouse.schemas import SCHEME_SUBJECTS, write_table
 from warehouse.shards import read_shard, write_shard
 
 FAULTS = (
@@ -167,6 +168,26 @@ def test_two_subjects_in_a_pack_of_one_are_malformed(tmp_path: Path) -> None:
             change(case, split, number, header={"mode": "one_subject_per_sequence"})
     found = faults(case, with_plan(profiles, mode="one_subject_per_sequence"))
     assert set(found) == {"malformed_packs"}
+
+
+def test_budgets_unlike_train_are_seen(tmp_path: Path) -> None:
+    """A fair order gives small subsets like the whole; one by length does not."""
+    lengths = np.random.default_rng(0).integers(1, 300, 400).tolist()
+    case = Case(tmp_path, lengths, PlanConfig(budgets=(5_000,)))
+    profiles = release_of(case)
+    found = {}
+    for name, order in {
+        "fair": np.random.default_rng(1).random(400),
+        "by length": np.argsort(np.argsort(lengths)),
+    }.items():
+        of_subject = (
+            timelines(lengths).group_by("subject_id", maintain_order=True).agg().with_columns(order=order * 1.0)
+        )
+        given = case.splits.drop("order").join(of_subject, on="subject_id")
+        write_table(case.tree.scheme_subjects("s"), given, SCHEME_SUBJECTS, "subjects")
+        train = measured(case, profiles).filter(pl.col("split") == "train")
+        found[name] = train["budget_ks_ratio"].item()
+    assert found["fair"] < 1 < found["by length"]
 
 
 def test_fill_is_judged_where_packs_are_meant_to_be_full(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def profile(tree: ReleaseLayout) -> ReleaseProfile:
         tree,
         scheme=staging.SCHEME,
         fractions=staging.FRACTIONS,
-        profiles=staging.PROFILES,
+        profiles=staging.profile_entries(),
         buckets=staging.BUCKETS,
     )
 
@@ -156,7 +156,11 @@ def test_percentiles_of_few_patients_are_withheld(profile: ReleaseProfile) -> No
             "set": ["structured only"] * 2230,
             "structured": rng.integers(2, 500, 2230),
             "tokens": rng.integers(2, 500, 2230),
-            "mean_interval_days": rng.random(2230),
+        }
+        | {
+            f"{name}_{population}": rng.random(2230)
+            for name in ("interval_tokens", "interval_times")
+            for population in ("structured", "imaging")
         }
     )
     cohorts = measure_subjects.measure_cohorts(subjects, list(staging.FRACTIONS))
@@ -168,6 +172,8 @@ def test_percentiles_of_few_patients_are_withheld(profile: ReleaseProfile) -> No
     assert isinstance(held_out["length_q3"], Hidden)
     assert isinstance(held_out["length_median"], float)
     assert isinstance(held_out["length_mean"], float)
+    assert isinstance(train["length_max"], Hidden) and isinstance(train["interval_tokens_min"], Hidden)
+    assert isinstance(train["interval_times_q3"], float)
 
 
 @settings(max_examples=300, deadline=None)

@@ -100,9 +100,7 @@ def test_each_stratum_and_the_whole_are_within_one_subject_of_their_quota(fracti
     worst = {one["stratum"][0]: furthest(one, fractions) for one in ledger.partition_by("stratum")}
     assert max(worst.values()) <= 1 + 1e-6, worst
     assert furthest(ledger, fractions) <= 1 + 1e-6
-    assert {name: one["size"] for name, one in freeze.strata.items()} == dict(
-        ledger["stratum"].value_counts().iter_rows()
-    )
+    assert freeze.strata == dict(ledger["stratum"].value_counts().iter_rows())
 
 
 @settings(max_examples=25, deadline=None)
@@ -125,6 +123,24 @@ def test_any_fractions_and_any_growth_keep_every_stratum_within_one(pair: tuple[
     for one in known.partition_by("stratum"):
         assert furthest(one, fractions) <= 1 + 1e-6
         assert one["ordinal"].to_list() == list(range(len(one)))
+
+
+def test_a_ledger_that_was_dealt_by_other_rules_goes_on() -> None:
+    """Everyone so far is in held_out, which no turn leads to: the others get theirs from here on."""
+    subjects = population(400)
+    known = freeze_all(subjects[:100])[0].with_columns(pl.lit("held_out").alias("split"))
+    ledger, _, _ = assign(subjects, known, frozen(subjects))
+    assert ledger[:100].equals(known)
+    assert furthest(ledger[100:], SCHEMES["mehrt"]) <= 20
+
+
+def test_the_whole_stays_at_its_quota_over_many_nights() -> None:
+    """A quarter of the subjects at first, then two a night: strata are rounded so that their sum is right."""
+    everyone = population(200)
+    ledger, freeze = freeze_all(everyone[:50])
+    for end in range(52, 201, 2):
+        ledger, _, freeze = assign(everyone[:end], ledger, freeze)
+        assert furthest(ledger, SCHEMES["mehrt"]) <= 2
 
 
 # --- nobody moves

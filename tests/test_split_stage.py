@@ -1,6 +1,7 @@
 """The stage split: its files, several schemes, a ledger that was changed by hand, merged ids."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_split import population
@@ -369,3 +371,35 @@ def test_an_unchanged_night_writes_the_same_bytes(tmp_path: Path) -> None:
     second, _ = night(tmp_path / "2", subjects, before=first)
     for name in ("ledger.parquet", "freeze.json", "subjects.parquet", "quarantined.parquet"):
         assert sha256_file(first.path / "splits/mehrt" / name) == sha256_file(second.path / "splits/mehrt" / name)
+
+
+# --- docs/splits.md
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "splits.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, flags=re.M | re.S)
+
+
+def test_the_documents_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [configuration], [code], [merges] = blocks("yaml"), blocks("python"), blocks("csv")
+    raw = yaml.safe_load(configuration)
+    schemes = {name: SplitConfig.model_validate(fractions) for name, fractions in raw["splits"].items()}
+    pairs = read_merges(write_csv(tmp_path, merges), DeidConfig(mode="synthetic", subject_ids="keep"), tmp_path)
+    assert pairs.rows() == [(4711, 815)]
+    tree, _ = night(tmp_path / "run", population(400), schemes=schemes, merges=pairs.rows())
+    (tmp_path / "warehouse").mkdir()
+    (tmp_path / "warehouse" / "current").symlink_to(tree.path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["tenth"]) == 34 and set(names["tenth"]["split"]) == {"train"}
+
+
+def test_the_document_shows_the_line_that_a_changed_ledger_gets(tmp_path: Path) -> None:
+    first, _ = night(tmp_path / "1", population(20))
+    _of_ledger(_moved)(first)
+    with pytest.raises(TimeloomError) as caught:
+        night(tmp_path / "2", population(20), before=first)
+    assert str(caught.value) in " ".join(DOCUMENT.split())

@@ -14,6 +14,7 @@ from timelines import left_out, named_tokens, usable
 
 from extractors.convert import code_expression
 from pipelines import tokenize, vocabulary
+from pipelines.align import CODE_COUNTS
 from pipelines.profiles import built_in, codes_of, pieces_of
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import SUBJECT_SPLITS
@@ -288,6 +289,8 @@ def release(base: Path, buckets: dict[int, pl.DataFrame], splits: dict[int, str]
     for bucket, frame in buckets.items():
         write_table(tree.events(bucket), frame, EVENTS, "events")
         write_table(tree.items(bucket), ITEMS.empty_table(), ITEMS, "items")
+        codes = frame.group_by("code").agg(pl.len().cast(pl.Int64).alias("events"))
+        write_table(tree.codes_of(bucket), codes, CODE_COUNTS, "codes")
     assigned = pl.DataFrame(list(splits.items()), schema=["subject_id", "split"], orient="row")
     write_table(tree.subject_splits, assigned, SUBJECT_SPLITS, "splits")
     return tree

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "train_llama.py"
 def imaging_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hospital whose every patient has images, run for real and published."""
     folder = tmp_path_factory.mktemp("imaging")
-    simulate(folder / "hospital", subjects=160, seed=3, imaging_share=1.0)
+    simulate(folder / "hospital", subjects=120, seed=3, imaging_share=1.0)
     splits = "splits: {images: {train: 0.7, tuning: 0.15, held_out: 0.15}}\nbuckets: 4\n"
     (folder / "run.yaml").write_text(TEMPLATE.read_text(encoding="utf-8") + splits, encoding="utf-8")
     command = [sys.executable, "-m", "flows.cli", "run", str(folder / "run.yaml"), "--direct", "--workers", "2"]
@@ -30,7 +30,7 @@ def imaging_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(root: Path, images: str) -> dict[str, Any]:
-    options = ["--steps", "120", "--images", images, "--validate", "tuning", "held_out"]
+    options = ["--steps", "100", "--images", images, "--validate", "tuning", "held_out"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(root), *options], capture_output=True, text=True, env=environment, check=False
@@ -41,11 +41,12 @@ def trained(root: Path, images: str) -> dict[str, Any]:
 
 def test_images_tell_what_follows_them_and_another_patients_images_do_not(imaging_root: Path) -> None:
     real, none, permuted = (trained(imaging_root, images) for images in ("real", "none", "permuted"))
-    assert real["after_image_targets"] == none["after_image_targets"] == permuted["after_image_targets"] >= 80
+    assert real["after_image_targets"] == none["after_image_targets"] == permuted["after_image_targets"] >= 60
     # The code behind an image is one of four, equally likely without the image: ln 4 = 1.386 nats.
     assert none["after_image_nll"] > 1.2
     assert gain(real, none) >= 0.10
-    assert gain(permuted, none) <= 0.01
+    # At most 1 % with 2,000 images (README); so few leave the error of their number beside it.
+    assert gain(permuted, none) <= 0.01 + 2 * none["after_image_error"]
 
 
 def gain(result: dict[str, Any], without: dict[str, Any]) -> float:

@@ -442,6 +442,25 @@ def many_segments(tree: ReleaseLayout) -> None:
     )
 
 
+@breaks("shards.misplaced_segments")
+def late_start(tree: ReleaseLayout) -> None:
+    packs = read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1]
+    staging.change_shard(tree, "tuning", segment_offset=packs.segment_offset + 1)
+
+
+@breaks("shards.drop_difference")
+@breaks("shards.misplaced_tiers")
+@breaks("shards.budget_differences")
+@breaks("shards.budget_ks_ratio")
+def another_plan(_: ReleaseLayout) -> None:
+    """Nothing: tests/test_measure_shards.py breaks plans, here the figure is the one that it would give."""
+
+
+OF_PLANS = {
+    "shards.drop_difference", "shards.misplaced_tiers", "shards.budget_differences", "shards.budget_ks_ratio",
+}  # fmt: skip
+
+
 @breaks("shards.fill_judged")
 def empty_packs(tree: ReleaseLayout) -> None:
     timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 < 8)
@@ -501,6 +520,8 @@ def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str
     measured = profile(tree, FRACTIONS.get(name))
     if name in PARTS:
         measured = replace(measured, splits=compared(PARTS[name]))
+    if name in OF_PLANS:
+        measured = replace(measured, shards=measured.shards.with_columns(pl.lit(2).alias(name.split(".")[1])))
     judgement = judge(measured, None)
     expected = TOGETHER.get(name, {name})
     assert failed(judgement) == expected

@@ -130,6 +130,14 @@ def test_a_damaged_manifest_is_a_finding(root: Path, text: str) -> None:
     assert set(failed(root)) == {"manifest"}
 
 
+def test_a_manifest_of_an_older_format_is_named_as_such(root: Path) -> None:
+    path = release(root).manifest
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    with pytest.raises(TimeloomError, match=r"^the release \S+ was made by an older timeloom, in format 1; make a .*$"):
+        read_manifest(path)
+    assert set(failed(root)) == {"manifest"}
+
+
 def test_a_pointer_to_nowhere_is_a_finding_and_an_empty_root_an_error(root: Path, tmp_path: Path) -> None:
     pointer = root / "current"
     pointer.unlink()

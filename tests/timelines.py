@@ -8,7 +8,7 @@ from pipelines.profiles.counting import Counts, count_part
 from pipelines.profiles.events import Part
 from pipelines.profiles.lexicon import Ids, make_lexicon
 from pipelines.profiles.rules import ProfileConfig
-from pipelines.profiles.timeline import choose, encode
+from pipelines.profiles.timeline import Encoder, choose
 from pipelines.profiles.values import fit
 from pipelines.vocabulary import extend, fixed_tokens, with_values, without_the_rest
 from warehouse.order import sort_events
@@ -72,7 +72,7 @@ def named_tokens(
     lexicon = make_lexicon(part.code.distinct, profile, parents, ids)
     chosen = choose(part, lexicon, usable() if items is None else items, profile)
     known = empty_frame(QUANTILES) if quantiles is None else quantiles
-    made = pl.DataFrame(pl.from_arrow(encode(chosen, profile, ids, known).table()))
+    made = pl.DataFrame(pl.from_arrow(Encoder(profile, ids, known).encode(chosen).table()))
     names = vocabulary.select("token_id", "token")
     return made.with_columns(pl.col("item_key").cast(pl.String)).join(
         names, on="token_id", how="left", maintain_order="left"

@@ -1,7 +1,10 @@
 """What a plan's shards must hold, worked out from the timelines alone, by other means than the packing stage's."""
 
+import math
+
 import polars as pl
 
+from validation.measure_splits import ks_statistic
 from validation.reading import collect, existing, scan
 from warehouse.layout import ReleaseLayout
 from warehouse.losses import LOSS_TARGETS
@@ -9,6 +12,7 @@ from warehouse.manifest import PlanEntry
 from warehouse.tokens import TokenType
 
 EXPECTED = {"subject_id": pl.Int64, "given": pl.Int64, "tokens": pl.Int64, "loss": pl.Int64, "offset": pl.Int64}
+KS_CRITICAL = 1.95  # over the root of the sample's size: alpha 0.001, for samples of 10 and more
 _IMAGE = pl.col("type") == int(TokenType.IMAGE)
 
 
@@ -24,19 +28,37 @@ def expected_tokens(tree: ReleaseLayout, profile: str, plan: PlanEntry, buckets:
 
 
 def _of_bucket(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
-    images = _IMAGE.any().over("subject_id") if plan.subjects == "imaging" else pl.lit(True)
-    marked = tokens.with_columns((images & (~_IMAGE | plan.images)).alias("kept"))
-    kept = pl.col("kept").cast(pl.Int64)
-    first = (kept.sum() - plan.context).clip(0).over("subject_id") if plan.mode == "last_n" else pl.lit(0, pl.Int64)
-    marked = marked.with_columns((kept.cum_sum().over("subject_id") - 1).alias("place"), first.alias("first"))
-    packed = pl.col("kept") & (pl.col("place") >= pl.col("first"))
-    begins = (pl.col("place") - pl.col("first")) % plan.context == 0
-    targets = [int(kind) for kind in LOSS_TARGETS[plan.loss]] if plan.loss else []
-    return marked.group_by("subject_id").agg(
-        pl.len().cast(pl.Int64).alias("given"),
-        packed.sum().cast(pl.Int64).alias("tokens"),
-        (packed & ~begins & pl.col("type").is_in(targets)).sum().cast(pl.Int64).alias("loss"),
-        pl.col("first").first().alias("offset"),
+    left = pl.col("given") if plan.images else pl.col("given") - pl.col("images")
+    left = pl.when(pl.col("images") > 0).then(left).otherwise(0) if plan.subjects == "imaging" else left
+    packed = left.clip(upper_bound=plan.context) if plan.mode == "last_n" else left
+    counted = tokens.group_by("subject_id").agg(
+        pl.len().cast(pl.Int64).alias("given"), _IMAGE.sum().cast(pl.Int64).alias("images")
+    )
+    if plan.loss:
+        counted = counted.join(_loss(tokens, plan), on="subject_id", how="left")
+    loss = pl.col("loss").fill_null(0) if plan.loss else pl.lit(0, pl.Int64)
+    return counted.select(
+        "subject_id",
+        "given",
+        packed.cast(pl.Int64).alias("tokens"),
+        loss.alias("loss"),
+        (left - packed).cast(pl.Int64).alias("offset"),
+    )
+
+
+def _loss(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
+    """subject_id and loss: targets that are packed and not the first of their segment."""
+    kept = tokens if plan.images else tokens.filter(~_IMAGE)
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over("subject_id")
+    number = pl.len().cast(pl.Int64).over("subject_id")
+    first = (number - plan.context).clip(lower_bound=0) if plan.mode == "last_n" else pl.lit(0, pl.Int64)
+    within = place - first
+    target = pl.col("type").is_in([int(kind) for kind in LOSS_TARGETS[str(plan.loss)]])
+    bears = (within >= 0) & (within % plan.context != 0) & target
+    return (
+        kept.with_columns(bears.alias("bears"))
+        .group_by("subject_id")
+        .agg(pl.col("bears").sum().cast(pl.Int64).alias("loss"))
     )
 
 
@@ -60,3 +82,13 @@ def budget_differences(tiered: pl.DataFrame, plan: PlanEntry) -> int:
         figures = (int(held["loss"].sum()), int(held["tokens"].sum()), held.height, (number + 1) * plan.groups)
         wrong += figures != (budget.tokens, budget.all_tokens, budget.subjects, budget.files)
     return wrong
+
+
+def budget_ks_ratio(tiered: pl.DataFrame, plan: PlanEntry) -> float | None:
+    """How unlike train the token budgets are in their timelines' lengths: the largest Kolmogorov-Smirnov distance of a
+    budget's subjects to all that the plan keeps, in units of the distance that one random sample of that size in a
+    thousand exceeds. None without budgets."""
+    everyone = tiered["tokens"].to_numpy()
+    held = [tiered.filter(pl.col("tier") <= number)["tokens"].to_numpy() for number in range(len(plan.budgets))]
+    ratios = [ks_statistic(one, everyone) * math.sqrt(len(one)) / KS_CRITICAL for one in held if len(one)]
+    return max(ratios, default=None)

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.expected_shards import budget_differences, expected_tokens, with_tiers
+from validation.expected_shards import budget_differences, budget_ks_ratio, expected_tokens, with_tiers
 from validation.reading import gather, unreadable
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry, ProfileEntry
@@ -158,10 +158,10 @@ def measure_shards(
     keep, summed over subjects without regard to sign), drop_difference (declared drops that are not the plan's, over
     reasons), foreign_subjects (in this split's shards, though the scheme has them elsewhere or nowhere),
     misplaced_tiers (subjects in another tier of the budgets than the fixed order gives them), budget_differences
-    (budgets with other figures than the manifest's), misplaced_segments (that do not begin where the subject's one
-    before ends), fill, fill_judged (null below 20 packs, and where packs are not meant to be full), max_segments,
-    malformed_packs (another context, profile, plan, mode or split than their place says, or segments that do not add
-    up), ids_out_of_range, image_places, dangling_images (of no usable item).
+    (budgets with other figures than the manifest's), budget_ks_ratio (see there), misplaced_segments (that do not begin
+    where the subject's one before ends), fill, fill_judged (null below 20 packs, and where packs are not meant to be
+    full), max_segments, malformed_packs (another context, profile, plan, mode or split than their place says, or
+    segments that do not add up), ids_out_of_range, image_places, dangling_images (of no usable item).
 
     Args:
         profiles: as the manifest has them.
@@ -173,7 +173,9 @@ def measure_shards(
             for profile, entry in profiles.items()
             for name, plan in entry.plans.items()
             for row in _plan_rows(tree, profile, entry.scheme, name, plan, buckets, ok_keys)
-        ]
+        ],
+        schema_overrides={"budget_ks_ratio": pl.Float64, "fill_judged": pl.Float64},
+        infer_schema_length=None,
     )
 
 
@@ -212,6 +214,7 @@ def _plan_rows(
                 "foreign_subjects": segments.join(own, on="subject_id", how="anti")["subject_id"].n_unique(),
                 "misplaced_tiers": _misplaced_tiers(wanted, segments),
                 "budget_differences": budget_differences(tiered, plan) if split == "train" else 0,
+                "budget_ks_ratio": budget_ks_ratio(tiered, plan) if split == "train" else None,
                 "misplaced_segments": _misplaced_segments(wanted, segments),
                 "fill": measures.tokens / max(measures.capacity, 1),
                 "fill_judged": _judged_fill(measures, plan),

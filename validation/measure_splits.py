@@ -53,9 +53,9 @@ def disagreements(
         subjects: `subject_id`, at least once for each subject of the data.
         primary: metadata/subject_splits.parquet has this scheme's splits.
     """
-    ledger, assigned = read_ledger(tree, scheme), read_assignments(tree, scheme)
-    aside = read_set_aside(tree, scheme)
     present = subjects.select("subject_id").unique()
+    ledger, aside = read_ledger(tree, scheme), read_set_aside(tree, scheme)
+    assigned = read_assignments(tree, scheme).join(present, on="subject_id", how="semi")
     here = ledger.select("subject_id", "split").join(present, on="subject_id", how="semi")
     twice = (
         pl.concat([here, assigned]).unique().group_by("subject_id").len().filter(pl.col("len") > 1)
@@ -66,6 +66,7 @@ def disagreements(
     differing.append(assigned.join(aside, on="subject_id", how="semi"))
     if primary and tree.subject_splits.is_file():
         meds = collect(scan(tree.subject_splits).select("subject_id", "split"), tree.subject_splits)
+        meds = meds.join(present, on="subject_id", how="semi")
         differing += [
             meds.join(assigned, on=meds.columns, how="anti"),
             assigned.join(meds, on=meds.columns, how="anti"),

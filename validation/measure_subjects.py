@@ -5,12 +5,14 @@ from pathlib import Path
 
 import polars as pl
 
+from pipelines.strata import modalities_of
 from validation.reading import collect, existing, gather, scan
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import SUBJECTS
 from warehouse.tokens import TokenType
 
-MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")
+MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")  # more where a release has further modalities
+MODALITY_NAMES = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray", "note": "note"}
 STRUCTURED, IMAGING = "structured", "imaging"
 QUANTILES = {"min": 0.0, "p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99, "max": 1.0}
 # REQUIREMENTS 1.6: the papers' "mean time interval" is not defined, so each reading has its name.
@@ -27,6 +29,13 @@ GAPS = pl.DataFrame(
 )
 
 
+def set_of(modalities: Sequence[str]) -> pl.Expr:
+    """The modality set of a subject of SUBJECTS in words, such as `CT and slide`."""
+    present = [pl.when(pl.col(name) > 0).then(pl.lit(MODALITY_NAMES.get(name, name))) for name in modalities]
+    named = pl.concat_str(present, separator=" and ", ignore_nulls=True)
+    return pl.when(named == "").then(pl.lit(MODALITY_SETS[0])).otherwise(named).alias("set")
+
+
 def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.DataFrame:
     """One row per subject: `set`; `structured` and `tokens`, its lengths; `interval`, in days, what splits are compared
     by; and of each population `interval_tokens_<population>` and `interval_times_<population>`.
@@ -35,13 +44,9 @@ def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.
     distinct times is known.
     """
     statistics = gather((tree.subjects(bucket) for bucket in range(buckets)), SUBJECTS, SUBJECTS.names)
-    ct, wsi = pl.col("ct") > 0, pl.col("wsi") > 0
-    kind = pl.when(ct & wsi).then(3).when(wsi).then(2).when(ct).then(1).otherwise(0)
-    frame = statistics.with_columns(
-        kind.replace_strict(dict(enumerate(MODALITY_SETS)), return_dtype=pl.String).alias("set")
-    )
+    frame = statistics.with_columns(set_of(modalities_of(statistics)))
     if profile is None:
-        images = pl.col("ct") + pl.col("wsi")
+        images = pl.sum_horizontal(modalities_of(statistics))
         unknown = [pl.lit(None, pl.Float64).alias(f"interval_tokens_{name}") for name in KINDS]
         known = [
             pl.col("mean_interval_days").alias(name) for name in ("interval", *map("interval_times_{}".format, KINDS))
@@ -194,7 +199,8 @@ def measure_cohorts(subjects: pl.DataFrame, splits: Sequence[str], gaps: pl.Data
 
 def measure_sets(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
     """Figure A1 in form: `split`, `set`, `subjects`, `share` within the split; every combination, zeros included."""
-    grid = pl.DataFrame({"split": list(splits)}).join(pl.DataFrame({"set": list(MODALITY_SETS)}), how="cross")
+    kinds = dict.fromkeys([*MODALITY_SETS, *subjects["set"].unique().drop_nulls().sort().to_list()])
+    grid = pl.DataFrame({"split": list(splits)}).join(pl.DataFrame({"set": list(kinds)}), how="cross")
     counted = subjects.group_by("split", "set").agg(pl.len().cast(pl.Int64).alias("subjects"))
     return (
         grid.join(counted, on=["split", "set"], how="left", maintain_order="left")

@@ -17,6 +17,7 @@ from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, write_json
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import Manifest
+from warehouse.packs import DEFAULT_PLAN
 
 TEMPLATE = "report.html.jinja"
 OPEN_MODE = "synthetic"
@@ -123,13 +124,20 @@ def _namespace(entry: Mapping[str, Any], cells: Cells) -> dict[str, Any]:
     }
 
 
+def _tokens(profile: ReleaseProfile) -> int:
+    """Tokens of the profiles' own plans: further plans hold the same ones again."""
+    if profile.shards.is_empty():
+        return 0
+    return int(profile.shards.filter(profile.shards["plan"] == DEFAULT_PLAN)["tokens_shards"].sum())
+
+
 def _headline(profile: ReleaseProfile, cells: Cells) -> list[tuple[str, str]]:
     usable = profile.items.filter(profile.items["verdict"] == "ok")["items"].sum()
     figures = {
         "patients": int(profile.events["subjects"].item()),
         "events": int(profile.events["rows"].item()),
         "usable images": int(usable),
-        "tokens": int(profile.shards["tokens_shards"].sum()) if "tokens_shards" in profile.shards.columns else 0,
+        "tokens": _tokens(profile),
     }
     about = "" if cells.open else "about "
     shown = {name: (cells.rounded(value), value) for name, value in figures.items()}

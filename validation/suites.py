@@ -173,6 +173,14 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     ),
     Expectation("shards", "budget_differences", "Token budgets hold what the manifest says."),
     Expectation(
+        "shards",
+        "budget_ks_ratio",
+        "Timelines are as long in every token budget as in train (Kolmogorov-Smirnov, alpha 0.001).",
+        "warning",
+        "derived",
+        high=1,
+    ),
+    Expectation(
         "shards", "malformed_packs", "Every pack has its profile's length, and its segments add up to its tokens."
     ),
     Expectation("shards", "ids_out_of_range", "Every token of the shards is in the vocabulary."),

@@ -102,9 +102,15 @@ def _buckets(release: _Release) -> Finding:
 
 
 def _splits(release: _Release) -> Finding:
+    """Every scheme that is in use: the one that MEDS tools see, and those of profiles."""
     subjects = event_subjects(release.tree, release.manifest.buckets)
-    counts = disagreements(release.tree, release.manifest.split_scheme, subjects)
-    wrong = sum(counts.values())
+    primary = release.manifest.split_scheme
+    schemes = dict.fromkeys([primary, *(profile.scheme for profile in release.manifest.profiles.values())])
+    counts = [disagreements(release.tree, name, subjects, primary=name == primary) for name in schemes]
+    changed = [name for name, of in zip(schemes, counts, strict=True) if of.pop("ledgers_changed")]
+    if changed:
+        return Finding("splits", False, f"the ledger of {_named(changed)} is not what runs have written")
+    wrong = sum(sum(of.values()) for of in counts)
     return Finding("splits", not wrong, _counted(wrong, "subjects without a split, in two, or published in another"))
 
 

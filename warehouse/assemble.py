@@ -1,7 +1,7 @@
 """From packs on a shelf to a batch with what was asked for: ids, segments, everything, vectors, retrieved items."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from warehouse.batches import Batch, IdBatch
-from warehouse.collate import Items, collate, collate_ids, collate_segments, item_fields
+from warehouse.collate import collate, collate_ids, collate_segments, item_fields
 from warehouse.errors import TimeloomError
 from warehouse.item_vectors import pooled, sequences
 from warehouse.losses import loss_table
@@ -66,7 +66,7 @@ def recipe(
 
 
 def assemble(
-    parts: Sequence[tuple[Shelf, Ints]], made: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
+    parts: Sequence[tuple[Shelf, Ints]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
 ) -> IdBatch:
     """The batch of packs (n,) of each shelf, one shelf after the other; all of one release, profile and context.
 
@@ -75,53 +75,38 @@ def assemble(
     """
     first = parts[0][0]
     context = first.context
-    places = [place for shelf, packs in parts for place in shelf.places(packs, made.fields != "ids")]
     pack_ids = np.concatenate([shelf.pack_ids[packs] for shelf, packs in parts])
-    if made.fields == "ids":
-        return collate_ids(places, context, pack_ids, cursor)
-    if made.fields == "segments":
+    if asked.fields == "ids":
+        found = [shelf.id_rows(packs) for shelf, packs in parts]
+        rows, dtypes = [row for some, _ in found for row in some], set().union(*(types for _, types in found))
+        return collate_ids(rows, dtypes, context, pack_ids, cursor)
+    places = [place for shelf, packs in parts for place in shelf.places(packs)]
+    if asked.fields == "segments":
         return collate_segments(places, context, pack_ids, cursor)
     modalities = [name for name in MODALITIES if any(name in shelf.stores for shelf, _ in parts)]
-    batch, items = collate(places, context, pack_ids, cursor, made.kinds, modalities)
-    dropped: dict[str, int] = {}
-    if window is not None and made.items_per_segment is not None:
-        items, dropped = window.of(batch, made.items_per_segment)
-    encoders = {
-        shelf_name: (shelf.stores[shelf_name], shelf.dims[shelf_name])
-        for shelf, _ in parts
-        for shelf_name in shelf.stores
-    }
-    if window is not None:
+    made = collate(places, context, pack_ids, cursor, asked.kinds, modalities)
+    items, dropped = made.items, dict[str, int]()
+    encoders = {name: (shelf.stores[name], shelf.dims[name]) for shelf, _ in parts for name in shelf.stores}
+    if window is not None and asked.items_per_segment is not None:
+        items, dropped = window.of(made, asked.items_per_segment)
         encoders = window.encoders
-    return _with_items(batch, items, dropped, first, encoders, made)
-
-
-def _with_items(
-    batch: Batch,
-    items: dict[str, Items],
-    dropped: dict[str, int],
-    shelf: Shelf,
-    encoders: dict[str, tuple[str, int]],
-    made: Recipe,
-) -> Batch:
-    layout, buckets = shelf.release.layout, shelf.release.manifest.buckets
-    subjects = batch.subject_ids.numpy()
     means: dict[str, torch.Tensor] = {}
     units: dict[str, torch.Tensor] = {}
     lengths: dict[str, torch.Tensor] = {}
+    layout, buckets = first.release.layout, first.release.manifest.buckets
     for modality, one in items.items():
         store, width = encoders[modality]
-        owners = subjects[one.segment]
-        if made.vectors == "none":
+        owners = made.subjects[one.segment]
+        if asked.vectors == "none":
             means[modality] = torch.empty(0, width)
-        elif made.vectors == "pooled":
+        elif asked.vectors == "pooled":
             means[modality] = torch.from_numpy(pooled(layout, modality, store, width, one.keys, owners, buckets))
         else:
             whole, counts = sequences(layout, modality, store, width, one.keys, owners, buckets)
             units[modality], lengths[modality] = torch.from_numpy(whole), torch.from_numpy(counts)
             means[modality] = torch.from_numpy(_means(whole, counts))
-    return replace(
-        batch,
+    return Batch(
+        **made.whole,
         **item_fields(items),
         item_vectors=means,
         item_units=units,

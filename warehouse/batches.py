@@ -203,6 +203,7 @@ class Batch(SegmentBatch):
             "cu_seq_lens_k": self.cu_seqlens,
             "max_length_q": self.max_seqlen,
             "max_length_k": self.max_seqlen,
+            "use_cache": False,  # with a cache transformers do not look for segments
         }
 
     def check_modality(self, modality: str) -> None:

@@ -5,28 +5,46 @@ Shards hold PAD, SPECIAL and no time behind the last segment, so nothing here wr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
-from warehouse.batches import Batch, IdBatch, SegmentBatch
+from warehouse.batches import IdBatch, SegmentBatch
 from warehouse.shard_times import NO_TIME
-from warehouse.shelf import Place, segments_of
+from warehouse.shelf import Place
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES, UNK
 
 Bools = npt.NDArray[np.bool_]
 
 
-def stacked(parts: Sequence[npt.NDArray[Any]], context: int) -> npt.NDArray[Any]:
-    """Rows (L,) of one dtype copied into a writable (n, L): one call, where fancy indexing would take one a block."""
-    if not parts:
-        return np.empty((0, context), np.uint8)
-    rows: list[Any] = list(parts)  # arrays are buffers, which their stubs do not say
-    return np.frombuffer(bytearray().join(rows), parts[0].dtype).reshape(len(parts), context)
+# glibc gives blocks above a threshold back to the kernel as they are freed, and the kernel zeroes each page anew: half
+# the time of a batch. Freeing one block of this size, never touched, raises the threshold to it.
+_KEPT_BYTES = 31 << 20
+np.empty(_KEPT_BYTES, np.uint8)
+
+
+def stacked(parts: Sequence[memoryview], dtype: np.dtype[Any], context: int) -> npt.NDArray[Any]:
+    """Rows of `context` elements copied into a writable (n, L): one call, where indexing takes one a row group."""
+    return np.frombuffer(bytearray().join(parts), dtype).reshape(len(parts), context)
+
+
+# Tokens that a kernel takes at a time: its arrays then stay in a core's own cache from one operation to the next.
+_CHUNK_TOKENS = 1 << 15
+
+
+def _chunks(packs: int, context: int) -> list[slice]:
+    step = max(1, _CHUNK_TOKENS // context)
+    return [slice(first, min(first + step, packs)) for first in range(0, packs, step)]
+
+
+@lru_cache(maxsize=2)
+def _counting(tokens: int) -> Ints:
+    """0, 1, … tokens - 1; kept, as batches mostly have one size."""
+    return np.arange(tokens, dtype=np.int64)
 
 
 def ragged(starts: Ints, counts: Ints) -> Ints:
@@ -35,20 +53,34 @@ def ragged(starts: Ints, counts: Ints) -> Ints:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
-def collate_ids(places: Sequence[Place], context: int, pack_ids: Ints, cursor: tuple[int, ...]) -> IdBatch:
-    """Ids alone: nothing is read but the mapped matrix of ids."""
-    return IdBatch(torch.from_numpy(_ids(places, context)), torch.from_numpy(pack_ids), cursor)
+def collate_ids(
+    rows: Sequence[memoryview], dtypes: set[np.dtype[Any]], context: int, pack_ids: Ints, cursor: tuple[int, ...]
+) -> IdBatch:
+    """Ids alone: nothing is read but the mapped rows of ids, as bytes of `dtypes`.
+
+    Widened by numpy: torch would share so short a job between threads, which wait for each other where cores are busy.
+    """
+    return IdBatch(
+        torch.from_numpy(_narrow(rows, dtypes, context).astype(np.int64)), torch.from_numpy(pack_ids), cursor
+    )
+
+
+def _narrow(rows: Sequence[memoryview], dtypes: set[np.dtype[Any]], context: int) -> npt.NDArray[Any]:
+    if len(dtypes) == 1:
+        return stacked(rows, next(iter(dtypes)), context)
+    # No rows, or shards of a vocabulary that has outgrown 16 bits since.
+    by_width = {dtype.itemsize * context: dtype for dtype in dtypes}
+    wide = [np.frombuffer(row, by_width[row.nbytes]).astype(np.uint32) for row in rows]
+    return np.concatenate([np.empty(0, np.uint32), *wide]).reshape(len(rows), context)
 
 
 def _narrow_ids(places: Sequence[Place], context: int) -> npt.NDArray[Any]:
-    parts = [place.block.input_ids[place.row] for place in places]
-    if len({part.dtype for part in parts}) > 1:  # shards of a vocabulary that has outgrown 16 bits since
-        parts = [part.astype(np.uint32) for part in parts]
-    return stacked(parts, context)
-
-
-def _ids(places: Sequence[Place], context: int) -> Ints:
-    return _narrow_ids(places, context).astype(np.int64)
+    dtypes = {id(sheet): sheet.id_dtype for sheet, _, _ in places}
+    rows = []
+    for sheet, row, _ in places:
+        width = context * sheet.id_dtype.itemsize
+        rows.append(sheet.ids[row * width : (row + 1) * width])
+    return _narrow(rows, set(dtypes.values()), context)
 
 
 @dataclass(frozen=True)
@@ -57,98 +89,131 @@ class Segments:
 
     Attributes:
         table: (S, 4) int64, see warehouse.shelf.Pages.
-        per_pack: (B,) int64.
+        edges: (S + 1,) int64, where segments begin among the tokens without padding.
+        per_pack, ends: (B,) int64, segments of each pack, and of it and those before.
         runs: (S + B,) int64, the segments' lengths, after each pack's its padding, zero or more.
+        starts: (S + B,) int64, where each run begins among the tokens with padding.
         place: (S,) int64, where in `runs` each segment is.
         padding: (B,) int64, where in `runs` each pack's padding is.
     """
 
     table: Ints
+    edges: Ints
     per_pack: Ints
+    ends: Ints
     runs: Ints
+    starts: Ints
     place: Ints
     padding: Ints
 
-    def spread(self, values: npt.NDArray[Any], at_padding: int) -> npt.NDArray[Any]:
-        """One value a segment (S,) becomes one a token (B * L,)."""
+    def runs_of(self, packs: slice) -> slice:
+        """The runs of consecutive packs."""
+        first = int(self.padding[packs.start - 1]) + 1 if packs.start else 0
+        return slice(first, int(self.padding[packs.stop - 1]) + 1)
+
+    def by_run(self, values: npt.NDArray[Any], at_padding: int) -> npt.NDArray[Any]:
+        """One value a segment (S,) becomes one a run (S + B,)."""
         whole = np.full(len(self.runs), at_padding, dtype=values.dtype)
         whole[self.place] = values
-        return np.repeat(whole, self.runs)
+        return whole
 
 
 def segments(places: Sequence[Place], context: int) -> Segments:
     """The segments of packs whose pages were read."""
-    parts = [segments_of(place) for place in places]
-    per_pack = np.array([len(part) for part in parts], dtype=np.int64)
-    table = np.concatenate([np.empty((0, 4), np.int64), *parts])
-    padding = np.cumsum(per_pack) + np.arange(len(parts))
-    place = np.arange(len(table)) + np.repeat(np.arange(len(parts)), per_pack)
-    runs = np.zeros(len(table) + len(parts), dtype=np.int64)
+    parts: list[Any] = []
+    counts = []
+    for _, row, pages in places:
+        first, last = pages.segment_edges[row], pages.segment_edges[row + 1]
+        parts.append(pages.segments[32 * first : 32 * last])
+        counts.append(last - first)
+    table = np.frombuffer(bytearray().join(parts), np.int64).reshape(-1, 4)
+    per_pack = np.array(counts, dtype=np.int64)
+    ends = np.cumsum(per_pack)
+    number = np.arange(len(counts))
+    edges = np.zeros(len(table) + 1, dtype=np.int64)
+    np.cumsum(table[:, 0], out=edges[1:])
+    padding = ends + number
+    place = np.arange(len(table)) + np.repeat(number, per_pack)
+    runs = np.empty(len(table) + len(counts), dtype=np.int64)
     runs[place] = table[:, 0]
-    filled = np.bincount(np.repeat(np.arange(len(parts)), per_pack), table[:, 0], minlength=len(parts))
-    runs[padding] = context - filled.astype(np.int64)
-    return Segments(table, per_pack, runs, place, padding)
+    runs[padding] = context - (edges[ends] - edges[ends - per_pack])
+    starts = np.cumsum(runs) - runs
+    return Segments(table, edges, per_pack, ends, runs, starts, place, padding)
 
 
 def collate_segments(places: Sequence[Place], context: int, pack_ids: Ints, cursor: tuple[int, ...]) -> SegmentBatch:
     """Ids and segment boundaries."""
     found = segments(places, context)
     return SegmentBatch(
-        torch.from_numpy(_ids(places, context)), torch.from_numpy(pack_ids), cursor, *_runs(found, context)
+        input_ids=torch.from_numpy(_narrow_ids(places, context).astype(np.int64)),
+        pack_ids=torch.from_numpy(pack_ids),
+        cursor=cursor,
+        **_runs(found, context),
     )
 
 
-def _runs(
-    found: Segments, context: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """SegmentBatch's own fields, in order."""
-    shape = len(found.per_pack), context
-    first = np.cumsum(found.per_pack) - found.per_pack
-    local = np.arange(len(found.table), dtype=np.int32) - np.repeat(first, found.per_pack).astype(np.int32)
-    starts = np.cumsum(found.runs) - found.runs
-    positions = np.repeat(starts, found.runs)
-    np.subtract(np.arange(len(positions), dtype=np.int64), positions, out=positions)
+def _runs(found: Segments, context: int) -> dict[str, Any]:
+    """SegmentBatch's own fields."""
+    packs = len(found.per_pack)
+    first = (found.ends - found.per_pack).astype(np.int32)
+    local = np.arange(len(found.table), dtype=np.int32) - np.repeat(first, found.per_pack)
+    numbers, starts = found.by_run(local, -1), found.starts
+    segment_ids, positions = np.empty(packs * context, np.int32), np.empty(packs * context, np.int64)
+    for some in _chunks(packs, context):
+        runs, tokens = found.runs_of(some), slice(some.start * context, some.stop * context)
+        segment_ids[tokens] = np.repeat(numbers[runs], found.runs[runs])
+        begun = np.repeat(starts[runs] - tokens.start, found.runs[runs])
+        np.subtract(_counting(len(begun)), begun, out=positions[tokens])
     empty = found.runs[found.padding]
     if empty.any():
         positions[ragged(starts[found.padding], empty)] = 0
-    lengths = found.table[:, 0]
-    bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=bounds[1:])
-    return (
-        torch.from_numpy(found.spread(local, -1).reshape(shape)),
-        torch.from_numpy(positions.reshape(shape)),
-        torch.from_numpy(bounds),
-        int(lengths.max(initial=0)),
-        torch.from_numpy(found.table[:, 1].copy()),
-        torch.from_numpy(found.table[:, 2].copy()),
-        torch.from_numpy(found.per_pack),
-    )
+    return {
+        "segment_ids": torch.from_numpy(segment_ids.reshape(packs, context)),
+        "position_ids": torch.from_numpy(positions.reshape(packs, context)),
+        "cu_seqlens": torch.from_numpy(found.edges.astype(np.int32)),
+        "max_seqlen": int(found.table[:, 0].max(initial=0)),
+        "subject_ids": torch.from_numpy(found.table[:, 1].copy()),
+        "segment_offset": torch.from_numpy(found.table[:, 2].copy()),
+        "segments_per_pack": torch.from_numpy(found.per_pack),
+    }
+
+
+def _types(places: Sequence[Place], context: int) -> npt.NDArray[np.uint8]:
+    rows = [sheet.types[row * context : (row + 1) * context] for sheet, row, _ in places]
+    return stacked(rows, np.dtype(np.uint8), context)
 
 
 def times(places: Sequence[Place], context: int, found: Segments) -> Ints:
     """(B, L) microseconds since 1970, NO_TIME where there is none."""
-    parts = [place.block.time[place.row] for place in places]
-    kinds = [(part.dtype.str, place.unit_us) for part, place in zip(parts, places, strict=True)]
-    if len(set(kinds)) < 2:
-        result, none = _steps(parts, kinds[0][1] if kinds else 1, context)
-    else:  # shards whose times need different units
-        result, none = np.empty((len(parts), context), np.int64), np.empty((len(parts), context), np.bool_)
-        for kind in set(kinds):
-            rows = [row for row, its in enumerate(kinds) if its == kind]
-            result[rows], none[rows] = _steps([parts[row] for row in rows], kind[1], context)
+    result = np.empty((len(places), context), np.int64)
     flat = result.reshape(-1)
-    flat += found.spread(found.table[:, 3], 0)
-    flat[np.flatnonzero(none)] = NO_TIME
+    origins = found.by_run(found.table[:, 3], 0)
+    for some in _chunks(len(places), context):
+        parts, kinds = [], []
+        for sheet, row, _ in places[some]:
+            width = context * sheet.time_dtype.itemsize
+            parts.append(sheet.time[row * width : (row + 1) * width])
+            kinds.append((sheet.time_dtype.itemsize, sheet.unit_us))
+        if len(set(kinds)) == 1:
+            none = _steps(parts, *kinds[0], result[some])
+        else:  # shards whose times need different units
+            none = np.concatenate(
+                [
+                    _steps([part], *kind, result[some.start + row, None])
+                    for row, (part, kind) in enumerate(zip(parts, kinds, strict=True))
+                ]
+            )
+        runs, tokens = found.runs_of(some), slice(some.start * context, some.stop * context)
+        flat[tokens] += np.repeat(origins[runs], found.runs[runs])
+        flat[tokens][np.flatnonzero(none)] = NO_TIME
     return result
 
 
-def _steps(parts: Sequence[npt.NDArray[Any]], unit: int, context: int) -> tuple[Ints, Bools]:
-    raw = stacked(parts, context)
-    none: Bools = np.equal(raw, np.iinfo(raw.dtype).min)
-    steps = raw.astype(np.int64)
-    if unit != 1:
-        steps *= unit
-    return steps, none
+def _steps(parts: Sequence[memoryview], width: int, unit: int, into: Ints) -> Bools:
+    """Writes the steps of some rows (n, L) in microseconds, and says which are no time."""
+    raw = stacked(parts, np.dtype(f"<i{width}"), into.shape[1])
+    np.multiply(raw, unit, out=into, dtype=np.int64)
+    return np.equal(raw, np.iinfo(raw.dtype).min)
 
 
 def targets(types: npt.NDArray[np.uint8], ids: npt.NDArray[Any], kinds: Sequence[int], starts: Ints) -> Bools:
@@ -175,6 +240,35 @@ class Items:
     time_us: Ints
 
 
+@dataclass(frozen=True)
+class Collated:
+    """Everything of a batch but its items; numpy arrays share the tensors' memory.
+
+    Attributes:
+        whole: Batch's fields but those of items.
+        subjects: (S,) whose segments they are.
+        items: those of image tokens, by modality, in the packs' order.
+        time: (B, L), as in the batch.
+        found: its segments.
+    """
+
+    whole: dict[str, Any]
+    subjects: Ints
+    items: dict[str, Items]
+    time: Ints
+    found: Segments
+
+    def spans(self) -> tuple[Ints, Ints]:
+        """The first and the last time of each segment (S,); NO_TIME where it has none."""
+        if not len(self.subjects):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        latest = np.iinfo(np.int64).max
+        real = self.time.ravel()[ragged(self.found.starts[self.found.place], self.found.table[:, 0])]
+        starts = self.found.edges[:-1]
+        first = np.minimum.reduceat(np.where(real == NO_TIME, latest, real), starts)
+        return np.where(first == latest, NO_TIME, first), np.maximum.reduceat(real, starts)
+
+
 def collate(
     places: Sequence[Place],
     context: int,
@@ -182,57 +276,47 @@ def collate(
     cursor: tuple[int, ...],
     kinds: Sequence[int],
     modalities: Sequence[str],
-) -> tuple[Batch, dict[str, Items]]:
-    """Everything but the vectors of items; those of image tokens are given beside the batch, in the packs' order."""
+) -> Collated:
+    """Everything but the vectors of items."""
     found = segments(places, context)
-    ids, time = _ids(places, context), times(places, context, found)
-    types = stacked([place.block.token_type[place.row] for place in places], context).view(np.uint8)
-    starts = (np.cumsum(found.runs) - found.runs)[found.place]
-    batch = Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(pack_ids),
-        cursor,
-        *_runs(found, context),
-        token_type=torch.from_numpy(types),
-        time_us=torch.from_numpy(time),
-        loss_mask=torch.from_numpy(targets(types, ids, kinds, starts)),
-        item_positions={},
-        item_vectors={},
-        item_segment={},
-        item_time_us={},
-        item_units={},
-        item_lengths={},
-        items_dropped={},
-        item_keys={},
-    )
-    return batch, _tokens_items(places, batch, time, found, modalities)
+    narrow, time = _narrow_ids(places, context), times(places, context, found)
+    types = _types(places, context)
+    mask = targets(types, narrow, kinds, found.starts[found.place])
+    runs = _runs(found, context)
+    whole = {
+        "input_ids": torch.from_numpy(narrow.astype(np.int64)),
+        "pack_ids": torch.from_numpy(pack_ids),
+        "cursor": cursor,
+        **runs,
+        "token_type": torch.from_numpy(types),
+        "time_us": torch.from_numpy(time),
+        "loss_mask": torch.from_numpy(mask),
+    }
+    items = _tokens_items(places, runs["segment_ids"].numpy(), time, found, modalities)
+    return Collated(whole, found.table[:, 1], items, time, found)
 
 
 def _tokens_items(
-    places: Sequence[Place], batch: Batch, time: Ints, found: Segments, modalities: Sequence[str]
+    places: Sequence[Place], segment_ids: npt.NDArray[Any], time: Ints, found: Segments, modalities: Sequence[str]
 ) -> dict[str, Items]:
-    table, keys, rows = [np.empty((0, 2), np.int64)], [pa.array([], pa.string())], []
-    for row, place in enumerate(places if modalities else ()):
-        assert place.pages is not None
-        first, last = place.pages.image_edges[place.row : place.row + 2].tolist()
+    table: list[Any] = []
+    keys: list[str] = []
+    counts = []
+    for _, row, pages in places if modalities else ():
+        first, last = pages.image_edges[row], pages.image_edges[row + 1]
+        counts.append(last - first)
         if last > first:
-            table.append(place.pages.images[first:last])
-            keys.append(place.pages.image_keys[first:last])
-            rows += [row] * (last - first)
-    joined, row_of = np.concatenate(table), np.array(rows, dtype=np.int64)
-    key_list = pa.concat_arrays(keys).to_pylist()
-    position = joined[:, 0]
-    first_segment = np.cumsum(found.per_pack) - found.per_pack
-    segment = batch.segment_ids.numpy()[row_of, position] + first_segment[row_of]
+            table.append(pages.images[16 * first : 16 * last])
+            keys += pages.image_keys[first:last]
+    position, kind = np.frombuffer(bytearray().join(table), np.int64).reshape(-1, 2).T
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    segment = segment_ids[row_of, position] + (found.ends - found.per_pack)[row_of]
+    when, where = time[row_of, position], np.stack([row_of, position], axis=1)
     result = {}
     for modality in modalities:
-        which = np.flatnonzero(joined[:, 1] == MODALITIES.index(modality))
-        result[modality] = Items(
-            [key_list[item] for item in which.tolist()],
-            np.stack([row_of[which], position[which]], axis=1),
-            segment[which],
-            time[row_of[which], position[which]],
-        )
+        which = np.flatnonzero(kind == MODALITIES.index(modality))
+        mine = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
+        result[modality] = Items(mine, where[which], segment[which], when[which])
     return result
 
 
@@ -258,7 +342,7 @@ def item_fields(items: Mapping[str, Items]) -> ItemFields:
 def count_targets(places: Sequence[Place], context: int, kinds: Sequence[int]) -> Ints:
     """(B,) targets of each pack: what `targets` gives, without a batch."""
     found = segments(places, context)
-    types = stacked([place.block.token_type[place.row] for place in places], context)
-    starts = (np.cumsum(found.runs) - found.runs)[found.place]
+    types = _types(places, context)
+    starts = found.starts[found.place]
     counts: Ints = targets(types, _narrow_ids(places, context), kinds, starts).sum(axis=1, dtype=np.int64)
     return counts

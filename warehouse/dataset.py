@@ -1,7 +1,8 @@
 """A split's packs as a torch dataset: a deterministic order, dealt to ranks, resumed from a cursor of a few bytes."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, cast
+from copy import copy
+from typing import Any, Generic, Self, cast
 
 import numpy as np
 
@@ -101,8 +102,11 @@ class ShardDataset(Reader[B], Generic[B]):
     def finished(self, epochs: int) -> bool:
         return self.epoch >= epochs
 
-    def salt(self, stage: int) -> None:
-        self.stage = stage
+    def salted(self, stage: int, seed: int | None = None) -> Self:
+        """A copy for another stage, and another seed where one is given; it shares what is open."""
+        other = copy(self)
+        other.stage, other.seed = stage, self.seed if seed is None else seed
+        return other
 
     def load(self, step: Step) -> B:
         """The batch of a step; its rows stand in stored order.

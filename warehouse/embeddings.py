@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -158,23 +159,38 @@ def close_stores() -> None:
                 del _environments[identity]
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[lmdb.Transaction]:
-    """A read transaction on `path`, opening its environment once per process; LMDB's errors in our words."""
-    try:
+class _reading:  # noqa: N801
+    """A read transaction on `path`, opening its environment once per process; LMDB's errors in our words.
+
+    A class, as a generator's frame would cost as much again as the transaction.
+    """
+
+    __slots__ = ("_path", "_real", "_transaction")
+
+    def __init__(self, path: Path, real: str | None = None) -> None:
+        self._path, self._real = path, real
+
+    def __enter__(self) -> lmdb.Transaction:
         try:
-            transaction = _reader(path).begin(buffers=True)
+            self._transaction = _reader(self._path, self._real).begin(buffers=True)
         except lmdb.MapResizedError:  # another process has written more than this map holds
-            _close_reader(path)
-            transaction = _reader(path).begin(buffers=True)
-        with transaction:
-            yield transaction
-    except lmdb.Error as error:
-        raise StoreDamagedError(path, type(error).__name__) from error
+            _close_reader(self._path)
+            self._transaction = _reader(self._path, self._real).begin(buffers=True)
+        except lmdb.Error as error:
+            raise StoreDamagedError(self._path, type(error).__name__) from error
+        return self._transaction
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transaction.abort()
+        if isinstance(error, lmdb.Error):
+            raise StoreDamagedError(self._path, type(error).__name__) from error
 
 
-def _reader(path: Path) -> lmdb.Environment:
-    return _environments.get(_identity(path)) or _open_reader(path)
+def _reader(path: Path, real: str | None = None) -> lmdb.Environment:
+    identity = _identity(path) if real is None else (os.getpid(), real)
+    return _environments.get(identity) or _open_reader(path)
 
 
 def _close_reader(path: Path) -> None:
@@ -271,14 +287,21 @@ class EmbeddingStore:
         self._each(keys, fill)
 
     def _each(self, keys: Sequence[str], use: Callable[[int, Buffer], None]) -> None:
+        """Calls `use` with the place and the value of each key, in the order in which they lie in the file."""
         encoded = [key.encode("ascii") for key in keys]
-        with _reading(self.path) as transaction:
+        order = sorted(range(len(encoded)), key=encoded.__getitem__) if len(encoded) > 1 else range(len(encoded))
+        with _reading(self.path, self._real) as transaction:
             get = transaction.get
-            for place in sorted(range(len(encoded)), key=encoded.__getitem__):
+            for place in order:
                 value = get(encoded[place])
                 if value is None:
                     raise KeyError(keys[place])
                 use(place, value)
+
+    @cached_property
+    def _real(self) -> str:
+        # Resolving a path asks the kernel about each of its folders: more than reading a vector takes.
+        return os.path.realpath(self.path)
 
     def places(self, key: str) -> Array:
         """(units, k) int32: where the units of a sequence lie; raises as `get`."""

@@ -1,6 +1,7 @@
 """Vectors of a batch's items out of LMDB: one transaction a store file, its keys in order, one row each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,20 @@ from warehouse.shuffle import Ints
 Floats = npt.NDArray[np.float32]
 
 
-def _by_file(layout: Layout, modality: str, store: str, buckets: Ints) -> Mapping[Path, list[int]]:
-    """Which items lie in which file."""
-    order = np.argsort(buckets, kind="stable")
-    edges = np.flatnonzero(np.diff(buckets[order])) + 1
-    groups = np.split(order, edges) if len(order) else []
-    return {layout.embedding_bucket(modality, store, int(buckets[group[0]])): group.tolist() for group in groups}
+@lru_cache(maxsize=4096)
+def _store(layout: Layout, modality: str, store: str, bucket: int) -> EmbeddingStore:
+    # Holds a path and no descriptor, so that it may be kept and used in any process.
+    return EmbeddingStore(layout.embedding_bucket(modality, store, bucket))
+
+
+def _by_store(
+    layout: Layout, modality: str, store: str, subjects: Ints, buckets: int
+) -> Iterator[tuple[EmbeddingStore, list[int]]]:
+    """The stores that hold items of `subjects` (n,), each with its items' rows."""
+    rows: dict[int, list[int]] = {}
+    for row, bucket in enumerate(bucket_of(subjects, buckets).tolist()):
+        rows.setdefault(bucket, []).append(row)
+    return ((_store(layout, modality, store, bucket), rows[bucket]) for bucket in sorted(rows))
 
 
 def _lacking(path: Path) -> TimeloomError:
@@ -37,11 +46,11 @@ def pooled(
         TimeloomError: a store file is missing or damaged, or lacks one of the items.
     """
     result = np.empty((len(keys), width), dtype=np.float32)
-    for path, rows in _by_file(layout, modality, store, bucket_of(subjects, buckets).astype(np.int64)).items():
+    for file, rows in _by_store(layout, modality, store, subjects, buckets):
         try:
-            EmbeddingStore(path).fill_many([keys[row] for row in rows], rows, result)
+            file.fill_many([keys[row] for row in rows], rows, result)
         except KeyError:
-            raise _lacking(path) from None
+            raise _lacking(file.path) from None
     return result
 
 
@@ -56,11 +65,11 @@ def sequences(
         TimeloomError: as `pooled`.
     """
     arrays: list[npt.NDArray[np.floating]] = [np.empty((0, width), np.float32)] * len(keys)
-    for path, rows in _by_file(layout, modality, store, bucket_of(subjects, buckets).astype(np.int64)).items():
+    for file, rows in _by_store(layout, modality, store, subjects, buckets):
         try:
-            found = EmbeddingStore(path).get_many([keys[row] for row in rows])
+            found = file.get_many([keys[row] for row in rows])
         except KeyError:
-            raise _lacking(path) from None
+            raise _lacking(file.path) from None
         for row, array in zip(rows, found, strict=True):
             if array.ndim not in (1, 2) or array.shape[-1] != width:
                 raise TimeloomError(

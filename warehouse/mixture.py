@@ -6,7 +6,8 @@ one pack. Every rank computes the same turns, whatever the world size.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, cast
+from copy import copy
+from typing import Any, Generic, Self, cast
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Mixture(Reader[B], Generic[B]):
     """
 
     def __init__(
-        self, members: Sequence[tuple[ShardDataset[B], float]], seed: int | None = 0, token_budget: int | None = None
+        self, members: Sequence[tuple[ShardDataset[B], float]], seed: int = 0, token_budget: int | None = None
     ) -> None:
         if not members or any(not 0 < weight < float("inf") for _, weight in members):
             raise TimeloomError(
@@ -45,11 +46,11 @@ class Mixture(Reader[B], Generic[B]):
             )
         if token_budget is not None and token_budget < 1:
             raise TimeloomError("the token budget is below 1", remedy="give a positive number, or None")
-        self.members = [dataset for dataset, _ in members]
-        first = self.members[0]
-        for other in self.members:
+        first = members[0][0]
+        for other, _ in members:
             _check_fits(first, other)
-            other.seed = seed
+        # Copies: a dataset may stand in several stages, and what a mixture does to its order is no other's business.
+        self.members = [dataset.salted(dataset.stage, seed) for dataset, _ in members]
         total = sum(weight for _, weight in members)
         self.weights = np.array([weight / total for _, weight in members])
         self.seed, self.token_budget = seed, token_budget
@@ -68,9 +69,10 @@ class Mixture(Reader[B], Generic[B]):
     def finished(self, epochs: int) -> bool:
         return self.token_budget is not None and self.tokens >= self.token_budget
 
-    def salt(self, stage: int) -> None:
-        for dataset in self.members:
-            dataset.stage = stage
+    def salted(self, stage: int) -> Self:
+        other = copy(self)
+        other.members = [dataset.salted(stage) for dataset in self.members]
+        return other
 
     @property
     def tokens(self) -> int:
@@ -125,7 +127,7 @@ class Mixture(Reader[B], Generic[B]):
             new = np.unique(mine[known[mine] < 0])
             for first in range(0, len(new), COUNTED_PACKS):
                 some = new[first : first + COUNTED_PACKS]
-                places = dataset.shelf.places(some, small=True)
+                places = dataset.shelf.places(some)
                 known[some] = count_targets(places, dataset.context, dataset.recipe.kinds)
             total += int(known[mine].sum())
         return total
@@ -147,9 +149,8 @@ class Mixture(Reader[B], Generic[B]):
             TimeloomError: the state is of another release or of other members or weights.
         """
         check_state(state, self.bound(), ("seed", "cursor"))
-        self.seed, self.cursor = state["seed"], tuple(int(part) for part in state["cursor"])
-        for dataset in self.members:
-            dataset.seed = self.seed
+        self.seed, self.cursor = int(state["seed"]), tuple(int(part) for part in state["cursor"])
+        self.members = [dataset.salted(dataset.stage, self.seed) for dataset in self.members]
 
 
 def _check_fits(first: ShardDataset[B], other: ShardDataset[B]) -> None:
@@ -184,14 +185,13 @@ class Curriculum(Reader[B], Generic[B]):
             raise TimeloomError(
                 "a curriculum lacks stages or has one of no epochs", remedy="give at least one epoch each"
             )
-        self.stages = list(stages)
-        first = self.stages[0][0]
-        for place, (reader, _) in enumerate(self.stages):
+        first = stages[0][0]
+        for place, (reader, _) in enumerate(stages):
             if isinstance(reader, Mixture) and reader.token_budget is None:
                 raise TimeloomError(f"stage {place} is a mixture without an end", remedy="give it a token_budget")
             if (reader.rank, reader.world_size) != (first.rank, first.world_size):
                 raise TimeloomError("stages differ in rank or world size", remedy="make them with the same options")
-            reader.salt(place)
+        self.stages = [(reader.salted(place), epochs) for place, (reader, epochs) in enumerate(stages)]
         super().__init__(first.rank, first.world_size)
 
     @property

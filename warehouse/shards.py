@@ -189,20 +189,30 @@ def _array(table: pa.Table, name: str) -> pa.Array:
     return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
 
 
-def _counts(table: pa.Table, name: str) -> npt.NDArray[np.int32]:
-    counts: npt.NDArray[np.int32] = _array(table, name).value_lengths().to_numpy(zero_copy_only=False)
-    return counts.astype(np.int32)
+def _numbers(array: pa.Array, dtype: Any) -> npt.NDArray[Any]:
+    # Array.to_numpy imports pandas, and value_lengths all of pyarrow.compute: longer than a first batch may take.
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
+
+
+_DTYPES = {pa.int32(): np.int32, pa.int64(): np.int64, pa.uint8(): np.uint8}
+
+
+def _lengths(table: pa.Table, name: str) -> npt.NDArray[np.int32]:
+    lists = _array(table, name)
+    return np.diff(_numbers(lists.offsets, np.int32)).astype(np.int32) if len(lists) else np.empty(0, np.int32)
 
 
 def _small(table: pa.Table) -> SmallColumns:
     flat = {name: _array(table, name).flatten() for name in (*SEGMENT_COLUMNS, *IMAGE_COLUMNS)}
     return SmallColumns(
-        pack_id=table.column("pack_id").to_numpy(),
-        length=table.column("length").to_numpy(),
-        segments_per_pack=_counts(table, "segment_length"),
-        images_per_pack=_counts(table, "image_position"),
+        pack_id=_numbers(_array(table, "pack_id"), np.int64),
+        length=_numbers(_array(table, "length"), np.int32),
+        segments_per_pack=_lengths(table, "segment_length"),
+        images_per_pack=_lengths(table, "image_position"),
         image_key=flat.pop("image_key"),
-        **{name: values.to_numpy() for name, values in flat.items()},
+        **{name: _numbers(values, _DTYPES[values.type]) for name, values in flat.items()},
     )
 
 

@@ -6,15 +6,16 @@ least recently used given up first.
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from warehouse.errors import TimeloomError
 from warehouse.packs import SmallColumns
@@ -33,33 +34,66 @@ class Pages:
     """The small columns of one row group, laid out so that one pack's are one slice.
 
     Attributes:
-        segments: (S, 4) int64: length, subject, offset, origin in microseconds.
+        segments: (S, 4) int64 as bytes: length, subject, offset, origin in microseconds.
         segment_edges: (P + 1,) where each pack's segments begin.
-        images: (I, 2) int64: position in the pack, modality.
-        image_keys: (I,).
+        images: (I, 2) int64 as bytes: position in the pack, modality.
+        image_keys: the I keys.
         image_edges: (P + 1,).
     """
 
-    segments: Ints
-    segment_edges: Ints
-    images: Ints
-    image_keys: pa.StringArray
-    image_edges: Ints
+    segments: memoryview
+    segment_edges: memoryview
+    images: memoryview
+    image_keys: list[str]
+    image_edges: memoryview
 
     @property
     def nbytes(self) -> int:
+        """What it holds, a key taken for a hundred bytes."""
         arrays = (self.segments, self.segment_edges, self.images, self.image_edges)
-        return sum(array.nbytes for array in arrays) + int(self.image_keys.nbytes)
+        return sum(array.nbytes for array in arrays) + 100 * len(self.image_keys)
 
 
 @dataclass(frozen=True)
-class Place:
-    """One pack in its row group; `pages` is None where nothing but the matrices was asked for."""
+class Sheet:
+    """The matrices of one row group as bytes, mapped: a slice of a memoryview costs a third of an array's row.
 
-    block: Block
-    row: int
+    Attributes:
+        ids, types, time: row after row.
+        id_dtype, time_dtype: of their elements; types are uint8.
+        unit_us: microseconds a step of `time`.
+    """
+
+    ids: memoryview
+    types: memoryview
+    time: memoryview
+    id_dtype: np.dtype[Any]
+    time_dtype: np.dtype[Any]
     unit_us: int
-    pages: Pages | None
+
+
+class Place(NamedTuple):
+    """One pack in its row group."""
+
+    sheet: Sheet
+    row: int
+    pages: Pages
+
+
+def sheet_of(block: Block, unit_us: int) -> Sheet:
+    """A mapped row group as a Sheet."""
+    ids, types, time = (
+        matrix.reshape(-1).view(np.uint8).data for matrix in (block.input_ids, block.token_type, block.time)
+    )
+    return Sheet(ids, types, time, block.input_ids.dtype, block.time.dtype, unit_us)
+
+
+class _Opened(NamedTuple):
+    """An open shard: its row groups have `each` packs, the last one fewer."""
+
+    shard: MappedShard
+    sheets: list[Sheet]
+    each: int
 
 
 def _edges(counts: npt.NDArray[Any]) -> Ints:
@@ -70,12 +104,16 @@ def pages_of(small: SmallColumns) -> Pages:
     """The small columns of a row group as Pages."""
     columns = (small.segment_length, small.segment_subject, small.segment_offset, small.segment_origin)
     return Pages(
-        segments=np.stack([column.astype(np.int64) for column in columns], axis=1),
-        segment_edges=_edges(small.segments_per_pack),
-        images=np.stack([small.image_position.astype(np.int64), small.image_modality.astype(np.int64)], axis=1),
-        image_keys=small.image_key,
-        image_edges=_edges(small.images_per_pack),
+        segments=_bytes(columns),
+        segment_edges=_edges(small.segments_per_pack).data,
+        images=_bytes((small.image_position, small.image_modality)),
+        image_keys=small.image_key.to_pylist(),
+        image_edges=_edges(small.images_per_pack).data,
     )
+
+
+def _bytes(columns: tuple[npt.NDArray[Any], ...]) -> memoryview:
+    return np.stack([column.astype(np.int64) for column in columns], axis=1).reshape(-1).view(np.uint8).data
 
 
 class Shelf:
@@ -126,7 +164,7 @@ class Shelf:
     def _forget(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._maps: OrderedDict[int, tuple[MappedShard, list[int]]] = OrderedDict()
+        self._maps: OrderedDict[int, _Opened] = OrderedDict()
         self._pages: OrderedDict[tuple[int, int], Pages] = OrderedDict()
         self._bytes = 0
 
@@ -154,7 +192,7 @@ class Shelf:
         counts = np.diff(self._edges)
         return np.repeat((self.numbers << 32) - self._edges[:-1], counts) + np.arange(len(self), dtype=np.int64)
 
-    def places(self, packs: Ints, small: bool) -> list[Place]:
+    def places(self, packs: Ints) -> list[Place]:
         """Where packs (n,) lie, their files opened and checked before the first use.
 
         Raises:
@@ -164,23 +202,47 @@ class Shelf:
             self._forget()
         files = np.searchsorted(self._edges, packs, side="right") - 1
         rows = packs - self._edges[files]
+        found, current, before = [], -1, (-1, -1)
         with self._lock:
-            return [self._place(file, row, small) for file, row in zip(files.tolist(), rows.tolist(), strict=True)]
+            for file, row in zip(files.tolist(), rows.tolist()):  # noqa: B905
+                if file != current:
+                    current = file
+                    shard, sheets, each = self._open(file)
+                number, within = divmod(row, each)
+                if (file, number) != before:
+                    before = file, number
+                    pages = self._small(file, number, shard)
+                found.append(Place(sheets[number], within, pages))
+        return found
 
-    def _place(self, file: int, row: int, small: bool) -> Place:
-        shard, firsts = self._open(file)
-        number = bisect_right(firsts, row) - 1
-        block = shard.blocks[number]
-        pages = self._small(file, number, shard) if small else None
-        return Place(block, row - block.first, shard.header.time_unit_us, pages)
+    def id_rows(self, packs: Ints) -> tuple[list[memoryview], set[np.dtype[Any]]]:
+        """The mapped ids of packs (n,) as bytes, and their types: what `places` finds, by the shortest way."""
+        if self._process != os.getpid():
+            self._forget()
+        files = np.searchsorted(self._edges, packs, side="right") - 1
+        rows = packs - self._edges[files]
+        found, dtypes, current = [], set(), -1
+        with self._lock:
+            for file, row in zip(files.tolist(), rows.tolist()):  # noqa: B905
+                if file != current:
+                    current = file
+                    _, sheets, each = self._open(file)
+                    dtypes.add(sheets[0].id_dtype)
+                    width = self.context * sheets[0].id_dtype.itemsize
+                number, within = divmod(row, each)
+                start = within * width
+                found.append(sheets[number].ids[start : start + width])
+        return found, dtypes
 
-    def _open(self, file: int) -> tuple[MappedShard, list[int]]:
+    def _open(self, file: int) -> _Opened:
         found = self._maps.get(file)
         if found is None:
             path = self.release.checked(self.paths[file])
             shard = open_shard(path)
             self._check(self.release.relative(path), shard, int(self._edges[file + 1] - self._edges[file]))
-            found = self._maps[file] = shard, [block.first for block in shard.blocks]
+            unit = shard.header.time_unit_us
+            sheets = [sheet_of(block, unit) for block in shard.blocks]
+            found = self._maps[file] = _Opened(shard, sheets, shard.blocks[0].rows)
             while len(self._maps) > self._maps_most:
                 self._maps.popitem(last=False)
         else:
@@ -212,13 +274,22 @@ class Shelf:
     def _vocabulary_hash(self, size: int) -> str:
         # One hash for each prefix that shards name, not one for each shard.
         if size not in self._prefixes:
-            whole = self.release.vocabulary(self.profile)
+            whole = self._vocabulary()
             entry = self.release.manifest.profiles[self.profile]
             if vocabulary_hash(whole) != entry.vocabulary_hash:
                 name = self.release.relative(self.release.files.vocabulary(self.profile))
                 raise TimeloomError(f"{name} is not the vocabulary that the manifest names", remedy=REMEDY)
             self._prefixes[size] = vocabulary_hash(whole, size)
         return self._prefixes[size]
+
+    def _vocabulary(self) -> pl.DataFrame:
+        # Not by `read_table`, which imports pandas and so takes longer than the first batch.
+        path = self.release.checked(self.release.files.vocabulary(self.profile))
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                return pl.DataFrame(file.read(["token_id", "token"]))
+        except (OSError, pa.ArrowException) as error:
+            raise TimeloomError(f"{self.release.relative(path)} is corrupt", remedy=REMEDY) from error
 
     def _check(self, name: str, shard: MappedShard, rows: int) -> None:
         header = shard.header
@@ -231,14 +302,9 @@ class Shelf:
             )
         if len(shard) != rows:
             raise TimeloomError(f"{name} has another number of packs than the manifest says", remedy=REMEDY)
+        if len({block.rows for block in shard.blocks[:-1]}) > 1 or shard.blocks[-1].rows > shard.blocks[0].rows:
+            raise TimeloomError(f"{name} has row groups of unequal size", remedy="rebuild it with `timeloom run`")
         for modality, store in header.stores.items():
             encoder = self.release.manifest.encoders.get(modality)
             if modality not in MODALITIES or encoder is None or encoder.store != store:
                 raise TimeloomError(f"{name} names a {modality} store that the manifest does not", remedy=REMEDY)
-
-
-def segments_of(place: Place) -> Ints:
-    """(s, 4) of one pack: see Pages.segments."""
-    assert place.pages is not None
-    edges = place.pages.segment_edges
-    return place.pages.segments[edges[place.row] : edges[place.row + 1]]

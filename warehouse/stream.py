@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -63,8 +63,8 @@ class Reader(IterableDataset[B], Generic[B]):
         """Whether the cursor stands behind that many epochs, or behind the token budget of what has no epochs."""
         raise NotImplementedError
 
-    def salt(self, stage: int) -> None:
-        """Shuffles as that stage of a curriculum."""
+    def salted(self, stage: int) -> Self:
+        """A copy that shuffles as that stage of a curriculum."""
         raise NotImplementedError
 
     def bound(self) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from warehouse.batches import Batch
-from warehouse.collate import Items, ragged
+from warehouse.collate import Collated, Items, ragged
 from warehouse.reader import Release
 from warehouse.shard_times import NO_TIME
 from warehouse.shuffle import Ints
@@ -56,10 +54,9 @@ class WindowItems:
         found = self.release.items().filter(*good).select("subject_id", "modality", "store", "item_key", when).collect()
         return {name: _index(found, name, store) for name, (store, _) in self.encoders.items()}
 
-    def of(self, batch: Batch, k: int) -> tuple[dict[str, Items], dict[str, int]]:
+    def of(self, batch: Collated, k: int) -> tuple[dict[str, Items], dict[str, int]]:
         """By modality: the items of the batch's segments, and how many were left out."""
-        subjects = batch.subject_ids.numpy()
-        first, last = _spans(batch)
+        subjects, (first, last) = batch.subjects, batch.spans()
         items, dropped = {}, {}
         for modality, index in self._indices.items():
             start, end = index.bounds(subjects, first, "left"), index.bounds(subjects, last, "right")
@@ -84,14 +81,3 @@ def _index(found: pl.DataFrame, modality: str, store: str) -> _Index:
     instants, rank = np.unique(times, return_inverse=True)
     keys = pa.array(mine["item_key"].to_list(), pa.string())
     return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank)
-
-
-def _spans(batch: Batch) -> tuple[Ints, Ints]:
-    """The first and the last time of each segment (S,); NO_TIME where it has none."""
-    if not batch.n_segments:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    times: npt.NDArray[np.int64] = batch.time_us[batch.real].numpy()
-    starts = batch.cu_seqlens[:-1].numpy().astype(np.int64)
-    latest = np.iinfo(np.int64).max
-    first = np.minimum.reduceat(np.where(times == NO_TIME, latest, times), starts)
-    return np.where(first == latest, NO_TIME, first), np.maximum.reduceat(times, starts)

@@ -6,7 +6,7 @@ The recipe is MEHRT's: an image's place in the sequence holds W·vector, one tra
 structured tokens only; packed subjects do not see each other. The controls: `--images none` leaves a token that says no
 more than that there was an image, `--images permuted` gives every image the vector of another subject's, and
 `--shuffle-within` permutes the tokens of every sequence, so that order carries nothing. The last line printed is JSON;
-`after_image_nll` is over the targets that stand right behind an image.
+`after_image_nll` is over the targets that stand right behind an image, and `after_image_error` its standard error.
 """
 
 import argparse
@@ -258,6 +258,7 @@ def train(options: argparse.Namespace) -> dict[str, float | None]:
         "val_nll": float(nll.mean()),
         "unigram_nll": baseline / len(nll),
         "after_image_nll": float(nll[near].mean()) if near.any() else None,
+        "after_image_error": float(nll[near].std() / near.sum() ** 0.5) if near.sum() > 1 else None,
         "after_image_targets": int(near.sum()),
         "steps": step,
         "seconds": round(time.perf_counter() - start, 1),

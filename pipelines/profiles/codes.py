@@ -18,16 +18,16 @@ _TAKEN = rf"^(\[|{VALUE}/|{INTERVAL}/|{TIMELINE_END}$|CODE/)"
 _FUSED = r"//Q\d+/*$"
 _VALUED = re.compile(r"//Q\d+$")
 GROUPS = pl.Schema(
-    {
-        "place": pl.UInt32,
-        "code": pl.String,
-        "target": pl.String,
-        "tokens": pl.List(pl.String),
-        "reason": pl.String,
-        "values": pl.Boolean,
-        "only_numeric": pl.Boolean,
-        "top": pl.Boolean,
-    }
+    [
+        ("place", pl.UInt32()),
+        ("code", pl.String()),
+        ("target", pl.String()),
+        ("tokens", pl.List(pl.String)),
+        ("reason", pl.String()),
+        ("values", pl.Boolean()),
+        ("only_numeric", pl.Boolean()),
+        ("top", pl.Boolean()),
+    ]
 )
 
 
@@ -160,7 +160,7 @@ def _with_tokens(groups: pl.DataFrame, profile: ProfileConfig) -> pl.DataFrame:
 def _tokens(key: str, rule: CodeRule, *, fused: bool) -> pl.Expr:
     target = pl.col("target")
     whole = pl.when(target.str.contains(_TAKEN)).then("CODE/" + target).otherwise(target)
-    if rule.values and fused:
+    if fused:
         whole = pl.when(target.str.contains(_FUSED)).then(whole + "/").otherwise(whole)
     pieces = rule.pieces_of(key)
     if not pieces:

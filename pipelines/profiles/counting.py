@@ -70,7 +70,7 @@ def count_part(chosen: Chosen, splits: pl.DataFrame, profile: ProfileConfig) -> 
     return Counts(
         _summed(counted, COUNTED),
         _values(chosen, rows, groups, of_row, profile),
-        _summed([_left_out(chosen, split, reason, rows) for reason, rows in chosen.left_out], LEFT_OUT),
+        _left_out(chosen, split),
     )
 
 
@@ -125,9 +125,7 @@ def _values(chosen: Chosen, rows: I64, groups: I64, split: I64, profile: Profile
     part = chosen.part
     if profile.values == "codes_only" or part.value is None or part.unit is None:
         return pl.DataFrame(schema=VALUES)
-    holding = np.flatnonzero(
-        chosen.lexicon.groups["values"].to_numpy()[groups] & ~np.isnan(part.value[rows]) & (split < len(SPLITS))
-    )
+    holding = np.flatnonzero(chosen.lexicon.values[groups] & ~np.isnan(part.value[rows]) & (split < len(SPLITS)))
     frame = pl.DataFrame(
         {
             "split": split[holding].astype(np.int8),
@@ -148,10 +146,19 @@ def _values(chosen: Chosen, rows: I64, groups: I64, split: I64, profile: Profile
     ).group_by("split", "code", "unit", "value").agg(pl.col("count").sum())  # fmt: skip
 
 
-def _left_out(chosen: Chosen, split: I64, reason: str, rows: I64) -> pl.DataFrame:
-    part, codes = chosen.part, chosen.lexicon.codes
-    counted = _counted(split[part.subject[rows]], part.code.place[rows].astype(np.int64), len(codes))
-    namespace = codes.gather(counted["item"]).str.split("/").list.first()
-    return counted.select(
-        "split", namespace.alias("namespace"), pl.lit(reason).alias("reason"), "count"
-    ).group_by("split", "namespace", "reason").agg(pl.col("count").sum())  # fmt: skip
+def _left_out(chosen: Chosen, split: I64) -> pl.DataFrame:
+    part, lexicon = chosen.part, chosen.lexicon
+    of_code = np.flatnonzero(chosen.coded & ~lexicon.wanted[part.code.place])
+    said = lexicon.codes.to_frame("code").with_columns(lexicon.reasons.alias("own")).with_row_index("item")
+    frames = []
+    for reason, rows in [(None, of_code), *chosen.left_out]:
+        counted = _counted(split[part.subject[rows]], part.code.place[rows].astype(np.int64), len(said))
+        frames.append(
+            counted.join(said, on="item").select(
+                "split",
+                pl.col("code").str.split("/").list.first().alias("namespace"),
+                (pl.col("own") if reason is None else pl.lit(reason)).alias("reason"),
+                "count",
+            )
+        )
+    return _summed(frames, LEFT_OUT)

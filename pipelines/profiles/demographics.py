@@ -1,7 +1,7 @@
 """Demographic facts: which of them a timeline tells, in front of it or at their times, and the age at its first event.
 
-Sources: MEHRT §2.1 leaves placement open, so they stand at the start; ETHOS-ARES (datasets/base.py) takes the last value
-that was known at the start, `UNKNOWN` where none was, and tells the age by two digits of rounded years.
+Sources: MEHRT §2.1 leaves placement open, so they stand at the start; ETHOS-ARES (datasets/base.py) takes the last
+value that was known at the start, `UNKNOWN` where none was, and tells the age by two digits of rounded years.
 """
 
 from dataclasses import dataclass
@@ -37,15 +37,12 @@ class Demographics:
     repeated: I64
 
 
-def demographics_of(
-    part: Part, rows: I64, tokens: pl.Series, profile: ProfileConfig, namespaces: tuple[str, ...]
-) -> Demographics:
+def demographics_of(part: Part, rows: I64, tokens: pl.Series, profile: ProfileConfig) -> Demographics:
     """Demographic events of a part as tokens.
 
     Args:
         rows: places of the demographic events, ascending (m,).
         tokens: of each of the part's distinct codes the token (c,), null where it has none.
-        namespaces: those of demographic facts.
     """
     ordered, at = order_of(part, rows, profile.order, images_first=False)
     facts = pl.DataFrame(
@@ -56,7 +53,7 @@ def demographics_of(
             "token": tokens.gather(part.code.place[ordered]),
         },
         schema_overrides={"row": pl.Int64, "at": pl.Int64},
-    ).with_columns(attribute_of("token", namespaces).alias("attribute"))
+    ).with_columns(attribute_of("token").alias("attribute"))
     of_attribute = ["subject", "attribute"]
     nothing = np.empty(0, np.int64)
     if profile.static == "timed":
@@ -85,7 +82,7 @@ def demographics_of(
     return Demographics(prefix.sort("subject", maintain_order=True), timed, np.sort(repeated))
 
 
-def attribute_of(column: str, namespaces: tuple[str, ...]) -> pl.Expr:
+def attribute_of(column: str) -> pl.Expr:
     """`DEMO/SEX` of `DEMO/SEX/F`, `MARITAL_STATUS` of `MARITAL_STATUS/SINGLE`."""
     parts = pl.col(column).str.splitn("/", 3)
     first, second = parts.struct.field("field_0"), parts.struct.field("field_1")

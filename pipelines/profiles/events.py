@@ -21,7 +21,8 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 NO_TIME = np.iinfo(np.int64).min
-PART_ROWS = 2_000_000
+# So many rows are read and worked on at a time: what fits into a core's cache is done twice as fast.
+PART_ROWS = 250_000
 _TEXTS = ("code", "kind", "time_precision", "source", "item_key", "unit", "value_flag")
 _VALUES = ("numeric_value", "unit", "value_flag")
 _COLUMNS = ("subject_id", "time", "available_time", "code", "kind", "time_precision", "source", "item_key")
@@ -51,12 +52,13 @@ class Texts:
         ranks = [order.get(text, 0) for text in self.distinct.to_list()]
         return np.array([*ranks, 0], np.int64)[self.place]
 
-    def ordered(self) -> I64:
-        """Each row's rank (n,) by its text, -1 for null."""
-        ranks = np.empty(len(self.distinct) + 1, np.int64)
-        ranks[self.distinct.arg_sort().to_numpy()] = np.arange(len(self.distinct))
-        ranks[-1] = -1
-        return ranks[self.place]
+    def among(self, texts: pl.Series) -> "Texts":
+        """The same texts as places among others, which hold them all."""
+        places = texts.rename("text").to_frame().with_row_index("place")
+        own = self.distinct.rename("text").to_frame().join(places, on="text", how="left", maintain_order="left")
+        if own["place"].null_count():
+            raise TimeloomError("codes/ lacks a code of the events", remedy="report this: a stage broke its contract")
+        return Texts(texts, np.append(own["place"].cast(pl.Int32).to_numpy(), np.int32(-1))[self.place])
 
     def is_text(self, text: str) -> Mask:
         """Which rows (n,) are `text`."""
@@ -72,6 +74,7 @@ class Part:
     """Events of some subjects, in the total order of `time`.
 
     Attributes:
+        code: its distinct texts are in order, so that a place is a rank; so are those of `source`.
         subjects: ids (s,), in order.
         starts: each subject's first row (s + 1,), the last being n.
         subject: each row's place among the subjects (n,).
@@ -97,12 +100,18 @@ class Part:
         return len(self.subject)
 
     @classmethod
-    def of(cls, table: pa.Table) -> "Part":
-        """From columns of EVENTS, a subject's rows together."""
+    def of(cls, table: pa.Table, codes: pl.Series | None = None) -> "Part":
+        """From columns of EVENTS, a subject's rows together.
+
+        Args:
+            codes: distinct codes in order, among which are all of the table's; its own where not given.
+        """
         ids = table["subject_id"].to_numpy()
         new = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)) if len(ids) else np.empty(0, np.int64)
         starts = np.append(new, len(ids)).astype(np.int64)
         texts = {name: Texts.of(table[name]) for name in _TEXTS if name in table.column_names}
+        for name, among in (("code", codes), ("source", None)):
+            texts[name] = texts[name].among(texts[name].distinct.sort() if among is None else among)
         value = None
         if "numeric_value" in table.column_names:
             column = table["numeric_value"]
@@ -123,16 +132,38 @@ class Part:
             flag=texts.get("value_flag"),
         )
 
+    def slices(self, rows: int = PART_ROWS) -> Iterator["Part"]:
+        """The part in pieces of about so many rows and whole subjects, views of its arrays."""
+        ends = self.starts[1:]
+        cuts = np.unique(np.searchsorted(ends, np.arange(rows, len(self), rows)) + 1)
+        cuts = np.unique(np.concatenate([[0], cuts, [len(self.subjects)]]))
+        for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            begin, end = int(self.starts[low]), int(self.starts[high])
+            taken = slice(begin, end)
+            texts = {name: getattr(self, name) for name in ("code", "kind", "precision", "source", "item_key")}
+            further = {name: getattr(self, name) for name in ("unit", "flag") if getattr(self, name) is not None}
+            yield Part(
+                subjects=self.subjects[low:high],
+                starts=self.starts[low : high + 1] - begin,
+                subject=self.subject[taken] - low,
+                time=self.time[taken],
+                available=self.available[taken],
+                value=None if self.value is None else self.value[taken],
+                **{name: Texts(text.distinct, text.place[taken]) for name, text in (texts | further).items()},
+            )
+
 
 def _micros(column: pa.ChunkedArray) -> I64:
     micros = column.cast(pa.int64())
-    return (micros.fill_null(NO_TIME) if micros.null_count else micros).to_numpy()
+    times: I64 = (micros.fill_null(NO_TIME) if micros.null_count else micros).to_numpy()
+    return times
 
 
-def read_parts(path: Path, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
+def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
     """A bucket's events, some subjects at a time, checksums verified.
 
     Args:
+        codes: the bucket's distinct codes, in order.
         values: whether numbers, units and flags are read.
         rows: about so many rows a part; a subject is never divided.
 
@@ -152,7 +183,7 @@ def read_parts(path: Path, *, values: bool, rows: int = PART_ROWS) -> Iterator[P
                     whole = int(np.searchsorted(ids, ids[-1]))
                     held = [table.slice(whole)]
                     if whole:
-                        yield Part.of(table.slice(0, whole).unify_dictionaries())
+                        yield from Part.of(table.slice(0, whole).unify_dictionaries(), codes).slices(rows)
             rest = pa.concat_tables(held).unify_dictionaries() if held else None
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
@@ -160,7 +191,7 @@ def read_parts(path: Path, *, values: bool, rows: int = PART_ROWS) -> Iterator[P
             remedy="run `timeloom verify`, delete the damaged file and run again",
         ) from error
     if rest is not None and rest.num_rows:
-        yield Part.of(rest)
+        yield from Part.of(rest, codes).slices(rows)
 
 
 def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64, I64]:
@@ -195,14 +226,27 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         places = np.flatnonzero(asked[moment])
         order = np.arange(len(rows)) if order is None else order
         rank = _rank_at_a_time(part, rows[order[places]], by, images_first=images_first)
-        order[places] = order[places[np.lexsort((rank, moment[places]))]]
+        order[places] = order[places[_sorted_within(moment[places], rank)]]
     return (rows, at) if order is None else (rows[order], at[order])
+
+
+def _sorted_within(moment: I64, rank: I64) -> I64:
+    """The order (m,) by moment, which ascends, then rank, then place."""
+    size = len(moment)
+    places, ranks = size.bit_length(), int(rank.max() - rank.min()).bit_length()
+    moments = int(moment[-1] - moment[0]).bit_length()
+    if places + ranks + moments > 63:
+        return np.lexsort((rank, moment))
+    # One integer with its place in its last bits: integers are sorted ten times as fast as they are ranked.
+    packed: I64 = ((moment - moment[0]) << (ranks + places)) | ((rank - rank.min()) << places) | np.arange(size)
+    packed.sort()
+    return packed & ((1 << places) - 1)
 
 
 def _mixed(part: Part, rows: I64, *, images_first: bool) -> Mask:
     """Which of the rows but the first (m - 1,) have another time or precision than the one before."""
     time, precision = part.time[rows], part.precision.place[rows]
-    differs = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1])
+    differs: Mask = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1])
     if images_first:
         image = part.kind.is_text("image")[rows]
         differs |= image[1:] != image[:-1]
@@ -224,11 +268,12 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
     if float(spans.astype(np.float64).sum()) > 2.0**62:
         # More than 146,000 years of patients: ranks instead of times.
         ranks = np.unique(at, return_inverse=True)[1].astype(np.int64)
-        return subject.astype(np.int64) * (int(ranks.max()) + 1) + ranks
+        return ranks + subject.astype(np.int64) * (int(ranks.max()) + 1)
     shift = np.concatenate([[0], np.cumsum(spans)[:-1]]) - least
     lengths = np.diff(np.append(starts, len(at)))
     each = np.repeat(shift, lengths)
-    return np.where(timeless, np.repeat(least, lengths), at) + each if timeless.any() else at + each
+    key = np.where(timeless, np.repeat(least, lengths), at) + each if timeless.any() else at + each
+    return key
 
 
 def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I64:
@@ -239,6 +284,5 @@ def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I6
         precision = np.where(part.time[rows] == part.available[rows], precision, 0)
     if images_first:
         precision, kind = np.where(kind == KIND_RANK["image"], [[-1], [-1]], [precision, kind])
-    code, source = part.code.take(rows).ordered(), part.source.take(rows).ordered()
     codes, sources = len(part.code.distinct), len(part.source.distinct) + 1
-    return ((precision * 8 + kind) * codes + code) * sources + source
+    return ((precision * 8 + kind) * codes + part.code.place[rows]) * sources + part.source.place[rows]

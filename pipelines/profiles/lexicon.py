@@ -1,4 +1,4 @@
-"""A part's distinct codes looked up once: the tokens, ids and breaks that its rows lead to, as arrays to gather from."""
+"""Distinct codes looked up once: the tokens, ids and breaks that a row's code leads to, as arrays to gather from."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.profiles.codes import begins_with, groups_of
-from pipelines.profiles.events import I64, Mask, Part
+from pipelines.profiles.events import I64, Mask, Texts
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
+from warehouse.order import encode
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, UNK, TokenType
 
 U32 = npt.NDArray[np.uint32]
@@ -24,16 +25,16 @@ class Ids:
     """
 
     def __init__(self, vocabulary: pl.DataFrame) -> None:
-        self._known = vocabulary.select("token", pl.col("token_id").cast(pl.UInt32))
+        self._known = dict(vocabulary.select("token", "token_id").iter_rows())
 
     def of(self, tokens: pl.Series) -> U32:
         """Ids (n,); UNK for a token that is not known."""
-        found = tokens.rename("token").to_frame().join(self._known, on="token", how="left", maintain_order="left")
-        return found["token_id"].fill_null(UNK).to_numpy()
+        distinct, places = encode(tokens)
+        return np.array([self._known.get(token, UNK) for token in distinct.to_list()], np.uint32)[places]
 
     def known(self, tokens: pl.Series) -> pl.Series:
         """Which tokens (n,) the vocabulary has."""
-        return tokens.is_in(self._known["token"].implode())
+        return pl.Series(self.of(tokens) != UNK)
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,22 @@ class Lexicon:
     Attributes:
         codes: the codes themselves.
         reasons: why a code is left out (c,), null where it is not.
+        wanted: which codes become tokens (c,).
+        heads: the token of each code's first group (c,), null where there is none.
         demographic: which codes are demographic facts (c,).
         only_numeric: which codes need a number (c,).
         first, count: each code's groups (c,); an image's code has the group of its modality.
         image: which codes are those of images with a token (c,).
         groups: one row a group: columns token (the last of the group), tokens, values.
         start, length: each group's tokens among the flat ones (g,).
-        types: each group's TokenType (g,).
+        types: each group's TokenType (g,), and `values` whether it tells its number (g,).
         tokens: flat tokens (t,).
     """
 
     codes: pl.Series
     reasons: pl.Series
+    wanted: Mask
+    heads: pl.Series
     demographic: Mask
     only_numeric: Mask
     image: Mask
@@ -64,6 +69,7 @@ class Lexicon:
     start: I64
     length: I64
     types: U8
+    values: Mask
     tokens: pl.Series
 
     @property
@@ -113,6 +119,8 @@ def make_lexicon(
     return Lexicon(
         codes=codes,
         reasons=reasons,
+        wanted=reasons.is_null().to_numpy(),
+        heads=groups["token"].gather(pl.Series(np.where(count > 0, first, -1)).replace(-1, None).cast(pl.UInt32)),
         demographic=demographic,
         only_numeric=whole,
         image=of_image.is_not_null().to_numpy(),
@@ -122,6 +130,7 @@ def make_lexicon(
         start=np.cumsum(length) - length,
         length=length,
         types=types,
+        values=groups["values"].to_numpy(),
         tokens=groups["tokens"].explode(),
     )
 
@@ -136,38 +145,41 @@ class ValueLookup:
     """Which quantile, and so which token, a group's number in a unit is told by.
 
     Args:
-        lexicon: of the same part.
         quantiles: columns of QUANTILES.
     """
 
-    def __init__(self, part: Part, lexicon: Lexicon, profile: ProfileConfig, quantiles: pl.DataFrame, ids: Ids) -> None:
-        assert part.unit is not None
-        self.fused = profile.values == "fused"
+    def __init__(self, lexicon: Lexicon, profile: ProfileConfig, quantiles: pl.DataFrame, ids: Ids) -> None:
         self._breaks = Breaks(quantiles)
-        valued = lexicon.groups.with_row_index("group").filter("values")
-        # The last unit is none at all, where a missing place (-1) leads.
-        units = pl.concat([part.unit.distinct, pl.Series([None], dtype=pl.String)]).rename("unit").to_frame()
+        valued = lexicon.groups.with_row_index("group").filter("values").select("group", "token")
         rows = quantiles.select("code", "unit").with_row_index("row")
-        pairs = valued.select("group", pl.col("token").alias("code")).join(rows, on="code")
-        cells = pairs.join(units.with_row_index("place"), on="unit", nulls_equal=True)
-        self._index = np.full(len(lexicon.groups), -1, np.int64)
-        self._index[valued["group"].to_numpy()] = np.arange(len(valued))
-        self._rows = np.full((max(len(valued), 1), len(units)), -1, np.int64)
-        self._rows[self._index[cells["group"].to_numpy()], cells["place"].to_numpy()] = cells["row"].to_numpy()
+        self._pairs = (
+            valued.with_row_index("place").select("place", pl.col("token").alias("code")).join(rows, on="code")
+        )
+        self._units: pl.Series | None = None
+        self._places = np.full(len(lexicon.groups), -1, np.int64)
+        self._places[valued["group"].to_numpy()] = np.arange(len(valued))
+        self._fused = profile.values == "fused"
         names = value_tokens(profile.quantiles)
-        if self.fused:
+        if self._fused:
             suffixes = pl.DataFrame({"suffix": [f"//{name.rpartition('/')[2]}" for name in names]})
             named = valued.select("token").join(suffixes, how="cross").select(pl.col("token") + pl.col("suffix"))
-            self._ids = ids.of(named.to_series()).reshape(len(valued), len(names)) if len(valued) else np.zeros((1, 1))
+            self._ids = ids.of(named.to_series()).reshape(len(valued), len(names))
         else:
             self._ids = ids.of(pl.Series(names))[None, :]
 
-    def rows_of(self, groups: I64, units: npt.NDArray[np.int32]) -> I64:
+    def rows_of(self, groups: I64, units: Texts) -> I64:
         """The row of `quantiles` for each group and unit (m,), -1 where there is none."""
-        index = self._index[groups]
-        return np.where(index < 0, -1, self._rows[index, units])
+        if units.distinct is not self._units:
+            self._units = units.distinct
+            # The last unit is none at all, where a missing place (-1) leads.
+            every = pl.concat([units.distinct, pl.Series([None], dtype=pl.String)]).rename("unit").to_frame()
+            cells = self._pairs.join(every.with_row_index("column"), on="unit", nulls_equal=True)
+            self._rows = np.full((int(self._places.max(initial=0)) + 1, len(every)), -1, np.int64)
+            self._rows[cells["place"].to_numpy(), cells["column"].to_numpy()] = cells["row"].to_numpy()
+        rows: I64 = self._rows[self._places[groups], units.place]
+        return rows
 
     def tokens(self, groups: I64, rows: I64, values: npt.NDArray[np.float32]) -> U32:
         """The ids (m,) of values whose quantiles stand in `rows`, none of which is -1."""
-        bins = self._breaks.bins(values, rows)
-        return self._ids[self._index[groups] if self.fused else 0, bins].astype(np.uint32)
+        ids: U32 = self._ids[self._places[groups] if self._fused else 0, self._breaks.bins(values, rows)]
+        return ids

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipelines.plans import PlanConfig, PlanName
 from warehouse.errors import TimeloomError
@@ -131,6 +131,22 @@ class ProfileConfig(BaseModel):
     age: Literal["bands", "digits", "none"] = "bands"
     image_position: Literal["after", "first"] = "after"
     timeline_end: bool = False
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "ProfileConfig":
+        named: dict[str, str] = {}
+        for key, rule in self.codes.items():
+            if rule.pieces is not None and (rule.values or rule.top is not None):
+                raise ValueError(f"codes.{key}: a code in pieces has neither values nor top")
+            for number, piece in enumerate(rule.pieces_of(key)):
+                space = piece.namespace
+                if space != key and not space.startswith(f"{key}/"):
+                    raise ValueError(f"codes.{key}: the piece {space} is not below {key}")
+                taken = space in named or (space in self.codes and (space != key or number > 0))
+                if taken or "//" in space:
+                    raise ValueError(f"codes.{key}: the namespace {space} of a piece has another meaning too")
+                named[space] = key
+        return self
 
     def token_rules(self) -> dict[str, Any]:
         """What tokens depend on, as JSON: what a stage's fingerprint holds."""

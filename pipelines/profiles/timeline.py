@@ -1,18 +1,17 @@
-"""One bucket's events to its subjects' timelines: rows are chosen, put in order and written out as ids, by arrays alone.
+"""One bucket's events to its subjects' timelines: rows are chosen, put in order and written as ids, by arrays alone.
 
 The order of tokens: `[BOS]`, demographics without a time, then the events, each behind its interval token; images after
 what is recorded at their time (MEHRT §2.1; equal times are hidden from it), values behind their codes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.profiles.demographics import BIRTH, Demographics, attribute_of, demographics_of
-from pipelines.profiles.events import I64, NO_TIME, Mask, Part, order_of
+from pipelines.profiles.demographics import BIRTH, Demographics, demographics_of
+from pipelines.profiles.events import I32, I64, NO_TIME, Mask, Part, order_of
 from pipelines.profiles.intervals import between, interval_tokens
 from pipelines.profiles.lexicon import U8, U32, Ids, Lexicon, ValueLookup
 from pipelines.profiles.rules import ProfileConfig
@@ -27,13 +26,15 @@ class Chosen:
 
     Attributes:
         rows: places of the events that stand in the timelines (m,), ascending.
-        left_out: reason, and the rows that it left out.
+        coded: places of the events that stand or fall with their code (n,), as a mask.
+        left_out: reason, and the rows that it left out for another cause than their code.
     """
 
     part: Part
     lexicon: Lexicon
     rows: I64
     demographics: Demographics
+    coded: Mask
     left_out: list[tuple[str, I64]]
 
     def groups(self, rows: I64) -> tuple[I64, I64]:
@@ -59,26 +60,20 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
     code = part.code.place
     left_out: list[tuple[str, I64]] = []
     image = part.kind.is_text("image")
-    wanted = lexicon.reasons.is_null().to_numpy()[code]
+    wanted = lexicon.wanted[code]
     pictures = _images(part, lexicon, image, usable, left_out)
     birth = part.code.is_text(BIRTH)
     _note(left_out, "becomes_age", np.flatnonzero(birth))
     fact = lexicon.demographic[code]
     other = ~(image | birth)
-    for reason in lexicon.reasons.drop_nulls().unique().sort():
-        of_reason = (lexicon.reasons == reason).fill_null(False).to_numpy()
-        _note(left_out, reason, np.flatnonzero(of_reason[code] & other))
     facts = np.flatnonzero(fact & wanted & other)
     if profile.static == "none":
         _note(left_out, "demographic_not_in_profile", facts)
         facts = facts[:0]
-    own = pl.Series("token", [None], dtype=pl.String).new_from_index(0, len(lexicon.codes))
-    heads = lexicon.groups["token"].gather(lexicon.first[lexicon.count > 0])
-    own = own.scatter(np.flatnonzero(lexicon.count > 0), heads) if len(heads) else own
     if profile.static == "none":
         told = Demographics(pl.DataFrame(schema={"subject": pl.Int32, "token": pl.String}), facts, facts)
     else:
-        told = demographics_of(part, facts, own, profile, profile.demographics)
+        told = demographics_of(part, facts, lexicon.heads, profile)
     _note(left_out, "repeated_demographic", told.repeated)
     stays = wanted & other & ~fact
     if part.value is not None and lexicon.only_numeric.any():
@@ -87,7 +82,7 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
         stays &= ~empty
     stays[pictures] = True
     stays[told.timed] = True
-    return Chosen(part, lexicon, np.flatnonzero(stays), told, left_out)
+    return Chosen(part, lexicon, np.flatnonzero(stays), told, other, left_out)
 
 
 def _note(left_out: list[tuple[str, I64]], reason: str, rows: I64) -> None:
@@ -156,121 +151,132 @@ def _outside(length: int, places: I64) -> Mask:
     return mask
 
 
-def encode(chosen: Chosen, profile: ProfileConfig, ids: Ids, quantiles: pl.DataFrame) -> Encoded:
-    """Writes a part's timelines out.
+class Encoder:
+    """Writes timelines out.
 
     Args:
+        ids: the vocabulary.
         quantiles: columns of QUANTILES; looked at where the profile tells values.
     """
-    part, lexicon = chosen.part, chosen.lexicon
-    ordered, at = order_of(part, chosen.rows, profile.order, images_first=profile.image_position == "first")
-    places, groups = chosen.groups(ordered)
-    rows, at = (ordered, at) if len(places) == len(ordered) else (ordered[places], at[places])
-    subject = part.subject[rows]
-    number = lexicon.length[groups]
-    value_ids, valued, without = _value_ids(chosen, rows, groups, profile, quantiles, ids)
-    pair = profile.values == "pair"
-    gap_place, gap_times = _gaps(subject, at, profile)
-    # A subject's tokens in three: what stands in front, its rows, its end.
-    subjects = np.arange(len(part.subjects))
-    prefix = chosen.demographics.prefix
-    front = 1 + np.bincount(prefix["subject"].to_numpy(), minlength=len(subjects))
-    lengths = number + gap_times + (valued if pair else 0)
-    of_rows = np.bincount(subject, lengths, len(subjects)).astype(np.int64) if len(rows) else np.zeros_like(subjects)
-    whole = front + of_rows + int(profile.timeline_end)
-    begin = np.cumsum(whole) - whole
-    total = int(whole.sum())
-    start = (
-        np.cumsum(lengths)
-        - lengths
-        + (np.cumsum(front + int(profile.timeline_end)) - int(profile.timeline_end))[subject]
-    )
 
-    out = np.empty(total, np.uint32)
-    kinds = np.empty(total, np.uint8)
-    flat = ids.of(lexicon.tokens)
-    behind = start + gap_times
-    for place in range(int(lexicon.length.max(initial=0))):
-        here = np.flatnonzero(number > place) if place or (lexicon.length != 1).any() else slice(None)
-        out[behind[here] + place] = flat[lexicon.start[groups[here]] + place]
-        kinds[behind[here] + place] = lexicon.types[groups[here]]
-    if valued.any():
-        told = np.flatnonzero(valued)
-        spot = behind[told] + number[told] - (0 if pair else 1)
+    def __init__(self, profile: ProfileConfig, ids: Ids, quantiles: pl.DataFrame) -> None:
+        self._profile, self._ids, self._quantiles = profile, ids, quantiles
+        self._intervals = ids.of(pl.Series(interval_tokens(profile.intervals), dtype=pl.String))
+        self._end = ids.of(pl.Series([TIMELINE_END]))
+        self._lexicon: Lexicon | None = None
+        self._values: ValueLookup | None = None
+
+    def _look_up(self, lexicon: Lexicon) -> None:
+        """What is the same for all parts of a bucket."""
+        if lexicon is not self._lexicon:
+            self._lexicon = lexicon
+            self._tokens = self._ids.of(lexicon.tokens)
+            self._types = np.repeat(lexicon.types, lexicon.length)
+            self._types[self._tokens == UNK] = TokenType.SPECIAL
+            if self._profile.values != "codes_only":
+                self._values = ValueLookup(lexicon, self._profile, self._quantiles, self._ids)
+
+    def encode(self, chosen: Chosen) -> Encoded:
+        """A part's timelines."""
+        part, lexicon, profile = chosen.part, chosen.lexicon, self._profile
+        self._look_up(lexicon)
+        ordered, at = order_of(part, chosen.rows, profile.order, images_first=profile.image_position == "first")
+        rows, groups = ordered, lexicon.first[part.code.place[ordered]]
+        if lexicon.several:
+            places, groups = chosen.groups(ordered)
+            rows, at = ordered[places], at[places]
+        subject = part.subject[rows]
+        number = lexicon.length[groups]
+        told, value_ids, without = self._told_values(part, lexicon, rows, groups)
+        gap_place, gap_times = _gaps(subject, at, profile)
+        lengths = number + gap_times if profile.intervals != "none" else number
+        if profile.values == "pair" and len(told):
+            lengths = lengths.copy()
+            lengths[told] += 1
+        # A subject's tokens in three: what stands in front, its rows, its end.
+        subjects, end = len(part.subjects), int(profile.timeline_end)
+        prefix = chosen.demographics.prefix
+        of_prefix = prefix["subject"].to_numpy()
+        front = 1 + np.bincount(of_prefix, minlength=subjects)
+        upto = np.concatenate([[0], np.cumsum(lengths)])
+        events = np.concatenate([[0], np.cumsum(np.bincount(subject, minlength=subjects))])
+        whole = front + upto[events[1:]] - upto[events[:-1]] + end
+        begin = np.cumsum(whole) - whole
+        start = upto[:-1] + (begin + front - upto[events[:-1]])[subject]
+
+        out, kinds = np.empty(int(whole.sum()), np.uint32), np.empty(int(whole.sum()), np.uint8)
+        behind = start + gap_times if profile.intervals != "none" else start
+        flat = lexicon.start[groups]
+        longest = int(lexicon.length.max(initial=0))
+        for place in range(longest):
+            if place or int(lexicon.length.min(initial=0)) < 1:
+                here = np.flatnonzero(number > place)
+                out[behind[here] + place] = self._tokens[flat[here] + place]
+                kinds[behind[here] + place] = self._types[flat[here] + place]
+            else:
+                out[behind], kinds[behind] = self._tokens[flat], self._types[flat]
+        spot = behind[told] + number[told] - (profile.values == "fused")
         out[spot] = value_ids
-        kinds[spot] = TokenType.STRUCTURED
-    if profile.intervals != "none":
+        kinds[spot] = np.where(value_ids == UNK, TokenType.SPECIAL, TokenType.STRUCTURED)
         marked = np.flatnonzero(gap_times)
-        repeated = np.repeat(marked, gap_times[marked])
-        steps = np.arange(len(repeated)) - np.repeat(
-            np.cumsum(gap_times[marked]) - gap_times[marked], gap_times[marked]
+        times = gap_times[marked]
+        spot = np.repeat(start[marked] - (np.cumsum(times) - times), times) + np.arange(int(times.sum()))
+        out[spot] = self._intervals[np.repeat(gap_place[marked], times)]
+        kinds[spot] = TokenType.INTERVAL
+        out[begin], kinds[begin] = BOS, TokenType.SPECIAL
+        spot = (begin + 1 - (np.cumsum(front - 1) - (front - 1)))[of_prefix] + np.arange(len(prefix))
+        out[spot] = self._ids.of(prefix["token"])
+        kinds[spot] = np.where(out[spot] == UNK, TokenType.SPECIAL, TokenType.DEMOGRAPHIC)
+        if end:
+            out[begin + whole - 1], kinds[begin + whole - 1] = self._end, TokenType.STRUCTURED
+        pictured = np.flatnonzero(lexicon.types[groups] == TokenType.IMAGE) if lexicon.image.any() else rows[:0]
+        return Encoded(
+            subject=part.subjects,
+            lengths=whole,
+            ids=out,
+            types=kinds,
+            times=_times(at, lengths, subject, front, events, end),
+            image_places=behind[pictured],
+            image_keys=part.item_key.distinct.gather(part.item_key.place[rows[pictured]]),
+            without_breaks=without,
         )
-        out[start[repeated] + steps] = ids.of(pl.Series(interval_tokens(profile.intervals)))[gap_place[repeated]]
-        kinds[start[repeated] + steps] = TokenType.INTERVAL
-    out[begin] = BOS
-    kinds[begin] = TokenType.SPECIAL
-    of_prefix = prefix["subject"].to_numpy()
-    spot = begin[of_prefix] + 1 + np.arange(len(prefix)) - (np.cumsum(front - 1) - (front - 1))[of_prefix]
-    out[spot] = ids.of(prefix["token"])
-    kinds[spot] = TokenType.DEMOGRAPHIC
-    times = _times(subject, at, lengths, front, len(subjects), end=profile.timeline_end)
-    if profile.timeline_end:
-        out[begin + whole - 1] = ids.of(pl.Series([TIMELINE_END]))
-        kinds[begin + whole - 1] = TokenType.STRUCTURED
-    kinds[out == UNK] = TokenType.SPECIAL
-    pictured = np.flatnonzero(lexicon.image[part.code.place[rows]] & (lexicon.types[groups] == TokenType.IMAGE))
-    return Encoded(
-        subject=part.subjects,
-        lengths=whole,
-        ids=out,
-        types=kinds,
-        times=times,
-        image_places=behind[pictured],
-        image_keys=part.item_key.distinct.gather(part.item_key.place[rows[pictured]]),
-        without_breaks=without,
-    )
+
+    def _told_values(self, part: Part, lexicon: Lexicon, rows: I64, groups: I64) -> tuple[I64, U32, int]:
+        """The places (v,) of rows that tell their value, its tokens (v,), and how many values had no breaks."""
+        if self._values is None or part.value is None or part.unit is None:
+            return rows[:0], np.empty(0, np.uint32), 0
+        holding = np.flatnonzero(lexicon.values[groups] & ~np.isnan(part.value[rows]))
+        found = self._values.rows_of(groups[holding], part.unit.take(rows[holding]))
+        known = found >= 0
+        told, found = holding[known], found[known]
+        numbers = compared(part, rows[told])
+        return told, self._values.tokens(groups[told], found, numbers), len(holding) - len(told)
 
 
-def _times(subject: np.ndarray, at: I64, lengths: I64, front: I64, subjects: int, *, end: bool) -> I64:
-    """Times (t,): none in front; a subject's end has the time of its last event."""
+def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: int) -> I64:
+    """Times (t,): none in front; a subject's end has the time of its last event.
+
+    Args:
+        events: of each subject the number of rows before it, and at last all (s + 1,).
+    """
     # One more row a subject stands for its front, and one for its end.
-    extra = 2 if end else 1
-    own = np.arange(len(at)) + extra * subject + 1
-    size = len(at) + extra * subjects
-    value, repeats = np.full(size, NO_TIME), np.empty(size, np.int64)
+    extra, subjects = 1 + end, np.arange(len(front))
+    size = len(at) + extra * len(front)
+    value, repeats = np.empty(size, np.int64), np.empty(size, np.int64)
+    own = np.arange(1, len(at) + 1) + extra * subject if end else np.arange(1, len(at) + 1) + subject
     value[own], repeats[own] = at, lengths
-    fronts = np.searchsorted(subject, np.arange(subjects)) + extra * np.arange(subjects)
-    repeats[fronts] = front
+    fronts = events[:-1] + extra * subjects
+    value[fronts], repeats[fronts] = NO_TIME, front
     if end:
-        ends = np.searchsorted(subject, np.arange(subjects), side="right") + extra * np.arange(subjects) + 1
-        value[ends] = value[ends - 1]
-        repeats[ends] = 1
+        ends = events[1:] + extra * subjects + 1
+        value[ends], repeats[ends] = value[ends - 1], 1
     return np.repeat(value, repeats)
 
 
-def _gaps(subject: np.ndarray, at: I64, profile: ProfileConfig) -> tuple[I64, I64]:
-    """Of each row, which interval token stands before it and how many times (m,)."""
-    nothing = np.zeros(len(at), np.int64)
+def _gaps(subject: I32, at: I64, profile: ProfileConfig) -> tuple[I64, I64]:
+    """Of each row, which interval token stands before it and how many times (m,); nothing (0,) without intervals."""
     if profile.intervals == "none" or not len(at):
-        return nothing, nothing
+        return at[:0], at[:0]
     apart = np.zeros(len(at), np.int64)
     apart[1:] = np.where((subject[1:] == subject[:-1]) & (at[:-1] != NO_TIME), at[1:] - at[:-1], 0)
     return between(apart, profile.intervals)
-
-
-def _value_ids(
-    chosen: Chosen, rows: I64, groups: I64, profile: ProfileConfig, quantiles: pl.DataFrame, ids: Ids
-) -> tuple[U32, Mask, int]:
-    """Ids of the values that are told (v,), the rows that tell one (m,), and how many had no breaks."""
-    part = chosen.part
-    told = np.zeros(len(rows), np.bool_)
-    if profile.values == "codes_only" or part.value is None or part.unit is None:
-        return np.empty(0, np.uint32), told, 0
-    holding = np.flatnonzero(chosen.lexicon.groups["values"].to_numpy()[groups] & ~np.isnan(part.value[rows]))
-    lookup = ValueLookup(part, chosen.lexicon, profile, quantiles, ids)
-    found = lookup.rows_of(groups[holding], part.unit.place[rows[holding]])
-    known = found >= 0
-    holding = holding[known]
-    told[holding] = True
-    numbers = compared(part, rows[holding])
-    return lookup.tokens(groups[holding], found[known], numbers), told, int((~known).sum())

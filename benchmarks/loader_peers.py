@@ -1,0 +1,76 @@
+"""Reads packs with litdata or MosaicML's MDS; run by loader.py in a peer's own environment.
+
+    python loader_peers.py litdata|mds IDS.bin FOLDER CONTEXT BATCH PASSES
+
+Writes the packs once in the peer's format, uncompressed, then reads them shuffled; the last word printed is the best
+pass's seconds. Each sample is a pack of uint16 ids; a batch is BATCH of them, stacked and widened to int64.
+"""
+
+import sys
+import time
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def _mds(ids: Any, folder: Path, context: int) -> Iterable[Any]:
+    # The package imports torchvision for its vision datasets, which are not used here.
+    vision = types.ModuleType("torchvision.datasets")
+    vision.VisionDataset = object  # type: ignore[attr-defined]
+    sys.modules |= {"torchvision": types.ModuleType("torchvision"), "torchvision.datasets": vision}
+    for name in ("transforms", "transforms.functional"):
+        sys.modules[f"torchvision.{name}"] = types.ModuleType(f"torchvision.{name}")
+    sys.modules["torchvision.transforms.functional"].to_tensor = None  # type: ignore[attr-defined]
+    from streaming import MDSWriter, StreamingDataset
+
+    if not folder.is_dir():
+        with MDSWriter(out=str(folder), columns={"ids": f"ndarray:uint16:{context}"}) as writer:
+            for row in ids:
+                writer.write({"ids": np.asarray(row)})
+    dataset = StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=1, batch_size=1)
+    return (sample["ids"] for sample in dataset)
+
+
+def _pack(row: tuple[str, int, int]) -> Any:
+    path, context, number = row
+    return torch.from_numpy(np.array(np.memmap(path, np.uint16, "r").reshape(-1, context)[number]))
+
+
+def _litdata(path: str, count: int, folder: Path, context: int) -> Iterable[Any]:
+    import litdata
+
+    if not folder.is_dir():
+        rows = [(path, context, number) for number in range(count)]
+        litdata.optimize(fn=_pack, inputs=rows, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
+    return litdata.StreamingDataset(str(folder), shuffle=True, seed=1)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    name, path, folder, context, batch, passes = sys.argv[1:7]
+    ids = np.memmap(path, np.uint16, "r").reshape(-1, int(context))
+    best = float("inf")
+    for _ in range(int(passes) + 1):
+        source = (
+            _mds(ids, Path(folder), int(context))
+            if name == "mds"
+            else _litdata(path, len(ids), Path(folder), int(context))
+        )
+        start, seen, rows = time.perf_counter(), 0, []
+        for sample in source:
+            rows.append(np.asarray(sample))
+            if len(rows) == int(batch):
+                torch.from_numpy(np.stack(rows).astype(np.int64))
+                seen, rows = seen + len(rows), []
+        seen += len(rows)
+        best = min(best, time.perf_counter() - start)
+        if seen != len(ids):
+            raise SystemExit(f"{name} gave {seen} of {len(ids)} packs")
+    print(best)
+
+
+if __name__ == "__main__":
+    main()
