@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from pipelines.config import RunConfig
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import Manifest
-from warehouse.schemas import read_frame
 
 
 def judge_release(
@@ -48,28 +45,9 @@ def judge_release(
         "scheme": config.primary_scheme,
         "sources": [one.source for one in config.sources],
         "artificial_links": any(one.crosswalk and one.crosswalk.artificial for one in config.images.values()),
-        "namespaces": namespaces(tree, next(iter(config.profiles)), config.buckets),
     }
     write_report(tree, profile, judgement, context)
     if not judgement.passed:
         failed = [one.sentence for one in judgement.results if not one.success and one.severity == "critical"]
         first = failed[0].rstrip(".")
         raise TimeloomError(f"the gate refuses the release: {first}", remedy=f"look at {tree.report}")
-
-
-def namespaces(tree: ReleaseLayout, profile: str, buckets: int) -> list[dict[str, Any]]:
-    """Tokens of each namespace, those in train, and the share that the vocabulary does not know."""
-    counts = pl.concat([read_frame(tree.token_counts(profile, bucket)) for bucket in range(buckets)])
-    known = read_frame(tree.vocabulary(profile))["token"]
-    number = pl.col("count")
-    summed = (
-        counts.with_columns(pl.col("token").str.split("/").list.first().alias("namespace"))
-        .group_by("namespace")
-        .agg(
-            number.sum().alias("tokens"),
-            number.filter(pl.col("split") == "train").sum().alias("train_count"),
-            (number.filter(~pl.col("token").is_in(known.implode())).sum() / number.sum()).alias("unknown_share"),
-        )
-        .sort(["tokens", "namespace"], descending=[True, False])
-    )
-    return summed.to_dicts()

@@ -16,6 +16,8 @@ from warehouse.schemas import TIMELINES, read_frame, write_tables
 from warehouse.tokens import UNK
 
 STAGE = Stage("tokenize", 2, "pipelines.tokenize:run")
+# Smaller than as dictionaries, and written in half the time.
+ENCODINGS = {"subject_id": "DELTA_BINARY_PACKED", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN"}
 
 
 def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
@@ -51,7 +53,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
     tables = (_counted(one, made) for one in timelines(tree, bucket, name, profile))
     path = tree.timeline(name, bucket)
-    rows = write_tables(path, tables, TIMELINES, "timelines")
+    rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS)
     return Result({str(path.relative_to(base)): rows}, made)
 
 

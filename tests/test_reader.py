@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from warehouse import Release
 from warehouse.embeddings import close_stores
 from warehouse.errors import TimeloomError
+from warehouse.shelf import Shelf
 from warehouse.shuffle import global_order
 from warehouse.tokens import TokenType
 
@@ -268,6 +270,48 @@ def test_an_error_in_the_prefetching_thread_reaches_the_consumer(copy):
     with pytest.raises(TimeloomError, match=r"embedding store (ct|wsi)/random-.*\.lmdb is missing"):
         list(train(Release.open(copy), vectors=True).batches(4, prefetch=2))
     assert not prefetchers()
+
+
+# --- what is held
+
+
+def test_no_file_is_opened_before_the_first_batch(release, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    monkeypatch.setattr(pq, "read_metadata", refuse)
+    dataset = train(release, world_size=2)
+    assert len(dataset) == len(dataset.shelf.pack_ids)
+    assert sorted(dataset.order(3)) == list(range(len(dataset)))
+    with pytest.raises(AssertionError, match="a file was opened"):
+        next(iter(dataset.batches(2, prefetch=0)))
+
+
+@pytest.mark.parametrize("copies", [1, 12])
+def test_what_is_held_does_not_grow_with_the_shards(release, copies):
+    """A dozen times the shards and the reader holds as much as with one: so many maps, so many bytes."""
+    dataset = train(release)
+    shelf = Shelf(release, "mehrt", "train", "default", None, maps=2, small_bytes=20_000)
+    shelf.paths *= copies
+    shelf.numbers = np.tile(shelf.numbers, copies)
+    edges = np.diff(shelf._edges)
+    shelf._edges = np.concatenate([[0], np.cumsum(np.tile(edges, copies))])
+    dataset.shelf = shelf
+    seen = sum(len(batch) for batch in dataset.batches(4))
+    assert seen == len(dataset) == copies * len(train(release))
+    assert 0 < shelf.held_maps <= 2
+    assert 0 < shelf.held_bytes <= 20_000
+
+
+def test_what_is_held_is_what_the_reader_says(release):
+    dataset = train(release)
+    list(dataset.batches(4))
+    held = dataset.shelf._pages.values()
+    assert dataset.shelf.held_bytes == sum(pages.nbytes for pages in held) > 20_000
+    assert len(held) > 4
 
 
 # --- the page for modelers

@@ -117,3 +117,115 @@ def test_unknown_names_are_answered_with_the_known_ones(release, tmp_path, root)
         Release.open(tmp_path)
     with raises_one_line("no release 1999"):
         Release.open(root, release="1999")
+
+
+def flip(path, at):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("fields", ["ids", "segments", "full"])
+@pytest.mark.parametrize("place", ["ids", "segments", "footer"])
+def test_no_batch_uses_a_file_with_a_flipped_bit(copy, fields, place):
+    """Whatever is read of a shard, and wherever the bit is: the whole file is checked before its first use."""
+    for path in sorted(copy.glob("releases/one/shards/mehrt/train/*.parquet")):
+        size = path.stat().st_size
+        flip(path, {"ids": size // 8, "segments": size * 5 // 8, "footer": size - 40}[place])
+    with raises_one_line(r"shards/mehrt/train/000\d\.parquet is corrupt: its checksum differs.*timeloom verify"):
+        next(iter(train(Release.open(copy), fields=fields).batches(4, prefetch=0)))
+
+
+def test_a_checksum_is_compared_once_and_only_of_files_that_are_used(copy, monkeypatch):
+    from warehouse import reader
+
+    hashed = []
+    usual = reader.xxh3_file
+    monkeypatch.setattr(reader, "xxh3_file", lambda path: hashed.append(path.name) or usual(path))
+    release = Release.open(copy)
+    for name in ("tuning", "train"):
+        release.shards("mehrt", split=name)
+    assert hashed == []
+    dataset = train(release)
+    list(dataset.batches(4))
+    list(dataset.batches(4))
+    list(train(release).batches(4))
+    assert sorted(hashed) == ["0000.parquet", "0001.parquet", "vocabulary.parquet"]
+
+
+def test_a_shard_of_another_vocabulary_plan_or_length_is_refused(copy):
+    from dataclasses import replace
+
+    from warehouse.files import hash_file
+    from warehouse.shards import read_shard, write_shard
+
+    path = copy / "releases" / "one" / "shards" / "mehrt" / "train" / "0000.parquet"
+    header, packs = read_shard(path)
+    for changed, match in (
+        (replace(header, vocabulary_hash="0" * 64), "was written with another vocabulary"),
+        (replace(header, plan="other"), "is of another profile, split, plan or context"),
+        (replace(header, split="tuning"), "is of another profile, split, plan or context"),
+    ):
+        write_shard(path, packs, changed)
+        strong, fast = hash_file(path)
+        manifest = read_manifest(copy / "releases" / "one" / "manifest.json")
+        name = "shards/mehrt/train/0000.parquet"
+        entry = manifest.files[name].model_copy(update={"sha256": strong, "xxh3": fast, "bytes": path.stat().st_size})
+        change_manifest(copy, files={**manifest.files, name: entry})
+        with raises_one_line(rf"train/0000\.parquet {match}"):
+            list(train(Release.open(copy)).batches(4))
+    write_shard(path, packs, header)
+    strong, fast = hash_file(path)
+    entry = entry.model_copy(update={"sha256": strong, "xxh3": fast, "bytes": path.stat().st_size})
+    change_manifest(copy, files={**manifest.files, name: entry})
+    assert list(train(Release.open(copy)).batches(4))
+    change_manifest(copy, files={**manifest.files, name: entry.model_copy(update={"rows": entry.rows + 1})})
+    with raises_one_line(r"train/0000\.parquet has another number of packs than the manifest says"):
+        list(train(Release.open(copy)).batches(4))
+
+
+def test_a_missing_store_is_named_before_its_batch(copy):
+    for path in copy.glob("embeddings/wsi/*/*.lmdb"):
+        path.unlink()
+    with raises_one_line(r"embedding store wsi/random-wsi-0123/000\d\.lmdb is missing.*timeloom run"):
+        list(train(Release.open(copy), vectors=True).batches(4))
+    assert list(train(Release.open(copy), vectors=False).batches(4))
+
+
+def test_a_changed_vector_is_found(copy):
+    for path in copy.glob("embeddings/ct/*/*.lmdb"):
+        raw = bytearray(path.read_bytes())
+        place = raw.rfind(b"TLEV")
+        while place > 0:
+            raw[place + 600] ^= 1
+            place = raw.rfind(b"TLEV", 0, place)
+        path.write_bytes(raw)
+    with raises_one_line(r"embedding store ct/random-ct-0123/000\d\.lmdb is damaged \(a checksum differs\)"):
+        list(train(Release.open(copy), vectors=True).batches(4))
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 0), (-1, 2), (2, 2), (0, -1)])
+def test_a_rank_outside_its_world_gets_one_line(release, rank, world):
+    with raises_one_line(f"rank {rank} is not below world size {world}.*any world size will do"):
+        train(release, rank=rank, world_size=world)
+
+
+@pytest.mark.parametrize("world", [3, 5, 7])
+def test_a_world_size_that_does_not_divide_loses_and_repeats_nothing(release, world):
+    ranks = [list(train(release, rank=rank, world_size=world).batches(3)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = sorted(pack for batches in ranks for batch in batches for pack in batch.pack_ids.tolist())
+    assert seen == sorted(train(release).shelf.pack_ids.tolist())
+
+
+def test_options_that_there_are_not_get_one_line(release):
+    for options, match in (
+        ({"plan": "other"}, "no plan other"),
+        ({"budget": 0}, "no budget 0"),
+        ({"fields": "some"}, "no fields called some"),
+        ({"vectors": "mean"}, "neither pooled nor sequences"),
+        ({"items_per_segment": 0}, "items_per_segment is below 1"),
+        ({"loss": "mine"}, "no loss called mine"),
+    ):
+        with raises_one_line(match):
+            train(release, **options)

@@ -26,7 +26,6 @@ CONTEXT = {
     "parent": "2026-11-20T02-00-00Z",
     "encoders": {"ct": {"label": "random <b>", "dim": 1024, "weights_sha256": "ab" * 32}},
     "steps": [{"step": "pack", "ran": 3, "linked": 0, "resumed": 0, "seconds": 1.25}],
-    "namespaces": [{"namespace": "LOINC", "tokens": 31, "train_count": 7, "unknown_share": 0.0}],
 }
 MARKED = {"after_death": 5, "overlapping_visit": 3}
 

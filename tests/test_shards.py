@@ -294,6 +294,30 @@ def test_a_shard_without_its_middle_is_one_line(tmp_path: Path) -> None:
         shard.small(0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_anywhere_is_one_line_or_leaves_the_small_columns_right(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "s.parquet"
+    write_shard(path, *packed(timelines([11] * 6)))
+    whole, right = path.read_bytes(), open_shard(path).packs(0)
+    rng = np.random.default_rng(seed)
+    # The footer, where everything else is found, starts where the last page ends.
+    footer = len(whole) - int.from_bytes(whole[-8:-4], "little") - 8
+    refused = 0
+    for place in rng.integers(footer, len(whole), 300).tolist() + rng.integers(0, footer, 300).tolist():
+        raw = bytearray(whole)
+        raw[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(raw)
+        try:
+            read_shard(path)
+            read = open_shard(path).packs(0)
+        except TimeloomError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert len(read) == len(right)
+    assert refused > 300
+
+
 def with_header(path: Path, **changes: Any) -> None:
     table = pq.read_table(path)
     header = json.loads(table.schema.metadata[METADATA_KEY]) | changes

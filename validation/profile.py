@@ -6,6 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
+from validation.measure_coverage import measure_coverage
 from validation.measure_events import measure_events, measure_items, measure_ledger, read_items, read_ledger
 from validation.measure_marks import changed_lags, measure_codes, uncounted_conflicts
 from validation.measure_shards import measure_shards
@@ -35,6 +36,7 @@ class ReleaseProfile:
         outcomes: the ledger as it stands, with every reason.
         marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
+        coverage: a row per token profile, namespace and split (measure_coverage).
         length_unit: `tokens of <profile>`, or `events` where no profile was made.
     """
 
@@ -49,6 +51,7 @@ class ReleaseProfile:
     cohorts: pl.DataFrame
     sets: pl.DataFrame
     histogram: pl.DataFrame
+    coverage: pl.DataFrame
     length_unit: str
 
 
@@ -116,5 +119,6 @@ def profile_release(
         cohorts=measure_cohorts(subjects[scheme], splits, measure_gaps(tree, first, buckets, subjects[scheme])),
         sets=measure_sets(subjects[scheme], splits),
         histogram=measure_histogram(subjects[scheme], splits),
+        coverage=measure_coverage(tree, profiles),
         length_unit=f"tokens of {first}" if first else "events",
     )

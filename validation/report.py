@@ -27,12 +27,6 @@ DEID_MODES = {
     "expert": "expert determination: dates shifted by whole weeks",
     "safe_harbor_year": "years only, after the Safe Harbor list",
 }
-NAMESPACES: dict[str, tuple[str, Format]] = {
-    "namespace": ("Namespace", "text"),
-    "tokens": ("Tokens", "count"),
-    "train_count": ("Of them in train", "count"),
-    "unknown_share": ("Not in the vocabulary", "share"),
-}
 ENCODERS: dict[str, tuple[str, Format]] = {
     "modality": ("Modality", "text"),
     "label": ("Encoder", "text"),
@@ -100,27 +94,13 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _given(context: Mapping[str, Any], cells: Cells) -> dict[str, Table]:
-    """Tables of what only the caller knows: encoders, token namespaces, seconds per stage."""
+def _given(context: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables of what only the caller knows: encoders, seconds per stage."""
     encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
     timings = [{"step": step, "seconds": seconds} for step, seconds in context.get("timings", {}).items()]
-    namespaces = [_namespace(entry, cells) for entry in context.get("namespaces", [])]
     return {
         "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
-        "namespaces": listed("namespaces", "Vocabulary", namespaces, NAMESPACES),
         "timings": listed("timings", "Time", timings or context.get("steps", []), TIMINGS),
-    }
-
-
-def _namespace(entry: Mapping[str, Any], cells: Cells) -> dict[str, Any]:
-    """A namespace's tokens: how many, those in train, and the share that is unknown."""
-    tokens, train = entry["tokens"], entry["train_count"]
-    unknown = round(entry["unknown_share"] * tokens)
-    hidden = isinstance(cells.parts([unknown, tokens - unknown])[0], Hidden)
-    return dict(entry) | {
-        "tokens": cells.count(tokens),
-        "train_count": cells.parts([train, tokens - train])[0],
-        "unknown_share": WITHHELD if hidden else entry["unknown_share"],
     }
 
 
@@ -173,9 +153,8 @@ def write_report(
             `facts_of` are taken where they are not given. `release_id`, `parent`, `created_at`: text.
             `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
             scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
-            `encoders`: modality to label, dim, weights_sha256. `namespaces`: entries of namespace, tokens,
-            train_count, unknown_share. `steps`: entries of step, ran, linked,
-            resumed, seconds, or `timings`: step to seconds.
+            `encoders`: modality to label, dim, weights_sha256. `steps`: entries of step, ran, linked, resumed,
+            seconds, or `timings`: step to seconds.
 
     Raises:
         TimeloomError: the report cannot be written.
@@ -191,7 +170,7 @@ def write_report(
         "figure_a1": modality_figure(tables["figure_a1"]),
         "figure_lengths": length_figure(tables["lengths"], profile.length_unit),
     }
-    given = _given(context, cells)
+    given = _given(context)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -7,6 +7,7 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.cells import WITHHELD, Cell, Cells, Hidden, follow
+from validation.measure_coverage import coverage_table
 from validation.measure_subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.profile import ReleaseProfile
 from validation.suites import Judgement, Result
@@ -273,5 +274,6 @@ def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) ->
         balance_table(profile, cells),
         histogram_table(profile, cells),
         shard_table(profile, first, cells),
+        coverage_table(profile.coverage, cells),
     ]
     return {table.name: table for table in tables}

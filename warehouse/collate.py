@@ -32,16 +32,7 @@ def stacked(parts: Sequence[memoryview], dtype: np.dtype[Any], context: int) -> 
     return np.frombuffer(bytearray().join(parts), dtype).reshape(len(parts), context)
 
 
-# Tokens that a kernel takes at a time: its arrays then stay in a core's own cache from one operation to the next.
-_CHUNK_TOKENS = 1 << 15
-
-
-def _chunks(packs: int, context: int) -> list[slice]:
-    step = max(1, _CHUNK_TOKENS // context)
-    return [slice(first, min(first + step, packs)) for first in range(0, packs, step)]
-
-
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _counting(tokens: int) -> Ints:
     """0, 1, … tokens - 1; kept, as batches mostly have one size."""
     return np.arange(tokens, dtype=np.int64)
@@ -106,16 +97,11 @@ class Segments:
     place: Ints
     padding: Ints
 
-    def runs_of(self, packs: slice) -> slice:
-        """The runs of consecutive packs."""
-        first = int(self.padding[packs.start - 1]) + 1 if packs.start else 0
-        return slice(first, int(self.padding[packs.stop - 1]) + 1)
-
-    def by_run(self, values: npt.NDArray[Any], at_padding: int) -> npt.NDArray[Any]:
-        """One value a segment (S,) becomes one a run (S + B,)."""
+    def spread(self, values: npt.NDArray[Any], at_padding: int) -> npt.NDArray[Any]:
+        """One value a segment (S,) becomes one a token (B * L,)."""
         whole = np.full(len(self.runs), at_padding, dtype=values.dtype)
         whole[self.place] = values
-        return whole
+        return np.repeat(whole, self.runs)
 
 
 def segments(places: Sequence[Place], context: int) -> Segments:
@@ -154,22 +140,17 @@ def collate_segments(places: Sequence[Place], context: int, pack_ids: Ints, curs
 
 def _runs(found: Segments, context: int) -> dict[str, Any]:
     """SegmentBatch's own fields."""
-    packs = len(found.per_pack)
+    shape = len(found.per_pack), context
     first = (found.ends - found.per_pack).astype(np.int32)
     local = np.arange(len(found.table), dtype=np.int32) - np.repeat(first, found.per_pack)
-    numbers, starts = found.by_run(local, -1), found.starts
-    segment_ids, positions = np.empty(packs * context, np.int32), np.empty(packs * context, np.int64)
-    for some in _chunks(packs, context):
-        runs, tokens = found.runs_of(some), slice(some.start * context, some.stop * context)
-        segment_ids[tokens] = np.repeat(numbers[runs], found.runs[runs])
-        begun = np.repeat(starts[runs] - tokens.start, found.runs[runs])
-        np.subtract(_counting(len(begun)), begun, out=positions[tokens])
+    positions = np.repeat(found.starts, found.runs)
+    np.subtract(_counting(len(positions)), positions, out=positions)
     empty = found.runs[found.padding]
     if empty.any():
-        positions[ragged(starts[found.padding], empty)] = 0
+        positions[ragged(found.starts[found.padding], empty)] = 0
     return {
-        "segment_ids": torch.from_numpy(segment_ids.reshape(packs, context)),
-        "position_ids": torch.from_numpy(positions.reshape(packs, context)),
+        "segment_ids": torch.from_numpy(found.spread(local, -1).reshape(shape)),
+        "position_ids": torch.from_numpy(positions.reshape(shape)),
         "cu_seqlens": torch.from_numpy(found.edges.astype(np.int32)),
         "max_seqlen": int(found.table[:, 0].max(initial=0)),
         "subject_ids": torch.from_numpy(found.table[:, 1].copy()),
@@ -185,35 +166,33 @@ def _types(places: Sequence[Place], context: int) -> npt.NDArray[np.uint8]:
 
 def times(places: Sequence[Place], context: int, found: Segments) -> Ints:
     """(B, L) microseconds since 1970, NO_TIME where there is none."""
-    result = np.empty((len(places), context), np.int64)
+    parts, kinds = [], []
+    for sheet, row, _ in places:
+        width = context * sheet.time_dtype.itemsize
+        parts.append(sheet.time[row * width : (row + 1) * width])
+        kinds.append((sheet.time_dtype.itemsize, sheet.unit_us))
+    distinct = set(kinds)
+    if len(distinct) == 1:
+        result, none = _steps(parts, *kinds[0], context)
+    else:  # no packs, or shards whose times need different units
+        result, none = np.empty((len(parts), context), np.int64), np.empty((len(parts), context), np.bool_)
+        for kind in distinct:
+            rows = [row for row, its in enumerate(kinds) if its == kind]
+            result[rows], none[rows] = _steps([parts[row] for row in rows], *kind, context)
     flat = result.reshape(-1)
-    origins = found.by_run(found.table[:, 3], 0)
-    for some in _chunks(len(places), context):
-        parts, kinds = [], []
-        for sheet, row, _ in places[some]:
-            width = context * sheet.time_dtype.itemsize
-            parts.append(sheet.time[row * width : (row + 1) * width])
-            kinds.append((sheet.time_dtype.itemsize, sheet.unit_us))
-        if len(set(kinds)) == 1:
-            none = _steps(parts, *kinds[0], result[some])
-        else:  # shards whose times need different units
-            none = np.concatenate(
-                [
-                    _steps([part], *kind, result[some.start + row, None])
-                    for row, (part, kind) in enumerate(zip(parts, kinds, strict=True))
-                ]
-            )
-        runs, tokens = found.runs_of(some), slice(some.start * context, some.stop * context)
-        flat[tokens] += np.repeat(origins[runs], found.runs[runs])
-        flat[tokens][np.flatnonzero(none)] = NO_TIME
+    flat += found.spread(found.table[:, 3], 0)
+    flat[np.flatnonzero(none)] = NO_TIME
     return result
 
 
-def _steps(parts: Sequence[memoryview], width: int, unit: int, into: Ints) -> Bools:
-    """Writes the steps of some rows (n, L) in microseconds, and says which are no time."""
-    raw = stacked(parts, np.dtype(f"<i{width}"), into.shape[1])
-    np.multiply(raw, unit, out=into, dtype=np.int64)
-    return np.equal(raw, np.iinfo(raw.dtype).min)
+def _steps(parts: Sequence[memoryview], width: int, unit: int, context: int) -> tuple[Ints, Bools]:
+    """Rows (n, L) of steps in microseconds, and which are no time."""
+    raw = stacked(parts, np.dtype(f"<i{width}"), context)
+    none: Bools = np.equal(raw, np.iinfo(raw.dtype).min)
+    steps = raw.astype(np.int64)
+    if unit != 1:
+        steps *= unit
+    return steps, none
 
 
 def targets(types: npt.NDArray[np.uint8], ids: npt.NDArray[Any], kinds: Sequence[int], starts: Ints) -> Bools:

@@ -24,7 +24,7 @@ class ShardHeader:
     Attributes:
         group: the file's number in its split; the upper half of its packs' ids.
         context: tokens a pack, padding included.
-        token_dtype: `uint16`, or `uint32` for vocabularies above 65,535.
+        token_dtype: `uint16`, or `uint32` for vocabularies of more than 65,536 tokens.
         vocabulary_size: the ids that the shard may hold are below it; the vocabulary may have grown beyond.
         vocabulary_hash: warehouse.vocabulary.vocabulary_hash of those ids.
         stores: modality to the name of its embedding store.

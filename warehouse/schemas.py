@@ -1,9 +1,10 @@
 """Arrow schemas of everything a release holds, and the writer that keeps them."""
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 import pyarrow as pa
@@ -188,14 +189,24 @@ def write_table(path: Path, frame: pl.DataFrame | pa.Table, schema: pa.Schema, w
     return write_tables(path, [frame], schema, what)
 
 
-def write_tables(path: Path, frames: Iterable[pl.DataFrame | pa.Table], schema: pa.Schema, what: str) -> int:
+def write_tables(
+    path: Path,
+    frames: Iterable[pl.DataFrame | pa.Table],
+    schema: pa.Schema,
+    what: str,
+    encodings: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Writes frames one after the other as one Parquet file with exactly `schema`, atomically; gives the rows.
 
     A frame's enumerations are written as the dictionaries that they are, and read as the texts of the schema.
+
+    Args:
+        encodings: columns that are written otherwise than as dictionaries, and Parquet's name of how.
     """
     rows = 0
     # Times in order differ by little; a dictionary of them would only be given up half-way.
     times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+    encoded = dict.fromkeys(times, "DELTA_BINARY_PACKED") | encodings
     writer: pq.ParquetWriter | None = None
     with atomic_write(path) as temporary:
         for frame in chain(frames, [empty_frame(schema)]):
@@ -208,8 +219,8 @@ def write_tables(path: Path, frames: Iterable[pl.DataFrame | pa.Table], schema: 
                     write_page_checksum=True,
                     # Bounds of texts are looked at by nobody and take a fifth of the time.
                     write_statistics=[name for name in ("subject_id", "time") if name in schema.names],
-                    use_dictionary=[name for name in schema.names if name not in times],
-                    column_encoding=dict.fromkeys(times, "DELTA_BINARY_PACKED") or None,
+                    use_dictionary=[name for name in schema.names if name not in encoded],
+                    column_encoding=encoded or None,
                     store_schema=False,
                 )
             if table.num_rows:

@@ -33,7 +33,7 @@ from warehouse.packs import (
     no_packs,
     take,
 )
-from warehouse.shard_times import NO_TIME
+from warehouse.shard_times import NO_TIME, UNITS_US
 
 __all__ = [
     "FORMAT_VERSION", "MAX_SEGMENTS", "NO_TIME", "Block", "MappedShard", "Packs", "ShardHeader", "ShardWriter",
@@ -44,6 +44,8 @@ __all__ = [
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_TOKENS = 1 << 23
 METADATA_KEY = b"timeloom"
+# What damaged bytes raise in a Parquet footer, in a header, and in columns that are not what they were.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, pa.ArrowException)
 _REMEDY = "run `timeloom verify`, delete the damaged file and run again"
 
 
@@ -156,7 +158,7 @@ def read_header(path: Path) -> ShardHeader:
     """
     try:
         return _header(path, (pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except _DAMAGE as error:
         raise _unreadable(path) from error
 
 
@@ -171,8 +173,12 @@ def _header(path: Path, raw: bytes) -> ShardHeader:
                 f"shard {path.name} has format {version}, this timeloom reads {FORMAT_VERSION}",
                 remedy="run `timeloom run`: it writes shards anew from the timelines",
             )
-        return ShardHeader(**given)
-    except (KeyError, TypeError, ValueError) as error:
+        header = ShardHeader(**given)
+        known = header.token_dtype in ("uint16", "uint32") and header.time_dtype in ("int32", "int64")
+        if not known or header.time_unit_us not in UNITS_US or int(header.context) < 1:
+            raise _unreadable(path)
+        return header
+    except _DAMAGE as error:
         raise _unreadable(path) from error
 
 
@@ -236,7 +242,7 @@ def read_shard(path: Path) -> tuple[ShardHeader, Packs]:
         table = pq.read_table(path, memory_map=True, page_checksum_verification=True)
         matrices = {name: _matrix(table, name, dtype, header.context) for name, dtype in header.dtypes().items()}
         return header, Packs(**vars(_small(table)), **matrices)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         raise _corrupt(path) from error
 
 
@@ -293,7 +299,7 @@ class MappedShard:
         try:
             with pq.ParquetFile(self.path, metadata=self._metadata, page_checksum_verification=True) as file:
                 return _small(file.read_row_group(block, list(SMALL_COLUMNS)))
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except _DAMAGE as error:
             raise _corrupt(self.path) from error
 
     def packs(self, block: int) -> Packs:
@@ -311,11 +317,11 @@ def open_shard(path: Path) -> MappedShard:
     try:
         metadata = pq.read_metadata(path)
         header = _header(path, (metadata.metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except _DAMAGE as error:
         raise _unreadable(path) from error
     try:
         return MappedShard(path, header, metadata)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise _corrupt(path) from error
 
 

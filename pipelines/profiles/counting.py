@@ -62,7 +62,7 @@ def count_part(chosen: Chosen, splits: pl.DataFrame, profile: ProfileConfig) -> 
     by_group = _counted(of_row, groups, len(lexicon.groups)).join(of_groups, on="item")
     counted = [
         by_group.select("split", pl.col("tokens").alias("token"), "type", "count").explode("token"),
-        _of_subjects(split, chosen.demographics.prefix),
+        _in_front(chosen, split),
         _one_a_subject(split, profile),
     ]
     if profile.intervals != "none":
@@ -88,13 +88,11 @@ def _counted(split: I64, item: I64, items: int) -> pl.DataFrame:
     )
 
 
-def _of_subjects(split: I64, prefix: pl.DataFrame) -> pl.DataFrame:
-    tokens = prefix["token"].unique().sort()
-    place = tokens.to_frame().with_row_index("item")
-    items = prefix.join(place, on="token", maintain_order="left")["item"].cast(pl.Int64).to_numpy()
-    counted = _counted(split[prefix["subject"].to_numpy()], items, len(tokens)).join(place, on="item")
+def _in_front(chosen: Chosen, split: I64) -> pl.DataFrame:
+    told, tokens = chosen.demographics, chosen.lexicon.facts.tokens
+    counted = _counted(split[told.subject], told.token, len(tokens))
     kind = TYPE_NAMES[TokenType.DEMOGRAPHIC]
-    return counted.select("split", "token", pl.lit(kind).alias("type"), "count")
+    return counted.select("split", tokens.gather(counted["item"]).alias("token"), pl.lit(kind).alias("type"), "count")
 
 
 def _one_a_subject(split: I64, profile: ProfileConfig) -> pl.DataFrame:

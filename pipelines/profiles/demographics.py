@@ -4,22 +4,77 @@ Sources: MEHRT §2.1 leaves placement open, so they stand at the start; ETHOS-AR
 value that was known at the start, `UNKNOWN` where none was, and tells the age by two digits of rounded years.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from pipelines.profiles.events import NO_TIME, Part, order_of
+from pipelines.profiles.events import I32, I64, NO_TIME, Part, order_of
 from pipelines.profiles.rules import ProfileConfig
 
 BIRTH = "MEDS_BIRTH"
 OLDEST = 90
 _DAY_US = 86_400_000_000
 _DAYS_A_YEAR = {"bands": 365.2425, "digits": 365.25}
+_AGES = {
+    "bands": [*(f"DEMO/AGE/{first}-{first + 9}" for first in range(0, OLDEST, 10)), f"DEMO/AGE/{OLDEST}+"],
+    "digits": [f"DEMO/AGE/{place}/{digit}" for place in ("TENS", "ONES") for digit in range(10)],
+    "none": [],
+}
 
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+
+@dataclass(frozen=True)
+class Facts:
+    """What demographic codes tell.
+
+    Attributes:
+        tokens: distinct tokens (f,) that may stand in front, those of facts in order, then those of ages.
+        token: of each code (c,) its token's place there; 0 for a code that is none.
+        attribute: of each code (c,) the number of what it is a value of.
+        unknown: of attributes that stand as unknown where no value does, their number and token's place.
+        ages: the place of the first token of ages.
+    """
+
+    tokens: pl.Series
+    token: I64
+    attribute: I64
+    unknown: Sequence[tuple[int, int]]
+    ages: int
+
+
+def facts_of(heads: pl.Series, profile: ProfileConfig) -> Facts:
+    """Looks demographic codes up.
+
+    Args:
+        heads: the token of each demographic code (c,), null for every other.
+    """
+    lacking = pl.Series([f"{one}/UNKNOWN" for one in profile.unknown_demographics], dtype=pl.String)
+    told = pl.concat([heads.drop_nulls(), lacking]).unique().sort()
+    attributes = told.to_frame("token").select(_attribute()).to_series().unique().sort().to_list()
+    places = {token: place for place, token in enumerate(told.to_list())}
+    own = heads.to_frame("token").with_columns(_attribute().alias("attribute"))
+    return Facts(
+        tokens=pl.concat([told, pl.Series(_AGES[profile.age], dtype=pl.String)]),
+        token=np.array([places.get(token, 0) for token in heads.to_list()], np.int64),
+        attribute=own["attribute"]
+        .replace_strict(attributes, range(len(attributes)), default=0)
+        .cast(pl.Int64)
+        .to_numpy(),
+        unknown=[(attributes.index(_attribute_of(token)), places[token]) for token in lacking.to_list()],
+        ages=len(told),
+    )
+
+
+def _attribute() -> pl.Expr:
+    """`DEMO/SEX` of `DEMO/SEX/F`, `MARITAL_STATUS` of `MARITAL_STATUS/SINGLE`."""
+    parts = pl.col("token").str.splitn("/", 3)
+    first, second = parts.struct.field("field_0"), parts.struct.field("field_1")
+    return pl.when((first == "DEMO") & second.is_not_null()).then(first + "/" + second).otherwise(first)
+
+
+def _attribute_of(token: str) -> str:
+    return str(pl.DataFrame({"token": [token]}).select(_attribute()).item())
 
 
 @dataclass(frozen=True)
@@ -27,95 +82,84 @@ class Demographics:
     """What a part's demographic events become.
 
     Attributes:
-        prefix: columns subject (place among the part's subjects), token; in order.
-        timed: places of the events that stay where they are (m,), in the timeline's order.
-        repeated: places of events that tell nothing new (k,).
+        subject: for each token in front (p,), its subject's place among the part's; a subject's together.
+        token: its place among the facts' tokens (p,), in order.
+        timed: places of the events that stay where they are (m,).
+        repeated: places of events that tell nothing new (k,), ascending.
     """
 
-    prefix: pl.DataFrame
+    subject: I32
+    token: I64
     timed: I64
     repeated: I64
 
 
-def demographics_of(part: Part, rows: I64, tokens: pl.Series, profile: ProfileConfig) -> Demographics:
+def demographics_of(part: Part, rows: I64, facts: Facts, profile: ProfileConfig) -> Demographics:
     """Demographic events of a part as tokens.
 
     Args:
         rows: places of the demographic events, ascending (m,).
-        tokens: of each of the part's distinct codes the token (c,), null where it has none.
     """
+    if profile.static == "none":
+        return Demographics(part.subject[:0], rows[:0], rows[:0], rows[:0])
     ordered, at = order_of(part, rows, profile.order, images_first=False)
-    facts = pl.DataFrame(
-        {
-            "subject": part.subject[ordered],
-            "row": ordered,
-            "at": at,
-            "token": tokens.gather(part.code.place[ordered]),
-        },
-        schema_overrides={"row": pl.Int64, "at": pl.Int64},
-    ).with_columns(attribute_of("token").alias("attribute"))
-    of_attribute = ["subject", "attribute"]
-    nothing = np.empty(0, np.int64)
+    subject, code = part.subject[ordered], part.code.place[ordered]
+    token = facts.token[code]
+    # One number for each subject's attribute.
+    own = subject.astype(np.int64) * (int(facts.attribute.max(initial=0)) + 1) + facts.attribute[code]
     if profile.static == "timed":
-        before = pl.col("token").shift().over(of_attribute)
-        told = facts.with_columns((before.is_null() | (before != pl.col("token"))).alias("told"))
-        timeless = told.filter(pl.col("told") & (pl.col("at") == NO_TIME)).sort("subject", "token")
-        timed = told.filter(pl.col("told") & (pl.col("at") != NO_TIME))["row"].to_numpy()
-        repeated = told.filter(~pl.col("told"))["row"].to_numpy()
+        told = _changed(own, token)
+        front = np.flatnonzero(told & (at == NO_TIME))
+        timed = ordered[told & (at != NO_TIME)]
     else:
-        timed = nothing
+        known = np.arange(len(own))
         if profile.demographic_value == "at_start":
-            starts = pl.Series(
-                "start", _first(part, part.available if profile.order == "available_time" else part.time)
-            )
-            known = facts.filter(pl.col("at") <= pl.lit(starts).gather(pl.col("subject")))
-            timeless = known.unique(of_attribute, keep="last", maintain_order=True)
-        else:
-            timeless = facts.unique(of_attribute, keep="first", maintain_order=True)
-        repeated = facts.join(timeless, on="row", how="anti")["row"].to_numpy()
-    every = [timeless.select("subject", "token")]
-    for attribute in profile.unknown_demographics:
-        having = timeless.filter(pl.col("attribute") == attribute)["subject"].to_numpy()
+            times = part.available if profile.order == "available_time" else part.time
+            known = np.flatnonzero(at <= _first(part, times)[subject])[::-1]
+        front = known[np.unique(own[known], return_index=True)[1]]
+        timed = ordered[:0]
+        told = np.zeros(len(own), np.bool_)
+        told[front] = True
+    subjects, tokens = [subject[front]], [token[front]]
+    for attribute, place in facts.unknown:
+        having = subject[front][facts.attribute[code[front]] == attribute]
         lacking = np.setdiff1d(np.arange(len(part.subjects), dtype=np.int32), having)
-        every.append(pl.DataFrame({"subject": lacking}).with_columns(pl.lit(f"{attribute}/UNKNOWN").alias("token")))
-    prefix = pl.concat([pl.concat(every).sort("subject", "token"), ages(part, profile)])
-    return Demographics(prefix.sort("subject", maintain_order=True), timed, np.sort(repeated))
+        subjects.append(lacking)
+        tokens.append(np.full(len(lacking), place))
+    aged, ages = _ages(part, profile)
+    subjects += aged
+    tokens += [one + facts.ages for one in ages]
+    of, token = np.concatenate(subjects), np.concatenate(tokens)
+    order = np.lexsort((token, of))
+    return Demographics(of[order], token[order], timed, np.sort(ordered[~told]))
 
 
-def attribute_of(column: str) -> pl.Expr:
-    """`DEMO/SEX` of `DEMO/SEX/F`, `MARITAL_STATUS` of `MARITAL_STATUS/SINGLE`."""
-    parts = pl.col(column).str.splitn("/", 3)
-    first, second = parts.struct.field("field_0"), parts.struct.field("field_1")
-    return pl.when((first == "DEMO") & second.is_not_null()).then(first + "/" + second).otherwise(first)
+def _changed(own: I64, token: I64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which facts (m,), in order, differ from the one before of the same subject and attribute."""
+    order = np.argsort(own, kind="stable")
+    told = np.ones(len(own), np.bool_)
+    again = (own[order][1:] == own[order][:-1]) & (token[order][1:] == token[order][:-1])
+    told[order[1:][again]] = False
+    return told
 
 
-def ages(part: Part, profile: ProfileConfig) -> pl.DataFrame:
-    """Columns subject and token: the age at each subject's first event, 90 and more pooled."""
+def _ages(part: Part, profile: ProfileConfig) -> tuple[list[I32], list[I64]]:
+    """The age at each subject's first event, 90 and more pooled: subjects, and places among the tokens of ages."""
     born = np.full(len(part.subjects), NO_TIME)
     births = np.flatnonzero(part.code.is_text(BIRTH))[::-1]
     born[part.subject[births]] = part.time[births]
     first = _first(part, part.time)
     known = (born != NO_TIME) & (first != NO_TIME)
-    if profile.age == "none":
-        known[:] = False
+    if profile.age == "none" or not known.any():
+        return [], []
     # From the interval, which a date shift keeps, not from the two years, which it does not.
     days = (first[known] - born[known]) // _DAY_US
-    years = np.maximum(days / _DAYS_A_YEAR.get(profile.age, 1.0), 0)
+    years = np.maximum(days / _DAYS_A_YEAR[profile.age], 0)
     subject = np.flatnonzero(known).astype(np.int32)
     if profile.age == "digits":
         whole = np.minimum(np.rint(years).astype(np.int64), OLDEST)
-        digits = pl.DataFrame({"subject": subject, "tens": whole // 10, "ones": whole % 10}).select(
-            "subject",
-            pl.concat_list(
-                pl.format("DEMO/AGE/TENS/{}", "tens"), pl.format("DEMO/AGE/ONES/{}", "ones")
-            ).alias("token"),
-        )  # fmt: skip
-        return digits.explode("token")
-    decade = np.floor(years).astype(np.int64) // 10 * 10
-    frame = pl.DataFrame({"subject": subject, "decade": decade})
-    band = pl.format("DEMO/AGE/{}-{}", "decade", pl.col("decade") + 9)
-    oldest = pl.lit(f"DEMO/AGE/{OLDEST}+")
-    return frame.select("subject", pl.when(pl.col("decade") >= OLDEST).then(oldest).otherwise(band).alias("token"))
+        return [subject, subject], [whole // 10, 10 + whole % 10]
+    return [subject], [np.minimum(years.astype(np.int64), OLDEST) // 10]
 
 
 def _first(part: Part, times: I64) -> I64:

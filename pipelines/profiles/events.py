@@ -37,11 +37,14 @@ class Texts:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Texts":
-        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if isinstance(whole, pa.ChunkedArray):  # more than fits into one
-            whole = pa.concat_arrays(whole.chunks)
-        if not pa.types.is_dictionary(whole.type):
-            whole = pc.dictionary_encode(whole)
+        if not pa.types.is_dictionary(column.type):
+            column = pc.dictionary_encode(column)
+        if column.num_chunks == 1:
+            whole = column.chunk(0)
+        else:
+            chunks = column.unify_dictionaries().chunks
+            # No rows have no chunks either.
+            whole = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
         place = whole.indices.cast(pa.int32())
         place = place.fill_null(-1) if place.null_count else place
         distinct = pl.Series(values=whole.dictionary.cast(pa.string()), dtype=pl.String)
@@ -51,6 +54,13 @@ class Texts:
         """Each row's rank (n,) by `order`, 0 for what it lacks."""
         ranks = [order.get(text, 0) for text in self.distinct.to_list()]
         return np.array([*ranks, 0], np.int64)[self.place]
+
+    def in_order(self) -> "Texts":
+        """The same texts, the distinct ones in order."""
+        order = self.distinct.arg_sort().to_numpy()
+        places = np.full(len(order) + 1, -1, np.int32)
+        places[order] = np.arange(len(order))
+        return Texts(self.distinct.gather(order), places[self.place])
 
     def among(self, texts: pl.Series) -> "Texts":
         """The same texts as places among others, which hold them all."""
@@ -107,11 +117,11 @@ class Part:
             codes: distinct codes in order, among which are all of the table's; its own where not given.
         """
         ids = table["subject_id"].to_numpy()
-        new = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)) if len(ids) else np.empty(0, np.int64)
+        new = np.concatenate([np.zeros(min(len(ids), 1), np.int64), np.flatnonzero(ids[1:] != ids[:-1]) + 1])
         starts = np.append(new, len(ids)).astype(np.int64)
         texts = {name: Texts.of(table[name]) for name in _TEXTS if name in table.column_names}
-        for name, among in (("code", codes), ("source", None)):
-            texts[name] = texts[name].among(texts[name].distinct.sort() if among is None else among)
+        texts["code"] = texts["code"].in_order() if codes is None else texts["code"].among(codes)
+        texts["source"] = texts["source"].in_order()
         value = None
         if "numeric_value" in table.column_names:
             column = table["numeric_value"]
@@ -134,14 +144,17 @@ class Part:
 
     def slices(self, rows: int = PART_ROWS) -> Iterator["Part"]:
         """The part in pieces of about so many rows and whole subjects, views of its arrays."""
-        ends = self.starts[1:]
-        cuts = np.unique(np.searchsorted(ends, np.arange(rows, len(self), rows)) + 1)
-        cuts = np.unique(np.concatenate([[0], cuts, [len(self.subjects)]]))
+        number = max(1, round(len(self) / rows))
+        wanted = np.arange(1, number) * (len(self) // number)
+        cuts = np.unique(np.concatenate([[0], np.searchsorted(self.starts, wanted), [len(self.subjects)]]))
         for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             begin, end = int(self.starts[low]), int(self.starts[high])
             taken = slice(begin, end)
             texts = {name: getattr(self, name) for name in ("code", "kind", "precision", "source", "item_key")}
             further = {name: getattr(self, name) for name in ("unit", "flag") if getattr(self, name) is not None}
+            if (low, high) == (0, len(self.subjects)):
+                yield self
+                continue
             yield Part(
                 subjects=self.subjects[low:high],
                 starts=self.starts[low : high + 1] - begin,
@@ -172,7 +185,9 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
     """
     columns = [*_COLUMNS, *(_VALUES if values else ())]
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(_TEXTS)) as file:
+        with pq.ParquetFile(
+            path, page_checksum_verification=True, read_dictionary=list(_TEXTS), pre_buffer=True
+        ) as file:
             held: list[pa.Table] = []
             for group in range(file.num_row_groups):
                 held.append(file.read_row_group(group, columns=columns))
@@ -183,8 +198,8 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
                     whole = int(np.searchsorted(ids, ids[-1]))
                     held = [table.slice(whole)]
                     if whole:
-                        yield from Part.of(table.slice(0, whole).unify_dictionaries(), codes).slices(rows)
-            rest = pa.concat_tables(held).unify_dictionaries() if held else None
+                        yield from Part.of(table.slice(0, whole), codes).slices(rows)
+            rest = pa.concat_tables(held) if held else None
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
             f"cannot read {path.parent.name}/{path.name}",
@@ -272,8 +287,8 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
     shift = np.concatenate([[0], np.cumsum(spans)[:-1]]) - least
     lengths = np.diff(np.append(starts, len(at)))
     each = np.repeat(shift, lengths)
-    key = np.where(timeless, np.repeat(least, lengths), at) + each if timeless.any() else at + each
-    return key
+    told = np.where(timeless, np.repeat(least, lengths), at) if timeless.any() else at
+    return told + each
 
 
 def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I64:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.profiles.codes import begins_with, groups_of
+from pipelines.profiles.demographics import Facts, facts_of
 from pipelines.profiles.events import I64, Mask, Texts
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
@@ -45,7 +46,7 @@ class Lexicon:
         codes: the codes themselves.
         reasons: why a code is left out (c,), null where it is not.
         wanted: which codes become tokens (c,).
-        heads: the token of each code's first group (c,), null where there is none.
+        facts: what demographic codes tell.
         demographic: which codes are demographic facts (c,).
         only_numeric: which codes need a number (c,).
         first, count: each code's groups (c,); an image's code has the group of its modality.
@@ -59,7 +60,7 @@ class Lexicon:
     codes: pl.Series
     reasons: pl.Series
     wanted: Mask
-    heads: pl.Series
+    facts: Facts
     demographic: Mask
     only_numeric: Mask
     image: Mask
@@ -111,6 +112,8 @@ def make_lexicon(
     first[images.to_numpy()] = np.arange(len(images)) + len(kept)
     types = np.where(demographic[place], TokenType.DEMOGRAPHIC, TokenType.STRUCTURED).astype(np.uint8)
     types[len(kept) :] = TokenType.IMAGE
+    told = pl.Series(np.where(demographic & (count > 0), first, -1)).replace(-1, None).cast(pl.UInt32)
+    heads = groups["token"].gather(told) if len(groups) else pl.Series([None] * len(codes), dtype=pl.String)
     left_out = found.filter(pl.col("reason").is_not_null())
     reasons = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, len(codes))
     reasons = reasons.scatter(left_out["place"], left_out["reason"]).set(pl.Series(count > 0), None)
@@ -120,7 +123,7 @@ def make_lexicon(
         codes=codes,
         reasons=reasons,
         wanted=reasons.is_null().to_numpy(),
-        heads=groups["token"].gather(pl.Series(np.where(count > 0, first, -1)).replace(-1, None).cast(pl.UInt32)),
+        facts=facts_of(heads, profile),
         demographic=demographic,
         only_numeric=whole,
         image=of_image.is_not_null().to_numpy(),

@@ -70,10 +70,7 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
     if profile.static == "none":
         _note(left_out, "demographic_not_in_profile", facts)
         facts = facts[:0]
-    if profile.static == "none":
-        told = Demographics(pl.DataFrame(schema={"subject": pl.Int32, "token": pl.String}), facts, facts)
-    else:
-        told = demographics_of(part, facts, lexicon.heads, profile)
+    told = demographics_of(part, facts, lexicon.facts, profile)
     _note(left_out, "repeated_demographic", told.repeated)
     stays = wanted & other & ~fact
     if part.value is not None and lexicon.only_numeric.any():
@@ -171,6 +168,7 @@ class Encoder:
         if lexicon is not self._lexicon:
             self._lexicon = lexicon
             self._tokens = self._ids.of(lexicon.tokens)
+            self._facts = self._ids.of(lexicon.facts.tokens)
             self._types = np.repeat(lexicon.types, lexicon.length)
             self._types[self._tokens == UNK] = TokenType.SPECIAL
             if self._profile.values != "codes_only":
@@ -195,8 +193,7 @@ class Encoder:
             lengths[told] += 1
         # A subject's tokens in three: what stands in front, its rows, its end.
         subjects, end = len(part.subjects), int(profile.timeline_end)
-        prefix = chosen.demographics.prefix
-        of_prefix = prefix["subject"].to_numpy()
+        of_prefix = chosen.demographics.subject
         front = 1 + np.bincount(of_prefix, minlength=subjects)
         upto = np.concatenate([[0], np.cumsum(lengths)])
         events = np.concatenate([[0], np.cumsum(np.bincount(subject, minlength=subjects))])
@@ -224,8 +221,8 @@ class Encoder:
         out[spot] = self._intervals[np.repeat(gap_place[marked], times)]
         kinds[spot] = TokenType.INTERVAL
         out[begin], kinds[begin] = BOS, TokenType.SPECIAL
-        spot = (begin + 1 - (np.cumsum(front - 1) - (front - 1)))[of_prefix] + np.arange(len(prefix))
-        out[spot] = self._ids.of(prefix["token"])
+        spot = (begin + 1 - (np.cumsum(front - 1) - (front - 1)))[of_prefix] + np.arange(len(of_prefix))
+        out[spot] = self._facts[chosen.demographics.token]
         kinds[spot] = np.where(out[spot] == UNK, TokenType.SPECIAL, TokenType.DEMOGRAPHIC)
         if end:
             out[begin + whole - 1], kinds[begin + whole - 1] = self._end, TokenType.STRUCTURED
