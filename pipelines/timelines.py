@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from warehouse.errors import TimeloomError
 from warehouse.schemas import read_columns
 from warehouse.shard_times import NO_TIME
-from warehouse.tokens import TokenType
+from warehouse.tokens import IMAGE_TOKENS, TokenType
 
 I64 = npt.NDArray[np.int64]
 
@@ -90,22 +91,29 @@ def read_timelines(path: Path, dtype: np.dtype[Any]) -> Timelines:
     """Every subject of one bucket, with ids as `dtype`.
 
     Raises:
-        TimeloomError: the file is missing or corrupt.
+        TimeloomError: the file is missing or corrupt, or an image token has no image.
     """
     table = read_columns(path)
     subject = table.column("subject_id").to_numpy()
     starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]])[: len(subject)])
     token_type = table.column("type").to_numpy()
     image_place = np.flatnonzero(token_type == int(TokenType.IMAGE))
+    image_key = _keys(table.column("item_key").take(pa.array(image_place)))
+    token_id = table.column("token_id").to_numpy()
+    if image_key.null_count or not np.isin(token_id[image_place], list(IMAGE_TOKENS.values())).all():
+        raise TimeloomError(
+            f"{path.parent.name}/{path.name} has an image token without its image",
+            remedy="report this: a stage broke its contract",
+        )
     return Timelines(
         subjects=subject[starts],
         lengths=np.diff(np.append(starts, len(subject))),
         offsets=np.zeros(len(starts), dtype=np.int64),
-        token_id=table.column("token_id").to_numpy().astype(dtype),
+        token_id=token_id.astype(dtype),
         token_type=token_type,
         time=pc.fill_null(table.column("time").cast(pa.int64()), NO_TIME).to_numpy(),
         image_place=image_place,
-        image_key=_keys(table.column("item_key").take(pa.array(image_place))),
+        image_key=image_key,
     )
 
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from phantoms import write_series
 
+from extractors.deid import Deidentifier, load_key
 from extractors.simulate import simulate
 from flows import run as flow
 from flows.run import Outcome, Run
@@ -330,6 +331,31 @@ def test_a_first_run_that_failed_binds_nothing(site: Site) -> None:
     site.config["sources"][0]["path"] = tables
     site.config["deid"] = {"mode": "synthetic", "dates": "keep"}
     assert site.night() is not None
+
+
+def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_taken_back(site: Site) -> None:
+    site.night()
+    before = site.splits()
+    raw = pl.read_csv(site.folder / "tables" / "patients.csv")["patient_id"]
+    deid = parse_config(site.config, site.folder, "test").deid
+    ids = dict(zip(raw, Deidentifier(deid, load_key(deid, site.layout.private)).subject_ids(raw), strict=True))
+    old = next(one for one in raw if before[ids[one]] == "held_out")
+    new = next(one for one in raw if before[ids[one]] == "train")
+    (site.folder / "merges.csv").write_text(f"old,new\n{old},{new}\n", encoding="utf-8")
+    site.config["merges"] = "merges.csv"
+    site.night()
+    assert before.items() - site.splits().items() == {(ids[old], "held_out"), (ids[new], "train")}
+    release = Release.open(site.layout.root)
+    read = {
+        subject
+        for split in ("train", "tuning", "held_out")
+        for batch in release.shards("mehrt", split=split).batches(4)
+        for subject in batch.subject_ids.tolist()
+    }
+    assert read == site.splits().keys()
+    del site.config["merges"]
+    site.night()
+    assert site.splits() == before
 
 
 def test_a_vocabulary_is_not_carried_to_another_scheme(site: Site) -> None:

@@ -175,6 +175,13 @@ def test_a_subject_of_images_alone_leaves_no_pack_where_images_are_left_out(tmp_
     assert len(kept.token_id) == kept.lengths.sum() == len(tokens) - dropped["image"]
 
 
+@pytest.mark.parametrize("harm", [pl.lit(None, pl.String).alias("item_key"), pl.lit(77, pl.UInt32).alias("token_id")])
+def test_an_image_token_without_its_image_is_never_packed(tmp_path: Path, harm: pl.Expr) -> None:
+    write_table(tmp_path / "t.parquet", timelines([9, 9]).with_columns(harm), TIMELINES, "timelines")
+    with pytest.raises(TimeloomError, match=r"/t\.parquet has an image token without its image; report this"):
+        packing_of(tmp_path / "t.parquet")
+
+
 def packing_of(path: Path) -> Any:
     from pipelines.timelines import read_timelines
 

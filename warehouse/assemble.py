@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from warehouse.batches import Batch, IdBatch
-from warehouse.collate import collate, collate_ids, collate_segments, item_fields
+from warehouse.collate import collate, collate_segments, item_fields, widened
 from warehouse.errors import TimeloomError
 from warehouse.item_vectors import pooled, sequences
 from warehouse.losses import loss_table
@@ -75,11 +75,12 @@ def assemble(
     """
     first = parts[0][0]
     context = first.context
-    pack_ids = np.concatenate([shelf.pack_ids[packs] for shelf, packs in parts])
+    numbers = [shelf.pack_ids[packs] for shelf, packs in parts]
+    pack_ids = numbers[0] if len(numbers) == 1 else np.concatenate(numbers)
     if asked.fields == "ids":
-        found = [shelf.id_rows(packs) for shelf, packs in parts]
-        rows, dtypes = [row for some, _ in found for row in some], set().union(*(types for _, types in found))
-        return collate_ids(rows, dtypes, context, pack_ids, cursor)
+        found = [shelf.ids(packs) for shelf, packs in parts]
+        ids = found[0] if len(found) == 1 else np.concatenate(found)
+        return IdBatch(widened(ids), torch.from_numpy(pack_ids), cursor)
     places = [place for shelf, packs in parts for place in shelf.places(packs)]
     if asked.fields == "segments":
         return collate_segments(places, context, pack_ids, cursor)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from warehouse.batches import IdBatch, SegmentBatch
+from warehouse.batches import SegmentBatch
 from warehouse.shard_times import NO_TIME
-from warehouse.shelf import Place
+from warehouse.shelf import Place, narrow, stacked
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES, UNK
 
@@ -25,11 +25,6 @@ Bools = npt.NDArray[np.bool_]
 # the time of a batch. Freeing one block of this size, never touched, raises the threshold to it.
 _KEPT_BYTES = 31 << 20
 np.empty(_KEPT_BYTES, np.uint8)
-
-
-def stacked(parts: Sequence[memoryview], dtype: np.dtype[Any], context: int) -> npt.NDArray[Any]:
-    """Rows of `context` elements copied into a writable (n, L): one call, where indexing takes one a row group."""
-    return np.frombuffer(bytearray().join(parts), dtype).reshape(len(parts), context)
 
 
 @lru_cache(maxsize=1)
@@ -44,25 +39,9 @@ def ragged(starts: Ints, counts: Ints) -> Ints:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
-def collate_ids(
-    rows: Sequence[memoryview], dtypes: set[np.dtype[Any]], context: int, pack_ids: Ints, cursor: tuple[int, ...]
-) -> IdBatch:
-    """Ids alone: nothing is read but the mapped rows of ids, as bytes of `dtypes`.
-
-    Widened by numpy: torch would share so short a job between threads, which wait for each other where cores are busy.
-    """
-    return IdBatch(
-        torch.from_numpy(_narrow(rows, dtypes, context).astype(np.int64)), torch.from_numpy(pack_ids), cursor
-    )
-
-
-def _narrow(rows: Sequence[memoryview], dtypes: set[np.dtype[Any]], context: int) -> npt.NDArray[Any]:
-    if len(dtypes) == 1:
-        return stacked(rows, next(iter(dtypes)), context)
-    # No rows, or shards of a vocabulary that has outgrown 16 bits since.
-    by_width = {dtype.itemsize * context: dtype for dtype in dtypes}
-    wide = [np.frombuffer(row, by_width[row.nbytes]).astype(np.uint32) for row in rows]
-    return np.concatenate([np.empty(0, np.uint32), *wide]).reshape(len(rows), context)
+def widened(ids: npt.NDArray[Any]) -> torch.Tensor:
+    """Ids as int64. By numpy: torch shares so short a job between threads, which wait where cores are busy."""
+    return torch.from_numpy(ids.astype(np.int64))
 
 
 def _narrow_ids(places: Sequence[Place], context: int) -> npt.NDArray[Any]:
@@ -71,7 +50,7 @@ def _narrow_ids(places: Sequence[Place], context: int) -> npt.NDArray[Any]:
     for sheet, row, _ in places:
         width = context * sheet.id_dtype.itemsize
         rows.append(sheet.ids[row * width : (row + 1) * width])
-    return _narrow(rows, set(dtypes.values()), context)
+    return narrow(rows, set(dtypes.values()), context)
 
 
 @dataclass(frozen=True)
@@ -131,7 +110,7 @@ def collate_segments(places: Sequence[Place], context: int, pack_ids: Ints, curs
     """Ids and segment boundaries."""
     found = segments(places, context)
     return SegmentBatch(
-        input_ids=torch.from_numpy(_narrow_ids(places, context).astype(np.int64)),
+        input_ids=widened(_narrow_ids(places, context)),
         pack_ids=torch.from_numpy(pack_ids),
         cursor=cursor,
         **_runs(found, context),
@@ -258,12 +237,12 @@ def collate(
 ) -> Collated:
     """Everything but the vectors of items."""
     found = segments(places, context)
-    narrow, time = _narrow_ids(places, context), times(places, context, found)
+    ids, time = _narrow_ids(places, context), times(places, context, found)
     types = _types(places, context)
-    mask = targets(types, narrow, kinds, found.starts[found.place])
+    mask = targets(types, ids, kinds, found.starts[found.place])
     runs = _runs(found, context)
     whole = {
-        "input_ids": torch.from_numpy(narrow.astype(np.int64)),
+        "input_ids": widened(ids),
         "pack_ids": torch.from_numpy(pack_ids),
         "cursor": cursor,
         **runs,

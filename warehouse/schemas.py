@@ -206,7 +206,7 @@ def write_tables(
     rows = 0
     # Times in order differ by little; a dictionary of them would only be given up half-way.
     times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
-    encoded = dict.fromkeys(times, "DELTA_BINARY_PACKED") | encodings
+    encoded = dict.fromkeys(times, "DELTA_BINARY_PACKED") | dict(encodings)
     writer: pq.ParquetWriter | None = None
     with atomic_write(path) as temporary:
         for frame in chain(frames, [empty_frame(schema)]):

@@ -286,8 +286,8 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
         return ranks + subject.astype(np.int64) * (int(ranks.max()) + 1)
     shift = np.concatenate([[0], np.cumsum(spans)[:-1]]) - least
     lengths = np.diff(np.append(starts, len(at)))
-    each = np.repeat(shift, lengths)
-    told = np.where(timeless, np.repeat(least, lengths), at) if timeless.any() else at
+    each: I64 = np.repeat(shift, lengths)
+    told: I64 = np.where(timeless, np.repeat(least, lengths), at) if timeless.any() else at
     return told + each
 
 

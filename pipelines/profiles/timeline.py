@@ -88,7 +88,7 @@ def _note(left_out: list[tuple[str, I64]], reason: str, rows: I64) -> None:
 
 
 def _images(part: Part, lexicon: Lexicon, image: Mask, usable: pl.Series, left_out: list[tuple[str, I64]]) -> I64:
-    rows = np.flatnonzero(image)
+    rows: I64 = np.flatnonzero(image)
     if not len(rows):
         return rows
     known = np.append(part.item_key.distinct.is_in(usable.implode()).to_numpy(), False)
