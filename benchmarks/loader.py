@@ -7,8 +7,8 @@ and position ids, cu_seqlens, times, token types, loss mask and image references
 project and by a loader of thirty lines over np.memmap files with the same tensors. `images`: rows with the images'
 vectors attached, against rows without, for all subjects (0.1 % of the tokens are images, as in MEHRT's stage 1) and for
 those with images alone (0.8 %, as in its stages 2 and 3). litdata and MDS run in an environment of their own under
---work. Rates are the best of several passes, taken in turns, by the clock or by the process's own time, whichever is less.
-The last line is JSON.
+--work. Rates are the best of several passes, taken in turns, by the clock or by the process's own time, whichever is
+less. The last line is JSON.
 """
 
 import argparse

@@ -248,6 +248,19 @@ def test_fewer_fields_are_the_same_fields(release):
         train(release, fields="all")
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_move_to_a_device(release, prefetch):
+    plain = list(train(release, vectors=True).batches(8, prefetch=0))
+    moved = list(train(release, vectors=True).batches(8, prefetch=prefetch, device="meta"))
+    assert [batch.cursor for batch in moved] == [batch.cursor for batch in plain]
+    for mine, other in zip(moved, plain, strict=True):
+        assert mine.item_keys == other.item_keys
+        for name in ("input_ids", "loss_mask", "cu_seqlens", "labels"):
+            assert getattr(mine, name).device.type == "meta"
+            assert getattr(mine, name).shape == getattr(other, name).shape
+        assert mine.item_vectors["ct"].device.type == "meta"
+
+
 def test_flat_is_the_batch_without_its_padding(release):
     batch = next(iter(train(release).batches(8)))
     flat = batch.flat()

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from releases import fabricate, markov_timelines
+from torch.utils.data import DataLoader
 
 from warehouse import Release
 from warehouse.errors import TimeloomError
@@ -216,3 +217,17 @@ def test_mixtures_and_curricula_of_what_does_not_fit_are_refused(release):
         mixture(release).load_state_dict({name: value for name, value in state.items() if name != "cursor"})
     with pytest.raises(TimeloomError, match="another manifest"):
         mixture(release).load_state_dict({**state, "manifest": "0"})
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_dataloader_share_a_curriculum(release, method):
+    plain = [batch.pack_ids.tolist() for batch in curriculum(release).batches(8)]
+    source = curriculum(release)
+    next(iter(source.batches(8)))  # the parent has shards open: forked workers must not use them
+    source.cursor = source.start()
+    loader = DataLoader(source.batches(8), batch_size=None, num_workers=2, multiprocessing_context=method)
+    loaded = list(loader)
+    assert [batch.pack_ids.tolist() for batch in loaded] == plain
+    resumed = curriculum(release)
+    resumed.load_state_dict(source.state_dict(after=loaded[4]))
+    assert [batch.pack_ids.tolist() for batch in resumed.batches(8)] == plain[5:]

@@ -21,7 +21,7 @@ from warehouse.losses import LOSS_TARGETS
 from warehouse.packs import MAX_SEGMENTS
 from warehouse.schemas import SPLITS, TIMELINES, write_table
 from warehouse.shards import read_shard
-from warehouse.tokens import TokenType
+from warehouse.tokens import IMAGE_TOKENS, TokenType
 
 
 @settings(max_examples=30, deadline=None)
@@ -165,6 +165,7 @@ def test_a_subject_of_images_alone_leaves_no_pack_where_images_are_left_out(tmp_
     image = pl.lit(int(TokenType.IMAGE), pl.UInt8)
     all_images = tokens.with_columns(
         pl.when(pl.col("subject_id") == only).then(image).otherwise("type").alias("type"),
+        pl.when(pl.col("subject_id") == only).then(IMAGE_TOKENS["ct"]).otherwise("token_id").alias("token_id"),
         pl.when(pl.col("subject_id") == only).then(pl.lit("k")).otherwise("item_key").alias("item_key"),
     )
     write_table(tmp_path / "t.parquet", all_images, TIMELINES, "timelines")

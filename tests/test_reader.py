@@ -206,6 +206,23 @@ def test_iterating_again_continues_then_starts_the_next_epoch(release):
     assert flat(packs_of(stopped.batches(8))) == second
 
 
+def test_a_run_resumed_at_the_end_of_an_epoch_reads_each_epoch_once(release):
+    dataset, epochs = train(release), {}
+    for batch in dataset.batches(8):
+        epochs.setdefault(batch.cursor[0], []).extend(batch.pack_ids.tolist())
+        state = dataset.state_dict()
+    resumed = train(release)
+    resumed.load_state_dict(state)
+    assert (resumed.epoch, resumed.consumed) == (1, 0)
+    for epoch in range(resumed.epoch, 3):
+        resumed.set_epoch(epoch)
+        for batch in resumed.batches(8):
+            epochs.setdefault(batch.cursor[0], []).extend(batch.pack_ids.tolist())
+    assert {epoch: sorted(packs) for epoch, packs in epochs.items()} == dict.fromkeys(
+        range(3), sorted(dataset.shelf.pack_ids.tolist())
+    )
+
+
 def test_set_epoch_keeps_the_place_within_the_epoch_under_way(release):
     dataset = train(release)
     dataset.load_state_dict({**dataset.state_dict(), "epoch": 3, "consumed": 16})

@@ -198,6 +198,15 @@ def test_compact_times_are_exact(segments: list[list[int | None]], step: int, or
     assert row[0].tolist() == flat
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_times_at_the_ends_of_the_world_are_exact_too(given_times: list[int]) -> None:
+    times, lengths = np.array(given_times, np.int64), np.array([len(given_times)])
+    small = compact_times(times, lengths)
+    row = micros(small.values[None], lengths, lengths, small.origins, small.unit_us)
+    assert row[0].tolist() == given_times
+
+
 @pytest.mark.parametrize(
     ("times", "unit", "dtype"),
     [

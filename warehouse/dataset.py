@@ -140,7 +140,10 @@ class ShardDataset(Reader[B], Generic[B]):
         check_state(state, self.bound(), ("seed", "epoch", "consumed"))
         if not 0 <= int(state["consumed"]) <= len(self):
             raise TimeloomError("the reader's state is damaged", remedy="use a state_dict() of an earlier checkpoint")
-        self.seed, self.cursor = state["seed"], (int(state["epoch"]), int(state["consumed"]))
+        # Behind an epoch's last pack is the start of the next, so that `epoch` says what will be read.
+        done = int(state["consumed"]) == len(self) > 0
+        self.seed = state["seed"]
+        self.cursor = (int(state["epoch"]) + 1, 0) if done else (int(state["epoch"]), int(state["consumed"]))
 
 
 def check_state(state: dict[str, Any], bound: dict[str, Any], names: tuple[str, ...]) -> None:

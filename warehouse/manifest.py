@@ -17,7 +17,7 @@ class FileEntry(BaseModel):
 
     Attributes:
         rows: null for what is not a table.
-        xxh3: XXH3-128 of its bytes, hexadecimal: what readers check before the first use; null where nobody computed it.
+        xxh3: XXH3-128 of its bytes, hexadecimal, which readers check before the first use; null where none was made.
     """
 
     model_config = ConfigDict(frozen=True)

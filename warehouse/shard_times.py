@@ -65,7 +65,8 @@ def _fill(into: npt.NDArray[np.int32], times: I64, origins: I64, lengths: I64, u
     none = times == NO_TIME
     offsets = np.where(none, 0, times - np.repeat(origins, lengths))
     values = offsets // unit
-    if (values > np.iinfo(np.int32).max).any() or (values * unit != offsets).any():
+    # An offset that wrapped around is negative.
+    if ((values < 0) | (values > np.iinfo(np.int32).max) | (values * unit != offsets)).any():
         return False
     into[:] = np.where(none, np.iinfo(np.int32).min, values)
     return True

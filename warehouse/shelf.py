@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ from warehouse.vocabulary import vocabulary_hash
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
 SMALL_BYTES = 256 << 20
-FEW_FILES = 8  # from so many packs a file on, it pays to take them file by file
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class Sheet:
 
     Attributes:
         ids, types, time: row after row.
-        id_rows: (P,) of one element a row of ids.
         id_dtype, time_dtype: of their elements; types are uint8.
         unit_us: microseconds a step of `time`.
     """
@@ -74,7 +71,6 @@ class Sheet:
     id_dtype: np.dtype[Any]
     time_dtype: np.dtype[Any]
     unit_us: int
-    id_rows: npt.NDArray[np.void]
 
 
 def stacked(parts: Sequence[memoryview], dtype: np.dtype[Any], context: int) -> npt.NDArray[Any]:
@@ -103,9 +99,8 @@ class Place(NamedTuple):
 def sheet_of(block: Block, unit_us: int) -> Sheet:
     """A mapped row group as a Sheet."""
     matrices = (block.input_ids, block.token_type, block.time)
-    ids, types, time = (matrix.reshape(-1).view(np.uint8) for matrix in matrices)
-    rows = ids.view(f"V{block.input_ids.shape[1] * block.input_ids.itemsize}")
-    return Sheet(ids.data, types.data, time.data, block.input_ids.dtype, block.time.dtype, unit_us, rows)
+    ids, types, time = (matrix.reshape(-1).view(np.uint8).data for matrix in matrices)
+    return Sheet(ids, types, time, block.input_ids.dtype, block.time.dtype, unit_us)
 
 
 class _Opened(NamedTuple):
@@ -236,47 +231,22 @@ class Shelf:
         return found
 
     def ids(self, packs: Ints) -> npt.NDArray[Any]:
-        """The ids (n, L) of packs (n,) in increasing order, as narrow as they are stored; raises as `places` does."""
+        """The ids (n, L) of packs (n,), as narrow as they are stored: what `places` finds, by the shortest way."""
         if self._process != os.getpid():
             self._forget()
-        with self._lock:
-            if len(packs) >= FEW_FILES * len(self.paths):
-                bounds = np.searchsorted(packs, self._edges).tolist()
-                used = [(file, slice(*bounds[file : file + 2])) for file in range(len(self.paths))]
-                used = [(file, part) for file, part in used if part.start < part.stop]
-                opened = [self._open(file) for file, _ in used]
-                if len({one.sheets[0].id_dtype for one in opened}) == 1:
-                    return self._taken(packs, used, opened)
-            return self._joined(packs)
-
-    def _taken(self, packs: Ints, used: list[tuple[int, slice]], opened: list[_Opened]) -> npt.NDArray[Any]:
-        # Many packs a file: each is one element of `context` ids to numpy, so that a row group's are taken in one call.
-        dtype = opened[0].sheets[0].id_dtype
-        width = self.context * dtype.itemsize
-        result = np.empty(len(packs), f"V{width}")
-        for (file, part), (_, sheets, each) in zip(used, opened, strict=True):
-            rows = packs[part] - self._edges[file]
-            edges = np.searchsorted(rows, np.arange(1, len(sheets)) * each).tolist() if len(sheets) > 1 else []
-            for number, (first, last) in enumerate(pairwise([0, *edges, len(rows)])):
-                if first < last:
-                    into = result[part.start + first : part.start + last]
-                    np.take(sheets[number].id_rows, rows[first:last] - number * each, out=into, mode="clip")
-        return result.view(dtype).reshape(len(packs), self.context)
-
-    def _joined(self, packs: Ints) -> npt.NDArray[Any]:
-        # Few packs a file: their bytes one after the other.
         files = np.searchsorted(self._edges, packs, side="right") - 1
         rows = packs - self._edges[files]
         found, dtypes, current = [], set(), -1
-        for file, row in zip(files.tolist(), rows.tolist()):  # noqa: B905
-            if file != current:
-                current = file
-                _, sheets, each = self._open(file)
-                dtype = sheets[0].id_dtype
-                dtypes.add(dtype)
-                width = self.context * dtype.itemsize
-            number, within = divmod(row, each)
-            found.append(sheets[number].ids[within * width : (within + 1) * width])
+        with self._lock:
+            for file, row in zip(files.tolist(), rows.tolist()):  # noqa: B905
+                if file != current:
+                    current = file
+                    _, sheets, each = self._open(file)
+                    dtype = sheets[0].id_dtype
+                    dtypes.add(dtype)
+                    width = self.context * dtype.itemsize
+                number, within = divmod(row, each)
+                found.append(sheets[number].ids[within * width : (within + 1) * width])
         return narrow(found, dtypes, self.context)
 
     def _open(self, file: int) -> _Opened:

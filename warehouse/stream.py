@@ -1,11 +1,10 @@
-"""What every reader does: a cursor over steps that all ranks agree on, dealt, loaded ahead in threads, resumed."""
+"""What every reader does: a cursor over steps that all ranks agree on, dealt, loaded ahead in a thread, resumed."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,8 +16,7 @@ B = TypeVar("B", bound=IdBatch, covariant=True)
 Cursor = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of one rank: what its reader loads, and the cursor once the step is used."""
 
     share: Any
@@ -92,7 +90,7 @@ class Reader(IterableDataset[B], Generic[B]):
         some ranks get a smaller batch or an empty one (0, L); all ranks take the same number of steps.
 
         Args:
-            prefetch: whole batches that threads prepare ahead; 0 for none.
+            prefetch: whole batches that a thread prepares ahead; 0 for none.
             drop_last: leave out an incomplete last step.
             device: where the tensors shall be; on CUDA they are pinned and copied ahead, on a stream of their own.
 
@@ -138,9 +136,12 @@ T = TypeVar("T")
 
 
 def _ahead(steps: Iterator[Step], load: Callable[[Step], T], depth: int) -> Generator[T, None, None]:
-    """Loads steps in threads, `depth` ahead, and gives them in order; closing it ends the threads."""
+    """Loads steps in a thread, `depth` ahead, and gives them in order; closing it ends the thread.
+
+    One thread: a second one waits for the interpreter's lock more than it works.
+    """
     waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(min(depth, 2), thread_name_prefix="timeloom-prefetch")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="timeloom-prefetch")
     try:
         for step in steps:
             waiting.append(pool.submit(load, step))
