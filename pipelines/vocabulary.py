@@ -236,7 +236,9 @@ def without_the_rest(
             continue
         finer = [one for one in profile.codes if one.startswith(f"{key}/")]
         of_rule = begins_with("token", [key]) & ~begins_with("token", finer)
-        old = have.filter(of_rule)
+        # A fused value's token holds no place; a code that ends like one has a slash behind it.
+        fused = pl.col("token").str.contains(r"//Q\d+$") if profile.values == "fused" else pl.lit(False)
+        old = have.filter(of_rule & ~fused)
         others = counts.filter(of_rule).join(old, on="token", how="anti")
         train = pl.when(pl.col("split") == "train").then("count").otherwise(0).sum()
         ranked = others.group_by("token").agg(train.alias("train")).sort(["train", "token"], descending=[True, False])

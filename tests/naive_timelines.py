@@ -55,7 +55,7 @@ def tokens_of_code(code: str, profile: ProfileConfig) -> list[str]:
 
 def number_of(row: dict[str, Any]) -> np.float32 | None:
     value = row["numeric_value"]
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return None
     exact = np.float32(value)
     return np.nextafter(exact, np.float32(np.inf)) if row["value_flag"] == ">" else exact
@@ -109,9 +109,20 @@ class Naive:
         key = (row["code"].split("/")[0], reason)
         self.left_out[key] = self.left_out.get(key, 0) + 1
 
-    def _key(self, row: dict[str, Any]) -> Any:
-        at, by = row[self.profile.order], self.profile.order
-        precision = PRECISION_RANK[row["time_precision"]] if by == "time" or at == row["time"] else 0
+    def _precision(self, row: dict[str, Any]) -> int:
+        own = self.profile.order == "time" or row["available_time"] == row["time"]
+        return PRECISION_RANK[row["time_precision"]] if own else 0
+
+    def _sorted(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        by = self.profile.order
+        coarsest: dict[Any, int] = {}
+        for row in rows:
+            coarsest[row[by]] = max(coarsest.get(row[by], 0), self._precision(row))
+        return sorted(rows, key=lambda row: self._key(row, coarsest[row[by]]))
+
+    def _key(self, row: dict[str, Any], coarsest: int = 0) -> Any:
+        at = row[self.profile.order]
+        precision = coarsest if row["kind"] == "image" else self._precision(row)
         first = self.profile.image_position == "first" and row["kind"] == "image"
         usual = (precision, KIND_RANK[row["kind"]], row["code"], row["source"])
         return (at is not None, at or datetime.min, (-1,) if first else usual, row["place"])
@@ -131,6 +142,8 @@ class Naive:
                     kept.append(row)
                 else:
                     self._drop(row, "image_without_vector")
+            elif row["code"].upper() == "IMAGE/CT":
+                self._drop(row, "image_code_without_image")
             elif reason:
                 self._drop(row, reason)
             elif begins(row["code"], profile.demographics):
@@ -144,18 +157,20 @@ class Naive:
         start = [(one, "demographic") for one in [*sorted(front), *age]]
         self._add(subject, [("[BOS]", "special"), *start], None, None)
         before: datetime | None = None
-        for row in sorted([*kept, *timed], key=self._key):
+        last: datetime | None = None
+        for row in self._sorted([*kept, *timed]):
             at = row[profile.order]
-            if before is not None and at is not None:
+            if before is not None and at is not None and row["kind"] != "image":
                 self._add(subject, [(one, "interval") for one in gap_tokens(at - before, profile)], at, None)
             if row["kind"] == "image":
                 self._add(subject, [(f"[{row['code'].split('/')[1]}]", "image")], at, row["item_key"])
             else:
                 kind = "demographic" if row in timed else "structured"
                 self._add(subject, [(one, kind) for one in self._event(row)], at, None)
-            before = at
+            last = at
+            before = before if row["kind"] == "image" else at
         if profile.timeline_end:
-            self._add(subject, [("TIMELINE_END", "structured")], before, None)
+            self._add(subject, [("TIMELINE_END", "structured")], last, None)
 
     def _facts(self, rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
         profile = self.profile

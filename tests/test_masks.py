@@ -89,7 +89,7 @@ def collated(drawn, loss="mehrt", context=10, unit=None):
     kinds = recipe("full", loss, False).kinds
     places = places_of(packs, unit)
     made = collate(places, context, packs.pack_id, (0, 0), kinds, ["ct"])
-    empty = dict.fromkeys(("item_vectors", "item_units", "item_lengths", "items_dropped"), {})
+    empty = {name: {} for name in ("item_vectors", "item_units", "item_lengths", "items_dropped")}
     batch = Batch(**made.whole, **item_fields(made.items), **empty)
     assert batch.loss_mask.sum(1).tolist() == count_targets(places, context, kinds).tolist()
     return packs, batch

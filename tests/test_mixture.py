@@ -223,11 +223,21 @@ def test_mixtures_and_curricula_of_what_does_not_fit_are_refused(release):
 def test_workers_of_a_dataloader_share_a_curriculum(release, method):
     plain = [batch.pack_ids.tolist() for batch in curriculum(release).batches(8)]
     source = curriculum(release)
+    release.vocabulary("mehrt").sort("token")
     next(iter(source.batches(8)))  # the parent has shards open: forked workers must not use them
     source.cursor = source.start()
-    loader = DataLoader(source.batches(8), batch_size=None, num_workers=2, multiprocessing_context=method)
+    loader = DataLoader(source.batches(8), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
     loaded = list(loader)
     assert [batch.pack_ids.tolist() for batch in loaded] == plain
     resumed = curriculum(release)
     resumed.load_state_dict(source.state_dict(after=loaded[4]))
     assert [batch.pack_ids.tolist() for batch in resumed.batches(8)] == plain[5:]
+
+
+@pytest.mark.parametrize(
+    "cursor", [None, [], [0], [-1, 0, 0], ["a", 0, 0], [0, 0], [0, 0, 0, 0, 0], 5, [1.5, 0, 0], [9]]
+)
+def test_a_damaged_cursor_is_refused(release, cursor):
+    for reader in (mixture(release), curriculum(release)):
+        with pytest.raises(TimeloomError, match="state is damaged"):
+            reader.load_state_dict({**reader.state_dict(), "cursor": cursor})

@@ -220,6 +220,62 @@ def test_ages_in_digits_are_rounded_and_pooled(years: float, digits: str) -> Non
     assert made["token"].to_list()[1:3] == [f"DEMO/AGE/TENS/{digits[0]}", f"DEMO/AGE/ONES/{digits[1]}"]
 
 
+def test_only_an_items_own_event_is_an_image() -> None:
+    image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct", "subject_id": 2}
+    other = [{"code": "IMAGE/CT"}, {"code": "Image/ct"}]
+    everything = built_in("mehrt", namespaces=None)
+    made = named_tokens(events(*other, image, time=NOON), everything, usable("k"))
+    assert made.select("subject_id", "token", "item_key").rows() == [
+        (1, "[BOS]", None), (2, "[BOS]", None), (2, "[CT]", "k"),
+    ]  # fmt: skip
+    assert [reason for _, reason, _ in left_out(events(*other, time=NOON), everything)] == [
+        "image_code_without_image"
+    ] * 2
+
+
+def test_of_several_known_at_the_start_the_last_counts() -> None:
+    known = [{"code": f"DEMO/ETHNICITY/{one}", "time": NOON} for one in "BA"]
+    given_rows = events(*known, {"code": "LOINC/1", "time": NOON})
+    assert "DEMO/ETHNICITY/B" in named_tokens(given_rows, built_in("mehrt", demographic_value="at_start"))["token"]
+    assert "DEMO/ETHNICITY/A" in named_tokens(given_rows, MEHRT)["token"]
+
+
+def test_how_fine_a_time_is_says_nothing_of_when_it_is_known() -> None:
+    end = datetime(2020, 6, 1, 23, 59, 59, 999_999)
+    rows = [{"code": "LOINC/2"}, {"code": "LOINC/1", "time_precision": "day"}]
+    known = events(*rows, time=end, available_time=NOON + timedelta(days=9))
+    assert named_tokens(known, MEHRT)["token"].to_list()[1:] == ["LOINC/1", "LOINC/2"]
+    assert named_tokens(events(*rows, time=end), MEHRT)["token"].to_list()[1:] == ["LOINC/2", "LOINC/1"]
+
+
+@pytest.mark.parametrize("order", ["time", "available_time"])
+def test_images_stand_behind_what_is_known_by_day_only(order: str) -> None:
+    end = datetime(2020, 6, 1, 23, 59, 59, 999_999)
+    image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct"}
+    rows = [image, {"code": "LOINC/1", "time_precision": "day"}, {"code": "LOINC/2"}]
+    rules = built_in("mehrt", order=order)
+    assert named_tokens(events(*rows, time=end), rules, usable("k"))["token"].to_list()[1:] == [
+        "LOINC/2",
+        "LOINC/1",
+        "[CT]",
+    ]
+    known_later = [image | {"time": NOON}, *rows[1:]]
+    if order == "available_time":
+        made = named_tokens(events(*known_later, time=end, available_time=end), rules, usable("k"))
+        assert made["token"].to_list()[1:] == ["LOINC/2", "LOINC/1", "[CT]"]
+
+
+def test_images_interrupt_no_interval() -> None:
+    image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct", "time": NOON + timedelta(days=2)}
+    rows = [{"code": "LOINC/1", "time": NOON}, {"code": "LOINC/2", "time": NOON + timedelta(days=5)}]
+    rules = built_in("mehrt", intervals="ethos19")
+    without = named_tokens(events(*rows), rules)["token"].to_list()
+    assert without[1:] == ["LOINC/1", "INTERVAL/4d-7d", "LOINC/2"]
+    made = named_tokens(events(image, *rows), rules, usable("k"))["token"].to_list()
+    assert made[1:] == ["LOINC/1", "[CT]", "INTERVAL/4d-7d", "LOINC/2"]
+    assert [token for token in made if token != "[CT]"] == without
+
+
 def test_images_may_stand_first() -> None:
     image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "images/ct"}
     start = {"code": "LOINC/2", "kind": "visit_start"}

@@ -26,6 +26,7 @@ PARENTS = {
 CODES = [
     "ICD10CM/I10", "ICD10CM/S72001A", "ICD10PCS/30233N1", "ICD9CM/1", "ICD9CM/2", "RXNORM/1", "RXNORM/2", "MIMIC_LAB/1",
     "MIMIC_LAB/2", "LOINC/1-1", "LOINC/2-2", "VITAL/HR", "DEMO/SEX/F", "DEMO/SEX/M", "MARITAL_STATUS/X", "MEDS_BIRTH",
+    "IMAGE/CT", "Image/ct",
 ]  # fmt: skip
 NAMESPACES = ("ICD10CM", "ICD10PCS", "RXNORM/8", "LOINC", "DEMO", "MARITAL_STATUS")
 SECONDS = [0, 1, 299, 300, 3600, 86_400, 3 * 86_400, 90 * 86_400, 180 * 86_400, 270 * 86_400, 40 * 365 * 86_400]
@@ -47,7 +48,9 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     }
     if draw(st.booleans()):
         row |= {
-            "numeric_value": draw(st.sampled_from([0.0, 1.0, 1.5, 2.0, 7.0, float("nan")])),
+            "numeric_value": draw(
+                st.sampled_from([0.0, 1.0, 1.5, 2.0, 7.0, float("nan"), float("-inf"), float("inf")])
+            ),
             "unit": draw(st.sampled_from([None, "mg", "g"])),
             "value_flag": draw(st.sampled_from([None, None, ">", "<", "range"])),
         }

@@ -279,6 +279,32 @@ def test_the_most_frequent_codes_of_train_stay(tmp_path: Path) -> None:
     assert nights.words["token"].to_list()[-2:] == ["LOINC/A", "LOINC/B"]
 
 
+def test_a_fused_token_takes_no_place_among_the_top(tmp_path: Path) -> None:
+    rules = built_in("mehrt", values="fused", min_values=1, codes={"LOINC": {"values": True, "top": 20}})
+    nights = Nights(tmp_path, rules)
+    nights.run({0: TRAIN, 1: SECOND}, SPLITS)
+    third = events(*[lab(float(one), one, subject_id=3, code="LOINC/3") for one in range(5)])
+    nights.run({0: TRAIN, 1: SECOND, 2: third}, SPLITS)
+    assert {"LOINC/1", "LOINC/2", "LOINC/3"} <= set(nights.words["token"])
+
+
+def test_what_is_not_finite_is_no_number() -> None:
+    with_infinity = pl.concat([TRAIN, events(lab(float("inf"), 40), lab(float("-inf"), 41))])
+    assert fitted(with_infinity, PAIR)[1].equals(BREAKS)
+    assert told(lab(float("inf")), lab(float("-inf"), 1)) == ["LOINC/1", "LOINC/1"]
+    largest = lab(float(np.finfo(np.float32).max), value_flag=">")
+    assert np.isfinite(fitted(events(largest, lab(1.0, 1)), PAIR)[1]["breaks"][0].to_numpy()).all()
+
+
+def test_a_code_that_train_does_not_have_is_not_among_the_top(tmp_path: Path) -> None:
+    nights = Nights(tmp_path, built_in("mehrt", codes={"LOINC": {"top": 5}}))
+    held = events(lab(None, code="LOINC/A", subject_id=2), lab(None, code="LOINC/B", subject_id=2))
+    nights.run({0: events(lab(None, code="LOINC/A")), 1: held}, {1: "train", 2: "held_out"})
+    coverage = read_frame(nights.tree.coverage("p")).filter(pl.col("split") == "held_out")
+    assert coverage.select("outcome", "reason", "count").rows() == [("dropped", "not_among_top", 1), ("token", "", 1)]
+    assert read_frame(nights.tree.timeline("p", 1)).height == 2
+
+
 def test_coverage_counts_what_became_of_every_event(tmp_path: Path) -> None:
     held = events(
         lab(1.0, 0, subject_id=2, unit="g"), lab(5.0, 1, subject_id=2, code="LOINC/9"),

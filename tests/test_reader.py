@@ -250,10 +250,17 @@ def test_a_state_of_another_release_split_or_format_is_refused(release):
 def test_dataloader_workers_split_the_batches(release, workers, method):
     plain = list(train(release, vectors=True, rank=1, world_size=2).batches(4, prefetch=0))
     dataset = train(release, vectors=True, rank=1, world_size=2)
-    # The parent has shards and stores open: forked workers must not use them.
+    # The parent has shards and stores open, and has used polars: forked workers have neither its threads nor its maps.
+    release.vocabulary("mehrt").sort("token")
     next(iter(dataset.batches(4)))
     dataset.cursor = 0, 0
-    loader = DataLoader(dataset.batches(4), batch_size=None, num_workers=workers, multiprocessing_context=method)
+    loader = DataLoader(
+        dataset.batches(4),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=method,
+        timeout=60 if workers else 0,
+    )
     loaded = list(loader)
     assert packs_of(loaded) == packs_of(plain)
     for mine, other in zip(loaded, plain, strict=True):
@@ -263,6 +270,17 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     resumed = train(release, rank=1, world_size=2)
     resumed.load_state_dict(third)
     assert packs_of(resumed.batches(4)) == packs_of(plain)[3:]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_retrieve_items_by_time(release, method):
+    plain = list(train(release, vectors=True, items_per_segment=2).batches(8, prefetch=0))
+    release.items().collect()
+    dataset = train(release, vectors=True, items_per_segment=2)
+    loader = DataLoader(dataset.batches(8), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
+    for mine, other in zip(loader, plain, strict=True):
+        assert mine.item_keys == other.item_keys
+        assert torch.equal(mine.item_vectors["ct"], other.item_vectors["ct"])
 
 
 def prefetchers():

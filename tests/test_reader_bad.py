@@ -226,6 +226,27 @@ def test_options_that_there_are_not_get_one_line(release):
         ({"vectors": "mean"}, "neither pooled nor sequences"),
         ({"items_per_segment": 0}, "items_per_segment is below 1"),
         ({"loss": "mine"}, "no loss called mine"),
+        ({"loss": ["a"]}, "neither a name nor token types"),
+        ({"loss": 5}, "neither a name nor token types"),
+        ({"seed": 1.5}, "seed is no whole number"),
+        ({"stage": "a"}, "stage is no whole number"),
+        ({"rank": "0"}, "rank 0 is not below"),
     ):
         with raises_one_line(match):
             train(release, **options)
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": "x"}, {"consumed": None}, {"epoch": -5}, {"consumed": 10**9}, {"epoch": 1.0}]
+)
+def test_a_damaged_state_is_refused(release, change):
+    dataset = train(release)
+    with raises_one_line("state is damaged"):
+        dataset.load_state_dict({**dataset.state_dict(), **change})
+    with raises_one_line("state is damaged"):
+        dataset.load_state_dict(None)
+    with raises_one_line("seed is no whole number"):
+        dataset.load_state_dict({**dataset.state_dict(), "seed": "a"})
+    for size in ("2", 2.5):
+        with raises_one_line("whole numbers"):
+            dataset.batches(size)

@@ -56,9 +56,16 @@ def recipe(
         raise TimeloomError("vectors are neither pooled nor sequences", remedy='give "pooled", "sequences" or False')
     if items_per_segment is not None and items_per_segment < 1:
         raise TimeloomError("items_per_segment is below 1", remedy="give a positive number, or None")
-    kinds = (
-        np.flatnonzero(loss_table(loss)) if isinstance(loss, str) else sorted({int(TokenType(kind)) for kind in loss})
-    )
+    try:
+        kinds = (
+            np.flatnonzero(loss_table(loss))
+            if isinstance(loss, str)
+            else sorted({int(TokenType(kind)) for kind in loss})
+        )
+    except (TypeError, ValueError):
+        raise TimeloomError(
+            "the loss is neither a name nor token types", remedy="give a name, or e.g. [TokenType.STRUCTURED]"
+        ) from None
     asked: Literal["pooled", "sequences", "none"] = "none"
     if vectors:
         asked = "sequences" if vectors == "sequences" else "pooled"

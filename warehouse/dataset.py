@@ -47,7 +47,9 @@ class ShardDataset(Reader[B], Generic[B]):
         self.recipe = recipe(fields, loss, vectors, items_per_segment)
         self.shelf = Shelf(release, profile, split, plan, budget)
         self.release, self.profile, self.split, self.plan, self.budget = release, profile, split, plan, budget
-        self.seed, self.stage = seed, stage
+        if isinstance(stage, bool) or not isinstance(stage, int):
+            raise TimeloomError("the stage is no whole number", remedy="number the stages of a curriculum 0, 1, …")
+        self.seed, self.stage = check_seed(seed), stage
         self.context = self.shelf.context
         self.window = WindowItems(release) if items_per_segment else None
 
@@ -138,16 +140,38 @@ class ShardDataset(Reader[B], Generic[B]):
             TimeloomError: the state is of another release, profile, split, plan, budget or stage, or no state.
         """
         check_state(state, self.bound(), ("seed", "epoch", "consumed"))
-        if not 0 <= int(state["consumed"]) <= len(self):
-            raise TimeloomError("the reader's state is damaged", remedy="use a state_dict() of an earlier checkpoint")
+        epoch, consumed = whole_numbers([state["epoch"], state["consumed"]], 2)
+        if consumed > len(self):
+            raise _damaged()
+        self.seed = check_seed(state["seed"])
         # Behind an epoch's last pack is the start of the next, so that `epoch` says what will be read.
-        done = int(state["consumed"]) == len(self) > 0
-        self.seed = state["seed"]
-        self.cursor = (int(state["epoch"]) + 1, 0) if done else (int(state["epoch"]), int(state["consumed"]))
+        self.cursor = (epoch + 1, 0) if consumed == len(self) > 0 else (epoch, consumed)
+
+
+def _damaged() -> TimeloomError:
+    return TimeloomError("the reader's state is damaged", remedy="use the state_dict() of an earlier checkpoint")
+
+
+def whole_numbers(values: Any, count: int) -> tuple[int, ...]:
+    """A state's `count` numbers; raises TimeloomError where they are not that many, not whole, or below 0."""
+    if not isinstance(values, list | tuple) or len(values) != count:
+        raise _damaged()
+    if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
+        raise _damaged()
+    return tuple(values)
+
+
+def check_seed(seed: Any) -> int | None:
+    """A seed as given; raises TimeloomError where it is neither a whole number nor None."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TimeloomError("the seed is no whole number", remedy="give one, or None for the stored order")
+    return seed
 
 
 def check_state(state: dict[str, Any], bound: dict[str, Any], names: tuple[str, ...]) -> None:
     """Raises TimeloomError where a state lacks something, or was taken of something else."""
+    if not isinstance(state, dict):
+        raise _damaged()
     if missing := [name for name in (*bound, *names) if name not in state]:
         raise TimeloomError(
             f"the reader's state lacks {missing[0]}: it is no state of this reader", remedy="use what state_dict() gave"

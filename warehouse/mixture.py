@@ -14,7 +14,7 @@ import numpy as np
 from warehouse.assemble import assemble
 from warehouse.batches import IdBatch
 from warehouse.collate import count_targets
-from warehouse.dataset import ShardDataset, check_state
+from warehouse.dataset import ShardDataset, check_seed, check_state, whole_numbers
 from warehouse.errors import TimeloomError
 from warehouse.shuffle import Ints, dealt
 from warehouse.stream import B, Cursor, Reader, Step
@@ -149,7 +149,8 @@ class Mixture(Reader[B], Generic[B]):
             TimeloomError: the state is of another release or of other members or weights.
         """
         check_state(state, self.bound(), ("seed", "cursor"))
-        self.seed, self.cursor = int(state["seed"]), tuple(int(part) for part in state["cursor"])
+        cursor = whole_numbers(state["cursor"], 1 + len(self.members))
+        self.seed, self.cursor = check_seed(state["seed"]), cursor
         self.members = [dataset.salted(dataset.stage, self.seed) for dataset in self.members]
 
 
@@ -245,4 +246,7 @@ class Curriculum(Reader[B], Generic[B]):
             TimeloomError: the state is of other stages.
         """
         check_state(state, self.bound(), ("cursor",))
-        self.cursor = tuple(int(part) for part in state["cursor"])
+        given = state["cursor"]
+        stage, *_ = whole_numbers(given, len(given) if isinstance(given, list | tuple) and given else 1)
+        inner = len(self.stages[stage][0].start()) if stage < len(self.stages) else 0
+        self.cursor = whole_numbers(given if stage <= len(self.stages) else None, 1 + inner)

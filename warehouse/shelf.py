@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,7 +23,7 @@ from warehouse.reader import REMEDY, Release, check_split
 from warehouse.shards import Block, MappedShard, open_shard
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES
-from warehouse.vocabulary import vocabulary_hash
+from warehouse.vocabulary import hash_of
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
 SMALL_BYTES = 256 << 20
@@ -291,20 +290,22 @@ class Shelf:
         if size not in self._prefixes:
             whole = self._vocabulary()
             entry = self.release.manifest.profiles[self.profile]
-            if vocabulary_hash(whole) != entry.vocabulary_hash:
+            if hash_of(whole) != entry.vocabulary_hash:
                 name = self.release.relative(self.release.files.vocabulary(self.profile))
                 raise TimeloomError(f"{name} is not the vocabulary that the manifest names", remedy=REMEDY)
-            self._prefixes[size] = vocabulary_hash(whole, size)
+            self._prefixes[size] = hash_of(whole[:size])
         return self._prefixes[size]
 
-    def _vocabulary(self) -> pl.DataFrame:
-        # Not by `read_table`, which imports pandas and so takes longer than the first batch.
+    def _vocabulary(self) -> list[tuple[int, str]]:
+        # Neither by `read_table`, which imports pandas and so takes longer than the first batch, nor by polars, whose
+        # threads are not there in a forked worker.
         path = self.release.checked(self.release.files.vocabulary(self.profile))
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                return pl.DataFrame(file.read(["token_id", "token"]))
+                table = file.read(["token_id", "token"], use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise TimeloomError(f"{self.release.relative(path)} is corrupt", remedy=REMEDY) from error
+        return sorted(zip(table["token_id"].to_pylist(), table["token"].to_pylist(), strict=True))
 
     def _check(self, name: str, shard: MappedShard, rows: int) -> None:
         header = shard.header

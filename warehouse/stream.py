@@ -29,7 +29,7 @@ class Reader(IterableDataset[B], Generic[B]):
     seed: int | None
 
     def __init__(self, rank: int, world_size: int) -> None:
-        if world_size < 1 or not 0 <= rank < world_size:
+        if not isinstance(rank, int) or not isinstance(world_size, int) or not 0 <= rank < world_size:
             raise TimeloomError(
                 f"rank {rank} is not below world size {world_size}",
                 remedy="give world_size >= 1 and 0 <= rank < world_size; any world size will do",
@@ -97,8 +97,9 @@ class Reader(IterableDataset[B], Generic[B]):
         Raises:
             TimeloomError: batch_size below 1, or above what there is when the last step is dropped.
         """
-        if batch_size < 1 or prefetch < 0:
-            raise TimeloomError("batch_size is below 1 or prefetch below 0", remedy="give positive numbers")
+        whole = isinstance(batch_size, int) and isinstance(prefetch, int)
+        if not whole or batch_size < 1 or prefetch < 0:
+            raise TimeloomError("batch_size is below 1 or prefetch below 0", remedy="give positive whole numbers")
         self.check_batches(batch_size, drop_last)
         return BatchStream(self, batch_size, prefetch, drop_last, None if device is None else torch.device(device))
 

@@ -1,5 +1,7 @@
 """What a model that was trained on token ids depends on: which id is which token, and where values are cut."""
 
+from collections.abc import Sequence
+
 import polars as pl
 import pyarrow as pa
 
@@ -35,5 +37,10 @@ def vocabulary_hash(vocabulary: pl.DataFrame, size: int | None = None) -> str:
     Ids are only ever appended, so what was written with a smaller vocabulary is still right as long as the hash of
     that prefix is.
     """
-    ordered = vocabulary.sort("token_id").head(len(vocabulary) if size is None else size)
-    return sha256_json([ordered["token_id"].to_list(), ordered["token"].to_list()])
+    return hash_of(sorted(zip(vocabulary["token_id"].to_list(), vocabulary["token"].to_list(), strict=True))[:size])
+
+
+def hash_of(entries: Sequence[tuple[int, str]]) -> str:
+    """SHA-256 of ids and tokens in the order of ids, without polars: its threads do not survive a fork, and readers'
+    workers are forked."""
+    return sha256_json([[number for number, _ in entries], [token for _, token in entries]])

@@ -4,13 +4,14 @@ REQUIREMENTS P-9: retrieved by subject within the window's time span, at most K 
 open there: here the most recent ones, and how many were left out is counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from warehouse.collate import Collated, Items, ragged
 from warehouse.reader import Release
@@ -18,12 +19,15 @@ from warehouse.shard_times import NO_TIME
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES
 
+_Row = tuple[str, str, int, int, str]
+_COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "store", "verdict")
+
 
 @dataclass(frozen=True)
 class _Index:
     """Items (n,) of one modality by subject and time; `ranks` are those of `instants`, the distinct times."""
 
-    keys: pa.StringArray
+    keys: list[str]
     times: Ints
     subjects: Ints
     instants: Ints
@@ -49,10 +53,18 @@ class WindowItems:
 
     @cached_property
     def _indices(self) -> dict[str, _Index]:
-        good = pl.col("verdict") == "ok", pl.col("subject_id").is_not_null(), pl.col("time").is_not_null()
-        when = pl.coalesce("available_time", "time").cast(pl.Int64).alias("us")
-        found = self.release.items().filter(*good).select("subject_id", "modality", "store", "item_key", when).collect()
-        return {name: _index(found, name, store) for name, (store, _) in self.encoders.items()}
+        layout, buckets = self.release.files, self.release.manifest.buckets
+        rows: list[_Row] = []
+        for path in self.release.present([layout.items(bucket) for bucket in range(buckets)]):
+            # Not by polars, whose threads are not there in a forked worker.
+            with pq.ParquetFile(self.release.checked(path), page_checksum_verification=True) as file:
+                table = file.read(list(_COLUMNS), use_threads=False)
+            numbers = [table[name].cast(pa.int64()).to_pylist() for name in ("available_time", "time")]
+            others = [table[name].to_pylist() for name in _COLUMNS[2:]]
+            for available, time, subject, key, modality, store, verdict in zip(*numbers, *others, strict=True):
+                if verdict == "ok" and subject is not None and time is not None:
+                    rows.append((modality, store, subject, time if available is None else available, key))
+        return {name: _index(rows, name, store) for name, (store, _) in self.encoders.items()}
 
     def of(self, batch: Collated, k: int) -> tuple[dict[str, Items], dict[str, int]]:
         """By modality: the items of the batch's segments, and how many were left out."""
@@ -65,7 +77,7 @@ class WindowItems:
             kept = np.maximum(start, end - k)
             which = ragged(kept, end - kept)
             items[modality] = Items(
-                index.keys.take(pa.array(which)).to_pylist(),
+                [index.keys[item] for item in which.tolist()],
                 np.full((len(which), 2), -1, dtype=np.int64),
                 np.repeat(np.arange(len(subjects)), end - kept),
                 index.times[which],
@@ -74,10 +86,11 @@ class WindowItems:
         return items, dropped
 
 
-def _index(found: pl.DataFrame, modality: str, store: str) -> _Index:
-    mine = found.filter(pl.col("modality") == modality, pl.col("store") == store).sort("subject_id", "us", "item_key")
-    owners, times = mine["subject_id"].to_numpy(), mine["us"].to_numpy()
+def _index(rows: Sequence[_Row], modality: str, store: str) -> _Index:
+    mine = sorted((subject, time, key) for of, its, subject, time, key in rows if (of, its) == (modality, store))
+    owners = np.array([subject for subject, _, _ in mine], dtype=np.int64)
+    times = np.array([time for _, time, _ in mine], dtype=np.int64)
     subjects, number = np.unique(owners, return_inverse=True)
     instants, rank = np.unique(times, return_inverse=True)
-    keys = pa.array(mine["item_key"].to_list(), pa.string())
+    keys = [key for _, _, key in mine]
     return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank)

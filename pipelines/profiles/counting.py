@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 
 from pipelines.profiles.events import I64, order_of
-from pipelines.profiles.intervals import between, interval_tokens
+from pipelines.profiles.intervals import interval_tokens
 from pipelines.profiles.rules import ProfileConfig
-from pipelines.profiles.timeline import Chosen
+from pipelines.profiles.timeline import Chosen, gaps
 from pipelines.profiles.values import compared
 from warehouse.schemas import SPLITS
 from warehouse.tokens import BOS, RESERVED, TIMELINE_END, TYPE_NAMES, TokenType
@@ -109,12 +109,9 @@ def _intervals(chosen: Chosen, split: I64, profile: ProfileConfig) -> pl.DataFra
     first = profile.image_position == "first"
     rows, at = order_of(chosen.part, chosen.rows, profile.order, images_first=first)
     subject = chosen.part.subject[rows]
-    timed = at != np.iinfo(np.int64).min
-    same = (subject[1:] == subject[:-1]) & timed[:-1]
-    place, times = between((at[1:] - at[:-1])[same], profile.intervals)
+    place, times = gaps(subject, at, chosen.lexicon.image[chosen.part.code.place[rows]], profile)
     tokens = interval_tokens(profile.intervals)
-    given = np.repeat(np.arange(len(times)), times)
-    counted = _counted(split[subject[1:][same][given]], place[given], len(tokens))
+    counted = _counted(np.repeat(split[subject], times), np.repeat(place, times), len(tokens))
     named = counted.with_columns(pl.Series("token", tokens, pl.String).gather(counted["item"]))
     return named.select("split", "token", pl.lit(TYPE_NAMES[TokenType.INTERVAL]).alias("type"), "count")
 
@@ -123,7 +120,7 @@ def _values(chosen: Chosen, rows: I64, groups: I64, split: I64, profile: Profile
     part = chosen.part
     if profile.values == "codes_only" or part.value is None or part.unit is None:
         return pl.DataFrame(schema=VALUES)
-    holding = np.flatnonzero(chosen.lexicon.values[groups] & ~np.isnan(part.value[rows]) & (split < len(SPLITS)))
+    holding = np.flatnonzero(chosen.lexicon.values[groups] & np.isfinite(part.value[rows]) & (split < len(SPLITS)))
     frame = pl.DataFrame(
         {
             "split": split[holding].astype(np.int8),

@@ -213,7 +213,8 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
     """Rows in a timeline's order, and their times.
 
     At equal times: as warehouse.order says (coarser precision last; visit start, clinical events, images, death, visit
-    end; code; source), then as they stand in data/, so by their `time`.
+    end; code; source), but images behind all clinical events, or before everything; then as they stand in data/, so by
+    their `time`.
 
     Args:
         rows: ascending places of the wanted events (m,).
@@ -223,7 +224,7 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         (rows in order (m,), their times in µs (m,), NO_TIME first).
     """
     at = (part.available if by == "available_time" else part.time)[rows]
-    if not len(rows) or (by == "time" and not images_first):
+    if not len(rows) or (by == "time" and not part.kind.is_text("image")[rows].any()):
         return rows, at
     subject = part.subject[rows]
     key = _on_one_axis(at, subject)
@@ -240,7 +241,7 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         asked[moment[1:][mixed]] = True
         places = np.flatnonzero(asked[moment])
         order = np.arange(len(rows)) if order is None else order
-        rank = _rank_at_a_time(part, rows[order[places]], by, images_first=images_first)
+        rank = _rank_at_a_time(part, rows[order[places]], moment[places], by, images_first=images_first)
         order[places] = order[places[_sorted_within(moment[places], rank)]]
     return (rows, at) if order is None else (rows[order], at[order])
 
@@ -291,13 +292,19 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
     return told + each
 
 
-def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I64:
+def _rank_at_a_time(part: Part, rows: I64, moment: I64, by: str, *, images_first: bool) -> I64:
     kind = part.kind.take(rows).ranked(KIND_RANK)
     precision = part.precision.take(rows).ranked(PRECISION_RANK)
     if by != "time":
         # A date-only fact that becomes available at a later moment stands exactly there.
         precision = np.where(part.time[rows] == part.available[rows], precision, 0)
+    image = kind == KIND_RANK["image"]
     if images_first:
-        precision, kind = np.where(kind == KIND_RANK["image"], [[-1], [-1]], [precision, kind])
+        precision, kind = np.where(image, [[-1], [-1]], [precision, kind])
+    elif image.any():
+        # Behind what is known by day only, too: nothing is predicted from an image of its own moment.
+        starts = np.flatnonzero(np.diff(moment, prepend=moment[0] - 1))
+        coarsest = np.maximum.reduceat(precision, starts)
+        precision = np.where(image, np.repeat(coarsest, np.diff(np.append(starts, len(moment)))), precision)
     codes, sources = len(part.code.distinct), len(part.source.distinct) + 1
     return ((precision * 8 + kind) * codes + part.code.place[rows]) * sources + part.source.place[rows]

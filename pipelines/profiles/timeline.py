@@ -66,6 +66,11 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
     _note(left_out, "becomes_age", np.flatnonzero(birth))
     fact = lexicon.demographic[code]
     other = ~(image | birth)
+    if lexicon.image.any():
+        # Only an item's own event stands for an image: no other has a key that would lead to its vector.
+        no_image = other & lexicon.image[code]
+        _note(left_out, "image_code_without_image", np.flatnonzero(no_image))
+        other &= ~no_image
     facts = np.flatnonzero(fact & wanted & other)
     if profile.static == "none":
         _note(left_out, "demographic_not_in_profile", facts)
@@ -74,7 +79,7 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
     _note(left_out, "repeated_demographic", told.repeated)
     stays = wanted & other & ~fact
     if part.value is not None and lexicon.only_numeric.any():
-        empty = stays & lexicon.only_numeric[code] & np.isnan(part.value)
+        empty = stays & lexicon.only_numeric[code] & ~np.isfinite(part.value)
         _note(left_out, "no_number", np.flatnonzero(empty))
         stays &= ~empty
     stays[pictures] = True
@@ -186,7 +191,7 @@ class Encoder:
         subject = part.subject[rows]
         number = lexicon.length[groups]
         told, value_ids, without = self._told_values(part, lexicon, rows, groups)
-        gap_place, gap_times = _gaps(subject, at, profile)
+        gap_place, gap_times = gaps(subject, at, lexicon.types[groups] == TokenType.IMAGE, profile)
         lengths = number + gap_times if profile.intervals != "none" else number
         if profile.values == "pair" and len(told):
             lengths = lengths.copy()
@@ -242,7 +247,7 @@ class Encoder:
         """The places (v,) of rows that tell their value, its tokens (v,), and how many values had no breaks."""
         if self._values is None or part.value is None or part.unit is None:
             return rows[:0], np.empty(0, np.uint32), 0
-        holding = np.flatnonzero(lexicon.values[groups] & ~np.isnan(part.value[rows]))
+        holding = np.flatnonzero(lexicon.values[groups] & np.isfinite(part.value[rows]))
         found = self._values.rows_of(groups[holding], part.unit.take(rows[holding]))
         known = found >= 0
         told, found = holding[known], found[known]
@@ -270,10 +275,15 @@ def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: in
     return np.repeat(value, repeats)
 
 
-def _gaps(subject: I32, at: I64, profile: ProfileConfig) -> tuple[I64, I64]:
-    """Of each row, which interval token stands before it and how many times (m,); nothing (0,) without intervals."""
+def gaps(subject: I32, at: I64, image: Mask, profile: ProfileConfig) -> tuple[I64, I64]:
+    """Of each row, which interval token stands before it and how many times (m,); nothing (0,) without intervals.
+
+    Images have none and interrupt none: without them a timeline is that of a subject who has no images.
+    """
     if profile.intervals == "none" or not len(at):
         return at[:0], at[:0]
+    told = np.flatnonzero(~image)
+    times, own = at[told], subject[told]
     apart = np.zeros(len(at), np.int64)
-    apart[1:] = np.where((subject[1:] == subject[:-1]) & (at[:-1] != NO_TIME), at[1:] - at[:-1], 0)
+    apart[told[1:]] = np.where((own[1:] == own[:-1]) & (times[:-1] != NO_TIME), times[1:] - times[:-1], 0)
     return between(apart, profile.intervals)

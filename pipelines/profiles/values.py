@@ -22,12 +22,15 @@ def value_tokens(quantiles: int) -> list[str]:
 
 
 def compared(part: Part, rows: I64) -> F32:
-    """The numbers that rows are compared by (m,), NaN where there is none."""
+    """The numbers that rows are compared by (m,); not finite where there is none."""
     assert part.value is not None and part.flag is not None
     value = part.value[rows]
     above = part.flag.take(rows).is_text(">")
     if above.any():
-        value = np.where(above, np.nextafter(value, np.float32(np.inf)), value)
+        # Not beyond the largest, which would be no number any more.
+        with np.errstate(over="ignore"):
+            higher = np.minimum(np.nextafter(value, np.float32(np.inf)), np.finfo(np.float32).max)
+        value = np.where(above, higher, value)
     return value
 
 
