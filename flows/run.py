@@ -66,6 +66,7 @@ class _State:
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     splits: dict[str, dict[int, str]] = field(default_factory=dict)  # scheme to bucket to the hash of its splits
     stores: dict[str, EncoderEntry] = field(default_factory=dict)
+    merges: "pl.DataFrame | None" = None
     limit: str | None = None
     manifest: Manifest | None = None
     unchanged: bool = False  # equal to the current release, and that one is whole
@@ -206,6 +207,9 @@ class Run:
         return report
 
     def _extract(self) -> None:
+        if self.config.merges:
+            # Used by the splits only, but a file that is wrong should not be found out after hours of encoding.
+            self._state.merges = read_merges(self.config.merges, self.config.deid, self.layout.private)
         self._fingerprints = fingerprints = Fingerprints(self.layout.private)
         extracted = self._run(
             meds.STAGE, meds.plan(self.config, self.base, self.layout, fingerprints), in_release=False
@@ -258,8 +262,10 @@ class Run:
 
     def _split(self) -> None:
         aligned = self._state.reports[align.STAGE.name]
-        pairs = read_merges(self.config.merges, self.config.deid, self.layout.private) if self.config.merges else None
-        self._run(split.STAGE, split.plan(self.context, self.config.splits, aligned, pairs))
+        tasks = split.plan(self.context, self.config.splits, aligned, self._state.merges)
+        first = self._run(split.STAGE, tasks).entries[self.config.primary_scheme]
+        if unknown := first.counts["merged_ids_unknown"]:
+            self.log.line(f"split: {unknown} ids of the merges are in no table of this or an earlier night")
         self._state.splits = {
             scheme: split.slice_hashes(self._tree.scheme_subjects(scheme), self.config.buckets)
             for scheme in self.config.splits

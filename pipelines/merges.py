@@ -102,3 +102,9 @@ def judge_merges(
         .sort("subject_id")
     )
     return aside, heirs, together
+
+
+def unknown_ids(pairs: pl.DataFrame, subjects: pl.DataFrame, ledger: pl.DataFrame) -> int:
+    """How many merged ids nobody has or had: ids are compared as they are written, so that 007 is not 7."""
+    named = pl.concat([pairs["old"], pairs["new"]]).unique()
+    return int((~named.is_in(pl.concat([subjects["subject_id"], ledger["subject_id"]]).implode())).sum())

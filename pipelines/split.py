@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.merges import ACROSS_SPLITS, judge_merges, write_merges
+from pipelines.merges import ACROSS_SPLITS, judge_merges, unknown_ids, write_merges
 from pipelines.quota import Quota, choose_phases
 from pipelines.split_ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
 from pipelines.strata import STRATIFIED, lined_up, quartiles, strata
@@ -32,7 +32,7 @@ from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE, S
 if TYPE_CHECKING:
     from pipelines.config import SplitConfig
 
-STAGE = Stage("split", 2, "pipelines.split:run")
+STAGE = Stage("split", 3, "pipelines.split:run")
 MOST_TRIES = 16
 TRIED_SUBJECTS = 400_000  # lines of few subjects are drawn several times, and the most even one is dealt
 SUBJECT_SPLITS = pa.schema(
@@ -124,6 +124,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
             "new": len(ledger) - len(known),
             "inherited": int((ledger["stratum"][len(known) :] == INHERITED).sum()),
             "quarantined": dict(aside.group_by("reason").len().sort("reason").iter_rows()),
+            "merged_ids_unknown": 0 if pairs is None else unknown_ids(pairs, subjects, known),
         },
     )
 

@@ -341,9 +341,15 @@ def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_tak
     ids = dict(zip(raw, Deidentifier(deid, load_key(deid, site.layout.private)).subject_ids(raw), strict=True))
     old = next(one for one in raw if before[ids[one]] == "held_out")
     new = next(one for one in raw if before[ids[one]] == "train")
-    (site.folder / "merges.csv").write_text(f"old,new\n{old},{new}\n", encoding="utf-8")
     site.config["merges"] = "merges.csv"
+    # Found out before anything is read, not hours later.
+    with pytest.raises(TimeloomError, match="cannot read the merges"):
+        site.night(until="embed")
+    (site.folder / "merges.csv").write_text(f"old,new\n{old},{new}\nnobody,{new}\n", encoding="utf-8")
     site.night()
+    assert "split: 1 ids of the merges are in no table" in "".join(
+        log.read_text(encoding="utf-8") for log in site.layout.logs.glob("*.log")
+    )
     assert before.items() - site.splits().items() == {(ids[old], "held_out"), (ids[new], "train")}
     release = Release.open(site.layout.root)
     read = {
