@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,15 @@ def drained(dataset: "ShardDataset[Any]", prefetch: int) -> Callable[[], object]
 
 
 def memmap_ids(ids: Any) -> Callable[[], object]:
-    def work() -> None:
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = np.random.default_rng(1).permutation(len(ids))
         for first in range(0, len(order), BATCH):
-            torch.from_numpy(ids[order[first : first + BATCH]].astype(np.int64))
+            packs = order[first : first + BATCH]
+            yield torch.from_numpy(ids[packs].astype(np.int64)), torch.from_numpy(packs)
+
+    def work() -> None:
+        for _ in batches():  # held until the next is made, as a training loop holds a batch
+            pass
 
     return work
 

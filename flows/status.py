@@ -13,6 +13,8 @@ from warehouse.manifest import read_manifest
 from warehouse.publish import current_release
 
 Row = dict[str, Any]
+# What a column is called here, where its own name would say something else in another table.
+HEADINGS = {("table_a1", "tokens"): "tokens without images"}
 # Of the report's tables: what status shows, and which of their columns.
 TABLES: dict[str, tuple[str, ...]] = {
     "counts": ("table", "raw", "events", "static", "reference", "quarantined", "difference"),
@@ -76,11 +78,12 @@ def _shown(row: Row, name: str) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _table(rows: list[Row], columns: tuple[str, ...]) -> Table:
+def _table(table_name: str, rows: list[Row], columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         numeric = any(isinstance(row.get(name), int | float) for row in rows)
-        table.add_column(name.replace("_", " "), no_wrap=name == columns[0], justify="right" if numeric else "left")
+        heading = HEADINGS.get((table_name, name), name.replace("_", " "))
+        table.add_column(heading, no_wrap=name == columns[0], justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(_shown(row, name) for name in columns))
     return table
@@ -98,6 +101,6 @@ def print_status(description: dict[str, Any], console: Console) -> None:
         rows = description["tables"][name]
         if rows and columns:
             console.print()
-            console.print(_table(rows, columns))
+            console.print(_table(name, rows, columns))
     console.print()
     console.print(f"report: {description['report']}")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipelines.profiles.events import numbers_of
 from warehouse.errors import TimeloomError
 from warehouse.schemas import read_columns
 from warehouse.shard_times import NO_TIME
@@ -48,13 +48,14 @@ class Timelines:
     def _of_tokens(self, kept: npt.NDArray[np.bool_], lengths: I64) -> "Timelines":
         """Some tokens, kept (T,), as timelines of `lengths`."""
         images = kept[self.image_place]
+        image_place = self.image_place[images]
         return replace(
             self,
             lengths=lengths,
             token_id=self.token_id[kept],
             token_type=self.token_type[kept],
             time=self.time[kept],
-            image_place=(np.cumsum(kept, dtype=np.int64) - 1)[self.image_place[images]],
+            image_place=(np.cumsum(kept, dtype=np.int64) - 1)[image_place] if len(image_place) else image_place,
             image_key=self.image_key.filter(pa.array(images)),
         )
 
@@ -93,12 +94,14 @@ def read_timelines(path: Path, dtype: np.dtype[Any]) -> Timelines:
     Raises:
         TimeloomError: the file is missing or corrupt, or an image token has no image.
     """
-    table = read_columns(path)
+    table = read_columns(path, ["subject_id", "token_id", "type", "time"])
     subject = table.column("subject_id").to_numpy()
     starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]])[: len(subject)])
     token_type = table.column("type").to_numpy()
     image_place = np.flatnonzero(token_type == int(TokenType.IMAGE))
-    image_key = _keys(table.column("item_key").take(pa.array(image_place)))
+    image_key = pa.array([], pa.string())
+    if len(image_place):
+        image_key = _keys(read_columns(path, ["item_key"]).column("item_key").take(pa.array(image_place)))
     token_id = table.column("token_id").to_numpy()
     if image_key.null_count or not np.isin(token_id[image_place], list(IMAGE_TOKENS.values())).all():
         raise TimeloomError(
@@ -111,7 +114,7 @@ def read_timelines(path: Path, dtype: np.dtype[Any]) -> Timelines:
         offsets=np.zeros(len(starts), dtype=np.int64),
         token_id=token_id.astype(dtype),
         token_type=token_type,
-        time=pc.fill_null(table.column("time").cast(pa.int64()), NO_TIME).to_numpy(),
+        time=numbers_of(table.column("time").cast(pa.int64()), np.int64, NO_TIME),
         image_place=image_place,
         image_key=image_key,
     )

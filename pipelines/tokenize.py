@@ -15,9 +15,9 @@ from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.schemas import TIMELINES, read_frame, write_tables
 from warehouse.tokens import UNK
 
-STAGE = Stage("tokenize", 2, "pipelines.tokenize:run")
+STAGE = Stage("tokenize", 3, "pipelines.tokenize:run")
 # Smaller than as dictionaries, and written in half the time.
-ENCODINGS = {"subject_id": "DELTA_BINARY_PACKED", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN"}
+ENCODINGS = {"subject_id": "PLAIN", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN", "time": "PLAIN"}
 
 
 def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:

@@ -233,14 +233,12 @@ def fabricate(
     context: int = 64,
     name: str = "one",
     row_group_rows: int = 4096,
-    empty: bool = False,
     sequences: bool = False,
     structured: bool = False,
 ) -> Path:
     """Publishes a release of these timelines under `root` and gives `root`.
 
     Args:
-        empty: writes shards without packs too.
         sequences: stores a sequence of units an item (see `units_of`) in place of one vector.
         structured: a further plan without image tokens, whose train shards are two token budgets.
     """
@@ -280,18 +278,17 @@ def fabricate(
         for split in ("train", "tuning", "held_out"):
             for group in range(GROUPS):
                 mine = [line for line in timelines if line.split == split and line.subject % 3 % GROUPS == group]
-                if mine or empty:
-                    header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
+                header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
+                write_shard(
+                    staging.shard(PROFILE, split, group),
+                    *compact(pack_timelines(mine, context, group), header),
+                )
+                if structured:
+                    plain = replace(header, plan="structured", stores={})
                     write_shard(
-                        staging.shard(PROFILE, split, group),
-                        *compact(pack_timelines(mine, context, group), header),
+                        staging.shard(PROFILE, split, group, "structured"),
+                        *compact(pack_timelines([without_images(line) for line in mine], context, group), plain),
                     )
-                    if structured:
-                        plain = replace(header, plan="structured", stores={})
-                        write_shard(
-                            staging.shard(PROFILE, split, group, "structured"),
-                            *compact(pack_timelines([without_images(line) for line in mine], context, group), plain),
-                        )
     finally:
         shards.ROW_GROUP_ROWS = usual
     write_table(staging.lags, empty_frame(LAGS), LAGS, "lags")

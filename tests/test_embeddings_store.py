@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader, Dataset
 
-from warehouse import embeddings
+from warehouse import embedding_files
 from warehouse.embeddings import (
     HEADER_BYTES,
     PLACES,
@@ -60,9 +60,9 @@ def test_arrays_come_back_with_shape_dtype_and_units(tmp_path: Path, dtype: type
     st.integers(0, 2**40),
 )
 def test_any_array_survives_encoding(array: np.ndarray, n_units: int) -> None:
-    from warehouse.embeddings import _decode
+    from warehouse.embedding_values import decode
 
-    header, decoded = _decode(encode_value(array, n_units), Path("x"))
+    header, decoded = decode(encode_value(array, n_units), Path("x"))
     assert header.n_units == n_units and np.array_equal(decoded, array, equal_nan=True)
 
 
@@ -237,7 +237,7 @@ def test_readers_and_a_writer_live_together_in_one_process(store: Path) -> None:
 
 
 def test_a_reader_follows_a_store_that_another_process_grows(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "READER_ROOM_BYTES", 1 << 20)
+    monkeypatch.setattr(embedding_files, "READER_ROOM_BYTES", 1 << 20)
     reader = EmbeddingStore.open(store)
     assert len(reader) == 20
     child = textwrap.dedent("""

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from packing_cases import CONTEXT, timelines
 from packing_plans import Case, release_of
 
@@ -15,11 +19,13 @@ from pipelines.plans import PlanConfig
 from validation.measure_shards import measure_shards
 from warehouse.manifest import PlanEntry, ProfileEntry
 from warehouse.schemas import SCHEME_SUBJECTS, write_table
-from warehouse.shards import read_shard, write_shard
+from warehouse.shards import Packs, read_shard, write_shard
+from warehouse.tokens import IMAGE_TOKENS, TokenType
 
 FAULTS = (
     "token_difference", "drop_difference", "foreign_subjects", "misplaced_tiers", "budget_differences",
-    "misplaced_segments", "malformed_packs", "ids_out_of_range", "dangling_images",
+    "misplaced_segments", "malformed_packs", "ids_out_of_range", "dangling_images", "misplaced_images",
+    "foreign_images", "changed_subjects",
 )  # fmt: skip
 LENGTHS = [5, 40, 16, 3, 33, 21] * 8
 PLANS = {
@@ -39,9 +45,18 @@ def made(folder: Path, config: PlanConfig) -> tuple[Case, dict[str, ProfileEntry
     return case, release_of(case)
 
 
+def items_of(case: Case) -> pl.DataFrame:
+    names = {token: name for name, token in IMAGE_TOKENS.items()}
+    return case.tokens.filter(pl.col("item_key").is_not_null()).select(
+        "item_key",
+        "subject_id",
+        pl.col("token_id").replace_strict(names, return_dtype=pl.String).alias("modality"),
+        pl.lit("ok").alias("verdict"),
+    )
+
+
 def measured(case: Case, profiles: dict[str, ProfileEntry]) -> pl.DataFrame:
-    keys = timelines(LENGTHS)["item_key"].drop_nulls()
-    return measure_shards(case.tree, profiles, 2, keys)
+    return measure_shards(case.tree, profiles, 2, items_of(case))
 
 
 def faults(case: Case, profiles: dict[str, ProfileEntry]) -> dict[str, int]:
@@ -101,7 +116,7 @@ def test_subjects_of_another_split_or_of_none_are_seen(tmp_path: Path) -> None:
     change(case, "train", 1, segment_subject=subjects)
     found = faults(case, profiles)
     assert found["foreign_subjects"] == 1
-    assert set(found) == {"foreign_subjects", "token_difference"}
+    assert set(found) == {"foreign_subjects", "token_difference", "foreign_images"}
 
 
 def test_a_subject_in_another_tier_is_seen_as_no_longer_nested(tmp_path: Path) -> None:
@@ -159,6 +174,138 @@ def test_a_shard_of_another_place_is_malformed(tmp_path: Path, said: dict[str, A
     case, profiles = made(tmp_path, PLANS["packed"])
     change(case, "train", 0, header=said)
     assert set(faults(case, profiles)) == {"malformed_packs"}
+
+
+def first_shard(case: Case) -> Packs:
+    return read_shard(case.tree.shard("mehrt", "train", 0, "p"))[1]
+
+
+def other_id(case: Case) -> None:
+    packs = first_shard(case)
+    ids = packs.input_ids.copy()
+    ids[0, np.flatnonzero(packs.token_type[0] == TokenType.STRUCTURED)[0]] += 1
+    change(case, "train", 0, input_ids=ids)
+
+
+def other_type(case: Case) -> None:
+    types = first_shard(case).token_type.copy()
+    types[0, np.flatnonzero(types[0] == TokenType.STRUCTURED)[0]] = int(TokenType.INTERVAL)
+    change(case, "train", 0, token_type=types)
+
+
+def a_minute_later(case: Case) -> None:
+    packs = first_shard(case)
+    times = packs.time.copy()
+    times[0, np.flatnonzero(times[0] > 0)[0]] += 1
+    change(case, "train", 0, time=times)
+
+
+def no_time(case: Case) -> None:
+    packs = first_shard(case)
+    times = packs.time.copy()
+    times[0, np.flatnonzero(times[0] > 0)[0]] = np.iinfo(times.dtype).min
+    change(case, "train", 0, time=times)
+
+
+def other_origin(case: Case) -> None:
+    change(case, "train", 0, segment_origin=first_shard(case).segment_origin + 1)
+
+
+def two_tokens_swapped(case: Case) -> None:
+    """Each with its type and time: the same tokens, in another order."""
+    packs = first_shard(case)
+    left, right = np.flatnonzero(packs.token_type[0, : packs.segment_length[0]] == TokenType.STRUCTURED)[:2]
+    swapped = {}
+    for name in ("input_ids", "token_type", "time"):
+        matrix = getattr(packs, name).copy()
+        matrix[0, [left, right]] = matrix[0, [right, left]]
+        swapped[name] = matrix
+    change(case, "train", 0, **swapped)
+
+
+def two_subjects_swapped(case: Case) -> None:
+    """Two of equal length: every token is still in some shard of the split."""
+    packs = first_shard(case)
+    whole = np.flatnonzero((packs.segment_length == 3) & (packs.segment_offset == 0))
+    subjects = packs.segment_subject.copy()
+    one, other = subjects[whole[0]], subjects[whole[1]]
+    subjects[whole[[0, 1]]] = other, one
+    change(case, "train", 0, segment_subject=subjects)
+
+
+CHANGES = [other_id, other_type, a_minute_later, no_time, other_origin, two_tokens_swapped, two_subjects_swapped]
+
+
+@pytest.mark.parametrize(("harm", "plan"), zip(CHANGES, ["structured", "long"] * 4, strict=False))
+def test_tokens_that_are_not_the_timelines_are_seen(tmp_path: Path, harm: Callable[[Case], None], plan: str) -> None:
+    case, profiles = made(tmp_path, PLANS[plan])
+    harm(case)
+    found = faults(case, profiles)
+    assert found.pop("changed_subjects") >= 1
+    assert set(found) <= {"foreign_images"} if harm is two_subjects_swapped else not found
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=6, max_size=14),
+    st.sampled_from(sorted(PLANS)),
+    st.integers(0, 2**31),
+    st.sampled_from(["input_ids", "token_type", "time"]),
+)
+def test_any_one_changed_token_is_seen(lengths: list[int], plan: str, seed: int, column: str) -> None:
+    with TemporaryDirectory() as folder:
+        case = Case(Path(folder), lengths, PLANS[plan])
+        profiles = release_of(case)
+        assert faults(case, profiles) == {}
+        path = case.tree.shard("mehrt", "train", 0, "p")
+        packs = read_shard(path)[1]
+        rows, places = np.nonzero(np.arange(packs.input_ids.shape[1]) < packs.length[:, None])
+        if len(rows):
+            at = seed % len(rows)
+            matrix = getattr(packs, column).copy()
+            matrix[rows[at], places[at]] ^= 1 << seed % 8
+            change(case, "train", 0, **{column: matrix})
+            assert "changed_subjects" in faults(case, profiles)
+
+
+def test_images_of_others_and_out_of_place_are_seen(tmp_path: Path) -> None:
+    case, profiles = made(tmp_path, PLANS["packed"])
+    packs = first_shard(case)
+    owner = dict(items_of(case).select("item_key", "subject_id").iter_rows())
+    keys = packs.image_key.to_pylist()
+    modality = packs.image_modality
+    of = [owner[key] for key in keys]
+    pairs = [(a, b) for a in range(len(keys)) for b in range(a)]
+    # In another's place, of the same modality; in the same subject's other place: each image is its own.
+    strange = next((a, b) for a, b in pairs if of[a] != of[b] and modality[a] == modality[b])
+    own = next((a, b) for a, b in pairs if of[a] == of[b] and modality[a] != modality[b])
+    for (a, b), expected in ((strange, {"foreign_images": 2, "changed_subjects": 2}),
+                             (own, {"foreign_images": 2, "changed_subjects": 1})):  # fmt: skip
+        order = np.arange(len(keys))
+        order[[a, b]] = b, a
+        change(case, "train", 0, image_key=packs.image_key.take(pa.array(order)))
+        assert faults(case, profiles) == expected
+    change(case, "train", 0, image_key=packs.image_key, image_modality=np.append(modality[0] + 1, modality[1:]))
+    assert faults(case, profiles) == {"misplaced_images": 1}
+    for position in (packs.image_position[0] + 1, 10_000, -1):
+        moved = np.append(position, packs.image_position[1:]).astype(np.int32)
+        change(case, "train", 0, image_modality=modality, image_position=moved)
+        assert faults(case, profiles) == {"misplaced_images": 1, "changed_subjects": 1}
+
+
+def test_two_images_of_one_subject_may_not_change_places(tmp_path: Path) -> None:
+    """Both are the subject's and of one modality, but the later one would be seen too early."""
+    case = Case(tmp_path, [80] * 6, PlanConfig())
+    profiles = release_of(case)
+    packs = first_shard(case)
+    pairs = np.flatnonzero(packs.image_modality == packs.image_modality[0])
+    owner = dict(items_of(case).select("item_key", "subject_id").iter_rows())
+    of = np.array([owner[key] for key in packs.image_key.to_pylist()])
+    same = [one for one in pairs if of[one] == of[0]][:2]
+    order = np.arange(len(of))
+    order[same] = same[::-1]
+    change(case, "train", 0, image_key=packs.image_key.take(pa.array(order)))
+    assert faults(case, profiles) == {"changed_subjects": 1}
 
 
 def test_two_subjects_in_a_pack_of_one_are_malformed(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 import gc
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -17,8 +20,10 @@ from releases import DIMS, FIRST_CODE, fabricate, markov_timelines, vector_of
 from torch.utils.data import DataLoader
 
 from warehouse import Release
+from warehouse import shelf as shelf_module
 from warehouse.embeddings import close_stores
 from warehouse.errors import TimeloomError
+from warehouse.shards import open_shard
 from warehouse.shelf import Shelf
 from warehouse.shuffle import global_order
 from warehouse.tokens import TokenType
@@ -97,7 +102,7 @@ def test_importing_warehouse_and_opening_a_release_leaves_torch_alone(root):
 
 
 def test_a_shard_or_a_split_without_packs_reads_as_nothing(tmp_path, lines):
-    root = fabricate(tmp_path / "root", [line for line in lines[:24] if line.split == "train"], CONTEXT, empty=True)
+    root = fabricate(tmp_path / "root", [line for line in lines[:24] if line.split == "train"], CONTEXT)
     release = Release.open(root)
     assert len(train(release))
     tuning = release.shards("mehrt", split="tuning")
@@ -334,11 +339,54 @@ def test_what_is_held_does_not_grow_with_the_shards(release, copies):
     shelf.numbers = np.tile(shelf.numbers, copies)
     edges = np.diff(shelf._edges)
     shelf._edges = np.concatenate([[0], np.cumsum(np.tile(edges, copies))])
+    shelf._forget()
     dataset.shelf = shelf
     seen = sum(len(batch) for batch in dataset.batches(4))
     assert seen == len(dataset) == copies * len(train(release))
     assert 0 < shelf.held_maps <= 2
     assert 0 < shelf.held_bytes <= 20_000
+
+
+@pytest.mark.parametrize("maps", [1, 2, 256])
+def test_ids_by_address_are_the_rows_also_where_maps_are_given_up(release, maps):
+    shelf = Shelf(release, "mehrt", "train", "default", None, maps=maps)
+    whole = np.concatenate([block.input_ids for path in shelf.paths for block in open_shard(path).blocks])
+    random = np.random.default_rng(0)
+    for size in (0, 1, 1, 1, 3, len(shelf), 2, 2):
+        packs = np.sort(random.choice(len(shelf), size, replace=False))
+        found = shelf.ids(packs)
+        assert found.flags.writeable and np.array_equal(found, whole[packs])
+        open_files = np.unique(np.searchsorted(shelf._edges, np.flatnonzero(shelf._id_address), "right") - 1)
+        assert open_files.tolist() == sorted(shelf._maps) and len(open_files) <= maps
+
+
+def test_threads_of_a_forked_process_wait_for_the_one_that_makes_the_shelf_fit(release, monkeypatch):
+    """In the parent a thread held the lock; in the child one thread makes it anew while another arrives."""
+    shelf = Shelf(release, "mehrt", "train", "default", None)
+    shelf._process = -1
+    assert shelf._lock.acquire()
+    late, given = [], []
+
+    def lock():
+        late.append(threading.Thread(target=lambda: given.append(shelf.ids(np.array([0]))), daemon=True))
+        late[0].start()
+        late[0].join(0.5)  # it has arrived by then
+        return threading.Lock()
+
+    monkeypatch.setattr(shelf_module, "threading", SimpleNamespace(Lock=lock))
+    first = shelf.ids(np.array([0]))
+    late[0].join(10)
+    assert len(late) == 1 and np.array_equal(given[0], first)
+
+
+def test_a_child_forked_while_the_guard_is_held_reads(release):
+    shelf = Shelf(release, "mehrt", "train", "default", None)
+    with shelf_module._guard, shelf._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends a child that waits for ever
+            os._exit(0 if len(shelf.ids(np.array([0]))) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_is_held_is_what_the_reader_says(release):

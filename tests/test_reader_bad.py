@@ -83,6 +83,16 @@ def change_manifest(copy, **changes):
     write_manifest(path, read_manifest(path).model_copy(update=changes))
 
 
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_manifest_that_lacks_one_of_a_plans_shards_is_refused(copy, group):
+    name = f"shards/mehrt/train/000{group}.parquet"
+    files = Release.open(copy).manifest.files
+    change_manifest(copy, files={path: entry for path, entry in files.items() if path != name})
+    with raises_one_line(f"the manifest lacks {name}"):
+        train(Release.open(copy))
+    assert Release.open(copy).shards("mehrt", split="tuning") is not None
+
+
 def test_shards_of_another_vocabulary_or_encoder_are_refused(copy):
     manifest = Release.open(copy).manifest
     entry = manifest.profiles["mehrt"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.conflicts import CONFLICTS
 from validation import meanings, measure_subjects
+from validation.budgets import BUDGETS, budget_table, list_budgets
 from validation.cells import Cells, Hidden
 from validation.measure_marks import LISTED
 from validation.profile import ReleaseProfile, profile_release
@@ -20,6 +21,7 @@ from validation.report import show, write_report
 from validation.suites import judge
 from validation.tables import build_tables
 from warehouse.layout import ReleaseLayout
+from warehouse.manifest import BudgetEntry
 
 CONTEXT = {
     "release_id": "2026-11-21T02-00-00Z",
@@ -138,6 +140,56 @@ def test_small_cells_are_hidden_unless_patients_are_simulated(
             assert row["subjects"] in (None, 0, 32)
             hidden = row["subjects"] is None
             assert not hidden or all(value is None for key, value in row.items() if key not in {"split", "withheld"})
+
+
+def with_budgets(profile: ReleaseProfile, *subjects: int, plan: str = "scaling") -> ReleaseProfile:
+    """The profile with a plan of token budgets that hold so many patients."""
+    budgets = tuple(
+        BudgetEntry(asked=1000 * place + 1, tokens=1000 * place + 40, all_tokens=1300 * place, subjects=number, files=1)
+        for place, number in enumerate(subjects, 1)
+    )
+    entry = staging.profile_entries()[staging.PROFILE]
+    scaled = entry.model_copy(update={"plans": {plan: entry.plans["default"].model_copy(update={"budgets": budgets})}})
+    listed = pl.concat([profile.budgets, list_budgets({staging.PROFILE: scaled})])
+    return ReleaseProfile(**vars(profile) | {"budgets": listed})
+
+
+def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+    page, tables = written(tree, profile, deid_mode="synthetic")
+    assert "<h2>Token budgets" not in page and tables["budgets"] == []
+    page, tables = written(tree, with_budgets(profile, 3, 20), deid_mode="synthetic")
+    assert "<h2>Token budgets" in page and "1,040" in page
+    first = {"profile": "mehrt", "plan": "scaling", "asked": 1001, "tokens": 1040, "all_tokens": 1300, "subjects": 3}
+    assert tables["budgets"][0] == first | {"withheld": ""}
+    assert tables["budgets"][1]["subjects"] == 20
+
+
+def test_budgets_of_few_patients_and_those_that_differ_by_few_are_hidden(
+    tree: ReleaseLayout, profile: ReleaseProfile
+) -> None:
+    """Train has 32 patients and says so: 20 and 28 would tell of 8 and of 4."""
+    both = with_budgets(with_budgets(profile, 4, 20, 28, 32), 12, 20, plan="other")
+    page, tables = written(tree, both, deid_mode="expert")
+    assert [row["subjects"] for row in tables["budgets"]] == [None, 20, None, 32, None, 20]
+    for row in tables["budgets"]:
+        assert (row["subjects"] is None) == (row["tokens"] is None) == (row["all_tokens"] is None)
+        assert row["asked"] > 1000
+    assert tables["budgets"][0]["withheld"] == "tokens: withheld; all_tokens: withheld; subjects: 1–10"
+    assert tables["budgets"][2]["withheld"] == "tokens: withheld; all_tokens: withheld; subjects: withheld"
+    assert "3,040" not in page
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=6), st.sets(st.integers(0, 60), max_size=2))
+def test_no_two_budgets_that_are_shown_differ_by_few_patients(subjects: list[int], known: set[int]) -> None:
+    frame = pl.DataFrame(
+        {"profile": "p", "plan": "s", "asked": 1, "tokens": 1, "all_tokens": 1, "subjects": subjects},
+        schema=BUDGETS,
+    )
+    shown = [row["subjects"] for row in budget_table(frame, known, Cells(open=False)).rows]
+    numbers = [cell for cell in shown if isinstance(cell, int)]
+    assert not any(0 < abs(one - other) <= 10 for one in numbers for other in {0, *known, *numbers})
+    assert [row["subjects"] for row in budget_table(frame, known, Cells(open=True)).rows] == subjects
 
 
 def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, profile: ReleaseProfile) -> None:

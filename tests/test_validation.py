@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import staging
 from hypothesis import given, settings
@@ -393,6 +392,16 @@ def a_little_longer(tree: ReleaseLayout) -> None:
     PARTS["splits.match_ratio"] = in_splits(tokens=stretched(0.35))
 
 
+def change_timelines(tree: ReleaseLayout, edit: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Changes timelines, and packs them as they are."""
+    change(tree, "timeline", edit)
+    staging.write_shards(tree, staging.read_all(tree, "timeline"), all_splits())
+
+
+def with_keys(other: dict[str, str]) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    return lambda frame: frame.with_columns(pl.col("item_key").replace(other))
+
+
 @breaks("shards.token_difference")
 def lost_pack(tree: ReleaseLayout) -> None:
     timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != 3)
@@ -415,15 +424,37 @@ def other_context(tree: ReleaseLayout) -> None:
 
 @breaks("shards.ids_out_of_range")
 def unknown_token(tree: ReleaseLayout) -> None:
-    ids = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].input_ids)
-    ids[0, 1] = len(staging.VOCABULARY_ROWS)
-    staging.change_shard(tree, "tuning", input_ids=ids)
+    """In the timeline as in the shard."""
+    subject = pl.col("subject_id") == 8
+    hit = subject & (subject.cum_sum() == 1)
+    unknown = pl.when(hit).then(len(staging.VOCABULARY_ROWS)).otherwise(pl.col("token_id")).cast(pl.UInt32)
+    change_timelines(tree, lambda frame: frame.with_columns(unknown.alias("token_id")))
 
 
 @breaks("shards.dangling_images")
 def dangling_image(tree: ReleaseLayout) -> None:
+    change_timelines(tree, with_keys({"ct-a": "ct-nowhere"}))
+
+
+@breaks("shards.foreign_images")
+def exchanged_images(tree: ReleaseLayout) -> None:
+    """As if tokenising had given a patient another's image: the timelines say so too."""
     keys = read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_key.to_pylist()
-    staging.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", *keys[1:]]))
+    assert keys == ["ct-a", "wsi-a"]
+    change_timelines(tree, with_keys({"ct-a": "ct-b"}))
+
+
+@breaks("shards.misplaced_images")
+def other_modality(tree: ReleaseLayout) -> None:
+    modality = np.array(read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_modality)
+    staging.change_shard(tree, "train", image_modality=modality[::-1])
+
+
+@breaks("shards.changed_subjects")
+def other_time(tree: ReleaseLayout) -> None:
+    time = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].time)
+    time[0, 1] += 1
+    staging.change_shard(tree, "tuning", time=time)
 
 
 @breaks("shards.max_segments")

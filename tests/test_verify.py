@@ -16,6 +16,7 @@ from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest, write_manifest
 from warehouse.schemas import LEDGER, write_table
+from warehouse.shards import read_shard
 
 
 @pytest.fixture
@@ -246,7 +247,35 @@ def test_an_image_place_of_no_usable_item_is_found(root: Path) -> None:
     tree = release(root)
     staging.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", "wsi-a"]))
     signed_again(root)
-    assert failed(root)["shards"].detail == "1 images that are no usable item"
+    assert failed(root)["shards"].detail == (
+        "1 subjects with other tokens than in their timelines; 1 images that are no usable item"
+    )
+
+
+def test_images_of_another_subject_are_found_though_timelines_have_them_too(root: Path) -> None:
+    tree = release(root)
+    timelines = staging.read_all(tree, "timeline").with_columns(
+        pl.col("item_key").replace({"ct-a": "ct-b", "ct-b": "ct-a"})
+    )
+    staging.write_buckets(tree, timelines, "timeline")
+    staging.write_shards(tree, timelines, {one: staging.split_of(one) for one in range(staging.SUBJECT_COUNT)})
+    signed_again(root)
+    found = failed(root)
+    assert set(found) == {"shards"}
+    assert found["shards"].detail == "2 images of another subject or modality"
+
+
+def test_shards_with_other_tokens_than_the_timelines_are_found(root: Path) -> None:
+    tree = release(root)
+    modality = np.array(read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_modality)
+    staging.change_shard(tree, "train", image_modality=modality[::-1])
+    ids = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].input_ids)
+    ids[0, 0] -= 1
+    staging.change_shard(tree, "tuning", input_ids=ids)
+    signed_again(root)
+    assert failed(root)["shards"].detail == (
+        "1 subjects with other tokens than in their timelines; 2 images that are not where their tokens are"
+    )
 
 
 def test_events_that_break_the_meds_schema_are_found(root: Path) -> None:

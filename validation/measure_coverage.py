@@ -56,8 +56,8 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         row: Row = {
             "profile": str(profile),
             "namespace": str(namespace),
-            "tokens": cells.count(int(part["tokens"].sum())),
-            "dropped": cells.count(int(part["dropped"].sum())),
+            "tokens": cells.rounded(int(part["tokens"].sum())),
+            "dropped": cells.rounded(int(part["dropped"].sum())),
         }
         for split in SPLITS:
             tokens, unknown = (of[split]["tokens"], of[split]["unknown"]) if split in of else (0, 0)
@@ -72,4 +72,6 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         *(Column(split, f"Unknown in {split}", "share") for split in SPLITS),
     ]
     note = "Unknown: in no train patient, so [UNK]. Reasons for what is left out: vocabularies/*/coverage.parquet."
+    if not cells.open:
+        note += " Tokens and events are cut to two figures."
     return Table("coverage", "Vocabulary", columns, rows, note)

@@ -12,15 +12,17 @@ import pyarrow.parquet as pq
 
 from validation.expected_shards import budget_differences, budget_ks_ratio, expected_tokens, with_tiers
 from validation.reading import gather, unreadable
+from validation.shard_groups import Group, image_places, read_group, segment_sums
+from validation.token_sums import kept_by, per_subject, timeline_sums
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry, ProfileEntry
 from warehouse.schemas import SCHEME_SUBJECTS, SPLITS, VOCABULARY
 from warehouse.shards import ShardHeader, read_header
+from warehouse.tokens import MODALITIES
 from warehouse.vocabulary import vocabulary_hash
 
-READ_COLUMNS = ["length", "segment_length", "segment_subject", "segment_offset", "image_key"]
 MANY_PACKS = 20  # below this a split's last, half empty pack decides its fill
-SEGMENTS = {"subject_id": pl.Int64, "tier": pl.Int32, "offset": pl.Int64, "tokens": pl.Int64}
+SEGMENTS = {"subject_id": pl.Int64, "tier": pl.Int32, "offset": pl.Int64, "tokens": pl.Int64, "sum": pl.UInt64}
 
 
 @dataclass
@@ -28,8 +30,10 @@ class ShardMeasures:
     """What the shards of one split hold, added up over files and row groups.
 
     Attributes:
-        segments: frames of SEGMENTS.
+        segments: frames of SEGMENTS; `sum` is that of validation.token_sums.
+        misplaced_images: image places that are not where an image token of their modality is, or the reverse.
         dangling_images: image places whose key is no usable item's.
+        foreign_images: image places in their place whose key is another subject's usable item, or of another modality.
     """
 
     packs: int = 0
@@ -38,7 +42,9 @@ class ShardMeasures:
     max_segments: int = 0
     malformed_packs: int = 0
     ids_out_of_range: int = 0
+    misplaced_images: int = 0
     dangling_images: int = 0
+    foreign_images: int = 0
     image_places: int = 0
     segments: list[pl.DataFrame] = field(default_factory=list)
 
@@ -69,60 +75,44 @@ def read_vocabulary(tree: ReleaseLayout, profile: str) -> pl.DataFrame:
     return gather([tree.vocabulary(profile)], VOCABULARY, ["token_id", "token"])
 
 
-def _list(table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:
-    """Lengths (P,) and flat values of a list column."""
-    column = table.column(name).combine_chunks()
-    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return array.value_lengths().to_numpy(zero_copy_only=False), array.flatten()
-
-
 def _add_group(
-    into: ShardMeasures, table: pa.Table, place: _Place, number: int, fits: bool, ok_keys: pl.Series
+    into: ShardMeasures, group: Group, place: _Place, header: ShardHeader, number: int, fits: bool, items: pl.DataFrame
 ) -> None:
-    """Adds one row group's small columns."""
-    length = table.column("length").to_numpy()
-    counts, tokens = _list(table, "segment_length")
-    keys = pl.Series("item_key", _list(table, "image_key")[1], dtype=pl.String)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    running = np.concatenate([[0], np.cumsum(tokens.to_numpy(zero_copy_only=False))])
-    in_segments = running[starts[1:]] - running[starts[:-1]]
-    alone = place.plan.mode == "packed" or counts <= 1
-    whole = (in_segments == length) & (length <= place.plan.context) & fits & alone
-    into.packs += len(length)
-    into.tokens += int(running[-1])
-    into.capacity += len(length) * place.plan.context
-    into.max_segments = max(into.max_segments, int(counts.max(initial=0)))
+    """Adds one row group."""
+    alone = place.plan.mode == "packed" or group.segments <= 1
+    whole = group.whole & (group.length <= place.plan.context) & fits & alone
+    into.packs += len(group.length)
+    into.tokens += int(group.segment_length.sum())
+    into.capacity += len(group.length) * place.plan.context
+    into.max_segments = max(into.max_segments, int(group.segments.max(initial=0)))
     into.malformed_packs += int((~whole).sum())
-    into.image_places += len(keys)
-    into.dangling_images += int((~keys.is_in(ok_keys.implode())).sum())
     columns = {
-        "subject_id": pl.Series(_list(table, "segment_subject")[1]),
-        "tier": np.full(len(tokens), number // place.plan.groups),
-        "offset": pl.Series(_list(table, "segment_offset")[1]),
-        "tokens": pl.Series(tokens),
+        "subject_id": group.subject,
+        "tier": np.full(len(group.subject), number // place.plan.groups),
+        "offset": group.offset,
+        "tokens": group.segment_length,
+        "sum": segment_sums(group, header.time_unit_us),
     }
     into.segments.append(pl.DataFrame(columns).cast(SEGMENTS))  # type: ignore[arg-type]  # dtypes by name
+    _add_images(into, group, items)
 
 
-def _ids_out_of_range(table: pa.Table, header: ShardHeader, size: int) -> int:
-    """Tokens of one row group whose id the vocabulary does not hold."""
-    dtype = np.dtype(header.token_dtype).newbyteorder("<")
-    chunks = table.column("input_ids").chunks
-    return sum(_above(chunk, dtype, size) for chunk in chunks)
+def _add_images(into: ShardMeasures, group: Group, items: pl.DataFrame) -> None:
+    images, misplaced = image_places(group)
+    into.misplaced_images += misplaced
+    into.image_places += images.height
+    known = images.join(items, on="item_key", suffix="_of_item")
+    into.dangling_images += images.height - known.height
+    other = (pl.col("subject_id") != pl.col("subject_id_of_item")) | (pl.col("modality") != pl.col("modality_of_item"))
+    into.foreign_images += known.filter(pl.col("subject_id").is_not_null() & other).height
 
 
-def _above(chunk: pa.Array, dtype: np.dtype[np.generic], size: int) -> int:
-    width = chunk.type.byte_width
-    data = memoryview(chunk.buffers()[1])[chunk.offset * width : (chunk.offset + len(chunk)) * width]
-    return int((np.frombuffer(data, dtype=dtype) >= size).sum())
-
-
-def _read(place: _Place, vocabulary: pl.DataFrame, ok_keys: pl.Series) -> ShardMeasures:
+def _read(place: _Place, vocabulary: pl.DataFrame, items: pl.DataFrame) -> ShardMeasures:
     """Reads the shards of one split, a row group at a time.
 
     Args:
         vocabulary: `token_id` and `token`; a shard must have been written with the first of these ids.
-        ok_keys: keys of usable items.
+        items: usable ones: `item_key`, `subject_id`, and `modality` as its number in MODALITIES.
 
     Raises:
         TimeloomError: a shard is damaged.
@@ -138,18 +128,17 @@ def _read(place: _Place, vocabulary: pl.DataFrame, ok_keys: pl.Series) -> ShardM
             as_said = width == header.context * np.dtype(header.token_dtype).itemsize
             same_ids = prefix(header.vocabulary_size) == header.vocabulary_hash
             fits = as_said and same_ids and place.is_of(header, path)
-            for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, READ_COLUMNS)
-                _add_group(measures, table, place, int(path.stem), fits, ok_keys)
-                ids = file.read_row_group(group, ["input_ids"])
-                measures.ids_out_of_range += _ids_out_of_range(ids, header, size)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            for number in range(file.metadata.num_row_groups):
+                group = read_group(file, number, header)
+                _add_group(measures, group, place, header, int(path.stem), fits, items)
+                measures.ids_out_of_range += int(np.count_nonzero(group.ids >= size))
+        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
             raise unreadable(path) from error
     return measures
 
 
 def measure_shards(
-    tree: ReleaseLayout, profiles: Mapping[str, ProfileEntry], buckets: int, ok_keys: pl.Series
+    tree: ReleaseLayout, profiles: Mapping[str, ProfileEntry], buckets: int, items: pl.DataFrame
 ) -> pl.DataFrame:
     """One row per profile, plan and split.
 
@@ -159,20 +148,30 @@ def measure_shards(
     reasons), foreign_subjects (in this split's shards, though the scheme has them elsewhere or nowhere),
     misplaced_tiers (subjects in another tier of the budgets than the fixed order gives them), budget_differences
     (budgets with other figures than the manifest's), budget_ks_ratio (see there), misplaced_segments (that do not begin
-    where the subject's one before ends), fill, fill_judged (null below 20 packs, and where packs are not meant to be
-    full), max_segments, malformed_packs (another context, profile, plan, mode or split than their place says, or
-    segments that do not add up), ids_out_of_range, image_places, dangling_images (of no usable item).
+    where the subject's one before ends), changed_subjects (all of whose tokens are there and in place, but with another
+    id, type, time or image than in the timeline), fill, fill_judged (null below 20 packs, and where packs are not meant
+    to be full), max_segments, malformed_packs (another context, profile, plan, mode or split than their place says, or
+    segments that do not add up), ids_out_of_range, image_places, misplaced_images (whose position or modality is not
+    that of a token), dangling_images (of no usable item), foreign_images (of another subject's usable item, or of
+    another modality).
 
     Args:
         profiles: as the manifest has them.
-        ok_keys: keys of usable items.
+        items: the release's, at least `item_key`, `subject_id`, `modality`, `verdict`.
     """
+    usable = items.filter(pl.col("verdict") == "ok").select(
+        "item_key",
+        "subject_id",
+        pl.col("modality").replace_strict(list(MODALITIES), list(range(len(MODALITIES))), default=-1).cast(pl.Int64),
+    )
+    usable = usable.unique("item_key", keep="any")
     return pl.DataFrame(
         [
             row
             for profile, entry in profiles.items()
+            for sums in [timeline_sums(tree, profile, entry.plans.values(), buckets)]
             for name, plan in entry.plans.items()
-            for row in _plan_rows(tree, profile, entry.scheme, name, plan, buckets, ok_keys)
+            for row in _plan_rows(tree, profile, entry.scheme, name, plan, buckets, usable, sums[kept_by(plan)])
         ],
         schema_overrides={"budget_ks_ratio": pl.Float64, "fill_judged": pl.Float64},
         infer_schema_length=None,
@@ -180,13 +179,20 @@ def measure_shards(
 
 
 def _plan_rows(
-    tree: ReleaseLayout, profile: str, scheme: str, name: str, plan: PlanEntry, buckets: int, ok_keys: pl.Series
+    tree: ReleaseLayout,
+    profile: str,
+    scheme: str,
+    name: str,
+    plan: PlanEntry,
+    buckets: int,
+    items: pl.DataFrame,
+    sums: pl.DataFrame,
 ) -> list[dict[str, object]]:
     vocabulary = read_vocabulary(tree, profile)
     columns = ["subject_id", "split", "order"]
     assigned = gather([tree.scheme_subjects(scheme)], SCHEME_SUBJECTS, columns).unique("subject_id")
     expected = expected_tokens(tree, profile, plan, buckets).join(assigned, on="subject_id", how="inner")
-    measured = {split: _read(_Place(tree, profile, name, plan, split), vocabulary, ok_keys) for split in SPLITS}
+    measured = {split: _read(_Place(tree, profile, name, plan, split), vocabulary, items) for split in SPLITS}
     found = pl.concat(
         [pl.DataFrame(schema=SEGMENTS), *(part for measures in measured.values() for part in measures.segments)]
     )
@@ -198,6 +204,8 @@ def _plan_rows(
         wanted = tiered.filter(pl.col("tier") < max(1, len(plan.budgets)))
         segments = pl.concat([pl.DataFrame(schema=SEGMENTS), *measures.segments])
         own = assigned.filter(pl.col("split") == split)
+        mine = found.join(own, on="subject_id", how="semi")
+        astray = _misplaced_segments(wanted, segments)
         rows.append(
             {
                 "profile": profile,
@@ -209,20 +217,23 @@ def _plan_rows(
                 "tokens_timeline": int(here["given"].sum()),
                 "tokens_dropped": sum(plan.dropped.get(split, {}).values()),
                 "tokens_shards": measures.tokens,
-                "token_difference": _token_difference(wanted, found.join(own, on="subject_id", how="semi")),
+                "token_difference": _token_difference(wanted, mine),
                 "drop_difference": _drop_difference(plan, split, here, wanted),
                 "foreign_subjects": segments.join(own, on="subject_id", how="anti")["subject_id"].n_unique(),
                 "misplaced_tiers": _misplaced_tiers(wanted, segments),
                 "budget_differences": budget_differences(tiered, plan) if split == "train" else 0,
                 "budget_ks_ratio": budget_ks_ratio(tiered, plan) if split == "train" else None,
-                "misplaced_segments": _misplaced_segments(wanted, segments),
+                "misplaced_segments": astray.height,
+                "changed_subjects": _changed_subjects(wanted, mine, sums, astray),
                 "fill": measures.tokens / max(measures.capacity, 1),
                 "fill_judged": _judged_fill(measures, plan),
                 "max_segments": measures.max_segments,
                 "malformed_packs": measures.malformed_packs,
                 "ids_out_of_range": measures.ids_out_of_range,
                 "image_places": measures.image_places,
+                "misplaced_images": measures.misplaced_images,
                 "dangling_images": measures.dangling_images,
+                "foreign_images": measures.foreign_images,
             }
         )
     return rows
@@ -253,11 +264,22 @@ def _misplaced_tiers(wanted: pl.DataFrame, segments: pl.DataFrame) -> int:
     return other.join(wanted, on="subject_id", how="semi")["subject_id"].n_unique()
 
 
-def _misplaced_segments(wanted: pl.DataFrame, segments: pl.DataFrame) -> int:
+def _misplaced_segments(wanted: pl.DataFrame, segments: pl.DataFrame) -> pl.DataFrame:
     """Segments that do not begin where the subject's one before ends, or where the plan's first one must."""
     end = (pl.col("offset") + pl.col("tokens")).shift(1).over("subject_id")
     first = wanted.select("subject_id", pl.col("offset").alias("first"))
     ordered = segments.sort("subject_id", "offset", "tokens").join(
         first, on="subject_id", how="inner", maintain_order="left"
     )
-    return ordered.filter(pl.col("offset") != end.fill_null(pl.col("first"))).height
+    return ordered.filter(pl.col("offset") != end.fill_null(pl.col("first")))
+
+
+def _changed_subjects(wanted: pl.DataFrame, found: pl.DataFrame, sums: pl.DataFrame, astray: pl.DataFrame) -> int:
+    """Subjects with as many tokens as wanted, all in place, whose sum is another than their timeline's.
+
+    The others are counted by what is wrong with them, and their sums cannot be right.
+    """
+    tokens = found.group_by("subject_id").agg(pl.col("tokens").sum())
+    judged = wanted.join(tokens, on=["subject_id", "tokens"], how="semi").join(astray, on="subject_id", how="anti")
+    both = judged.join(per_subject([found.select("subject_id", "sum")]), on="subject_id")
+    return both.join(sums, on=["subject_id", "sum"], how="anti").height

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import polars as pl
 
+from validation.budgets import list_budgets
 from validation.measure_coverage import measure_coverage
 from validation.measure_events import measure_events, measure_items, measure_ledger, read_items, read_ledger
 from validation.measure_marks import changed_lags, measure_codes, uncounted_conflicts
@@ -36,6 +37,7 @@ class ReleaseProfile:
         outcomes: the ledger as it stands, with every reason.
         marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
+        budgets: a row per token profile, plan and token budget (list_budgets).
         coverage: a row per token profile, namespace and split (measure_coverage).
         length_unit: `tokens of <profile>`, or `events` where no profile was made.
     """
@@ -51,6 +53,7 @@ class ReleaseProfile:
     cohorts: pl.DataFrame
     sets: pl.DataFrame
     histogram: pl.DataFrame
+    budgets: pl.DataFrame
     coverage: pl.DataFrame
     length_unit: str
 
@@ -112,13 +115,14 @@ def profile_release(
         ledger=measure_ledger(tree, ledger, events.sources),
         items=measure_items(items, events.item_events),
         splits=pl.concat(measured),
-        shards=measure_shards(tree, profiles, buckets, items.filter(pl.col("verdict") == "ok")["item_key"]),
+        shards=measure_shards(tree, profiles, buckets, items),
         outcomes=ledger,
         marks=events.sources,
         codes=measure_codes(tree),
         cohorts=measure_cohorts(subjects[scheme], splits, measure_gaps(tree, first, buckets, subjects[scheme])),
         sets=measure_sets(subjects[scheme], splits),
         histogram=measure_histogram(subjects[scheme], splits),
+        budgets=list_budgets(profiles),
         coverage=measure_coverage(tree, profiles),
         length_unit=f"tokens of {first}" if first else "events",
     )

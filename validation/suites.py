@@ -167,6 +167,9 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     Expectation("shards", "token_difference", "Every patient's tokens that a plan keeps are in its shards, once."),
     Expectation("shards", "drop_difference", "Tokens that a plan leaves out are those that it declares."),
     Expectation("shards", "misplaced_segments", "Each piece of a timeline begins where the one before ends."),
+    Expectation(
+        "shards", "changed_subjects", "Every token of the shards has the id, type, time and image of the timeline's."
+    ),
     Expectation("shards", "foreign_subjects", "No split's shards hold a patient of another split."),
     Expectation(
         "shards", "misplaced_tiers", "Token budgets are nested: each is a prefix of the one fixed order of patients."
@@ -184,7 +187,11 @@ EXPECTATIONS: tuple[Expectation, ...] = (
         "shards", "malformed_packs", "Every pack has its profile's length, and its segments add up to its tokens."
     ),
     Expectation("shards", "ids_out_of_range", "Every token of the shards is in the vocabulary."),
+    Expectation(
+        "shards", "misplaced_images", "Every image place in the shards is where a token stands for such an image."
+    ),
     Expectation("shards", "dangling_images", "Every image place in the shards points at a usable image."),
+    Expectation("shards", "foreign_images", "Every image in the shards is one of the patient in whose timeline it is."),
     Expectation(
         "shards",
         "max_segments",

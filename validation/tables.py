@@ -6,7 +6,8 @@ from typing import Any
 import polars as pl
 
 from extractors.items import VERDICTS
-from validation.cells import WITHHELD, Cell, Cells, Hidden, follow
+from validation.budgets import budget_table
+from validation.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.measure_coverage import coverage_table
 from validation.measure_subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.profile import ReleaseProfile
@@ -22,6 +23,7 @@ from validation.tables_ledger import (
     time_format_table,
 )
 from warehouse.packs import DEFAULT_PLAN
+from warehouse.schemas import SPLITS
 
 INTERVAL_HEADINGS = {
     "interval_tokens": "Interval over tokens (days)",
@@ -87,6 +89,15 @@ def histogram_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("lengths", "Length of timelines", columns, rows)
 
 
+def _points(line: Mapping[str, Any], cells: Cells) -> Cell:
+    """A split's largest difference of a modality's share, so coarse that it tells no number of patients."""
+    points: float | None = line["modality_points"]
+    if cells.open or points is None:
+        return points
+    coarse = 100 * 2 * LARGEST_SMALL / max(1, int(line["subjects"]))
+    return round(points / coarse) * coarse if coarse <= 1 else WITHHELD
+
+
 def balance_table(profile: ReleaseProfile, cells: Cells) -> Table:
     """How alike the splits of each scheme are, and how many patients are set aside."""
     figures = ("length_ks", "length_smd", "interval_smd", "modality_points")
@@ -97,7 +108,8 @@ def balance_table(profile: ReleaseProfile, cells: Cells) -> Table:
             row: Row = {"scheme": str(scheme), "split": line["split"], "subjects": cell, "target": line["target"]}
             row["share"] = follow(cell, line["share"])
             both = shown[0] if isinstance(shown[0], Hidden) else cell
-            rows.append(row | {name: follow(both, line[name]) for name in figures})
+            told = {name: follow(both, line[name]) for name in figures}
+            rows.append(row | told | {"modality_points": follow(both, _points(line, cells))})
         if (aside := int(part["set_aside"][0])) > 0:
             blank: Row = dict.fromkeys(("share", "target", *figures))
             rows.append({"scheme": str(scheme), "split": "set aside", "subjects": cells.count(aside)} | blank)
@@ -184,15 +196,20 @@ def shard_table(profile: ReleaseProfile, cohort: Table, cells: Cells) -> Table:
     names = ("packs", "tokens_timeline", "tokens_dropped", "tokens_shards", "token_difference", "fill", "max_segments",
              "image_places")  # fmt: skip
     rows: list[Row] = []
-    for line in profile.shards.iter_rows(named=True):
-        # A further plan may hold a few subjects, and as many packs: its totals are told to two figures.
-        told = cells.count(line["subjects_shards"]) if line["plan"] != DEFAULT_PLAN else known.get(line["split"])
-        whole = {name: line[name] for name in names}
-        if line["plan"] != DEFAULT_PLAN:
+    for _, part in profile.shards.group_by("profile", "plan", maintain_order=True):
+        # Their sum is known from the verdicts: one split's small number would be what is left of it.
+        images = cells.parts(part["image_places"].to_list())
+        for line, places in zip(part.iter_rows(named=True), images, strict=True):
+            # A further plan may hold a few subjects, and as many packs.
+            told = cells.count(line["subjects_shards"]) if line["plan"] != DEFAULT_PLAN else known.get(line["split"])
+            whole: Row = {name: line[name] for name in names}
+            # To two figures, as tokens less those of Table A1 are images.
             whole |= {name: cells.rounded(line[name]) for name in names[:4]}
-        shown = {name: follow(told, value) for name, value in whole.items()}
-        shown["image_places"] = follow(shown["image_places"], cells.count(line["image_places"]))
-        rows.append({name: line[name] for name in ("profile", "plan", "split")} | shown)
+            if not cells.open and line["fill"] is not None:
+                whole["fill"] = round(line["fill"], 2)
+            shown = {name: follow(told, value) for name, value in whole.items()}
+            shown["image_places"] = follow(shown["image_places"], places)
+            rows.append({name: line[name] for name in ("profile", "plan", "split")} | shown)
     columns = [
         Column("profile", "Profile", "text"),
         Column("plan", "Plan", "text"),
@@ -211,7 +228,8 @@ def shard_table(profile: ReleaseProfile, cohort: Table, cells: Cells) -> Table:
         "Shards",
         columns,
         rows,
-        "The difference from what a plan must keep is summed over patients and must be 0.",
+        "The difference from what a plan must keep is summed over patients and must be 0."
+        + ("" if cells.open else " Packs and tokens are cut to two figures."),
     )
 
 
@@ -257,7 +275,9 @@ def listed(
 def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) -> dict[str, Table]:
     """All tables by name."""
     ledger, sets = ledger_table(profile, cells), sets_table(profile, cells)
-    first = cohort_table(profile, sets, STRUCTURED, cells)
+    first, second = (cohort_table(profile, sets, population, cells) for population in (STRUCTURED, IMAGING))
+    alike = balance_table(profile, cells)
+    told = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
     tables = [
         expectation_table(judgement, cells),
         ledger,
@@ -269,11 +289,12 @@ def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) ->
         code_table(profile),
         verdict_table(profile, cells),
         first,
-        cohort_table(profile, sets, IMAGING, cells),
+        second,
         sets,
-        balance_table(profile, cells),
+        alike,
         histogram_table(profile, cells),
         shard_table(profile, first, cells),
+        budget_table(profile.budgets, {cell for cell in told if isinstance(cell, int)}, cells),
         coverage_table(profile.coverage, cells),
     ]
     return {table.name: table for table in tables}

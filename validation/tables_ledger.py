@@ -3,7 +3,7 @@
 import polars as pl
 
 from validation import meanings
-from validation.cells import SMALL, WITHHELD, Cells, Hidden, follow
+from validation.cells import LARGEST_SMALL, SMALL, WITHHELD, Cells, Hidden, follow
 from validation.profile import ReleaseProfile
 from validation.table import Column, Row, Table
 
@@ -113,8 +113,10 @@ def availability_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> 
     for line in profile.marks.sort("source").iter_rows(named=True):
         counts = [line[name] for name in _AVAILABILITY]
         shown = cells.parts(counts)
-        if isinstance(stored.get(line["source"]), Hidden):
-            # Their sum is withheld: a small cell of the ledger could be worked out from it.
+        modality = str(line["source"]).removeprefix("images/")
+        few = profile.items.filter((pl.col("modality") == modality) & pl.col("items").is_between(1, LARGEST_SMALL))
+        if isinstance(stored.get(line["source"]), Hidden) or (not cells.open and not few.is_empty()):
+            # Their sum is withheld: a small cell of the ledger, or of the verdicts, could be worked out from it.
             shown = [
                 WITHHELD if count and cell is not SMALL else cell for count, cell in zip(counts, shown, strict=True)
             ]

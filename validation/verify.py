@@ -151,21 +151,24 @@ def _lags(release: _Release) -> Finding:
 
 
 def _shards(release: _Release) -> Finding:
-    """Timelines and shards hold the same subjects and tokens, and image places point at usable items."""
-    ok = read_items(release.tree, release.manifest.buckets).filter(pl.col("verdict") == "ok")["item_key"]
-    table = measure_shards(release.tree, release.manifest.profiles, release.manifest.buckets, ok)
+    """Timelines and shards hold the same tokens of the same subjects, and image places point at their usable items."""
+    items = read_items(release.tree, release.manifest.buckets)
+    table = measure_shards(release.tree, release.manifest.profiles, release.manifest.buckets, items)
     if table.is_empty():
         return Finding("shards", True, "the release has none")
     words = {
         "token_difference": "tokens that shards and timelines do not share",
         "drop_difference": "tokens left out that no plan declares",
         "misplaced_segments": "pieces of timelines out of place",
+        "changed_subjects": "subjects with other tokens than in their timelines",
         "misplaced_tiers": "subjects in another token budget than theirs",
         "budget_differences": "token budgets that are not what the manifest says",
         "foreign_subjects": "subjects in another split's shards",
         "malformed_packs": "malformed packs",
         "ids_out_of_range": "tokens outside the vocabulary",
+        "misplaced_images": "images that are not where their tokens are",
         "dangling_images": "images that are no usable item",
+        "foreign_images": "images of another subject or modality",
     }
     sums = table.select(list(words)).sum().row(0, named=True)
     wrong = [f"{count:,} {words[name]}" for name, count in sums.items() if count]

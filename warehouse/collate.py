@@ -14,7 +14,7 @@ import torch
 
 from warehouse.batches import SegmentBatch
 from warehouse.shard_times import NO_TIME
-from warehouse.shelf import Place, narrow, stacked
+from warehouse.shelf import Place, id_bytes, id_dtypes, narrow, stacked
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES, UNK
 
@@ -45,12 +45,7 @@ def widened(ids: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def _narrow_ids(places: Sequence[Place], context: int) -> npt.NDArray[Any]:
-    dtypes = {id(sheet): sheet.id_dtype for sheet, _, _ in places}
-    rows = []
-    for sheet, row, _ in places:
-        width = context * sheet.id_dtype.itemsize
-        rows.append(sheet.ids[row * width : (row + 1) * width])
-    return narrow(rows, set(dtypes.values()), context)
+    return narrow([id_bytes(place, context) for place in places], id_dtypes(places), context)
 
 
 @dataclass(frozen=True)

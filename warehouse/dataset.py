@@ -16,6 +16,7 @@ from warehouse.stream import B, Cursor, Reader, Step
 from warehouse.tokens import TokenType
 from warehouse.window_items import WindowItems
 
+SORTED_STEPS = 1024
 BOUND = ("manifest", "profile", "split", "plan", "budget", "stage")
 
 
@@ -91,9 +92,15 @@ class ShardDataset(Reader[B], Generic[B]):
         epoch, start = self.cursor
         order, world = self.order(epoch), batch_size * self.world_size
         end = len(order) - (len(order) - start) % world if drop_last else len(order)
-        for first in range(start, end, world):
-            after = min(first + world, end)
-            yield Step(dealt(order[first:after], self.rank, self.world_size), (epoch, after))
+        for first in range(start, end, SORTED_STEPS * world):
+            some = order[first : min(first + SORTED_STEPS * world, end)]
+            whole = len(some) // world
+            # A step's packs in stored order; many short sorts in one call take a tenth of as many calls.
+            shares = [*np.sort(dealt(some[: whole * world].reshape(whole, world).T, self.rank, self.world_size).T)]
+            if len(some) % world:
+                shares.append(np.sort(dealt(some[whole * world :], self.rank, self.world_size)))
+            for number, share in enumerate(shares, start=1):
+                yield Step(share, (epoch, min(first + number * world, end)))
 
     def start(self) -> Cursor:
         return 0, 0
@@ -111,12 +118,12 @@ class ShardDataset(Reader[B], Generic[B]):
         return other
 
     def load(self, step: Step) -> B:
-        """The batch of a step; its rows stand in stored order.
+        """The batch of a step; its rows stand in stored order, as `steps` gives them.
 
         Raises:
             TimeloomError: a shard or an embedding store that these packs need is missing or damaged.
         """
-        made: IdBatch = assemble([(self.shelf, np.sort(step.share))], self.recipe, step.after, self.window)
+        made: IdBatch = assemble([(self.shelf, step.share)], self.recipe, step.after, self.window)
         return cast(B, made)
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,13 +1,13 @@
 """Vectors of a batch's items out of LMDB: one transaction a store file, its keys in order, one row each."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from warehouse.embeddings import EmbeddingStore
+from warehouse.embeddings import EmbeddingStore, read_vectors
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
@@ -16,25 +16,21 @@ from warehouse.shuffle import Ints
 Floats = npt.NDArray[np.float32]
 
 
-@lru_cache(maxsize=4096)
-def _store(layout: Layout, modality: str, store: str, bucket: int) -> EmbeddingStore:
-    # Holds a path and no descriptor, so that it may be kept and used in any process.
-    return EmbeddingStore(layout.embedding_bucket(modality, store, bucket))
+@lru_cache(maxsize=64)
+def _stores(layout: Layout, modality: str, store: str, buckets: int) -> list[EmbeddingStore]:
+    # Each holds a path and no descriptor, so that it may be kept and used in any process.
+    return [EmbeddingStore(layout.embedding_bucket(modality, store, bucket)) for bucket in range(buckets)]
 
 
 def _by_store(
     layout: Layout, modality: str, store: str, subjects: Ints, buckets: int
-) -> Iterator[tuple[EmbeddingStore, list[int]]]:
+) -> list[tuple[EmbeddingStore, list[int]]]:
     """The stores that hold items of `subjects` (n,), each with its items' rows."""
-    rows: dict[int, list[int]] = {}
+    stores = _stores(layout, modality, store, buckets)
+    rows = defaultdict[int, list[int]](list)
     for row, bucket in enumerate(bucket_of(subjects, buckets).tolist()):
-        rows.setdefault(bucket, []).append(row)
-    return ((_store(layout, modality, store, bucket), rows[bucket]) for bucket in sorted(rows))
-
-
-def _lacking(path: Path) -> TimeloomError:
-    name = "/".join(path.parts[-3:])
-    return TimeloomError(f"embedding store {name} lacks an item of the release", remedy="run `timeloom verify`")
+        rows[bucket].append(row)
+    return [(stores[bucket], mine) for bucket, mine in sorted(rows.items())]
 
 
 def pooled(
@@ -45,13 +41,7 @@ def pooled(
     Raises:
         TimeloomError: a store file is missing or damaged, or lacks one of the items.
     """
-    result = np.empty((len(keys), width), dtype=np.float32)
-    for file, rows in _by_store(layout, modality, store, subjects, buckets):
-        try:
-            file.fill_many([keys[row] for row in rows], rows, result)
-        except KeyError:
-            raise _lacking(file.path) from None
-    return result
+    return read_vectors(keys, width, _by_store(layout, modality, store, subjects, buckets))
 
 
 def sequences(
@@ -69,7 +59,7 @@ def sequences(
         try:
             found = file.get_many([keys[row] for row in rows])
         except KeyError:
-            raise _lacking(file.path) from None
+            raise file.lacking() from None
         for row, array in zip(rows, found, strict=True):
             if array.ndim not in (1, 2) or array.shape[-1] != width:
                 raise TimeloomError(

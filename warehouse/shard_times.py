@@ -16,6 +16,7 @@ I64 = npt.NDArray[np.int64]
 NO_TIME = np.iinfo(np.int64).min
 UNITS_US = (60_000_000, 1_000_000, 1_000, 1)
 _CHUNK_TOKENS = 1 << 20
+_TRIED = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,21 @@ def _chunks(lengths: I64) -> list[tuple[slice, slice]]:
 
 def _fill(into: npt.NDArray[np.int32], times: I64, origins: I64, lengths: I64, unit: int) -> bool:
     """Writes the offsets; False where they are not whole units, or too many."""
-    none = times == NO_TIME
-    offsets = np.where(none, 0, times - np.repeat(origins, lengths))
+    none = np.flatnonzero(times == NO_TIME)
+    offsets = times - np.repeat(origins, lengths)
+    offsets[none] = 0
+    # A unit that is too long for a chunk seldom fits its beginning.
+    if (offsets[:_TRIED] % unit).any():
+        return False
     values = offsets // unit
     # An offset that wrapped around is negative.
-    if ((values < 0) | (values > np.iinfo(np.int32).max) | (values * unit != offsets)).any():
+    if len(values) and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
         return False
-    into[:] = np.where(none, np.iinfo(np.int32).min, values)
+    offsets -= values * unit
+    if offsets.any():
+        return False
+    into[:] = values
+    into[none] = np.iinfo(np.int32).min
     return True
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from warehouse.errors import TimeloomError
 from warehouse.packs import SmallColumns
 from warehouse.reader import REMEDY, Release, check_split
+from warehouse.rows_at import addresses, rows_at
 from warehouse.shards import Block, MappedShard, open_shard
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES
@@ -27,6 +28,17 @@ from warehouse.vocabulary import hash_of
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
 SMALL_BYTES = 256 << 20
+
+# Held while a shelf is made fit for a forked process; a child makes its own, as a thread of its parent may hold this.
+_guard = threading.Lock()
+
+
+def _own_guard() -> None:
+    global _guard
+    _guard = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_own_guard)
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,17 @@ class Place(NamedTuple):
     pages: Pages
 
 
+def id_bytes(place: Place, context: int) -> memoryview:
+    """A pack's ids."""
+    width = context * place.sheet.id_dtype.itemsize
+    return place.sheet.ids[place.row * width : (place.row + 1) * width]
+
+
+def id_dtypes(places: Sequence[Place]) -> set[np.dtype[Any]]:
+    """The types that packs' ids are stored in, mostly one."""
+    return set({id(sheet): sheet.id_dtype for sheet, _, _ in places}.values())
+
+
 def sheet_of(block: Block, unit_us: int) -> Sheet:
     """A mapped row group as a Sheet."""
     matrices = (block.input_ids, block.token_type, block.time)
@@ -159,13 +182,10 @@ class Shelf:
         self.context = entry.context
         self.numbers = np.arange(entry.files(split, budget), dtype=np.int64)
         paths = [release.files.shard(profile, split, int(number), plan) for number in self.numbers]
-        listed = [release.relative(path) in release.manifest.files for path in paths]
-        self.numbers = self.numbers[listed]
-        self.paths = release.present([path for path, there in zip(paths, listed, strict=True) if there])
-        if not self.paths:
-            raise TimeloomError(
-                f"profile {profile} has no shards of split {split} in plan {plan}", remedy="choose another split"
-            )
+        # Packing writes every file of a plan, one without packs too.
+        if unlisted := [path for path in paths if release.relative(path) not in release.manifest.files]:
+            raise TimeloomError(f"the manifest lacks {release.relative(unlisted[0])}", remedy=REMEDY)
+        self.paths = release.present(paths)
         self._edges = _edges(np.array([self._rows(release.relative(path)) for path in self.paths]))
         # Vectors may be attached where the plan keeps image tokens; the manifest names the stores.
         encoders = release.manifest.encoders if entry.images else {}
@@ -176,15 +196,24 @@ class Shelf:
         self._forget()
 
     def _forget(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._maps: OrderedDict[int, _Opened] = OrderedDict()
         self._pages: OrderedDict[tuple[int, int], Pages] = OrderedDict()
         self._bytes = 0
+        self._id_dtypes: set[np.dtype[Any]] = set()
+        self._id_address = np.zeros(len(self), np.int64)  # where each pack's ids are mapped, 0 where its file is not
+        self._process = os.getpid()  # last: whoever sees it takes the lock
+
+    def _fit_process(self) -> None:
+        """After a fork the lock may be held by a thread that is not here, and is made anew, by one thread."""
+        if self._process != os.getpid():
+            with _guard:
+                if self._process != os.getpid():
+                    self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps stay with the process that made them; a spawned worker opens its own.
-        private = ("_lock", "_maps", "_pages")
+        private = ("_lock", "_maps", "_pages", "_id_address")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -212,8 +241,7 @@ class Shelf:
         Raises:
             TimeloomError: a file is corrupt, of another vocabulary, profile, plan or store than the manifest says.
         """
-        if self._process != os.getpid():  # after a fork: the lock may have been held by a thread that is not here
-            self._forget()
+        self._fit_process()
         files = np.searchsorted(self._edges, packs, side="right") - 1
         rows = packs - self._edges[files]
         found, current, before = [], -1, (-1, -1)
@@ -231,22 +259,18 @@ class Shelf:
 
     def ids(self, packs: Ints) -> npt.NDArray[Any]:
         """The ids (n, L) of packs (n,), as narrow as they are stored: what `places` finds, by the shortest way."""
-        if self._process != os.getpid():
-            self._forget()
-        files = np.searchsorted(self._edges, packs, side="right") - 1
-        rows = packs - self._edges[files]
-        found, dtypes, current = [], set(), -1
-        with self._lock:
-            for file, row in zip(files.tolist(), rows.tolist()):  # noqa: B905
-                if file != current:
-                    current = file
-                    _, sheets, each = self._open(file)
-                    dtype = sheets[0].id_dtype
-                    dtypes.add(dtype)
-                    width = self.context * dtype.itemsize
-                number, within = divmod(row, each)
-                found.append(sheets[number].ids[within * width : (within + 1) * width])
-        return narrow(found, dtypes, self.context)
+        self._fit_process()
+        with self._lock:  # while it is held no map is given up
+            where = self._id_address[packs]
+            if len(self._maps) < len(self.paths):
+                for file in np.unique(np.searchsorted(self._edges, packs, side="right") - 1).tolist():
+                    self._open(file)
+                where = self._id_address[packs]
+            if len(self._id_dtypes) == 1 and (len(self._maps) == len(self.paths) or where.all()):
+                return rows_at(where, next(iter(self._id_dtypes)), self.context)
+        # No packs, packs in more files than may be mapped, or shards of a vocabulary that has outgrown 16 bits since.
+        places = self.places(packs)
+        return narrow([id_bytes(place, self.context) for place in places], id_dtypes(places), self.context)
 
     def _open(self, file: int) -> _Opened:
         found = self._maps.get(file)
@@ -257,8 +281,13 @@ class Shelf:
             unit = shard.header.time_unit_us
             sheets = [sheet_of(block, unit) for block in shard.blocks]
             found = self._maps[file] = _Opened(shard, sheets, shard.blocks[0].rows)
+            self._id_dtypes |= {block.input_ids.dtype for block in shard.blocks}
+            for block in shard.blocks:
+                first = int(self._edges[file]) + block.first
+                self._id_address[first : first + block.rows] = addresses(block.input_ids)
             while len(self._maps) > self._maps_most:
-                self._maps.popitem(last=False)
+                closed, _ = self._maps.popitem(last=False)
+                self._id_address[self._edges[closed] : self._edges[closed + 1]] = 0
         else:
             self._maps.move_to_end(file)
         return found

@@ -137,19 +137,26 @@ T = TypeVar("T")
 
 
 def _ahead(steps: Iterator[Step], load: Callable[[Step], T], depth: int) -> Generator[T, None, None]:
-    """Loads steps in a thread, `depth` ahead, and gives them in order; closing it ends the thread.
+    """Takes and loads steps in a thread, `depth` ahead, and gives them in order; closing it ends the thread.
 
-    One thread: a second one waits for the interpreter's lock more than it works.
+    One thread: a second one waits for the interpreter's lock more than it works. Steps are taken there too, as a
+    mixture with a token budget reads packs to count their targets.
     """
-    waiting: deque[Future[T]] = deque()
+
+    def following() -> T | None:
+        step = next(steps, None)
+        return None if step is None else load(step)
+
+    waiting: deque[Future[T | None]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="timeloom-prefetch")
     try:
-        for step in steps:
-            waiting.append(pool.submit(load, step))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        waiting.extend(pool.submit(following) for _ in range(depth))
+        while True:
+            waiting.append(pool.submit(following))
+            loaded = waiting.popleft().result()
+            if loaded is None:
+                return
+            yield loaded
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

