@@ -114,7 +114,7 @@ def read_timelines(path: Path, dtype: np.dtype[Any]) -> Timelines:
         offsets=np.zeros(len(starts), dtype=np.int64),
         token_id=token_id.astype(dtype),
         token_type=token_type,
-        time=numbers_of(table.column("time").cast(pa.int64()), np.int64, NO_TIME),
+        time=numbers_of(table.column("time").cast(pa.int64()), NO_TIME),
         image_place=image_place,
         image_key=image_key,
     )

@@ -53,7 +53,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
     tables = (_counted(one, made) for one in timelines(tree, bucket, name, profile))
     path = tree.timeline(name, bucket)
-    rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS)
+    rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
     return Result({str(path.relative_to(base)): rows}, made)
 
 

@@ -1,5 +1,7 @@
 """Curricula: blending against a loop, token budgets, stages, and one state that resumes with any world size."""
 
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from releases import fabricate, markov_timelines
 from torch.utils.data import DataLoader
 
 from warehouse import Release
+from warehouse.collate import count_targets
 from warehouse.errors import TimeloomError
 from warehouse.mixture import Curriculum, Mixture
 
@@ -104,6 +107,19 @@ def test_a_member_that_is_through_starts_its_next_epoch(release):
     assert sum(counts.values()) == sum(taken)
     assert all(its >= 2 * size for its, size in zip(taken, sizes, strict=True))
     assert min(counts.values()) >= 2
+
+
+@pytest.mark.parametrize(("prefetch", "name"), [(2, "timeloom-prefetch"), (0, "MainThread")])
+def test_targets_are_counted_in_the_thread_that_prefetches(release, monkeypatch, prefetch, name):
+    seen = set()
+
+    def counted(*given):
+        seen.add(threading.current_thread().name)
+        return count_targets(*given)
+
+    monkeypatch.setattr("warehouse.mixture.count_targets", counted)
+    assert list(mixture(release, token_budget=1_000).batches(3, prefetch=prefetch))
+    assert len(seen) == 1 and seen.pop().startswith(name)
 
 
 def test_a_token_budget_ends_after_the_step_that_reaches_it(release):

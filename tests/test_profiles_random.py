@@ -1,6 +1,7 @@
 """Random events under random rules: timelines and counts equal those of the plain reference."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from naive_timelines import Naive
 from timelines import events, fitted, named_tokens, part_of, usable
 
-from pipelines.profiles.events import Part
+from pipelines.profiles.events import NO_TIME, Part, Texts, read_parts
 from pipelines.profiles.intervals import LONGEST, MINUTE
 from pipelines.profiles.rules import ProfileConfig
+from warehouse.schemas import EVENTS, write_tables
 from warehouse.tokens import TYPE_NAMES
 
 NAMES = {int(kind): name for kind, name in TYPE_NAMES.items()}
@@ -133,6 +135,36 @@ def test_pieces_of_a_part_are_the_part(given_rows: list[dict[str, Any]], size: i
         whole = np.concatenate([getattr(piece, name) for piece in pieces])
         assert whole.tolist() == getattr(part, name).tolist()
     assert all(same_subjects(piece) for piece in pieces)
+
+
+def test_a_files_row_groups_are_one_part(tmp_path: Path) -> None:
+    ct = {"code": "IMAGE/CT", "kind": "image", "time": START}
+    other = {"code": "VITAL/HR", "time": START}
+    first = events(other, {**other, "time": None}, subject_id=1)
+    groups = [
+        first,
+        events(other, {**ct, "item_key": "a"}, other, subject_id=1),
+        events(other, subject_id=2),
+        events({**ct, "item_key": "b"}, {**ct, "item_key": "a"}, {**other, "source": "s"}, subject_id=3),
+    ]
+    write_tables(tmp_path / "events.parquet", groups, EVENTS, "events")
+    codes = pl.Series(["IMAGE/CT", "IMAGE/WSI", "VITAL/HR"])
+    for size in (1, 3, 100):
+        parts = list(read_parts(tmp_path / "events.parquet", codes, values=True, rows=size))
+        frame = pl.concat(groups)
+        assert sum(map(len, parts)) == len(frame)
+        assert np.concatenate([one.time for one in parts]).tolist() == [
+            NO_TIME if time is None else time for time in frame["time"].to_physical().to_list()
+        ]
+        for name in ("code", "kind", "source", "unit"):
+            assert [text for one in parts for text in texts(getattr(one, name))] == frame[name].to_list()
+        keys = [text for one in parts for text in texts(one.item_key)]
+        assert [key for key, kind in zip(keys, frame["kind"], strict=True) if kind == "image"] == ["a", "a", "b"]
+
+
+def texts(of: Texts | None) -> list[str | None]:
+    assert of is not None
+    return [None if place < 0 else of.distinct[place] for place in of.place.tolist()]
 
 
 def same_subjects(piece: Part) -> bool:

@@ -22,7 +22,8 @@ I64 = npt.NDArray[np.int64]
 
 SUMS = {"subject_id": pl.Int64, "sum": pl.UInt64}
 _STEP = 1 << 16  # tokens whose columns stay in a core's cache
-_PLACE, _TYPE = np.uint64(40), np.uint64(32)  # bits of a word below the place, and below the type: ids have 32
+# Bits of a word below the place, and below the type: ids have 32, types 8, places the 24 that are left.
+_PLACE, _TYPE = np.uint64(40), np.uint64(32)
 
 
 class Kept(NamedTuple):

@@ -1,7 +1,7 @@
 """Arrow schemas of everything a release holds, and the writer that keeps them."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -195,6 +195,7 @@ def write_tables(
     schema: pa.Schema,
     what: str,
     encodings: Mapping[str, str] = MappingProxyType({}),
+    fast: Collection[str] = (),
 ) -> int:
     """Writes frames one after the other as one Parquet file with exactly `schema`, atomically; gives the rows.
 
@@ -202,6 +203,7 @@ def write_tables(
 
     Args:
         encodings: columns that are written otherwise than as dictionaries, and Parquet's name of how.
+        fast: columns of a flat schema that are compressed with LZ4 instead of Zstandard.
     """
     rows = 0
     # Times in order differ by little; a dictionary of them would only be given up half-way.
@@ -215,7 +217,7 @@ def write_tables(
                 writer = pq.ParquetWriter(
                     temporary,
                     table.schema,
-                    compression="zstd",
+                    compression={name: "lz4" if name in fast else "zstd" for name in schema.names} if fast else "zstd",
                     write_page_checksum=True,
                     # Bounds of texts are looked at by nobody and take a fifth of the time.
                     write_statistics=[name for name in ("subject_id", "time") if name in schema.names],

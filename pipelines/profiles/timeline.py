@@ -209,15 +209,14 @@ class Encoder:
 
         out, kinds = np.empty(int(whole.sum()), np.uint32), np.empty(int(whole.sum()), np.uint8)
         behind = start + gap_times if profile.intervals != "none" else start
-        flat = lexicon.start[groups]
-        longest = int(lexicon.length.max(initial=0))
-        for place in range(longest):
-            if place or int(lexicon.length.min(initial=0)) < 1:
-                here = np.flatnonzero(number > place)
-                out[behind[here] + place] = self._tokens[flat[here] + place]
-                kinds[behind[here] + place] = self._types[flat[here] + place]
-            else:
-                out[behind], kinds[behind] = self._tokens[flat], self._types[flat]
+        if len(groups):
+            # No group is without a token.
+            out[behind], kinds[behind] = self._tokens[lexicon.start][groups], self._types[lexicon.start][groups]
+        here = np.flatnonzero(number > 1)
+        for place in range(1, int(lexicon.length.max(initial=0))):
+            here = here[number[here] > place]
+            spot, flat = behind[here] + place, lexicon.start[groups[here]] + place
+            out[spot], kinds[spot] = self._tokens[flat], self._types[flat]
         spot = behind[told] + number[told] - (profile.values == "fused")
         out[spot] = value_ids
         kinds[spot] = np.where(value_ids == UNK, TokenType.SPECIAL, TokenType.STRUCTURED)
