@@ -114,17 +114,13 @@ class Naive:
         return PRECISION_RANK[row["time_precision"]] if own else 0
 
     def _sorted(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        by = self.profile.order
-        coarsest: dict[Any, int] = {}
-        for row in rows:
-            coarsest[row[by]] = max(coarsest.get(row[by], 0), self._precision(row))
-        return sorted(rows, key=lambda row: self._key(row, coarsest[row[by]]))
+        return sorted(rows, key=self._key)
 
-    def _key(self, row: dict[str, Any], coarsest: int = 0) -> Any:
+    def _key(self, row: dict[str, Any]) -> Any:
         at = row[self.profile.order]
-        precision = coarsest if row["kind"] == "image" else self._precision(row)
+        last = self.profile.image_position == "after" and row["kind"] == "image"
         first = self.profile.image_position == "first" and row["kind"] == "image"
-        usual = (precision, KIND_RANK[row["kind"]], row["code"], row["source"])
+        usual = (last, self._precision(row), KIND_RANK[row["kind"]], row["code"], row["source"])
         return (at is not None, at or datetime.min, (-1,) if first else usual, row["place"])
 
     def _subject(self, rows: list[dict[str, Any]]) -> None:

@@ -199,10 +199,10 @@ def test_images_stand_after_the_structured_tokens_of_their_moment() -> None:
     ]
     rows = tokens_of(*given, items=usable("k1", "k2"))
     assert rows["token"].to_list()[1:] == [
-        "RXNORM/999", "[CT]", "[WSI]", "MEDS_DEATH", "ICD10CM/Z51", "ICD10CM/4-6/11",
+        "RXNORM/999", "MEDS_DEATH", "[CT]", "[WSI]", "ICD10CM/Z51", "ICD10CM/4-6/11",
     ]  # fmt: skip
-    assert rows["item_key"].to_list()[1:] == [None, "k1", "k2", None, None, None]
-    assert rows["type"].to_list()[2:4] == [TokenType.IMAGE] * 2
+    assert rows["item_key"].to_list()[1:] == [None, None, "k1", "k2", None, None]
+    assert rows["type"].to_list()[3:5] == [TokenType.IMAGE] * 2
 
 
 def test_an_image_stands_after_a_dated_fact_that_becomes_available_at_its_moment() -> None:

@@ -133,7 +133,7 @@ class ShardDataset(Reader[B], Generic[B]):
 
     def state_dict(self, after: IdBatch | None = None) -> dict[str, Any]:
         """The cursor behind the last batch given out, or behind `after`, a batch that a DataLoader's worker made."""
-        epoch, consumed = self.cursor if after is None else after.cursor
+        epoch, consumed = self._onward(*(self.cursor if after is None else after.cursor))
         return {**self.bound(), "seed": self.seed, "epoch": epoch, "consumed": consumed}
 
     def bound(self) -> dict[str, Any]:
@@ -151,8 +151,11 @@ class ShardDataset(Reader[B], Generic[B]):
         if consumed > len(self):
             raise _damaged()
         self.seed = check_seed(state["seed"])
-        # Behind an epoch's last pack is the start of the next, so that `epoch` says what will be read.
-        self.cursor = (epoch + 1, 0) if consumed == len(self) > 0 else (epoch, consumed)
+        self.cursor = self._onward(epoch, consumed)
+
+    def _onward(self, epoch: int, consumed: int) -> tuple[int, int]:
+        """The cursor; behind an epoch's last pack is the start of the next, so that `epoch` says what will be read."""
+        return (epoch + 1, 0) if consumed == len(self) > 0 else (epoch, consumed)
 
 
 def _damaged() -> TimeloomError:

@@ -218,9 +218,8 @@ def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.
 def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64, I64]:
     """Rows in a timeline's order, and their times.
 
-    At equal times: as warehouse.order says (coarser precision last; visit start, clinical events, images, death, visit
-    end; code; source), but images behind all clinical events, or before everything; then as they stand in data/, so by
-    their `time`.
+    At equal times: as warehouse.order says (coarser precision last; visit start, clinical events, death, visit end;
+    code; source), but images behind everything, or before it; then as they stand in data/, so by their `time`.
 
     Args:
         rows: ascending places of the wanted events (m,).
@@ -239,7 +238,7 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         order = np.argsort(key, kind="stable")
         key = key[order]
     again = key[1:] == key[:-1]
-    mixed = again & _mixed(part, rows if order is None else rows[order], images_first=images_first)
+    mixed = again & _mixed(part, rows if order is None else rows[order])
     if mixed.any():
         # Moments whose events did not stand together in data/; what did stands right already.
         first = np.concatenate([[0], np.flatnonzero(~again) + 1])
@@ -249,7 +248,7 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         places = np.repeat(first[asked] - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(moment))
         order = np.arange(len(rows)) if order is None else order
         own = order[places]
-        rank = _rank_at_a_time(part, rows[own], moment, by, images_first=images_first)
+        rank = _rank_at_a_time(part, rows[own], by, images_first=images_first)
         order[places] = own[_sorted_within(moment, rank)]
     return (rows, at) if order is None else (rows[order], at[order])
 
@@ -267,13 +266,11 @@ def _sorted_within(moment: I64, rank: I64) -> I64:
     return packed & ((1 << places) - 1)
 
 
-def _mixed(part: Part, rows: I64, *, images_first: bool) -> Mask:
-    """Which of the rows but the first (m - 1,) have another time or precision than the one before."""
+def _mixed(part: Part, rows: I64) -> Mask:
+    """Which of the rows but the first (m - 1,) differ from the one before: in time, in precision, in being an image."""
     time, precision = part.time[rows], part.precision.place[rows]
-    differs: Mask = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1])
-    if images_first:
-        image = part.kind.is_text("image")[rows]
-        differs |= image[1:] != image[:-1]
+    image = part.kind.is_text("image")[rows]
+    differs: Mask = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1]) | (image[1:] != image[:-1])
     return differs
 
 
@@ -298,7 +295,7 @@ def _on_one_axis(at: I64, subject: I32) -> I64:
     return key
 
 
-def _rank_at_a_time(part: Part, rows: I64, moment: I64, by: str, *, images_first: bool) -> I64:
+def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I64:
     kind = part.kind.take(rows).ranked(KIND_RANK)
     precision = part.precision.take(rows).ranked(PRECISION_RANK)
     if by != "time":
@@ -306,13 +303,9 @@ def _rank_at_a_time(part: Part, rows: I64, moment: I64, by: str, *, images_first
         coarse = np.flatnonzero(precision)
         elsewhere = part.time[rows[coarse]] != part.available[rows[coarse]]
         precision[coarse[elsewhere]] = 0
-    image = kind == KIND_RANK["image"]
-    if images_first:
-        precision, kind = np.where(image, [[-1], [-1]], [precision, kind])
-    elif image.any():
-        # Behind what is known by day only, too: nothing is predicted from an image of its own moment.
-        starts = np.flatnonzero(np.diff(moment, prepend=moment[0] - 1))
-        coarsest = np.maximum.reduceat(precision, starts)
-        precision = np.where(image, np.repeat(coarsest, np.diff(np.append(starts, len(moment)))), precision)
+    # Behind what is known by day only, a death and the end of the visit, too: nothing is predicted from an image of its
+    # own moment.
+    stands = -1 if images_first else max(PRECISION_RANK.values()) + 1
+    precision = np.where(kind == KIND_RANK["image"], stands, precision)
     codes, sources = len(part.code.distinct), len(part.source.distinct) + 1
     return ((precision * 8 + kind) * codes + part.code.place[rows]) * sources + part.source.place[rows]
