@@ -1,6 +1,7 @@
 """The LMDB embedding store: whole values, noticed damage, any process."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -329,3 +330,41 @@ def test_vectors_of_several_stores_come_in_the_order_asked_for(tmp_path: Path, k
             read_vectors(keys, 9, parts)
         with pytest.raises(TimeloomError, match="lacks an item"):
             read_vectors(["absent"], 8, [(stores[0], [0])])
+
+
+@pytest.mark.parametrize("size", [5_000, 20_000, 0.5, 0.9])
+def test_a_store_that_is_cut_short_is_one_line_and_kills_nobody(store: Path, size: float) -> None:
+    os.truncate(store, int(size if size > 1 else store.stat().st_size * size))
+    script = f"""
+        from pathlib import Path
+        from warehouse.embeddings import EmbeddingStore, EmbeddingWriter
+        from warehouse.errors import TimeloomError
+        path = Path({str(store)!r})
+        for use in (lambda: EmbeddingStore.open(path).keys(), EmbeddingWriter(path).__enter__):
+            try:
+                use()
+            except TimeloomError as error:
+                print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert [("0001.lmdb" in line, "cut short" in line) for line in done.stdout.splitlines()] == [(True, True)] * 2
+
+
+def test_a_file_that_lacks_nothing_but_freed_pages_is_read(tmp_path: Path) -> None:
+    """What LMDB does now and then; these puts and deletions make it leave three pages out."""
+    path = tmp_path / "0001.lmdb"
+    rng = random.Random(2)
+    with lmdb.open(str(path), subdir=False, map_size=1 << 30, sync=False) as raw:
+        for _ in range(6):
+            with raw.begin(write=True) as transaction:
+                for _ in range(rng.randint(1, 300)):
+                    key = str(rng.randint(0, 400)).encode()
+                    if rng.random() < 0.35:
+                        transaction.delete(key)
+                    else:
+                        transaction.put(key, bytes(rng.choice([50, 2048, 3072, 9000])))
+        short = (raw.info()["last_pgno"] + 1) * raw.stat()["psize"] > path.stat().st_size
+    with embedding_files.reading(path) as transaction:
+        assert short and transaction.stat()["entries"] > 100
+    close_stores()

@@ -1,6 +1,8 @@
 """The LMDB environments that a process has open: one a path, opened when it is first read, forgotten after a fork."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -113,8 +115,32 @@ def _open_reader(path: Path) -> lmdb.Environment:
         environment = lmdb.open(
             str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=map_size, max_spare_txns=8
         )
+        if not _is_whole(path, environment):
+            environment.close()
+            raise StoreDamagedError(path, "the file is cut short")
         _environments[identity] = environment
         return environment
+
+
+_READ_ALL = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False) as store, store.begin(buffers=True) as transaction:
+    sum(bytes(value).count(0) for _, value in transaction.cursor())
+"""
+
+
+def _is_whole(path: Path, environment: lmdb.Environment) -> bool:
+    """Whether the file has every page that a reader may touch; a page beyond its end would kill the process.
+
+    A file may be short of its last pages where they were freed before they were written. That is rare, and told by a
+    process of its own that reads everything.
+    """
+    pages = environment.info()["last_pgno"] + 1
+    if path.stat().st_size >= pages * environment.stat()["psize"]:
+        return True
+    return (
+        subprocess.run([sys.executable, "-c", _READ_ALL, str(path)], capture_output=True, check=False).returncode == 0
+    )
 
 
 def open_writer(path: Path) -> lmdb.Environment:
@@ -133,6 +159,9 @@ def open_writer(path: Path) -> lmdb.Environment:
             inherited.close()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path.stat().st_size:
+                _open_reader(path)  # refuses a file that is cut short
+                _environments.pop(_identity(path)).close()
             environment = lmdb.open(
                 str(path), subdir=False, map_size=WRITER_MAP_BYTES, sync=True, writemap=False, readahead=False
             )
