@@ -26,6 +26,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "codes": ("namespace", "codes", "described", "with_parents"),
     "verdicts": ("modality", "verdict", "items", "meaning"),
     "table_a1": ("split", "subjects", "share", "tokens"),
+    "balance": ("scheme", "split", "subjects", "share", "target"),
     "shards": ("profile", "plan", "split", "packs", "tokens_shards", "fill", "image_places"),
 }
 
@@ -74,7 +75,7 @@ def _shown(row: Row, name: str) -> str:
         hidden = dict(part.split(": ", 1) for part in row.get("withheld", "").split("; ") if ": " in part)
         return str(hidden.get(name, "–"))
     if isinstance(value, float):
-        return f"{value:.2%}" if name in ("share", "fill") else f"{value:,.1f}"
+        return f"{value:.2%}" if name in ("share", "fill", "target") else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -25,7 +25,7 @@ from warehouse.manifest import (
     content_hash,
 )
 from warehouse.publish import publish
-from warehouse.schemas import EVENTS, ITEMS, LAGS, SPLIT_LEDGER, VOCABULARY, empty_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS, LAGS, SCHEME_SUBJECTS, SPLIT_LEDGER, VOCABULARY, empty_frame, write_table
 from warehouse.shard_times import compact_times
 from warehouse.shards import NO_TIME, Packs, ShardHeader, write_shard
 from warehouse.tokens import BOS, IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TYPE_NAMES, TokenType
@@ -254,6 +254,8 @@ def fabricate(
         SPLIT_LEDGER,
         "ledger",
     )
+    placed = splits.with_columns(pl.int_range(pl.len()).cast(pl.Float64).alias("order")).sort("subject_id")
+    write_table(staging.scheme_subjects(PROFILE), placed, SCHEME_SUBJECTS, "subjects")
     staging.subject_splits.parent.mkdir(parents=True)
     splits.write_parquet(staging.subject_splits)
     of_bucket = bucket_of(np.array([line.subject for line in timelines]), BUCKETS)

@@ -364,6 +364,21 @@ def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_tak
     assert site.splits() == before
 
 
+def test_events_of_a_split_are_those_of_the_scheme_that_is_named(site: Site) -> None:
+    site.config["splits"] = {"mehrt": None, "other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}
+    site.config["profiles"] = {"mehrt": {}, "second": {"rules": "mehrt", "scheme": "other"}}
+    site.night()
+    release = Release.open(site.layout.root)
+    for profile, scheme in (("mehrt", None), ("second", "other")):
+        batches = release.shards(profile, split="train").batches(8)
+        packed = {subject for batch in batches for subject in batch.subject_ids.tolist()}
+        found = release.events("train", scheme).select("subject_id").unique().collect()["subject_id"]
+        assert set(found) == packed == set(release.splits(scheme).filter(split="train")["subject_id"])
+    assert set(release.events("held_out").collect()["subject_id"]) <= set(release.splits()["subject_id"])
+    with pytest.raises(TimeloomError, match="no split scheme third; choose one of: mehrt, other"):
+        release.events("train", "third")
+
+
 def test_a_vocabulary_is_not_carried_to_another_scheme(site: Site) -> None:
     site.night()
     site.config["splits"] = {"other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}

@@ -89,19 +89,36 @@ class Release:
         """The release's directory."""
         return self.files.path
 
-    def events(self, split: str | None = None) -> pl.LazyFrame:
+    def events(self, split: str | None = None, scheme: str | None = None) -> pl.LazyFrame:
         """MEDS events (warehouse.schemas.EVENTS), a subject's rows together and by time; of one split, or of all.
 
+        Args:
+            scheme: whose splits are meant; the release's first where not given. A profile's is
+                `manifest.profiles[name].scheme`: use that beside its shards, or train on what another scheme holds out.
+
         Raises:
-            TimeloomError: no such split, or a file of the release is gone.
+            TimeloomError: no such split or scheme, or a file of the release is gone.
         """
         paths = self.present([self.files.events(bucket) for bucket in range(self.manifest.buckets)])
         events = pl.scan_parquet(paths) if paths else _empty(EVENTS)
         if split is None:
             return events
-        check_split(split)
-        subjects = read_frame(self.checked(self.files.subject_splits)).filter(pl.col("split") == split)
+        subjects = self.splits(scheme).filter(pl.col("split") == check_split(split)).select("subject_id")
         return events.join(subjects.lazy(), on="subject_id", how="semi", maintain_order="left")
+
+    def splits(self, scheme: str | None = None) -> pl.DataFrame:
+        """subject_id and split of every subject that has one in a scheme; the release's first where not given.
+
+        Raises:
+            TimeloomError: no such scheme, or the file is damaged.
+        """
+        path = self.files.scheme_subjects(scheme or self.manifest.split_scheme)
+        if self.relative(path) not in self.manifest.files:
+            known = sorted(name.split("/")[1] for name in self.manifest.files if name.endswith("/" + path.name))
+            raise TimeloomError(
+                f"the release has no split scheme {scheme}", remedy=f"choose one of: {', '.join(known)}"
+            )
+        return read_frame(self.checked(path)).select("subject_id", "split")
 
     def items(self) -> pl.LazyFrame:
         """Every image found (warehouse.schemas.ITEMS), refused and failed ones included: see `verdict`.
@@ -230,6 +247,7 @@ def _empty(schema: Any) -> pl.LazyFrame:
     return frame.lazy()
 
 
-def check_split(split: str) -> None:
+def check_split(split: str) -> str:
     if split not in SPLITS:
         raise TimeloomError(f"there is no split called {split}", remedy=f"choose one of {', '.join(SPLITS)}")
+    return split
