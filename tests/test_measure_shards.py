@@ -144,6 +144,17 @@ def test_budgets_with_other_figures_are_seen(tmp_path: Path, figure: str) -> Non
     assert faults(case, with_plan(profiles, budgets=(changed, *rest))) == {"budget_differences": 1}
 
 
+def test_budgets_beyond_the_data_are_counted(tmp_path: Path) -> None:
+    case, profiles = made(tmp_path, PlanConfig(budgets=(60, 1_000_000, 2_000_000)))
+    assert not faults(case, profiles)
+    rows = measured(case, profiles)
+    assert rows.filter(plan="p").select("split", "budgets_short").rows() == [
+        ("train", 2),
+        ("tuning", 0),
+        ("held_out", 0),
+    ]
+
+
 def repeat_a_chunk(case: Case) -> None:
     """A subject's second chunk is its first once more: the number of tokens stays right."""
     _, packs = read_shard(case.tree.shard("mehrt", "train", 0, "p"))

@@ -483,12 +483,14 @@ def late_start(tree: ReleaseLayout) -> None:
 @breaks("shards.misplaced_tiers")
 @breaks("shards.budget_differences")
 @breaks("shards.budget_ks_ratio")
+@breaks("shards.budgets_short")
 def another_plan(_: ReleaseLayout) -> None:
     """Nothing: tests/test_measure_shards.py breaks plans, here the figure is the one that it would give."""
 
 
 OF_PLANS = {
     "shards.drop_difference", "shards.misplaced_tiers", "shards.budget_differences", "shards.budget_ks_ratio",
+    "shards.budgets_short",
 }  # fmt: skip
 
 

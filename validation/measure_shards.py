@@ -147,13 +147,13 @@ def measure_shards(
     keep, summed over subjects without regard to sign), drop_difference (declared drops that are not the plan's, over
     reasons), foreign_subjects (in this split's shards, though the scheme has them elsewhere or nowhere),
     misplaced_tiers (subjects in another tier of the budgets than the fixed order gives them), budget_differences
-    (budgets with other figures than the manifest's), budget_ks_ratio (see there), misplaced_segments (that do not begin
-    where the subject's one before ends), changed_subjects (all of whose tokens are there and in place, but with another
-    id, type, time or image than in the timeline), fill, fill_judged (null below 20 packs, and where packs are not meant
-    to be full), max_segments, malformed_packs (another context, profile, plan, mode or split than their place says, or
-    segments that do not add up), ids_out_of_range, image_places, misplaced_images (whose position or modality is not
-    that of a token), dangling_images (of no usable item), foreign_images (of another subject's usable item, or of
-    another modality).
+    (budgets with other figures than the manifest's), budgets_short (that ask for more than train has), budget_ks_ratio
+    (see there), misplaced_segments (that do not begin where the subject's one before ends), changed_subjects (all of
+    whose tokens are there and in place, but with another id, type, time or image than in the timeline), fill,
+    fill_judged (null below 20 packs, and where packs are not meant to be full), max_segments, malformed_packs (another
+    context, profile, plan, mode or split than their place says, or segments that do not add up), ids_out_of_range,
+    image_places, misplaced_images (whose position or modality is not that of a token), dangling_images (of no usable
+    item), foreign_images (of another subject's usable item, or of another modality).
 
     Args:
         profiles: as the manifest has them.
@@ -223,6 +223,7 @@ def _plan_rows(
                 "misplaced_tiers": _misplaced_tiers(wanted, segments),
                 "budget_differences": budget_differences(tiered, plan) if split == "train" else 0,
                 "budget_ks_ratio": budget_ks_ratio(tiered, plan) if split == "train" else None,
+                "budgets_short": sum(one.tokens < one.asked for one in plan.budgets) if split == "train" else 0,
                 "misplaced_segments": astray.height,
                 "changed_subjects": _changed_subjects(wanted, mine, sums, astray),
                 "fill": measures.tokens / max(measures.capacity, 1),

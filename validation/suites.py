@@ -176,6 +176,9 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     ),
     Expectation("shards", "budget_differences", "Token budgets hold what the manifest says."),
     Expectation(
+        "shards", "budgets_short", "Train has as many tokens as every token budget asks for.", "warning", "number"
+    ),
+    Expectation(
         "shards",
         "budget_ks_ratio",
         "Timelines are as long in every token budget as in train (Kolmogorov-Smirnov, alpha 0.001).",
