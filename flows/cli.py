@@ -145,7 +145,9 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "Outcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.server import ensure_server
+    from pipelines.config import load_config
 
+    load_config(settings.config)  # a key that is wrong is said before a server starts
     ensure_server()
     from flows.nightly import nightly, watch
 

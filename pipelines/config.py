@@ -237,7 +237,8 @@ def _explain(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}"
+        said = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {said}" if where else said
     model: Any = RunConfig
     known = list(model.model_fields)
     for part in first["loc"][:-1]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT = "default"
 
@@ -40,6 +40,12 @@ class PlanConfig(BaseModel):
     images: bool = True
     budgets: tuple[Annotated[int, Field(ge=1)], ...] = ()
     loss: Literal["mehrt", "multimodal"] = "mehrt"
+
+    @model_validator(mode="after")
+    def _loss_of_budgets(self) -> "PlanConfig":
+        if self.loss != "mehrt" and not self.budgets:
+            raise ValueError("loss says what budgets count, and the plan has none; a reader chooses its own loss")
+        return self
 
     @property
     def length(self) -> int:

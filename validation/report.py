@@ -23,7 +23,7 @@ TEMPLATE = "report.html.jinja"
 OPEN_MODE = "synthetic"
 DEID_MODES = {
     "synthetic": "simulated patients",
-    "limited": "limited data set: real dates, under an agreement",
+    "limited": "limited data set, under an agreement",
     "expert": "expert determination: dates shifted by whole weeks",
     "safe_harbor_year": "years only, after the Safe Harbor list",
 }

@@ -176,7 +176,7 @@ class Shelf:
         if budget is not None and not (split == "train" and 0 <= budget < len(entry.budgets)):
             raise TimeloomError(
                 f"plan {plan} of profile {profile} has no budget {budget} for split {split}",
-                remedy=f"train has {len(entry.budgets)} budgets, counted from 0; configure them under `plans`",
+                remedy=f"train has {len(entry.budgets)} budgets, counted from 0; other splits are read without one",
             )
         self.release, self.profile, self.split, self.plan, self.budget = release, profile, split, plan, budget
         self.context = entry.context
