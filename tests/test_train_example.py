@@ -50,7 +50,6 @@ def test_a_markov_chain_is_learned_and_its_shuffle_is_not(markov):
 def test_the_demo_release_is_learned_and_its_shuffle_is_not(demo_release):
     ordered = result_of(demo_release, "--steps", "200")
     assert learns(ordered), ordered
-    assert ordered["seconds"] < 180
     shuffled = result_of(demo_release, "--steps", "200", "--shuffle-within")
     assert not learns(shuffled), shuffled
 
