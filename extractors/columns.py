@@ -1,11 +1,7 @@
 """What is made of a block's columns, at the cost of their distinct values or of the few rows that have any."""
 
-from collections.abc import Callable
-
 import numpy as np
 import polars as pl
-
-from warehouse.order import encode, pack
 
 
 def spread(marked: pl.Series, places: pl.Series, rows: int) -> pl.Series:
@@ -37,22 +33,3 @@ def both(value: pl.Series, told: pl.Series) -> pl.Series:
 
 def column(frame: pl.DataFrame, expression: pl.Expr) -> pl.Series:
     return frame.with_columns(expression.alias("_column"))["_column"]
-
-
-def by_distinct_rows(
-    frame: pl.DataFrame, columns: list[str], function: Callable[[pl.DataFrame], pl.Series]
-) -> pl.Series:
-    """What `function` makes of each row (n,), worked out once for each distinct combination of some columns."""
-    columns = list(dict.fromkeys(columns))
-    if not columns:
-        return function(pl.DataFrame({"_nothing": [None]})).new_from_index(0, len(frame))
-    if frame.is_empty():
-        return function(frame.select(columns))
-    encoded = [encode(frame[name]) for name in columns]
-    if len(columns) == 1:
-        distinct, places = pl.DataFrame({columns[0]: encoded[0][0]}), encoded[0][1]
-    else:
-        packed = pack([places for _, places in encoded])
-        _, first, places = np.unique(packed, return_index=True, return_inverse=True)
-        distinct = frame.select(columns)[first]
-    return function(distinct).gather(pl.Series(places.astype(np.uint32)))

@@ -2,16 +2,20 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from extractors.columns import both, by_distinct_rows, column, filled, spread
+from extractors.columns import both, column, filled, spread
 from extractors.deid import Deidentifier
 from extractors.raw import Block
+from extractors.rows import Column, Rows
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
-from extractors.times import PRECISIONS, Times, parse_times
+from extractors.times import MOMENTS, PRECISIONS, Times, column_times, first_filled
 from extractors.values import parse_values
 from warehouse.hashing import splitmix64
 
@@ -25,6 +29,8 @@ RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
 LAG_STEP_US = 5 * 60_000_000
 LAG_STEPS = 14 * 24 * 12
 _COMPACTED = 64
+# Before every moment in microseconds.
+_NEVER = np.iinfo(np.int64).min
 
 _FILTERS = {
     "icd": lambda column: column.str.strip_chars().str.replace_all(r"[.\s]", "").str.to_uppercase(),
@@ -93,8 +99,11 @@ class Interner:
         return list(self._numbers)
 
     def of(self, texts: pl.Series) -> pl.Series:
-        """(n,) uint32 of distinct texts (n,), null where null."""
-        numbers = [None if one is None else self._numbers.setdefault(one, len(self._numbers)) for one in texts]
+        """(n,) uint32 of texts (n,), null where null; each is looked at, so they had better be distinct."""
+        asked = texts.to_list()
+        numbers = list(map(self._numbers.get, asked))
+        if None in numbers:
+            numbers = [None if one is None else self._numbers.setdefault(one, len(self._numbers)) for one in asked]
         return pl.Series(numbers, dtype=pl.UInt32)
 
 
@@ -116,6 +125,19 @@ def code_expression(template: str) -> pl.Expr:
     return pl.concat_str(parts)
 
 
+@dataclass(frozen=True)
+class _Patient:
+    """Whose rows (n,) they are: id, shift of the dates where there is one, visit."""
+
+    subject: pl.Series
+    offset: pl.Series | None
+    visit: pl.Series
+
+    def take(self, places: pl.Series) -> "_Patient":
+        offset = None if self.offset is None else self.offset.gather(places)
+        return _Patient(self.subject.gather(places), offset, self.visit.gather(places))
+
+
 class Converter:
     """Turns blocks of one table into events, keeping the account.
 
@@ -127,6 +149,7 @@ class Converter:
 
     Attributes:
         columns: the raw columns that the rules read.
+        moments: those that are times by themselves, and nearly all differ.
         codes, units: the texts that the columns `code` and `unit` count in.
         quarantine: by reason, record numbers of the rows that made nothing.
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
@@ -142,85 +165,98 @@ class Converter:
         self._lags: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self.columns = sorted(raw_columns(self.rule, source.subject))
+        times = [time for event in self.rule.events for time in (event.time, event.available) if time]
+        self.moments = {time.column[0] for time in times if len(time.column) == 1}
 
-    def prepare(self, block: Block) -> pl.DataFrame:
-        """The columns that the rules read, the record's number `_row`, and `_row_hash` over everything in it.
+    def prepare(self, block: Block) -> Rows:
+        """The columns of a block, its records' numbers, and hashes of everything in them.
 
         Args:
             block: of `columns`, hashed.
         """
         assert block.hashes is not None, "blocks are hashed"
-        self.account.raw += len(block.frame)
-        numbers = block.numbers(np.arange(len(block.frame)))
-        return block.frame.with_columns(block.hashes.alias("_row_hash"), pl.Series("_row", numbers, dtype=pl.Int64))
+        self.account.raw += len(block)
+        return Rows(block.columns, block.numbers(np.arange(len(block))), block.hashes.to_numpy())
 
-    def convert(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def convert(self, rows: Rows) -> pl.DataFrame:
         """Events of prepared rows, columns CONVERTED and the record's number `row`, in no particular order.
 
         The account is brought up to date.
         """
-        rows = len(frame)
-        frame = self._derive(frame)
-        good_subject = frame["_subject"].is_not_null()
-        never = pl.Series([False]).new_from_index(0, rows)
+        rows = self._derive(rows)
+        patient = self._patient(rows)
+        good_subject = patient.subject.is_not_null()
+        never = pl.Series([False]).new_from_index(0, len(rows))
         state = dict.fromkeys(("timed", "static", *REASONS), never)
         state["bad_subject_id"] = ~good_subject
         parsed: dict[str, Times] = {}
         asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]] = {}
         made = [
-            self._make(frame, number, rule, good_subject, state, parsed, asked)
+            self._make(rows, number, rule, patient, good_subject, state, parsed, asked)
             for number, rule in enumerate(self.rule.events)
         ]
         for rule, times, rows_asked in asked.values():
             self.account.saw_times(rule, times, rows_asked)
-        self._settle(state, frame["_row"])
+        self._settle(state, pl.Series(rows.number))
         events = pl.concat(made)
         self.account.emitted += len(events)
         return events
 
-    def _derive(self, frame: pl.DataFrame) -> pl.DataFrame:
-        rule = self.rule
-        looked_up = [name for join in rule.joins for name in join.columns]
+    def _derive(self, rows: Rows) -> Rows:
+        """The rows with the columns that the rule derives."""
+        looked_up = [name for join in self.rule.joins for name in join.columns]
+        hashes = rows.hashes
         if looked_up:
             # A bucket is aligned again where a looked-up column changed, though the row did not.
-            attached = frame.select(looked_up).hash_rows(seed=self.deid.row_seed).to_numpy()
-            frame = frame.with_columns(pl.Series("_row_hash", frame["_row_hash"].to_numpy() ^ splitmix64(attached)))
-        for name, expression in rule.derive.items():
-            frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
-        raw = frame[rule.subject or self.source.subject]
-        visits = frame[rule.visit] if rule.visit else None
+            attached = pl.DataFrame({name: rows.columns[name].rows for name in dict.fromkeys(looked_up)})
+            hashes = hashes ^ splitmix64(attached.hash_rows(seed=self.deid.row_seed).to_numpy())
+        derived = Rows(dict(rows.columns), rows.number, hashes)
+        for name, expression in self.rule.derive.items():
+            made = sql(expression).cast(pl.String)
+            derived = derived.with_column(name, derived.by(made.meta.root_names(), partial(column, expression=made)))
+        return derived
+
+    def _patient(self, rows: Rows) -> _Patient:
+        raw = rows.columns[self.rule.subject or self.source.subject]
         # Exports stand in the order of their subjects: few runs, each looked at once.
-        runs = raw.rle().struct.field("value").unique()
-        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(runs)]).unique()
-        return frame.with_columns(
-            self.deid.subject_ids(raw).alias("_subject"),
-            self.deid.offsets(raw).alias("_offset"),
-            (self.deid.visit_ids(visits) if visits is not None else pl.lit(None, pl.Int64)).alias("_visit"),
+        runs = raw.values if raw.places is not None else raw.values.rle().struct.field("value")
+        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(runs.unique())]).unique()
+        shifted = self.deid.config.dates == "shift"
+        visits = rows.columns[self.rule.visit].map(self.deid.visit_ids) if self.rule.visit else None
+        return _Patient(
+            raw.map(self.deid.subject_ids).rows,
+            raw.map(self.deid.offsets).rows if shifted else None,
+            _nothing(pl.Int64(), len(rows)) if visits is None else visits.rows,
         )
 
-    def _times(self, frame: pl.DataFrame, rule: TimeRule, parsed: dict[str, Times]) -> Times:
+    def _times(self, rows: Rows, rule: TimeRule, parsed: dict[str, Times]) -> Times:
         key = rule.model_dump_json(exclude={"otherwise"})
         if key not in parsed:
-            parsed[key] = parse_times(frame, rule, self.source.time_zone)
+            single = len(rule.column) == 1
+            texts = rows.columns[rule.column[0]] if single else rows.by(rule.column, first_filled)
+            parsed[key] = column_times(texts, rule, self.source.time_zone)
         return parsed[key]
 
     def _make(
         self,
-        whole: pl.DataFrame,
+        whole: Rows,
         number: int,
         rule: EventRule,
+        patient: _Patient,
         good_subject: pl.Series,
         state: dict[str, pl.Series],
         parsed: dict[str, Times],
         asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]],
     ) -> pl.DataFrame:
-        frame, applies = whole, good_subject
+        rows, applies = whole, good_subject
         if rule.where:
-            applies = applies & column(frame, sql(rule.where)).fill_null(False)
+            where = sql(rule.where)
+            met = whole.by(where.meta.root_names(), lambda frame: column(frame, where).cast(pl.Boolean))
+            applies = applies & met.rows.fill_null(False)
         places = None if applies.all() else applies.arg_true()
         if places is not None:
-            frame = frame[places]
-        rows = len(frame)
+            read = {*template_columns(rule.code), *(name for name in (rule.value, rule.text, rule.unit) if name)}
+            rows, patient = whole.take(places.to_numpy(), read), patient.take(places)
 
         def mark(reason: str, marked: pl.Series) -> None:
             if marked.any():
@@ -233,7 +269,7 @@ class Converter:
             asked[read] = (one, times, applies if before is None else before[2] | applies)
             return times if places is None else times.gather(places)
 
-        code = self._codes(frame, rule.code)
+        code = self._codes(rows, rule.code)
         emit = code.is_not_null()
         mark("missing_code", ~emit)
         if rule.time is not None:
@@ -244,16 +280,16 @@ class Converter:
             emit = emit & time.is_not_null()
             mark("timed", emit)
         else:
-            time = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, rows)
-            precision = pl.Series([None], dtype=pl.Enum(PRECISIONS)).new_from_index(0, rows)
+            time = _nothing(pl.Datetime("us"), len(rows))
+            precision = _nothing(pl.Enum(PRECISIONS), len(rows))
             mark("static", emit)
         known = times_of(rule.available) if rule.available is not None and rule.time is not None else None
         available, availability = self._available(rule, time, precision, code, emit, known)
-        number_, flag, text, unit = self._values(frame, rule)
-        offset = frame["_offset"] if self.deid.config.dates == "shift" else None
+        number_, flag, text, unit = self._values(rows, rule)
+        offset = patient.offset
         made = pl.DataFrame(
             {
-                "subject_id": frame["_subject"],
+                "subject_id": patient.subject,
                 "time": time if offset is None else time + offset,
                 "code": code,
                 "numeric_value": number_,
@@ -261,20 +297,19 @@ class Converter:
                 "available_time": available if offset is None else available + offset,
                 "precision": precision.to_physical().cast(pl.UInt8),
                 "unit": unit,
-                "visit_id": frame["_visit"],
-                "rule": pl.Series([number], dtype=pl.UInt16).new_from_index(0, rows),
+                "visit_id": patient.visit,
+                "rule": pl.Series([number], dtype=pl.UInt16).new_from_index(0, len(rows)),
                 "availability": availability,
                 "flag": flag,
-                "row_hash": frame["_row_hash"],
-                "row": frame["_row"],
+                "row_hash": rows.hashes,
+                "row": rows.number,
             }
         )
         return made if emit.all() else made.filter(emit)
 
-    def _codes(self, frame: pl.DataFrame, template: str) -> pl.Series:
-        return by_distinct_rows(
-            frame, template_columns(template), lambda rows: self.codes.of(column(rows, code_expression(template)))
-        )
+    def _codes(self, rows: Rows, template: str) -> pl.Series:
+        made = code_expression(template)
+        return rows.by(template_columns(template), lambda frame: self.codes.of(column(frame, made)), distinct=True).rows
 
     def _available(
         self,
@@ -290,31 +325,35 @@ class Converter:
         if rule.available is None or known is None:
             how = AT_TIME if rule.time is not None else None
             return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
-        recorded = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
+        availability = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
         missing = known.time.is_null()
-        available = known.time.zip_with((known.time >= time).fill_null(False), time)
-        if not missing.any():
-            availability = recorded
-        else:
+        at, told = (one.to_physical().fill_null(_NEVER).to_numpy() for one in (time, known.time))
+        later = np.maximum(at, told)
+        available = pl.Series(later).cast(pl.Datetime("us"))
+        if missing.any():
             self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
             self.account.partial["unknown_available_time"] += int((emit & missing & ~known.unreadable).sum())
             otherwise = AWAITED if rule.available.otherwise == "lag" else AT_TIME
-            availability = recorded.set(missing, otherwise)
+            availability = availability.set(missing, otherwise)
         if rule.available.otherwise == "lag":
-            self._count_lags(code, (available - time).dt.total_microseconds(), emit & ~missing, precision)
+            # Against the end of a day that is all that is known, a lag says nothing.
+            counted = (emit & ~missing).to_numpy() & (precision.to_physical().fill_null(MOMENTS).to_numpy() < MOMENTS)
+            self._count_lags(code.to_physical().fill_null(0).to_numpy(), later - at, counted)
         return available, availability
 
-    def _count_lags(self, code: pl.Series, lag: pl.Series, counted: pl.Series, precision: pl.Series) -> None:
-        # Against the end of a day that is all that is known, a lag says nothing.
-        counted = counted & precision.is_in(["us", "s", "min"])
-        steps = ((lag + (LAG_STEP_US - 1)) // LAG_STEP_US).clip(0, LAG_STEPS)
-        keys = (code.cast(pl.Int64) * (LAG_STEPS + 1) + steps).filter(counted)
-        self._lags.append(keys.value_counts(name="rows").rename({keys.name: "key"}))
+    def _count_lags(
+        self, code: npt.NDArray[np.uint32], lag: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+    ) -> None:
+        steps = np.clip(-(-lag // LAG_STEP_US), 0, LAG_STEPS)
+        keys = code.astype(np.int64) * (LAG_STEPS + 1) + steps
+        found = pc.value_counts(pa.array(keys if counted.all() else keys[counted]))
+        key, rows = found.field("values").to_numpy(), found.field("counts").to_numpy()
+        self._lags.append(pl.DataFrame({"key": key, "rows": rows}))
         if len(self._lags) >= _COMPACTED:
             self._lags = [self._summed_lags()]
 
     def _summed_lags(self) -> pl.DataFrame:
-        nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.UInt32})
+        nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.Int64})
         return pl.concat([nothing, *self._lags]).group_by("key").agg(pl.col("rows").sum())
 
     def lags(self) -> pl.DataFrame:
@@ -323,36 +362,35 @@ class Converter:
         return self._summed_lags().select(
             (pl.col("key") // (LAG_STEPS + 1)).cast(pl.UInt32).alias("code"),
             (pl.col("key") % (LAG_STEPS + 1)).alias("step"),
-            pl.col("rows").cast(pl.Int64),
+            "rows",
         ).sort("code", "step")  # fmt: skip
 
-    def _values(self, frame: pl.DataFrame, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
+    def _values(self, rows: Rows, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
         """Number, flag, text and unit of each row."""
-        rows = len(frame)
-        number = pl.Series([None], dtype=pl.Float32).new_from_index(0, rows)
-        flag = pl.Series([None], dtype=pl.UInt8).new_from_index(0, rows)
-        text = pl.Series([None], dtype=pl.String).new_from_index(0, rows)
-        own_unit: pl.Series | None = None
+        number, flag = _nothing(pl.Float32(), len(rows)), _nothing(pl.UInt8(), len(rows))
+        text, own_unit = _nothing(pl.String(), len(rows)), None
         if rule.value:
-            parsed = parse_values(frame[rule.value])
-            number = parsed["number"]
-            if parsed["text"].null_count() < rows:
-                text, own_unit = parsed["text"], parsed["unit"]
-                flag = parsed["flag"].to_physical().cast(pl.UInt8)
+            raw = rows.columns[rule.value]
+            parsed = parse_values(raw.values)
+            number = Column(parsed["number"], raw.places).rows
+            if parsed["text"].null_count() < len(parsed):
+                text, own_unit = (Column(parsed[name], raw.places).rows for name in ("text", "unit"))
+                flag = Column(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
         if rule.text:
-            text = both(text, filled(frame[rule.text]))
-        return number, flag, text, self._unit(frame, rule, own_unit)
+            told = rows.columns[rule.text].map(filled)
+            if told.values.null_count() < len(told.values):
+                text = both(text, told.rows)
+        return number, flag, text, self._unit(rows, rule, own_unit)
 
-    def _unit(self, frame: pl.DataFrame, rule: EventRule, own: pl.Series | None) -> pl.Series:
+    def _unit(self, rows: Rows, rule: EventRule, own: pl.Series | None) -> pl.Series:
+        name = rule.unit
         if own is not None and own.null_count() < len(own):
-            stated = filled(frame[rule.unit]) if rule.unit else own
-            frame, name = pl.DataFrame({"_unit": stated.zip_with(stated.is_not_null(), own)}), "_unit"
-        elif rule.unit:
-            name = rule.unit
-        else:
-            return pl.Series([None], dtype=pl.UInt32).new_from_index(0, len(frame))
+            stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own
+            rows, name = rows.with_column("_unit", Column(stated.zip_with(stated.is_not_null(), own))), "_unit"
+        if name is None:
+            return _nothing(pl.UInt32(), len(rows))
         spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)
-        return by_distinct_rows(frame, [name], lambda rows: self.units.of(column(rows, spelt)))
+        return rows.by([name], lambda frame: self.units.of(column(frame, spelt)), distinct=True).rows
 
     def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
         timed, static = state["timed"], state["static"] & ~state["timed"]
@@ -369,3 +407,7 @@ class Converter:
             if hit.any():
                 self.quarantine[reason].append(rows.filter(hit).to_numpy())
             nothing = nothing & ~hit
+
+
+def _nothing(dtype: pl.DataType, rows: int) -> pl.Series:
+    return pl.Series([None], dtype=dtype).new_from_index(0, rows)

@@ -8,12 +8,14 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from extractors.convert import Account, Converter
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.joins import attach_all
 from extractors.raw import Block
+from extractors.rows import Column, Rows
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
 from extractors.suspicions import Suspicion, in_yaml, key_of, namespace, times_of
 from extractors.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
@@ -201,9 +203,10 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     blocks, columns, malformed = _read(source, export, table, rows)
     converter = Converter(source, table, Deidentifier(DeidConfig(mode="synthetic", dates="keep"), SYNTHETIC_KEY))
     if rule.role == "reference":
-        converter.account.raw = converter.account.reference = sum(len(block.frame) for block in blocks)
+        converter.account.raw = converter.account.reference = sum(map(len, blocks))
         return replace(said, state="read", account=_whole(converter, malformed)), None
-    prepared = (converter.prepare(replace(block, frame=block.frame.select(converter.columns))) for block in blocks)
+    wanted = (replace(block, columns={name: block.columns[name] for name in converter.columns}) for block in blocks)
+    prepared = (converter.prepare(block).frame() for block in wanted)
     joins = [
         # The other table's key, looked up too, tells a key that is not there from a column that is empty.
         join.model_copy(update={"columns": join.columns | {f"{_FOUND}{number}": next(iter(join.key.values()))}})
@@ -211,7 +214,7 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     ]
     with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
         frame = pl.concat(attach_all(prepared, export, joins, Path(scratch)))
-    events = _texts(converter, converter.convert(frame))
+    events = _texts(converter, converter.convert(Rows.of_frame(frame)))
     for name, expression in rule.derive.items():
         frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
     times = {key_of(one): parse_times(frame, one, source.time_zone) for one in times_of(rule)}
@@ -248,8 +251,10 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
         columns += [name for name in raw.columns if name not in columns]
         for block in raw.blocks(seed=0):
             hashes = block.hashes.head(rows) if block.hashes is not None else None
-            blocks.append(Block(block.frame.head(rows), block.first, block.gaps, hashes))
-            rows -= len(blocks[-1].frame)
+            first = np.arange(min(rows, len(block)))
+            kept = {name: column.take(first) for name, column in block.columns.items()}
+            blocks.append(Block(kept, block.first, block.gaps, hashes))
+            rows -= len(blocks[-1])
             if rows <= 0:
                 break
         malformed += len(raw.malformed)
@@ -258,7 +263,8 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
     if not blocks:
         names = [*columns, *(name for name in source.tables[table].optional_columns if name not in columns)]
         nothing = pl.Series([], dtype=pl.UInt64)
-        blocks.append(Block(pl.DataFrame(schema=dict.fromkeys(names, pl.String)), 1, hashes=nothing))
+        empty = pl.Series([], dtype=pl.String)
+        blocks.append(Block({name: Column(empty) for name in names}, 1, hashes=nothing))
     return blocks, columns, malformed
 
 

@@ -1,7 +1,8 @@
 """One raw table as blocks of text columns, whatever it lies in: CSV, gzipped CSV, Parquet or a DuckDB file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from isal.igzip_lib import IsalError
 
+from extractors.rows import Column
 from warehouse.errors import TimeloomError
 
 BATCH_ROWS = 1 << 17
@@ -26,18 +28,27 @@ class Block:
     """Rows of a raw table, text columns.
 
     Attributes:
+        columns: by name, (n,) each.
         first: number of the block's first record; records are counted from 1, the header apart.
-        gaps: places, counted from the block's first record, of records that were malformed and are not in `frame`.
+        gaps: places, counted from the block's first record, of records that were malformed and are not in `columns`.
         hashes: of each row over everything that it holds, uint64; None where they were not asked for.
     """
 
-    frame: pl.DataFrame
+    columns: Mapping[str, Column]
     first: int
     gaps: tuple[int, ...] = ()
     hashes: pl.Series | None = None
 
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """The rows as a frame."""
+        return pl.DataFrame({name: column.rows for name, column in self.columns.items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
     def numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Record numbers of some rows of `frame`."""
+        """Record numbers of some rows."""
         if not self.gaps:
             return rows + self.first
         before = np.asarray(self.gaps) - np.arange(len(self.gaps))
@@ -55,8 +66,11 @@ class Reader(Protocol):
     columns: list[str]
     malformed: list[int]
 
-    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
-        """The rows in the file's order, null where the export says nothing; with hashes where there is a seed."""
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+        """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
+
+        Columns may be numbered where `plain` names them not.
+        """
 
 
 class RawTable:
@@ -126,10 +140,13 @@ class RawTable:
             remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
-    def blocks(self, columns: list[str] | None = None, *, seed: int | None = None) -> Iterator[Block]:
+    def blocks(
+        self, columns: list[str] | None = None, *, seed: int | None = None, plain: Collection[str] | None = None
+    ) -> Iterator[Block]:
         """Blocks of the wanted columns, all where None, in the file's order; optional ones that are absent as nulls.
 
         Args:
+            plain: columns whose every row is wanted as it stands; the others may be numbered. None for all.
             seed: gives a hash of each row as it stands in the file, wanted or not: equal rows have equal ones. Without
                 the seed nobody can try which row has a hash.
 
@@ -139,18 +156,23 @@ class RawTable:
         wanted = self.columns if columns is None else [name for name in columns if name in self._spelt]
         absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
         spelt = [self._spelt[name] for name in wanted]
+        kept = None if plain is None else [self._spelt[name] for name in wanted if name in plain]
         try:
-            for block in self._reader.blocks(spelt, seed):
-                frame = block.frame if spelt == wanted else block.frame.rename(dict(zip(spelt, wanted, strict=True)))
-                if absent:
-                    frame = frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
-                yield Block(frame, block.first, block.gaps, block.hashes)
+            for block in self._reader.blocks(spelt, seed, kept):
+                found = {name: block.columns[one] for name, one in zip(wanted, spelt, strict=True)}
+                found |= {name: _nothing(len(block)) for name in absent}
+                yield Block(found, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:
             raise self._unclosed() from error
         except _UNREADABLE as error:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
             ) from error
+
+
+def _nothing(rows: int) -> Column:
+    """A column of nulls."""
+    return Column(pl.Series([None], dtype=pl.String), np.zeros(rows, np.uint32))
 
 
 class UnclosedQuoteError(Exception):
@@ -175,7 +197,7 @@ class ParquetReader:
         self.columns = list(pq.read_schema(path).names)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
         read = columns if seed is None else self.columns
         with pq.ParquetFile(self._path) as file:
             batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
@@ -192,7 +214,7 @@ class DatabaseReader:
         self.columns = database_columns(path, table)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
         from extractors.database import database_frames
 
         read = columns if seed is None else self.columns
@@ -207,7 +229,8 @@ def _numbered(
         assert isinstance(frame, pl.DataFrame)
         text = frame.with_columns(_as_text(frame[name]) for name in frame.columns)
         text = text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all()))
-        yield Block(text.select(columns), first, hashes=None if seed is None else hash_of_columns(text, seed))
+        found = {name: Column(text[name]) for name in columns}
+        yield Block(found, first, hashes=None if seed is None else hash_of_columns(text, seed))
         first += len(frame)
 
 

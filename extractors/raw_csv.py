@@ -8,7 +8,7 @@ stands at the edge of a field, which is nearly always, else one by one.
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 from isal import igzip
 
 from extractors.raw import Block, UnclosedQuoteError, hash_of_columns
+from extractors.rows import Column
 
 CHUNK_BYTES = 16 << 20
 LONGEST_RECORD = 64 << 20
@@ -33,6 +34,11 @@ _EDGE = np.isin(np.arange(256), [ord(","), ord("\n"), ord("\r")])
 _QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
 _FIELD = rb'(?:"(?:[^"]++|"")*+"?)?[^,\r\n]*+'
 _RECORD = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+")
+
+_TEXT = pa.string()
+_NUMBERED = pa.dictionary(pa.int32(), _TEXT)
+# Beyond this share of distinct texts numbering them costs more than it saves.
+_DISTINCT = 0.5
 
 I64 = npt.NDArray[np.int64]
 Spans = tuple[I64, I64]
@@ -56,7 +62,8 @@ class CsvReader:
             return self._path.open("rb")
         return cast(BinaryIO, igzip.IGzipFile(self._path, "rb"))  # type: ignore[no-untyped-call]
 
-    def blocks(self, columns: list[str], seed: int | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+        kinds = _Kinds(columns, plain)
         first = 1
         with self._open() as stream:
             stream.read(self._first)
@@ -75,22 +82,14 @@ class CsvReader:
                     # Else the reader takes the last line end for that of a record, though it may stand in quotes.
                     chunk += self._line_end
                 before = len(self.malformed)
-                frame = self._split(chunk, columns, first)
+                table = self._split(chunk, kinds.types, first)
                 gaps = tuple(number - first for number in self.malformed[before:])
-                if len(frame):
-                    hashes = None if seed is None else self._hashes(chunk, quoted, gaps, len(frame), first, seed)
-                    yield Block(frame, first, gaps, hashes)
-                first += len(frame) + len(gaps)
+                if len(table):
+                    hashes = None if seed is None else self._hashes(chunk, quoted, gaps, len(table), first, seed)
+                    yield Block(kinds.columns_of(table), first, gaps, hashes)
+                first += len(table) + len(gaps)
 
-    def _convert_options(self, columns: list[str]) -> pacsv.ConvertOptions:
-        return pacsv.ConvertOptions(
-            column_types={name: pa.string() for name in self.columns},
-            include_columns=columns,
-            null_values=self._null_values,
-            strings_can_be_null=True,
-        )
-
-    def _split(self, chunk: bytes, columns: list[str], first: int) -> pl.DataFrame:
+    def _split(self, chunk: bytes, types: dict[str, pa.DataType], first: int) -> pa.Table:
         def malformed(row: pacsv.InvalidRow) -> str:
             self.malformed.append(first + row.number - 1)
             return "skip"
@@ -98,15 +97,17 @@ class CsvReader:
         # The reader prints a traceback where it cannot decode a malformed row.
         if not chunk.isascii() and pl.Series([chunk]).cast(pl.String, strict=False).null_count():
             raise pa.ArrowInvalid("not UTF-8")
-        table = pacsv.read_csv(
+        return pacsv.read_csv(
             pa.BufferReader(chunk),
             read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(chunk) + 1),
             parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
-            convert_options=self._convert_options(columns),
+            convert_options=pacsv.ConvertOptions(
+                column_types=types,
+                include_columns=list(types),
+                null_values=self._null_values,
+                strings_can_be_null=True,
+            ),
         )
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
-        return frame
 
     def _hashes(
         self, chunk: bytes, quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
@@ -121,9 +122,34 @@ class CsvReader:
             return records.hash(seed=seed)
         # The reader sees other records than we do: only what it made of them can be told apart.
         known = len(self.malformed)
-        frame = self._split(chunk, self.columns, first)
+        frame = pl.from_arrow(self._split(chunk, dict.fromkeys(self.columns, _TEXT), first))
+        assert isinstance(frame, pl.DataFrame)
         del self.malformed[known:]
         return hash_of_columns(frame, seed)
+
+
+class _Kinds:
+    """Which columns are read as texts, and which as numbers of distinct ones.
+
+    Args:
+        plain: columns to be read as texts; None for all. Others are, too, once most of their texts turn out to differ.
+    """
+
+    def __init__(self, columns: list[str], plain: Collection[str] | None) -> None:
+        self.types = {name: _TEXT if plain is None or name in plain else _NUMBERED for name in columns}
+
+    def columns_of(self, table: pa.Table) -> dict[str, Column]:
+        """The columns of a chunk."""
+        found = {}
+        for name in self.types:
+            array = table.column(name).combine_chunks()
+            if self.types[name] is _NUMBERED:
+                found[name] = Column.of_dictionary(array)
+                if len(array.dictionary) > _DISTINCT * len(array):
+                    self.types[name] = _TEXT
+            else:
+                found[name] = Column(array)
+        return found
 
 
 def _records(chunk: bytes, quoted: Spans) -> pl.Series:

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from extractors.rows import Column
 from extractors.source import TimeRule
 
 _DATES = (
@@ -15,7 +19,11 @@ _DATES = (
 # shift moves past what Python can hold, are unreadable.
 _FIRST, _LAST = datetime(1000, 1, 1), datetime(9900, 12, 31, 23, 59, 59, 999_999)
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
+_MOMENT = "%Y-%m-%d %H:%M:%S"
+_MOMENT_BYTES = len("2020-02-29 13:00:00")
 PRECISIONS = ("us", "s", "min", "day", "month", "year")
+# The first of PRECISIONS that is no moment but a span of days.
+MOMENTS = PRECISIONS.index("day")
 
 
 def precision_of(time_format: str) -> str:
@@ -50,7 +58,7 @@ class Times:
     read_by: pl.Series
 
     def gather(self, places: pl.Series) -> "Times":
-        """The times of some rows; the numbers stay those of all."""
+        """The times of some rows, or of the rows that ask for them; the numbers stay what they are."""
         return replace(
             self,
             time=self.time.gather(places),
@@ -75,30 +83,87 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
     time = _readable(_parse(text, first, zone))
     present = len(text) - text.null_count()
     formats = {first: len(time) - time.null_count()}
+    if formats[first] == present:
+        return _of_one_format(time, rule)
     precision = _label(precision_of(first), len(text))
     read_by = pl.Series([0], dtype=pl.UInt8).new_from_index(0, len(text))
-    if formats[first] < present:
-        # A blank is nothing: the next column is asked then.
-        filled = (pl.col(name).str.strip_chars().replace("", None) for name in rule.column)
-        text = frame.select(pl.coalesce(*filled)).to_series()
-        present = len(text) - text.null_count()
-        for number, time_format in enumerate(rule.formats):
-            open_rows = text.is_not_null() & time.is_null()
-            if not open_rows.any():
-                break
-            parsed = _readable(_parse(text.set(~open_rows, None), time_format, zone))
-            new = parsed.is_not_null()
-            formats[time_format] = formats.get(time_format, 0) + int(new.sum())
-            time = parsed.zip_with(new, time)
-            precision = _label(precision_of(time_format), len(text)).zip_with(new, precision)
-            read_by = read_by.set(new, number)
-    if sum(formats.values()) < present:
-        unreadable = text.is_not_null() & time.is_null()
-    else:
-        unreadable = pl.Series([False]).new_from_index(0, len(text))
+    # A blank is nothing: the next column is asked then.
+    text = first_filled(frame.select(columns))
+    for number, time_format in enumerate(rule.formats):
+        open_rows = text.is_not_null() & time.is_null()
+        if not open_rows.any():
+            break
+        parsed = _readable(_parse(text.set(~open_rows, None), time_format, zone))
+        new = parsed.is_not_null()
+        formats[time_format] = formats.get(time_format, 0) + int(new.sum())
+        time = parsed.zip_with(new, time)
+        precision = _label(precision_of(time_format), len(text)).zip_with(new, precision)
+        read_by = read_by.set(new, number)
+    return _settled(time, precision, text.is_not_null() & time.is_null(), read_by, formats, rule)
+
+
+def column_times(texts: Column, rule: TimeRule, zone: str | None = None) -> Times:
+    """The same of a column (n,) that holds what the rule's columns say: see `first_filled`.
+
+    Where its values are numbered, numbers of values are those of the values.
+    """
+    if rule.formats[0] == _MOMENT and texts.texts is not None:
+        moments = _moments(texts.texts)
+        if moments is not None:
+            return _of_one_format(moments, rule)
+    times = parse_times(pl.DataFrame({"text": texts.values}), rule.model_copy(update={"column": ["text"]}), zone)
+    return times if texts.places is None else times.gather(pl.Series(texts.places))
+
+
+def first_filled(frame: pl.DataFrame) -> pl.Series:
+    """In each row, the first of the columns (n,) that says something."""
+    return frame.select(pl.coalesce(pl.all().str.strip_chars().replace("", None))).to_series()
+
+
+def _moments(texts: pa.Array) -> pl.Series | None:
+    """Texts that are all moments to the second, or null, in a third of the time; None where one is anything else.
+
+    Arrow reads dates, minutes and other separators too, so lengths and separators are looked at first.
+    """
+    if not pa.types.is_string(texts.type):
+        return None
+    offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, texts.offset * 4)
+    lengths = np.diff(offsets)
+    present = len(texts) - texts.null_count
+    if np.count_nonzero(lengths == _MOMENT_BYTES) != present or np.count_nonzero(lengths) != present or not present:
+        return None
+    letters = np.frombuffer(texts.buffers()[2], np.uint8, present * _MOMENT_BYTES, int(offsets[0]))
+    if (letters[10::_MOMENT_BYTES] != ord(" ")).any():
+        return None
+    try:
+        moments = pl.Series(pl.from_arrow(pc.cast(texts, pa.timestamp("us"))))
+    except pa.ArrowInvalid:
+        return None
+    return moments if len(_readable(moments).drop_nulls()) == present else None
+
+
+def _of_one_format(time: pl.Series, rule: TimeRule) -> Times:
+    """Times (n,) where the rule's first format read whatever stood there."""
+    present, rows = len(time) - time.null_count(), len(time)
+    nothing = pl.Series([False]).new_from_index(0, rows)
+    read_by = pl.Series([0], dtype=pl.UInt8).new_from_index(0, rows)
+    first = rule.formats[0]
+    return _settled(time, _label(precision_of(first), rows), nothing, read_by, {first: present}, rule)
+
+
+def _settled(
+    time: pl.Series,
+    precision: pl.Series,
+    unreadable: pl.Series,
+    read_by: pl.Series,
+    formats: dict[str, int],
+    rule: TimeRule,
+) -> Times:
+    """Dates are put where the rule anchors them."""
+    present = sum(formats.values()) + int(unreadable.sum())
     if rule.midnight_is_date:
         midnight = (time.dt.truncate("1d") == time) & precision.is_in(["s", "min", "us"])
-        precision = _label("day", len(text)).zip_with(midnight.fill_null(False), precision)
+        precision = _label("day", len(time)).zip_with(midnight.fill_null(False), precision)
     if rule.anchor == "end":
         for coarse, span in _SPAN.items():
             if (coarse == "day" and rule.midnight_is_date) or any(precision_of(one) == coarse for one in formats):

@@ -5,6 +5,7 @@ file, the tables it is joined with and the rules stand.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from extractors.convert import Account, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.joins import attach_all
 from extractors.raw import RawTable
+from extractors.rows import Rows
 from extractors.source import Source, load_source
 from extractors.tables import Export
 from pipelines.config import RunConfig
@@ -115,9 +117,8 @@ def run(params: dict[str, Any], base: Path) -> Result:
             if rule.role == "reference":
                 account.raw = account.reference = _count(raw)
             else:
-                prepared = (converter.prepare(block) for block in raw.blocks(converter.columns, seed=deid.row_seed))
-                for frame in attach_all(prepared, export, rule.joins, private):
-                    writer.write(converter.convert(frame))
+                for block in _rows(converter, raw, export, private):
+                    writer.write(converter.convert(block))
             index, blobs = _close(writer, converter, raw)
             columns, malformed = raw.columns, len(raw.malformed)
         rows = writer.rows
@@ -135,6 +136,18 @@ def run(params: dict[str, Any], base: Path) -> Result:
     return Result({segment: rows}, counts)
 
 
+def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) -> Iterator[Rows]:
+    """The table's rows, with the columns that its joins look up."""
+    joins = converter.rule.joins
+    # What a join is asked for stands as it is; the rest is numbered, and worked out once a value.
+    plain = None if joins else converter.moments
+    blocks = raw.blocks(converter.columns, seed=converter.deid.row_seed, plain=plain)
+    prepared = (converter.prepare(block) for block in blocks)
+    if not joins:
+        return prepared
+    return map(Rows.of_frame, attach_all((rows.frame() for rows in prepared), export, joins, scratch))
+
+
 def _unmapped(export: Export, params: dict[str, Any]) -> tuple[Account, list[str], int]:
     """Counts the rows of a file that no rule mentions, if it is a table at all: it may be anything."""
     account = Account()
@@ -148,7 +161,7 @@ def _unmapped(export: Export, params: dict[str, Any]) -> tuple[Account, list[str
 
 
 def _count(raw: RawTable) -> int:
-    return sum(len(block.frame) for block in raw.blocks(raw.columns[:1]))
+    return sum(map(len, raw.blocks(raw.columns[:1])))
 
 
 def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,6 +23,8 @@ from warehouse.hashing import bucket_of, splitmix64
 
 # Enough rows that a bucket's share of them is worth a piece.
 GATHERED_ROWS = 1 << 19
+# Events of one subject in a row that are sooner copied together than gathered one by one.
+_LONG_RUN = 64
 _CODEC = "lz4"
 
 Piece = tuple[int, int, int, str]
@@ -75,24 +77,22 @@ class SegmentWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        events = pl.concat(self._gathered)
+        events, buckets = _by_bucket(pl.concat(self._gathered), self._number)
         self._gathered, self._rows = [], 0
-        bucket = bucket_of(events["subject_id"].to_numpy(), self._number)
-        order = np.argsort(bucket, kind="stable")
-        events = events[order]
-        hashes = events["row_hash"].to_numpy() ^ splitmix64(events["rule"].to_numpy())
-        awaited = events["code"].to_numpy(), events["availability"].to_numpy() == AWAITED
-        numbers, starts = np.unique(bucket[order], return_index=True)
+        rule = events["rule"].to_numpy()
+        hashes = events["row_hash"].to_numpy() ^ splitmix64(np.arange(int(rule.max()) + 1))[rule]
+        codes, waits = events["code"].to_numpy(), events["availability"].to_numpy() == AWAITED
         batch = events.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()[0]
-        for number, start, end in zip(numbers.tolist(), starts, [*starts[1:], len(events)], strict=True):
+        for number, start, end in buckets:
             kept = self._buckets[number]
-            kept.rows += int(end - start)
+            kept.rows += end - start
             # Sums, so that the order of the rows in the raw file does not matter.
             own = hashes[start:end]
             kept.hashes += np.array([own.sum(dtype=np.uint64), splitmix64(own).sum(dtype=np.uint64)])
             kept.pieces.append(self.blob(batch.slice(start, end - start)))
-            codes, waiting = (one[start:end] for one in awaited)
-            kept.awaited.update(np.unique(codes[waiting]).tolist())
+            waiting = waits[start:end]
+            if waiting.any():
+                kept.awaited.update(np.unique(codes[start:end][waiting]).tolist())
 
     def blob(self, batch: pa.RecordBatch) -> Piece:
         """Writes a record batch: where it lies, how long it is compressed and not, its checksum."""
@@ -114,6 +114,26 @@ class SegmentWriter:
             }
             for number, one in sorted(self._buckets.items())
         }
+
+
+def _by_bucket(events: pl.DataFrame, buckets: int) -> tuple[pl.DataFrame, list[tuple[int, int, int]]]:
+    """Events in the order of their buckets, and which bucket's stand from where to where."""
+    subjects = events["subject_id"].to_numpy()
+    begins = np.append(0, np.flatnonzero(subjects[1:] != subjects[:-1]) + 1)
+    ends = np.append(begins[1:], len(subjects))
+    bucket = bucket_of(subjects[begins], buckets)
+    order = np.argsort(bucket, kind="stable")
+    if len(begins) * _LONG_RUN <= len(subjects):
+        # Exports stand in the order of their subjects, and to put long runs together is to copy memory.
+        runs = zip(begins[order].tolist(), ends[order].tolist(), strict=True)
+        ordered = pl.concat([events[begin:end] for begin, end in runs], rechunk=True)
+    else:
+        lengths = (ends - begins)[order]
+        behind = np.cumsum(lengths)
+        ordered = events[np.repeat(begins[order] - (behind - lengths), lengths) + np.arange(len(subjects))]
+    numbers, first = np.unique(bucket[order], return_index=True)
+    starts = (np.cumsum((ends - begins)[order]) - (ends - begins)[order])[first].tolist()
+    return ordered, list(zip(numbers.tolist(), starts, [*starts[1:], len(subjects)], strict=True))
 
 
 SCHEMA = _EMPTY.to_arrow(compat_level=pl.CompatLevel.oldest()).schema

@@ -1,0 +1,157 @@
+"""Rows of a raw table while they become events: a column as its values and, for each row, the place of its own.
+
+An export says the same few texts over and over, so what a rule makes of a text is worked out once for each value.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from warehouse.order import encode
+
+ROW, ROW_HASH = "_row", "_row_hash"
+
+Places = npt.NDArray[np.uint32]
+# Combinations of columns are numbered one column at a time, in integers of 63 bits.
+_MOST = 1 << 62
+
+
+class Column:
+    """A column of n rows.
+
+    Args:
+        given: (m,) what stands in it, null where nothing does; a series, or Arrow's array of texts.
+        places: (n,) of each row its place in `given`; None where row i is value i.
+    """
+
+    def __init__(self, given: pl.Series | pa.Array, places: Places | None = None) -> None:
+        self._given, self.places = given, places
+
+    @classmethod
+    def of_dictionary(cls, array: pa.DictionaryArray) -> "Column":
+        """A column of texts as a reader that numbers them gives it."""
+        values, numbers = array.dictionary, array.indices
+        if numbers.null_count:
+            values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+            numbers = numbers.fill_null(len(values) - 1)
+        return cls(values, numbers.to_numpy().astype(np.uint32, copy=False))
+
+    def __len__(self) -> int:
+        return len(self._given) if self.places is None else len(self.places)
+
+    @cached_property
+    def values(self) -> pl.Series:
+        """(m,) what stands in the column; distinct or not."""
+        return self._given if isinstance(self._given, pl.Series) else pl.Series(pl.from_arrow(self._given))
+
+    @property
+    def texts(self) -> pa.Array | None:
+        """(n,) the texts as Arrow has them, where that is how they were given and each row has its own."""
+        return None if self.places is not None or isinstance(self._given, pl.Series) else self._given
+
+    @cached_property
+    def rows(self) -> pl.Series:
+        """(n,) what stands in each row."""
+        return self.values if self.places is None else self.values.gather(pl.Series(self.places))
+
+    def map(self, function: Callable[[pl.Series], pl.Series]) -> "Column":
+        """What a function makes of each row; it is asked once a value, and must not mind the others."""
+        return Column(function(self.values), self.places)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> "Column":
+        """Some of the rows."""
+        if self.places is None:
+            return Column(self.values.gather(pl.Series(rows)))
+        return Column(self._given, self.places[rows])
+
+    def numbered(self) -> "Column":
+        """The same column, with each value once."""
+        if self.places is not None:
+            return self
+        values, places = encode(self.values)
+        return Column(values, places.astype(np.uint32))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows of a raw table.
+
+    Attributes:
+        columns: by name, (n,) each.
+        number: (n,) int64, the record's number in its file.
+        hashes: (n,) uint64, of everything in the record.
+    """
+
+    columns: Mapping[str, Column]
+    number: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of_frame(cls, frame: pl.DataFrame) -> "Rows":
+        """Rows of a frame that `frame` gave, with further columns or without."""
+        columns = {name: Column(frame[name]) for name in frame.columns if name not in (ROW, ROW_HASH)}
+        return cls(columns, frame[ROW].to_numpy(), frame[ROW_HASH].to_numpy())
+
+    def frame(self) -> pl.DataFrame:
+        """The rows as a frame, their numbers as ROW and their hashes as ROW_HASH."""
+        columns = {name: column.rows for name, column in self.columns.items()}
+        return pl.DataFrame({**columns, ROW: self.number, ROW_HASH: self.hashes})
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def take(self, rows: npt.NDArray[np.intp], names: Collection[str]) -> "Rows":
+        """Some columns of some of the rows."""
+        columns = {name: self.columns[name].take(rows) for name in names}
+        return Rows(columns, self.number[rows], self.hashes[rows])
+
+    def with_column(self, name: str, column: Column) -> "Rows":
+        """The rows with one column more, or another one."""
+        return Rows({**self.columns, name: column}, self.number, self.hashes)
+
+    def by(
+        self, names: Sequence[str], function: Callable[[pl.DataFrame], pl.Series], *, distinct: bool = False
+    ) -> Column:
+        """What a function makes of each row, asked for the distinct combinations of some columns.
+
+        Args:
+            function: gives (m,) of a frame of m rows, and must not mind the others.
+            distinct: it is asked once a combination also where a column is not numbered, which costs more.
+        """
+        names = list(dict.fromkeys(names))
+        columns = [self.columns[name] for name in names]
+        if not names:
+            return Column(function(pl.DataFrame({"_nothing": [None]})), np.zeros(len(self), np.uint32))
+        if distinct:
+            columns = [column.numbered() for column in columns]
+        if any(column.places is None for column in columns):
+            return Column(
+                function(pl.DataFrame({name: column.rows for name, column in zip(names, columns, strict=True)}))
+            )
+        own, places = _combinations(columns)
+        frame = pl.DataFrame(
+            {name: column.values.gather(pl.Series(of)) for name, column, of in zip(names, columns, own, strict=True)}
+        )
+        return Column(function(frame), places)
+
+
+def _combinations(columns: list[Column]) -> tuple[list[Places], Places]:
+    """Of numbered columns, the places (m,) in each that combinations have, and the combination of each row (n,)."""
+    first, *others = columns
+    assert first.places is not None
+    own, places = [np.arange(len(first.values), dtype=np.uint32)], first.places
+    for column in others:
+        assert column.places is not None
+        many = len(column.values)
+        assert len(own[0]) * many < _MOST
+        found = pc.dictionary_encode(pa.array(places.astype(np.int64) * many + column.places))
+        before, added = np.divmod(found.dictionary.to_numpy(), max(many, 1))
+        own = [*(of[before] for of in own), added.astype(np.uint32)]
+        places = found.indices.to_numpy().astype(np.uint32, copy=False)
+    return own, places
