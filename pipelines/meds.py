@@ -15,7 +15,7 @@ import polars as pl
 
 from extractors.convert import Account, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.joins import attach_all
+from extractors.joins import attach_rows
 from extractors.raw import RawTable
 from extractors.rows import Rows
 from extractors.source import Source, load_source
@@ -139,13 +139,9 @@ def run(params: dict[str, Any], base: Path) -> Result:
 def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) -> Iterator[Rows]:
     """The table's rows, with the columns that its joins look up."""
     joins = converter.rule.joins
-    # What a join is asked for stands as it is; the rest is numbered, and worked out once a value.
-    plain = None if joins else converter.moments
+    plain = converter.moments | {name for join in joins for name in join.key}
     blocks = raw.blocks(converter.columns, seed=converter.deid.row_seed, plain=plain)
-    prepared = (converter.prepare(block) for block in blocks)
-    if not joins:
-        return prepared
-    return map(Rows.of_frame, attach_all((rows.frame() for rows in prepared), export, joins, scratch))
+    return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch)
 
 
 def _unmapped(export: Export, params: dict[str, Any]) -> tuple[Account, list[str], int]:
