@@ -10,8 +10,7 @@ import polars as pl
 
 from extractors.convert import AVAILABILITY, CONVERTED, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.joins import attach_all
-from extractors.rows import Rows
+from extractors.joins import attach_rows
 from extractors.source import Source
 from extractors.tables import Export
 from extractors.times import PRECISIONS
@@ -91,9 +90,8 @@ def _events_by_row(export: Export, table: str, path: Path, deid: Deidentifier, s
     if table not in export.source.tables or export.source.tables[table].role == "reference":
         return pl.DataFrame(schema={**EVENT_COLUMNS, "row": pl.Int64})
     converter = Converter(export.source, table, deid)
-    prepared = (converter.prepare(block).frame() for block in export.open(path, table).blocks(seed=0))
-    attached = attach_all(prepared, export, converter.rule.joins, scratch)
-    made = [converter.convert(Rows.of_frame(one)) for one in attached]
+    prepared = (converter.prepare(block) for block in export.open(path, table).blocks(seed=0))
+    made = [converter.convert(one) for one in attach_rows(prepared, export, converter.rule.joins, scratch)]
     events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *made])
     kinds = [rule.kind for rule in converter.rule.events]
 
