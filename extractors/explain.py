@@ -13,7 +13,7 @@ import polars as pl
 
 from extractors.convert import Account, Converter
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
-from extractors.joins import attach_all
+from extractors.joins import attach_rows
 from extractors.raw import Block
 from extractors.rows import Column, Rows
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
@@ -206,14 +206,14 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
         converter.account.raw = converter.account.reference = sum(map(len, blocks))
         return replace(said, state="read", account=_whole(converter, malformed)), None
     wanted = (replace(block, columns={name: block.columns[name] for name in converter.columns}) for block in blocks)
-    prepared = (converter.prepare(block).frame() for block in wanted)
+    prepared = (converter.prepare(block) for block in wanted)
     joins = [
         # The other table's key, looked up too, tells a key that is not there from a column that is empty.
         join.model_copy(update={"columns": join.columns | {f"{_FOUND}{number}": next(iter(join.key.values()))}})
         for number, join in enumerate(rule.joins)
     ]
     with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
-        frame = pl.concat(attach_all(prepared, export, joins, Path(scratch)))
+        frame = pl.concat(rows.frame() for rows in attach_rows(prepared, export, joins, Path(scratch)))
     events = _texts(converter, converter.convert(Rows.of_frame(frame)))
     for name, expression in rule.derive.items():
         frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -26,6 +27,7 @@ CHUNK_BYTES = 16 << 20
 LONGEST_RECORD = 64 << 20
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_LINE_ENDS = (b"\n", b"\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _QUOTE = ord('"')
 _EDGES = (b",", b"\n", b"\r", b"")
@@ -73,14 +75,14 @@ class CsvReader:
                 more = stream.read(CHUNK_BYTES)
                 ended = not more
                 cut, quoted = _records_end(data, ended)
-                chunk, data = data[:cut], data[cut:] + more
-                if not chunk:
+                chunk, data = _Chunk(data, cut), data[cut:] + more
+                if not cut:
                     if len(data) > LONGEST_RECORD + CHUNK_BYTES:
                         raise UnclosedQuoteError
                     continue
-                if not chunk.endswith((b"\n", b"\r")):
+                if chunk.data[cut - 1 : cut] not in _LINE_ENDS:
                     # Else the reader takes the last line end for that of a record, though it may stand in quotes.
-                    chunk += self._line_end
+                    chunk = _Chunk(chunk.data[:cut] + self._line_end, cut + len(self._line_end))
                 before = len(self.malformed)
                 table = self._split(chunk, kinds.types, first)
                 gaps = tuple(number - first for number in self.malformed[before:])
@@ -89,28 +91,30 @@ class CsvReader:
                     yield Block(kinds.columns_of(table), first, gaps, hashes)
                 first += len(table) + len(gaps)
 
-    def _split(self, chunk: bytes, types: dict[str, pa.DataType], first: int) -> pa.Table:
+    def _split(self, chunk: "_Chunk", types: dict[str, pa.DataType], first: int) -> pa.Table:
         def malformed(row: pacsv.InvalidRow) -> str:
             self.malformed.append(first + row.number - 1)
             return "skip"
 
-        # The reader prints a traceback where it cannot decode a malformed row.
-        if not chunk.isascii() and pl.Series([chunk]).cast(pl.String, strict=False).null_count():
+        # Once for the whole chunk: field by field it takes a sixth of the reader's time, and a traceback is printed where a
+        # malformed row cannot be decoded.
+        if chunk.is_not_utf8():
             raise pa.ArrowInvalid("not UTF-8")
         return pacsv.read_csv(
-            pa.BufferReader(chunk),
-            read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=len(chunk) + 1),
+            pa.BufferReader(chunk.records),
+            read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=chunk.end + 1),
             parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
             convert_options=pacsv.ConvertOptions(
                 column_types=types,
                 include_columns=list(types),
                 null_values=self._null_values,
                 strings_can_be_null=True,
+                check_utf8=False,
             ),
         )
 
     def _hashes(
-        self, chunk: bytes, quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
+        self, chunk: "_Chunk", quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
     ) -> pl.Series:
         """Hashes of the records as they stand: a fifth of the time that hashes of every column take."""
         records = _records(chunk, quoted)
@@ -152,15 +156,32 @@ class _Kinds:
         return found
 
 
-def _records(chunk: bytes, quoted: Spans) -> pl.Series:
+@dataclass(frozen=True)
+class _Chunk:
+    """Whole records: the first `end` bytes of some data, without a copy of them."""
+
+    data: bytes
+    end: int
+
+    @property
+    def records(self) -> memoryview:
+        return memoryview(self.data)[: self.end]
+
+    def is_not_utf8(self) -> bool:
+        if self.data.isascii():
+            return False
+        return bool(pl.Series([self.data[: self.end]]).cast(pl.String, strict=False).null_count())
+
+
+def _records(chunk: _Chunk, quoted: Spans) -> pl.Series:
     """The records of a chunk, each with its line end; empty lines are none.
 
     Args:
         quoted: the quoted stretches of the chunk, and perhaps of what is behind it.
     """
-    letters = np.frombuffer(chunk, np.uint8)
+    letters = np.frombuffer(chunk.records, np.uint8)
     is_end = letters == ord("\n")
-    if b"\r" in chunk:
+    if b"\r" in chunk.data:
         alone = letters == ord("\r")
         alone[:-1] &= ~is_end[1:]
         is_end |= alone
@@ -171,7 +192,7 @@ def _records(chunk: bytes, quoted: Spans) -> pl.Series:
         ends = ends[(place < 0) | (closed[place] <= ends)]
     offsets = np.append(0, ends + 1)
     whole = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(chunk)]
+        pa.large_binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(chunk.records)]
     )
     records = pl.Series(pl.from_arrow(whole))
     length = np.diff(offsets)
