@@ -96,8 +96,8 @@ class CsvReader:
             self.malformed.append(first + row.number - 1)
             return "skip"
 
-        # Once for the whole chunk: field by field it takes a sixth of the reader's time, and a traceback is printed where a
-        # malformed row cannot be decoded.
+        # Once for the whole chunk, for a sixth of the time that it takes field by field; and where a malformed row cannot
+        # be decoded, the reader prints a traceback.
         if chunk.is_not_utf8():
             raise pa.ArrowInvalid("not UTF-8")
         return pacsv.read_csv(

@@ -40,7 +40,7 @@ class Column:
         if numbers.null_count:
             values = pa.concat_arrays([values, pa.nulls(1, values.type)])
             numbers = numbers.fill_null(len(values) - 1)
-        return cls(values, numbers.to_numpy().astype(np.uint32, copy=False))
+        return cls(values, numbers.to_numpy().view(np.uint32))
 
     def __len__(self) -> int:
         return len(self._given) if self.places is None else len(self.places)
@@ -153,5 +153,5 @@ def _combinations(columns: list[Column]) -> tuple[list[Places], Places]:
         found = pc.dictionary_encode(pa.array(places.astype(np.int64) * many + column.places))
         before, added = np.divmod(found.dictionary.to_numpy(), max(many, 1))
         own = [*(of[before] for of in own), added.astype(np.uint32)]
-        places = found.indices.to_numpy().astype(np.uint32, copy=False)
+        places = found.indices.to_numpy().view(np.uint32)
     return own, places
