@@ -11,19 +11,26 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from isal import igzip
 
 from extractors.raw import Block, UnclosedQuoteError, hash_of_columns
 from extractors.rows import Column
 
+if TYPE_CHECKING:
+    from extractors.csv_fields import FieldSplitter, Split
+
 CHUNK_BYTES = 16 << 20
+# Compiled loops take a third of a second to load.
+COMPILED_FROM = 96 << 20
+_REFUSALS = 2
 LONGEST_RECORD = 64 << 20
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
@@ -41,6 +48,7 @@ _TEXT = pa.string()
 _NUMBERED = pa.dictionary(pa.int32(), _TEXT)
 # Beyond this share of distinct texts numbering them costs more than it saves.
 _DISTINCT = 0.5
+_MOMENT_BYTES = len("2020-02-29 13:00:00")
 
 I64 = npt.NDArray[np.int64]
 Spans = tuple[I64, I64]
@@ -65,7 +73,9 @@ class CsvReader:
         return cast(BinaryIO, igzip.IGzipFile(self._path, "rb"))  # type: ignore[no-untyped-call]
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
-        kinds = _Kinds(columns, plain)
+        # Columns that are read as texts; the others are numbered, until most of their texts turn out to differ.
+        texts = set(columns if plain is None else plain)
+        compiled = _Compiled(self.columns, columns, self._null_values, texts)
         first = 1
         with self._open() as stream:
             stream.read(self._first)
@@ -74,39 +84,45 @@ class CsvReader:
             while not ended:
                 more = stream.read(CHUNK_BYTES)
                 ended = not more
+                if ended and data and data[-1:] not in _LINE_ENDS:
+                    # Else the reader takes the last line end for that of a record, though it may stand in quotes.
+                    data += self._line_end
+                split = compiled.split(data, ended=ended)
+                if split is not None:
+                    chunk, data = _Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
+                    chunk.check()
+                    hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
+                    yield Block(split.columns, first, (), hashes)
+                    first += len(split.bounds) - 1
+                    continue
                 cut, quoted = _records_end(data, ended)
                 chunk, data = _Chunk(data, cut), data[cut:] + more
                 if not cut:
                     if len(data) > LONGEST_RECORD + CHUNK_BYTES:
                         raise UnclosedQuoteError
                     continue
-                if chunk.data[cut - 1 : cut] not in _LINE_ENDS:
-                    # Else the reader takes the last line end for that of a record, though it may stand in quotes.
-                    chunk = _Chunk(chunk.data[:cut] + self._line_end, cut + len(self._line_end))
                 before = len(self.malformed)
-                table = self._split(chunk, kinds.types, first)
+                table = self._split(chunk, columns, texts, first)
                 gaps = tuple(number - first for number in self.malformed[before:])
                 if len(table):
                     hashes = None if seed is None else self._hashes(chunk, quoted, gaps, len(table), first, seed)
-                    yield Block(kinds.columns_of(table), first, gaps, hashes)
+                    yield Block(_columns_of(table, texts), first, gaps, hashes)
                 first += len(table) + len(gaps)
 
-    def _split(self, chunk: "_Chunk", types: dict[str, pa.DataType], first: int) -> pa.Table:
+    def _split(self, chunk: "_Chunk", columns: list[str], texts: Collection[str], first: int) -> pa.Table:
         def malformed(row: pacsv.InvalidRow) -> str:
             self.malformed.append(first + row.number - 1)
             return "skip"
 
-        # Once for the whole chunk, for a sixth of the time that it takes field by field; and where a malformed row cannot
-        # be decoded, the reader prints a traceback.
-        if chunk.is_not_utf8():
-            raise pa.ArrowInvalid("not UTF-8")
+        # Else the reader prints a traceback where it cannot decode a malformed row.
+        chunk.check()
         return pacsv.read_csv(
-            pa.BufferReader(chunk.records),
+            pa.BufferReader(memoryview(chunk.data)[: chunk.end]),
             read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=chunk.end + 1),
             parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
             convert_options=pacsv.ConvertOptions(
-                column_types=types,
-                include_columns=list(types),
+                column_types={name: _TEXT if name in texts else _NUMBERED for name in columns},
+                include_columns=columns,
                 null_values=self._null_values,
                 strings_can_be_null=True,
                 check_utf8=False,
@@ -126,34 +142,98 @@ class CsvReader:
             return records.hash(seed=seed)
         # The reader sees other records than we do: only what it made of them can be told apart.
         known = len(self.malformed)
-        frame = pl.from_arrow(self._split(chunk, dict.fromkeys(self.columns, _TEXT), first))
+        frame = pl.from_arrow(self._split(chunk, self.columns, self.columns, first))
         assert isinstance(frame, pl.DataFrame)
         del self.malformed[known:]
         return hash_of_columns(frame, seed)
 
 
-class _Kinds:
-    """Which columns are read as texts, and which as numbers of distinct ones.
+class _Compiled:
+    """Splits regular chunks by compiled loops, once this process has seen so much that they are worth their loading.
 
     Args:
-        plain: columns to be read as texts; None for all. Others are, too, once most of their texts turn out to differ.
+        names: the table's columns.
+        wanted: those of them that are read.
+        texts: those that are not numbered; brought up to date.
     """
 
-    def __init__(self, columns: list[str], plain: Collection[str] | None) -> None:
-        self.types = {name: _TEXT if plain is None or name in plain else _NUMBERED for name in columns}
+    seen = 0
+    """Bytes of CSV that this process has split."""
 
-    def columns_of(self, table: pa.Table) -> dict[str, Column]:
-        """The columns of a chunk."""
-        found = {}
-        for name in self.types:
-            array = table.column(name).combine_chunks()
-            if self.types[name] is _NUMBERED:
-                found[name] = Column.of_dictionary(array)
-                if len(array.dictionary) > _DISTINCT * len(array):
-                    self.types[name] = _TEXT
-            else:
-                found[name] = Column(array)
-        return found
+    def __init__(self, names: list[str], wanted: list[str], null_values: list[str], texts: set[str]) -> None:
+        self._names, self._wanted, self._null_values, self._texts = names, wanted, null_values, texts
+        self._splitter: FieldSplitter | None = None
+        self._refused = 0
+
+    def split(self, data: bytes, *, ended: bool) -> "Split | None":
+        """The records at the front of some data; None where that is not for the compiled loops."""
+        _Compiled.seen += len(data)
+        if _Compiled.seen < COMPILED_FROM or self._refused == _REFUSALS:
+            return None
+        from extractors.csv_fields import FieldSplitter
+
+        while True:
+            if self._splitter is None:
+                self._splitter = FieldSplitter(self._names, self._wanted, self._texts, self._null_values)
+            found = self._splitter.split(data, ended=ended)
+            if found is None:
+                self._refused += 1
+                return None
+            rows = len(found.bounds) - 1
+            crowded = {*found.crowded, *(name for name, one in found.columns.items() if _is_crowded(one, rows))}
+            if crowded:
+                self._texts |= crowded
+                self._splitter = None
+            if not found.crowded:
+                return found
+
+
+def _is_crowded(column: Column, rows: int) -> bool:
+    """Whether numbering the texts of some rows costs more than it saves."""
+    return column.places is not None and len(column.values) > _DISTINCT * rows
+
+
+def _columns_of(table: pa.Table, texts: set[str]) -> dict[str, Column]:
+    """The columns of a table; `texts` is brought up to date."""
+    found = {}
+    for name in table.column_names:
+        array = table.column(name).combine_chunks()
+        if name in texts:
+            found[name] = Column(ArrowTexts(array))
+            continue
+        found[name] = Column.of_dictionary(array)
+        if _is_crowded(found[name], len(array)):
+            texts.add(name)
+    return found
+
+
+class ArrowTexts:
+    """Texts (n,) as Arrow's reader gives them; see extractors.rows.Texts."""
+
+    def __init__(self, array: pa.StringArray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def series(self) -> pl.Series:
+        return pl.Series(pl.from_arrow(self._array))
+
+    def moments(self) -> pl.Series | None:
+        # Arrow reads dates, minutes and other separators too, so lengths and separators are looked at first.
+        array = self._array
+        offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4)
+        lengths, present = np.diff(offsets), len(array) - array.null_count
+        long_ones = np.count_nonzero(lengths == _MOMENT_BYTES)
+        if not present or long_ones != present or np.count_nonzero(lengths) != present:
+            return None
+        letters = np.frombuffer(array.buffers()[2], np.uint8, present * _MOMENT_BYTES, int(offsets[0]))
+        if (letters[10::_MOMENT_BYTES] != ord(" ")).any():
+            return None
+        try:
+            return pl.Series(pl.from_arrow(pc.cast(array, pa.timestamp("us"))))
+        except pa.ArrowInvalid:
+            return None
 
 
 @dataclass(frozen=True)
@@ -163,14 +243,22 @@ class _Chunk:
     data: bytes
     end: int
 
-    @property
-    def records(self) -> memoryview:
-        return memoryview(self.data)[: self.end]
+    def check(self) -> None:
+        """Looks at all at once, for a sixth of the time that it takes field by field.
 
-    def is_not_utf8(self) -> bool:
-        if self.data.isascii():
-            return False
-        return bool(pl.Series([self.data[: self.end]]).cast(pl.String, strict=False).null_count())
+        Raises:
+            pa.ArrowInvalid: not UTF-8.
+        """
+        if not self.data.isascii():
+            bounds = pa.py_buffer(np.array([0, self.end], np.int64))
+            pa.LargeStringArray.from_buffers(1, bounds, pa.py_buffer(self.data)).validate(full=True)
+
+    def records(self, bounds: I64) -> pl.Series:
+        """The records between n + 1 bounds, as bytes."""
+        whole = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(bounds) - 1, [None, pa.py_buffer(bounds), pa.py_buffer(self.data)]
+        )
+        return pl.Series(pl.from_arrow(whole))
 
 
 def _records(chunk: _Chunk, quoted: Spans) -> pl.Series:
@@ -179,7 +267,7 @@ def _records(chunk: _Chunk, quoted: Spans) -> pl.Series:
     Args:
         quoted: the quoted stretches of the chunk, and perhaps of what is behind it.
     """
-    letters = np.frombuffer(chunk.records, np.uint8)
+    letters = np.frombuffer(chunk.data, np.uint8, chunk.end)
     is_end = letters == ord("\n")
     if b"\r" in chunk.data:
         alone = letters == ord("\r")
@@ -191,10 +279,7 @@ def _records(chunk: _Chunk, quoted: Spans) -> pl.Series:
         place = np.searchsorted(starts, ends, side="right") - 1
         ends = ends[(place < 0) | (closed[place] <= ends)]
     offsets = np.append(0, ends + 1)
-    whole = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(chunk.records)]
-    )
-    records = pl.Series(pl.from_arrow(whole))
+    records = chunk.records(offsets)
     length = np.diff(offsets)
     empty = (length == 1) | ((length == 2) & (letters[offsets[:-1]] == ord("\r")))
     return records.filter(pl.Series(~empty)) if empty.any() else records

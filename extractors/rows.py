@@ -6,6 +6,7 @@ An export says the same few texts over and over, so what a rule makes of a text 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +23,27 @@ Places = npt.NDArray[np.uint32]
 _MOST = 1 << 62
 
 
+class Texts(Protocol):
+    """Texts (m,) as a reader has them, not yet a series."""
+
+    def __len__(self) -> int: ...
+
+    def series(self) -> pl.Series:
+        """The texts, null where nothing stands."""
+
+    def moments(self) -> pl.Series | None:
+        """The texts as times, where they are all moments to the second or null: quickly, or not at all."""
+
+
 class Column:
     """A column of n rows.
 
     Args:
-        given: (m,) what stands in it, null where nothing does; a series, or Arrow's array of texts.
+        given: (m,) what stands in it, null where nothing does.
         places: (n,) of each row its place in `given`; None where row i is value i.
     """
 
-    def __init__(self, given: pl.Series | pa.Array, places: Places | None = None) -> None:
+    def __init__(self, given: pl.Series | Texts, places: Places | None = None) -> None:
         self._given, self.places = given, places
 
     @classmethod
@@ -40,7 +53,7 @@ class Column:
         if numbers.null_count:
             values = pa.concat_arrays([values, pa.nulls(1, values.type)])
             numbers = numbers.fill_null(len(values) - 1)
-        return cls(values, numbers.to_numpy().view(np.uint32))
+        return cls(pl.Series(pl.from_arrow(values)), numbers.to_numpy().view(np.uint32))
 
     def __len__(self) -> int:
         return len(self._given) if self.places is None else len(self.places)
@@ -48,11 +61,11 @@ class Column:
     @cached_property
     def values(self) -> pl.Series:
         """(m,) what stands in the column; distinct or not."""
-        return self._given if isinstance(self._given, pl.Series) else pl.Series(pl.from_arrow(self._given))
+        return self._given if isinstance(self._given, pl.Series) else self._given.series()
 
     @property
-    def texts(self) -> pa.Array | None:
-        """(n,) the texts as Arrow has them, where that is how they were given and each row has its own."""
+    def texts(self) -> Texts | None:
+        """(n,) the texts as the reader has them, where that is how they were given and each row has its own."""
         return None if self.places is not None or isinstance(self._given, pl.Series) else self._given
 
     @cached_property

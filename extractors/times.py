@@ -3,10 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from extractors.rows import Column
 from extractors.source import TimeRule
@@ -20,7 +17,6 @@ _DATES = (
 _FIRST, _LAST = datetime(1000, 1, 1), datetime(9900, 12, 31, 23, 59, 59, 999_999)
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 _MOMENT = "%Y-%m-%d %H:%M:%S"
-_MOMENT_BYTES = len("2020-02-29 13:00:00")
 PRECISIONS = ("us", "s", "min", "day", "month", "year")
 # The first of PRECISIONS that is no moment but a span of days.
 MOMENTS = PRECISIONS.index("day")
@@ -108,8 +104,8 @@ def column_times(texts: Column, rule: TimeRule, zone: str | None = None) -> Time
     Where its values are numbered, numbers of values are those of the values.
     """
     if rule.formats[0] == _MOMENT and texts.texts is not None:
-        moments = _moments(texts.texts)
-        if moments is not None:
+        moments = texts.texts.moments()
+        if moments is not None and _readable(moments).null_count() == moments.null_count():
             return _of_one_format(moments, rule)
     times = parse_times(pl.DataFrame({"text": texts.values}), rule.model_copy(update={"column": ["text"]}), zone)
     return times if texts.places is None else times.gather(pl.Series(texts.places))
@@ -118,28 +114,6 @@ def column_times(texts: Column, rule: TimeRule, zone: str | None = None) -> Time
 def first_filled(frame: pl.DataFrame) -> pl.Series:
     """In each row, the first of the columns (n,) that says something."""
     return frame.select(pl.coalesce(pl.all().str.strip_chars().replace("", None))).to_series()
-
-
-def _moments(texts: pa.Array) -> pl.Series | None:
-    """Texts that are all moments to the second, or null, in a third of the time; None where one is anything else.
-
-    Arrow reads dates, minutes and other separators too, so lengths and separators are looked at first.
-    """
-    if not pa.types.is_string(texts.type):
-        return None
-    offsets = np.frombuffer(texts.buffers()[1], np.int32, len(texts) + 1, texts.offset * 4)
-    lengths = np.diff(offsets)
-    present = len(texts) - texts.null_count
-    if np.count_nonzero(lengths == _MOMENT_BYTES) != present or np.count_nonzero(lengths) != present or not present:
-        return None
-    letters = np.frombuffer(texts.buffers()[2], np.uint8, present * _MOMENT_BYTES, int(offsets[0]))
-    if (letters[10::_MOMENT_BYTES] != ord(" ")).any():
-        return None
-    try:
-        moments = pl.Series(pl.from_arrow(pc.cast(texts, pa.timestamp("us"))))
-    except pa.ArrowInvalid:
-        return None
-    return moments if len(_readable(moments).drop_nulls()) == present else None
 
 
 def _of_one_format(time: pl.Series, rule: TimeRule) -> Times:

@@ -162,6 +162,7 @@ def align_one(
             "path": str(work / name),
             "source": counts["table"],
             "kinds": counts["kinds"],
+            "rows": counts["buckets"][str(bucket)]["rows"],
             "pieces": counts["buckets"][str(bucket)]["pieces"],
             "codes": counts["blobs"]["codes"],
             "units": counts["blobs"]["units"],

@@ -1,0 +1,178 @@
+"""Compiled loops split CSV just as the general reader does, or leave it to that one."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extractors import raw_csv
+from extractors.csv_fields import FieldSplitter, SpanTexts
+from extractors.raw import RawTable
+from extractors.source import TimeRule
+from extractors.times import parse_times
+from warehouse.errors import TimeloomError
+
+NULLS = ["___", "NA"]
+NEVER = 1 << 60
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    yield
+    raw_csv._Compiled.seen = 0
+
+
+def read(data: bytes, chunk: int, compiled_from: int, plain: set[str] | None) -> tuple[list[object], str]:
+    """What a reader makes of a file: rows with their numbers and hashes, malformed records; or its error."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "t.csv"
+        path.write_bytes(data)
+        patch.setattr(raw_csv, "CHUNK_BYTES", max(chunk, 1))
+        patch.setattr(raw_csv, "COMPILED_FROM", compiled_from)
+        patch.setattr(raw_csv, "_REFUSALS", NEVER)
+        rows: list[object] = []
+        try:
+            raw = RawTable(path, "t", NULLS)
+            for block in raw.blocks(seed=5, plain=plain):
+                assert block.hashes is not None
+                numbers = block.numbers(np.arange(len(block)))
+                rows += zip(numbers.tolist(), block.hashes.to_list(), block.frame.rows(), strict=True)
+            return [*rows, raw.columns, raw.malformed], ""
+        except TimeloomError as error:
+            return [], str(error)
+
+
+FIELD = st.one_of(
+    st.sampled_from(
+        ["", "___", "NA", "1", "2.5", "sodium", "2020-02-29 13:00:00", "a longer text of some words", '"', "°F"]
+    ),
+    st.text(alphabet='ab",\n\r é1', max_size=20),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> bytes:
+    """CSV as a writer makes it: whatever stands in a field, quoted where it must be, or always."""
+    columns = draw(st.integers(1, 4))
+    rows = draw(st.lists(st.lists(FIELD, min_size=columns, max_size=columns), max_size=30))
+    text = io.StringIO()
+    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    csv.writer(text, lineterminator=end, quoting=quoting).writerows([list("abcd"[:columns]), *rows])
+    whole = text.getvalue()
+    return (whole if draw(st.booleans()) else whole.removesuffix(end)).encode()
+
+
+CHUNKS = st.integers(8, 400)
+PLAIN = st.sampled_from([None, set(), {"a"}, {"b", "c"}])
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables(), CHUNKS, PLAIN)
+def test_written_tables_are_read_alike(data: bytes, chunk: int, plain: set[str] | None) -> None:
+    assert read(data, chunk, 0, plain) == read(data, chunk, NEVER, plain)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet='a1,,\n\n"\r ', max_size=120), CHUNKS, PLAIN)
+def test_anything_is_read_alike(text: str, chunk: int, plain: set[str] | None) -> None:
+    data = b"a,b\n" + text.encode()
+    assert read(data, chunk, 0, plain) == read(data, chunk, NEVER, plain)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_bytes_that_are_no_text_are_refused_alike(wild: bytes, place: int) -> None:
+    good = b"a,b\n" + b"1,2020-01-01\n" * 5
+    data = good[:4] + good[4 : 4 + place] + wild + good[4 + place :]
+    assert read(data, 50, 0, None) == read(data, 50, NEVER, None)
+
+
+def splitter(names: str = "abc", texts: str = "") -> FieldSplitter:
+    return FieldSplitter(list(names), list(names), set(texts), ["", *NULLS])
+
+
+GOOD = b'1,"x, ""y""",z\n2,,___\n'
+
+
+def test_regular_records_are_split() -> None:
+    for texts in ("", "abc", "b"):
+        found = splitter(texts=texts).split(GOOD + b'3,"unfinished', ended=False)
+        # What lies within sixteen bytes of the end waits for more.
+        assert found is not None and found.bounds.tolist() == [0, 15]
+        found = splitter(texts=texts).split(GOOD, ended=True)
+        assert found is not None and found.bounds.tolist() == [0, 15, len(GOOD)]
+        rows = [found.columns[name].rows.to_list() for name in "abc"]
+        assert rows == [["1", "2"], ['x, "y"', None], ["z", None]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"1,2\n", b"1,2,3,4\n", b'1,2,"3" \n', b'1,2,"3\n', b"1,2,3\n\n", b"1,\r2,3\n", b"1,2,3\r4\n", b"\n1,2,3\n"],
+)
+def test_what_is_not_regular_is_left_to_the_general_reader(data: bytes) -> None:
+    assert splitter().split(GOOD, ended=True) is not None
+    assert splitter().split(GOOD + data, ended=True) is None
+
+
+def test_an_empty_line_is_no_record_of_one_column() -> None:
+    assert splitter("a").split(b"1\n\n2\n", ended=True) is None
+    assert splitter("a").split(b"1\r\n\r\n2\r\n", ended=True) is None
+    found = splitter("a").split(b'1\n""\n2\n', ended=True)
+    assert found is not None and found.columns["a"].rows.to_list() == ["1", None, "2"]
+
+
+def test_more_rows_and_texts_than_there_was_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from extractors import csv_fields
+
+    monkeypatch.setattr(csv_fields, "_FIRST_ROWS", 2)
+    monkeypatch.setattr(csv_fields, "_FIRST_TEXTS", 2)
+    data = b"".join(b"%d,%d,x\n" % (number, number % 3) for number in range(50))
+    found = splitter().split(data, ended=True)
+    assert found is not None and found.crowded == ()
+    assert found.columns["a"].rows.to_list() == [str(number) for number in range(50)]
+    assert found.columns["b"].values.to_list() == ["0", "1", "2"]
+    monkeypatch.setattr(csv_fields, "_MOST_TEXTS", 8)
+    found = splitter().split(data, ended=True)
+    assert found is not None and found.crowded == ("a",) and found.columns == {}
+    found = splitter(texts="a").split(data, ended=True)
+    assert found is not None and found.columns["a"].rows.to_list() == [str(number) for number in range(50)]
+
+
+def test_texts_of_one_hash_s_place_stay_apart() -> None:
+    texts = [f"{'x' * (number % 19)}{number}" for number in range(5000)]
+    data = "".join(f"{text},1,2\n" for text in texts * 2).encode()
+    found = splitter().split(data, ended=True)
+    assert found is not None
+    assert found.columns["a"].rows.to_list() == texts * 2
+    assert found.columns["a"].values.to_list() == texts
+
+
+MOMENT = st.one_of(
+    st.datetimes().map(lambda at: at.replace(microsecond=0).isoformat(" ")),
+    st.from_regex(r"\A[0-9]{4}[-/][0-3][0-9]-[0-3][0-9][ T][0-2][0-9]:[0-6][0-9]:[0-6][0-9]\Z"),
+    st.just(""),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(MOMENT, min_size=1, max_size=3))
+def test_moments_are_those_of_the_general_reader_or_left_to_it(texts: list[str]) -> None:
+    data = "".join(texts).encode() + b"\n" * 16
+    widths = np.array([len(text.encode()) for text in texts], np.int32)
+    found = SpanTexts(data, np.append(0, np.cumsum(widths)[:-1]).astype(np.int64), widths, [""]).moments()
+    rule = TimeRule(column=["x"], formats=["%Y-%m-%d %H:%M:%S"])
+    series = pl.Series("x", [text or None for text in texts], dtype=pl.String)
+    expected = series.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
+    if found is None:
+        assert expected.null_count() > series.null_count()
+    else:
+        assert found.to_list() == expected.to_list()
+    assert parse_times(series.to_frame(), rule).present == len(series) - series.null_count()
