@@ -6,9 +6,11 @@ Everybody reads the same packs in random order, warm, one process. `ids`: batche
 and position ids, cu_seqlens, times, token types, loss mask and image references (position, modality, key), by this
 project and by a loader of thirty lines over np.memmap files with the same tensors. `images`: rows with the images'
 vectors attached, against rows without, for all subjects (0.1 % of the tokens are images, as in MEHRT's stage 1) and for
-those with images alone (0.8 %, as in its stages 2 and 3). litdata and MDS run in an environment of their own under
---work. Rates are the best of several passes, taken in turns, by the clock or by the process's own time, whichever is
-less. The last line is JSON.
+those with images alone (0.8 %, as in its stages 2 and 3). A process searches for a vector once: `..._first_epoch` are
+the rates of the epoch in which it does, with all that both open then. `..._limit` is what the rate with vectors would
+be if nothing but a copy of them were added: as many rows of the same widths, taken at random from one array in memory
+by numpy. litdata and MDS run in an environment of their own under --work. Rates are the best of many passes, taken in
+turns, by the clock or by the process's own time, whichever is less. The last line is JSON.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import torch
 
 from warehouse import Release
 from warehouse.dataset import ShardDataset
+from warehouse.embeddings import close_stores
 
 LITDATA, MDS = "litdata==0.2.76", "mosaicml-streaming==0.13.0"
 # What the two need to read local files; torch and numpy are this environment's (see `_peer_environment`).
@@ -179,6 +182,38 @@ def memmap_rows(rows: MemmapRows) -> Callable[[], object]:
     return work
 
 
+def first_epoch(made: Callable[[], "ShardDataset[Any]"]) -> Callable[[], object]:
+    """An epoch of a dataset that has opened nothing, nor has its process any store."""
+
+    def work() -> None:
+        close_stores()
+        drained(made(), 0)()
+
+    return work
+
+
+def copies(dataset: "ShardDataset[Any]") -> Callable[[], object]:
+    """As many vectors as each batch of an epoch has, copied at random from arrays that hold as many as there are."""
+    counts = [{name: len(keys) for name, keys in batch.item_keys.items()} for batch in dataset.batches(BATCH)]
+    random = np.random.default_rng(2)
+    totals = {name: sum(one[name] for one in counts) for name in loader_data.DIMS}
+    arrays = {
+        name: random.standard_normal((totals[name], width), dtype=np.float32)
+        for name, width in loader_data.DIMS.items()
+    }
+    wanted = [{name: random.integers(0, totals[name], count) for name, count in one.items()} for one in counts]
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        for one in wanted:
+            yield {name: torch.from_numpy(arrays[name][rows]) for name, rows in one.items()}
+
+    def work() -> None:
+        for _ in batches():
+            pass
+
+    return work
+
+
 def _peer_environment(name: str, requirement: str, work: Path) -> Path | None:
     """The Python of an environment with one peer in it, which takes torch and numpy from this one; None without."""
     folder = work / "envs" / name
@@ -231,7 +266,7 @@ def main() -> None:
 
 
 def run(work: Path, quick: bool) -> None:
-    tokens, context, passes = (8_000_000, 4096, 12) if quick else (50_000_000, 4096, 6)
+    tokens, context, passes = (8_000_000, 4096, 40) if quick else (50_000_000, 4096, 8)
     data = work / f"loader-{tokens}"
     if not (data / "done").is_file():
         loader_data.make(data / "root", tokens, context)
@@ -256,11 +291,21 @@ def run(work: Path, quick: bool) -> None:
         "timeloom rows with vectors": (len(whole), drained(shards(), 0)),
         "timeloom imaging rows": (len(imaging), drained(imaging, 0)),
         "timeloom imaging rows with vectors": (len(imaging), drained(shards(plan="imaging"), 0)),
+        "copies of vectors": (len(whole), copies(whole)),
+        "copies of imaging vectors": (len(imaging), copies(imaging)),
     }
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(passes + 1):  # the first pass warms caches, checks checksums
         for name, (_, one) in runs.items():
             best[name] = min(best[name], seconds(one))
+    for name, made in {
+        "timeloom rows, first epoch": lambda: shards(vectors=False),
+        "timeloom rows with vectors, first epoch": shards,
+        "timeloom imaging rows, first epoch": lambda: shards(vectors=False, plan="imaging"),
+        "timeloom imaging rows with vectors, first epoch": lambda: shards(plan="imaging"),
+    }.items():
+        runs[name] = len(made()), first_epoch(made)
+        best[name] = min(seconds(runs[name][1]) for _ in range(5))
     rates = {name: runs[name][0] * context / best[name] / 1e6 for name in runs}
     for name, requirement in (("litdata", LITDATA), ("mds", MDS)):
         took = peer_seconds(name, requirement, work, data / "plain", context, passes)
@@ -269,7 +314,10 @@ def run(work: Path, quick: bool) -> None:
     command = [sys.executable, "-c", FIRST, str(data / "root"), str(BATCH)]
     firsts = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
     for name, rate in rates.items():
-        print(f"{name:>36}: {rate:8,.0f} Mtok/s")
+        print(f"{name:>47}: {rate:8,.0f} Mtok/s")
+
+    def limit(rows: str, copied: str) -> float:
+        return round(best[rows] / (best[rows] + best[copied]), 2)
 
     def ratio(mine: str, other: str) -> float | None:
         return round(rates[mine] / rates[other], 2) if other in rates else None
@@ -280,7 +328,13 @@ def run(work: Path, quick: bool) -> None:
         "ids_vs_mds": ratio("timeloom ids", "mds ids"),
         "rows_vs_memmap_rows": ratio("timeloom rows", "memmap rows"),
         "images_vs_none": ratio("timeloom rows with vectors", "timeloom rows"),
+        "images_vs_none_limit": limit("timeloom rows", "copies of vectors"),
+        "images_vs_none_first_epoch": ratio("timeloom rows with vectors, first epoch", "timeloom rows, first epoch"),
         "images_vs_none_imaging_only": ratio("timeloom imaging rows with vectors", "timeloom imaging rows"),
+        "images_vs_none_imaging_only_limit": limit("timeloom imaging rows", "copies of imaging vectors"),
+        "images_vs_none_imaging_only_first_epoch": ratio(
+            "timeloom imaging rows with vectors, first epoch", "timeloom imaging rows, first epoch"
+        ),
         "first_batch_s": round(min(firsts), 3),
         "ids_mtok_s": round(rates["timeloom ids"]),
         "rows_mtok_s": round(rates["timeloom rows"]),

@@ -25,7 +25,6 @@ from warehouse.embeddings import (
     close_stores,
     content_hash,
     encode_value,
-    read_vectors,
     sole_writer,
 )
 from warehouse.errors import TimeloomError
@@ -299,37 +298,6 @@ def test_a_vector_takes_two_pages_and_little_more(tmp_path: Path) -> None:
     with EmbeddingWriter(tmp_path / "a.lmdb") as writer:
         writer.put_many(vectors(500))
     assert (tmp_path / "a.lmdb").stat().st_size / 500 < 8192 * 1.05
-
-
-@pytest.mark.parametrize("kinds", [["f4"], ["f2"], ["f4", "f2"], ["f4", "sequence"], []])
-def test_vectors_of_several_stores_come_in_the_order_asked_for(tmp_path: Path, kinds: list[str]) -> None:
-    random = np.random.default_rng(4)
-    expected, stores = {}, []
-    for bucket in range(3 if kinds else 0):
-        items = []
-        for kind in kinds * 4:
-            key, units = f"{random.integers(1 << 60):064x}", 5 if kind == "sequence" else 1
-            array = random.normal(size=(units, 8)).astype("f2" if kind == "f2" else "f4")
-            items.append((key, array if kind == "sequence" else array[0], 1))
-            expected[key] = bucket, array.mean(axis=0, dtype=np.float32)
-        path = tmp_path / f"{bucket:04d}.lmdb"
-        with EmbeddingWriter(path) as writer:
-            writer.put_many(items)
-        stores.append(EmbeddingStore(path))
-    keys = random.permutation(sorted(expected)).tolist()
-    parts = [
-        (store, [place for place, key in enumerate(keys) if expected[key][0] == bucket])
-        for bucket, store in enumerate(stores)
-    ]
-    for _ in range(2):
-        found = read_vectors(keys, 8, parts)
-        assert found.dtype == np.float32 and found.shape == (len(keys), 8)
-        assert all(np.array_equal(row, expected[key][1]) for row, key in zip(found, keys, strict=True))
-    if keys:
-        with pytest.raises(TimeloomError, match="not \\(9,\\)"):
-            read_vectors(keys, 9, parts)
-        with pytest.raises(TimeloomError, match="lacks an item"):
-            read_vectors(["absent"], 8, [(stores[0], [0])])
 
 
 @pytest.mark.parametrize("size", [5_000, 20_000, 0.5, 0.9])

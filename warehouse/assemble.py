@@ -108,7 +108,7 @@ def assemble(
         if asked.vectors == "none":
             means[modality] = torch.empty(0, width)
         elif asked.vectors == "pooled":
-            means[modality] = torch.from_numpy(pooled(layout, modality, store, width, one.keys, owners, buckets))
+            means[modality] = torch.from_numpy(pooled(layout, modality, store, width, one, owners, buckets))
         else:
             whole, counts = sequences(layout, modality, store, width, one.keys, owners, buckets)
             units[modality], lengths[modality] = torch.from_numpy(whole), torch.from_numpy(counts)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from warehouse.batches import SegmentBatch
+from warehouse.marks import Marks
 from warehouse.shard_times import NO_TIME
-from warehouse.shelf import Place, id_bytes, id_dtypes, narrow, stacked
+from warehouse.shelf import IMAGE_BYTES, Place, id_bytes, id_dtypes, narrow, stacked
 from warehouse.shuffle import Ints
 from warehouse.tokens import MODALITIES, UNK
 
@@ -185,12 +186,40 @@ def targets(types: npt.NDArray[np.uint8], ids: npt.NDArray[Any], kinds: Sequence
 
 @dataclass(frozen=True)
 class Items:
-    """The items (n,) of one modality in a batch: keys, and what Batch says of them."""
+    """The items (n,) of one modality in a batch: keys, what Batch says of them, and where their vectors are."""
 
     keys: list[str]
     positions: Ints
     segment: Ints
     time_us: Ints
+    marks: Marks
+
+
+@dataclass(frozen=True)
+class _PageMarks:
+    """Marks of a batch's items at `which` (n,) among those of its packs, which have `counts` (B,) and a `table` (I, 4).
+
+    They are copied from and to the pages by memoryviews, during which no other thread runs.
+    """
+
+    places: Sequence[Place]
+    counts: Ints
+    table: Ints
+    which: Ints
+
+    def read(self) -> Ints:
+        return self.table[self.which, 2:]
+
+    def write(self, items: Sequence[int], marks: Ints) -> None:
+        ends = np.cumsum(self.counts)
+        which = self.which[items]
+        packs = np.searchsorted(ends, which, side="right")
+        within = which - (ends - self.counts)[packs]
+        whole = marks.tobytes()
+        for item, (pack, number) in enumerate(zip(packs.tolist(), within.tolist(), strict=True)):
+            _, row, pages = self.places[pack]
+            first = IMAGE_BYTES * (pages.image_edges[row] + number) + 16
+            pages.images[first : first + 16] = whole[16 * item : 16 * item + 16]
 
 
 @dataclass(frozen=True)
@@ -252,16 +281,18 @@ def collate(
 def _tokens_items(
     places: Sequence[Place], segment_ids: npt.NDArray[Any], time: Ints, found: Segments, modalities: Sequence[str]
 ) -> dict[str, Items]:
-    table: list[Any] = []
+    parts: list[Any] = []
     keys: list[str] = []
-    counts = []
+    each = []
     for _, row, pages in places if modalities else ():
         first, last = pages.image_edges[row], pages.image_edges[row + 1]
-        counts.append(last - first)
+        each.append(last - first)
         if last > first:
-            table.append(pages.images[16 * first : 16 * last])
+            parts.append(pages.images[IMAGE_BYTES * first : IMAGE_BYTES * last])
             keys += pages.image_keys[first:last]
-    position, kind = np.frombuffer(bytearray().join(table), np.int64).reshape(-1, 2).T
+    table = np.frombuffer(bytearray().join(parts), np.int64).reshape(-1, IMAGE_BYTES // 8)
+    position, kind = table[:, 0], table[:, 1]
+    counts = np.array(each, dtype=np.int64)
     row_of = np.repeat(np.arange(len(counts)), counts)
     segment = segment_ids[row_of, position] + (found.ends - found.per_pack)[row_of]
     when, where = time[row_of, position], np.stack([row_of, position], axis=1)
@@ -269,7 +300,8 @@ def _tokens_items(
     for modality in modalities:
         which = np.flatnonzero(kind == MODALITIES.index(modality))
         mine = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
-        result[modality] = Items(mine, where[which], segment[which], when[which])
+        marks = _PageMarks(places, counts, table, which)
+        result[modality] = Items(mine, where[which], segment[which], when[which], marks)
     return result
 
 

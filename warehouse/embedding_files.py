@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -18,26 +20,31 @@ WRITER_MAP_BYTES = 1 << 40
 READER_ROOM_BYTES = 1 << 30
 
 
-# Of each store that was opened, the hashes of keys whose values had the right checksum: comparing takes as long as
-# reading. A million take 80 MB; what is read beyond them is compared each time.
-CHECKED_MOST = 1 << 20
-checked: dict[str, set[int]] = {}
-
-
 # LMDB refuses to open a path twice in one process, so each process has one environment per path: here. A forked child
 # inherits the table and LMDB's own memory of open paths; it must close its copies (which leaves the parent's alone,
 # as readers hold no lock) before it can open anything.
 _environments: dict[tuple[int, str], lmdb.Environment] = {}
 _guard = threading.RLock()
 
+# How often a map was given up: an address into a map holds for the generation in which it was found.
+_generation = 1
+
 
 def _forget_inherited() -> None:
-    global _guard
+    global _guard, _generation
     _guard = threading.RLock()
+    _generation += 1
     for environment in _environments.values():
         if environment.flags()["readonly"]:
             environment.close()
     _environments.clear()
+
+
+def _close(environment: lmdb.Environment) -> None:
+    global _generation
+    with _guard:
+        _generation += 1
+        environment.close()
 
 
 os.register_at_fork(after_in_child=_forget_inherited)
@@ -50,11 +57,22 @@ def _identity(path: Path) -> tuple[int, str]:
 def close_stores() -> None:
     """Closes every store that this process has open for reading; the next read opens and checks it again."""
     with _guard:
-        checked.clear()
         for identity, environment in list(_environments.items()):
             if environment.flags()["readonly"]:
-                environment.close()
+                _close(environment)
                 del _environments[identity]
+
+
+@contextmanager
+def staying_open() -> Iterator[None]:
+    """No other thread closes a store meanwhile. An address may be read that was found in the present generation."""
+    with _guard:
+        yield
+
+
+def generation() -> int:
+    """Of the maps that this process has of stores; a higher one once any of them was given up."""
+    return _generation
 
 
 class reading:  # noqa: N801
@@ -95,7 +113,7 @@ def _close_reader(path: Path) -> None:
     with _guard:
         environment = _environments.pop(_identity(path), None)
         if environment is not None:
-            environment.close()
+            _close(environment)
 
 
 def _open_reader(path: Path) -> lmdb.Environment:
@@ -156,12 +174,12 @@ def open_writer(path: Path) -> lmdb.Environment:
             if not inherited.flags()["readonly"]:
                 _environments[_identity(path)] = inherited
                 raise RuntimeError(f"{store_name(path)} has a writer in this process already")
-            inherited.close()
+            _close(inherited)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.stat().st_size:
                 _open_reader(path)  # refuses a file that is cut short
-                _environments.pop(_identity(path)).close()
+                _close(_environments.pop(_identity(path)))
             environment = lmdb.open(
                 str(path), subdir=False, map_size=WRITER_MAP_BYTES, sync=True, writemap=False, readahead=False
             )
@@ -176,7 +194,7 @@ def close_writer(path: Path, environment: lmdb.Environment | None) -> None:
     with _guard:
         _environments.pop(_identity(path), None)
         if environment is not None:
-            environment.close()
+            _close(environment)
 
 
 def not_writable(path: Path, error: Exception) -> TimeloomError:

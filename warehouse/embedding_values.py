@@ -30,6 +30,7 @@ PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
 _FIELDS = struct.Struct("<4sHBB4QQ8x")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+CHECKSUM_AT = _FIELDS.size
 PLAIN_BYTES = struct.calcsize("<4sHBB4Q")  # of a header, before the units: all that says what the array is
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<i4")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -103,12 +104,14 @@ def decode(value: Buffer, path: Path) -> tuple[EmbeddingHeader, Array]:
     return header, array.reshape(header.shape).copy()
 
 
-def check_value(value: Buffer, path: Path) -> None:
-    """Raises StoreDamagedError where one byte of the value has changed."""
-    checksum = xxhash.xxh3_64(value[: _FIELDS.size])
+def check_value(value: Buffer, path: Path) -> int:
+    """A value's checksum; raises StoreDamagedError where one byte of the value has changed."""
+    checksum = xxhash.xxh3_64(value[:CHECKSUM_AT])
     checksum.update(value[HEADER_BYTES:])
-    if checksum.intdigest() != _CHECKSUM.unpack_from(value, _FIELDS.size)[0]:
+    found: int = checksum.intdigest()
+    if found != _CHECKSUM.unpack_from(value, CHECKSUM_AT)[0]:
         raise StoreDamagedError(path, "a checksum differs")
+    return found
 
 
 def plain_header(dtype: np.dtype[Any], width: int) -> bytes:

@@ -8,31 +8,25 @@ The format of a value is in warehouse.embedding_values.
 import hashlib
 import os
 import struct
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
-from warehouse.embedding_files import CHECKED_MOST, checked, close_stores, reading
+from warehouse.embedding_files import close_stores, reading
 from warehouse.embedding_values import (
     HEADER_BYTES,
     MAX_KEY_BYTES,
     PLACES,
-    PLAIN_BYTES,
     Array,
-    Buffer,
     EmbeddingHeader,
     StoreDamagedError,
-    check_value,
     decode,
     decode_header,
     encode_value,
-    plain_header,
     store_name,
 )
 from warehouse.embedding_writer import EmbeddingWriter, sole_writer
@@ -48,7 +42,6 @@ __all__ = [
     "close_stores",
     "content_hash",
     "encode_value",
-    "read_vectors",
     "sole_writer",
 ]
 
@@ -105,6 +98,12 @@ class EmbeddingStore:
         # Resolving a path asks the kernel about each of its folders: more than reading a vector takes.
         return os.path.realpath(self.path)
 
+    @cached_property
+    def page_bytes(self) -> int:
+        """Bytes of the file's pages: those of memory where it was made."""
+        with reading(self.path) as transaction:
+            return int(transaction.stat()["psize"])
+
     def lacking(self) -> TimeloomError:
         """The error for an item of the release that is not in the store."""
         return TimeloomError(
@@ -155,68 +154,3 @@ def content_hash(path: Path) -> str:
             digest.update(key)
             digest.update(value)
     return digest.hexdigest()
-
-
-def read_vectors(
-    keys: Sequence[str], width: int, stores: Iterable[tuple[EmbeddingStore, list[int]]]
-) -> npt.NDArray[np.float32]:
-    """(n, width) of the items with `keys` (n,), each in one of `stores`, which say which of the keys they hold.
-
-    A row is the item's vector, or the mean of its sequence. A value is compared with its checksum the first time that
-    the process reads it so, as shards are; that of a sequence each time.
-
-    Raises:
-        TimeloomError: an item is not there, stored bytes have changed, or an array is of another width.
-    """
-    encoded = list(map(str.encode, keys))
-    paths: list[tuple[Path, int]] = []
-    places: list[int] = []
-    found: list[Buffer] = []
-    with ExitStack() as held:  # all stores, until their values were copied by one call for all
-        for store, mine in stores:
-            mine.sort(key=keys.__getitem__)  # as they lie in the file
-            wanted = [encoded[place] for place in mine]
-            get = held.enter_context(reading(store.path, store.real)).get
-            values = [value for value in map(get, wanted) if value]
-            if len(values) < len(wanted):
-                raise store.lacking()
-            if not checked.setdefault(store.real, set()).issuperset(map(hash, wanted)):
-                _check_new(store, wanted, values)
-            places += mine
-            found += values
-            paths.append((store.path, len(mine)))
-        order = np.argsort(places).tolist()
-        ordered = [found[place] for place in order]
-        begins = b"".join([value[:PLAIN_BYTES] for value in ordered])
-        for dtype in (np.dtype("<f4"), np.dtype("<f2")):
-            size = width * dtype.itemsize
-            if begins == plain_header(dtype, width) * len(keys):
-                whole = bytearray().join([value[HEADER_BYTES : HEADER_BYTES + size] for value in ordered])
-                if len(whole) == len(keys) * size:
-                    return np.frombuffer(whole, dtype).reshape(-1, width).astype(np.float32, copy=False)
-        owners = [path for path, count in paths for _ in range(count)]
-        return _each_vector(ordered, [owners[place] for place in order], width)
-
-
-def _check_new(store: EmbeddingStore, keys: Sequence[bytes], values: Sequence[Buffer]) -> None:
-    known = checked[store.real]
-    for key, value in zip(keys, values, strict=True):
-        if hash(key) not in known:
-            decode_header(value, store.path)
-            check_value(value, store.path)
-            if sum(map(len, checked.values())) < CHECKED_MOST:
-                known.add(hash(key))
-
-
-def _each_vector(values: Sequence[Buffer], paths: Sequence[Path], width: int) -> npt.NDArray[np.float32]:
-    """What holds for stores with sequences, or with vectors of several types."""
-    result = np.empty((len(values), width), dtype=np.float32)
-    for row, (value, path) in enumerate(zip(values, paths, strict=True)):
-        array = decode(value, path)[1]
-        if array.ndim not in (1, 2) or array.shape[-1] != width:
-            raise TimeloomError(
-                f"embedding store {store_name(path)} holds vectors that are not ({width},)",
-                remedy="run `timeloom verify`",
-            )
-        result[row] = array if array.ndim == 1 else array.mean(axis=0, dtype=np.float32)
-    return result

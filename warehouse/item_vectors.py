@@ -1,4 +1,4 @@
-"""Vectors of a batch's items out of LMDB: one transaction a store file, its keys in order, one row each."""
+"""Vectors of a batch's items, each in the store file of its subject's bucket."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,10 +7,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from warehouse.embeddings import EmbeddingStore, read_vectors
+from warehouse.collate import Items
+from warehouse.embeddings import EmbeddingStore
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
+from warehouse.marked_vectors import read_vectors
 from warehouse.shuffle import Ints
 
 Floats = npt.NDArray[np.float32]
@@ -33,15 +35,18 @@ def _by_store(
     return [(stores[bucket], mine) for bucket, mine in sorted(rows.items())]
 
 
-def pooled(
-    layout: Layout, modality: str, store: str, width: int, keys: Sequence[str], subjects: Ints, buckets: int
-) -> Floats:
-    """(n, width) float32 of the items with `keys` of `subjects` (n,).
+def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, subjects: Ints, buckets: int) -> Floats:
+    """(n, width) float32 of `items` (n,) of `subjects` (n,).
 
     Raises:
         TimeloomError: a store file is missing or damaged, or lacks one of the items.
     """
-    return read_vectors(keys, width, _by_store(layout, modality, store, subjects, buckets))
+
+    def stores(wanted: list[int]) -> list[tuple[EmbeddingStore, list[int]]]:
+        some = _by_store(layout, modality, store, subjects[wanted], buckets)
+        return [(file, [wanted[row] for row in rows]) for file, rows in some]
+
+    return read_vectors(items.keys, width, items.marks, stores)
 
 
 def sequences(

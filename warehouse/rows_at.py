@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from warehouse.shuffle import Ints
 
@@ -19,7 +20,7 @@ class _Interface:
         self.__array_interface__ = {"version": 3, **interface}
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _space(nbytes: int) -> npt.NDArray[np.void]:
     """An array whose element i is the `nbytes` bytes that begin at address _FIRST + i; elements overlap."""
     whole = _Interface(data=(_FIRST, True), shape=(_ADDRESSES,), strides=(1,), typestr=f"|V{nbytes}")
@@ -37,6 +38,12 @@ def addresses(rows: npt.NDArray[Any]) -> Ints:
     start = rows.__array_interface__["data"][0] - _FIRST
     offsets: Ints = np.arange(len(rows), dtype=np.int64) * (rows.shape[1] * rows.itemsize) + start
     return offsets
+
+
+def address_of(value: bytes | memoryview) -> int:
+    """Where a buffer's bytes begin, as `addresses` gives it."""
+    start: int = pa.py_buffer(value).address  # a tenth of what numpy takes to tell it
+    return start - _FIRST
 
 
 def rows_at(where: Ints, dtype: np.dtype[Any], length: int) -> npt.NDArray[Any]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warehouse.errors import TimeloomError
+from warehouse.marks import no_marks
 from warehouse.packs import SmallColumns
 from warehouse.reader import REMEDY, Release, check_split
 from warehouse.rows_at import addresses, rows_at
@@ -28,6 +29,7 @@ from warehouse.vocabulary import hash_of
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
 SMALL_BYTES = 256 << 20
+IMAGE_BYTES = 32  # of Pages.images, an image
 
 # Held while a shelf is made fit for a forked process; a child makes its own, as a thread of its parent may hold this.
 _guard = threading.Lock()
@@ -48,7 +50,8 @@ class Pages:
     Attributes:
         segments: (S, 4) int64 as bytes: length, subject, offset, origin in microseconds.
         segment_edges: (P + 1,) where each pack's segments begin.
-        images: (I, 2) int64 as bytes: position in the pack, modality.
+        images: (I, 4) int64 as bytes: position in the pack, modality, and where its vector was found, which is written
+            later (warehouse.marks).
         image_keys: the I keys.
         image_edges: (P + 1,).
     """
@@ -143,7 +146,7 @@ def pages_of(small: SmallColumns) -> Pages:
     return Pages(
         segments=_bytes(columns),
         segment_edges=_edges(small.segments_per_pack).data,
-        images=_bytes((small.image_position, small.image_modality)),
+        images=_bytes((small.image_position, small.image_modality, *no_marks(len(small.image_position)).T)),
         image_keys=small.image_key.to_pylist(),
         image_edges=_edges(small.images_per_pack).data,
     )

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warehouse.collate import Collated, Items, ragged
+from warehouse.marks import ArrayMarks, no_marks
 from warehouse.reader import Release
 from warehouse.shard_times import NO_TIME
 from warehouse.shuffle import Ints
@@ -25,13 +26,17 @@ _COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "sto
 
 @dataclass(frozen=True)
 class _Index:
-    """Items (n,) of one modality by subject and time; `ranks` are those of `instants`, the distinct times."""
+    """Items (n,) of one modality by subject and time; `ranks` are those of `instants`, the distinct times.
+
+    `marks` (n, 2) are written as their vectors are found, see warehouse.marks.
+    """
 
     keys: list[str]
     times: Ints
     subjects: Ints
     instants: Ints
     places: Ints
+    marks: Ints
 
     def bounds(self, subjects: Ints, times: Ints, side: str) -> Ints:
         """Where (subject, time) would stand among the items."""
@@ -81,6 +86,7 @@ class WindowItems:
                 np.full((len(which), 2), -1, dtype=np.int64),
                 np.repeat(np.arange(len(subjects)), end - kept),
                 index.times[which],
+                ArrayMarks(index.marks, which),
             )
             dropped[modality] = int((kept - start).sum())
         return items, dropped
@@ -93,4 +99,4 @@ def _index(rows: Sequence[_Row], modality: str, store: str) -> _Index:
     subjects, number = np.unique(owners, return_inverse=True)
     instants, rank = np.unique(times, return_inverse=True)
     keys = [key for _, _, key in mine]
-    return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank)
+    return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(mine)))
