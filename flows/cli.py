@@ -62,6 +62,8 @@ Runner = Annotated[str, typer.Option(help="With --engine beam: the Beam runner's
 Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjects only.", min=1)]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 
+# What the workers of a conversion import while the command does.
+CONVERTING = ("pipelines.meds", "pipelines.align")
 DEMO = Path("timeloom-demo")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 _debug = False
@@ -234,12 +236,16 @@ def meds(
     Run again, it converts what changed. Exit code 2: converted, and some raw rows are quarantined.
     """
     _set_debug(debug)
-    from flows.convert import convert
-    from flows.settings import RunSettings
+    from flows.settings import RunSettings, engine_ahead
+    from pipelines.workers import leave_out_pandas, uncollected
 
-    with StageProgress(quiet=as_json) as progress:
-        settings = RunSettings(config, root, engine.value, runner, workers)
-        converted = convert(settings, out.expanduser().resolve(), progress)
+    settings = RunSettings(config, root, engine.value, runner, workers)
+    with StageProgress(quiet=as_json) as progress, engine_ahead(settings, CONVERTING) as ahead:
+        with uncollected():
+            from flows.convert import convert
+
+            leave_out_pandas()
+        converted = convert(settings, out.expanduser().resolve(), progress, ahead)
     if as_json:
         print(json.dumps(asdict(converted)))
     else:

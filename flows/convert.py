@@ -12,7 +12,7 @@ from flows.root import bind_root, forget_scratch
 from flows.settings import RunSettings, make_engine
 from pipelines import align, lags, meds, metadata
 from pipelines.config import RunConfig, load_config
-from pipelines.engine import Inherited, Progress, RunContext, StageReport, run_stage
+from pipelines.engine import Engine, Inherited, Progress, RunContext, StageReport, run_stage
 from pipelines.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
@@ -44,8 +44,13 @@ class Converted:
     rewritten: int
 
 
-def convert(settings: RunSettings, out: Path, progress: Progress | None = None) -> Converted:
+def convert(
+    settings: RunSettings, out: Path, progress: Progress | None = None, engine: Engine | None = None
+) -> Converted:
     """Converts a configuration's sources into a MEDS dataset at `out`.
+
+    Args:
+        engine: where tasks run; the one that is asked for where None.
 
     Raises:
         TimeloomError: `out` holds something else, or what a run would stop at.
@@ -63,8 +68,8 @@ def convert(settings: RunSettings, out: Path, progress: Progress | None = None) 
         bind_root(layout, config, None, new=new)
         staging = layout.conversion
         (staging / "release").mkdir(parents=True, exist_ok=True)
-        with make_engine(settings, config) as engine:
-            context = RunContext(engine, staging, None, None, progress)
+        with engine or make_engine(settings, config) as running:
+            context = RunContext(running, staging, None, None, progress)
             reports = _stages(config, base, layout, context)
         _put(ReleaseLayout(staging / "release"), reports, out)
     extracted, aligned = reports[meds.STAGE.name], reports[align.STAGE.name]
@@ -83,6 +88,7 @@ def convert(settings: RunSettings, out: Path, progress: Progress | None = None) 
 
 def _stages(config: RunConfig, base: Path, layout: Layout, context: RunContext) -> dict[str, StageReport]:
     fingerprints = Fingerprints(layout.private)
+    fingerprints.read_ahead(_raw_files(config, base), context.engine.workers)
     extracted = run_stage(meds.STAGE, meds.plan(config, base, layout, fingerprints), context)
     meds.check_times(extracted, config.limits.unparsable_times)
     meds.subjects_of(extracted, layout.segments)
@@ -119,10 +125,14 @@ def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
     if layout.settings.exists():
         buckets = json.loads(layout.settings.read_text(encoding="utf-8"))["buckets"]
     else:
-        files = {path for export in meds.exports(config, base) for of in export.mapped().values() for path in of}
-        size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in _raw_files(config, base))
         buckets = min(MOST_BUCKETS, max(2, 2 * math.ceil(size / BUCKET_BYTES / 2)))
     return config.model_copy(update={"buckets": buckets})
+
+
+def _raw_files(config: RunConfig, base: Path) -> set[Path]:
+    """The files of every table that a source maps; a database is one."""
+    return {path for export in meds.exports(config, base) for of in export.mapped().values() for path in of}
 
 
 def _refuse_strangers(out: Path) -> None:

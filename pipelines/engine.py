@@ -9,26 +9,25 @@ import errno
 import importlib
 import json
 import os
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context, parent_process
-from multiprocessing.util import Finalize
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from polars.exceptions import PanicException
-
+from pipelines.workers import quietly, start_pool
 from warehouse.errors import TimeloomError
 from warehouse.files import hash_file, link_or_copy, sha256_file, sha256_json, write_json
-from warehouse.manifest import FileEntry, Manifest, TaskEntry
+
+# What is heavy is imported by the functions that use it, so that workers can be started before it is.
+if TYPE_CHECKING:
+    from warehouse.manifest import Manifest, TaskEntry
 
 Progress = Callable[[str, int, int], None]
 # Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
@@ -120,6 +119,10 @@ def make_task(
 
 def execute(task: Task) -> str:
     """Runs one task and leaves its record, or the reason why there is none; gives the task's key."""
+    from polars.exceptions import PanicException
+
+    from warehouse.manifest import FileEntry, TaskEntry
+
     record, failure = Path(task.record), Path(task.record).with_suffix(".error")
     failure.unlink(missing_ok=True)
     try:
@@ -178,64 +181,20 @@ class Engine(Protocol):
         """Executes every task, in any order, calling `done` as far as it can with each finished key."""
 
 
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Workers that are started here do not hear Ctrl-C: it is the run's to stop, and they end with it."""
-    if current_thread() is not main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when the run is killed: a pool's workers would wait for tasks for ever, and keep writing."""
-
-    def watch() -> None:
-        if (parent := parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-    # What a worker made is on disk and its record too: taking its modules apart would only cost time.
-    Finalize(None, os._exit, args=(0,), exitpriority=-100)
-
-
-# One thread a process: the processes are the parallelism. Memory that a block needed is kept for the next one: giving
-# it back and asking for it again costs a tenth of a conversion.
-_WORKER_ENVIRONMENT = {
-    "POLARS_MAX_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-}
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Workers that are started here do not import the program that started them, such as the command and what it draws
-    with: what they run is named by its module."""
-    main = sys.modules["__main__"]
-    kept = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(main, name, value)
-
-
 class LocalEngine:
-    """Spawned processes of this machine; one worker runs in this process.
+    """Processes of this machine; one worker runs in this process.
 
     Args:
         workers: number of processes; the machine's cores where None.
+        here: this process is one of them. It then has nothing else to do, and a task that takes it down takes the run
+            down.
+        modules: what the others import before their first task.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, here: bool = False, modules: Sequence[str] = ()) -> None:
         self.workers = workers or os.cpu_count() or 1
+        self._here = here
+        self._modules = modules
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "LocalEngine":
@@ -246,11 +205,18 @@ class LocalEngine:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
+    def start(self) -> None:
+        """Starts the other processes ahead of the first tasks."""
+        if self.workers > 1 and self._pool is None:
+            self._pool = start_pool(self._others, self._modules, at_once=True)
+
+    @property
+    def _others(self) -> int:
+        return self.workers - self._here
+
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            for name, value in _WORKER_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_end_with_parent)
+            self._pool = start_pool(self._others, self._modules)
         return self._pool
 
     def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
@@ -261,7 +227,10 @@ class LocalEngine:
                 done(execute(task))
             return
         try:
-            with _deaf_to_interrupts(), _without_main_module():
+            if self._here:
+                _share(self._executor(), self._others, tasks, done)
+                return
+            with quietly():
                 futures = [self._executor().submit(execute, task) for task in tasks]
             for future in as_completed(futures):
                 done(future.result())
@@ -270,6 +239,35 @@ class LocalEngine:
             raise WorkerLostError(
                 "a worker process died, perhaps for lack of memory", "run again with fewer workers; it resumes"
             ) from error
+
+
+def _share(pool: ProcessPoolExecutor, others: int, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+    """Executes tasks, the first ones first, in a pool and in this process: whoever is free takes the next one."""
+    waiting = deque(tasks)
+    finished: SimpleQueue[Future[str]] = SimpleQueue()
+
+    def take() -> Task | None:
+        try:
+            return waiting.popleft()
+        except IndexError:
+            return None
+
+    def feed() -> None:
+        if (task := take()) is not None:
+            future = pool.submit(execute, task)
+            future.add_done_callback(feed_again)
+            future.add_done_callback(finished.put)
+
+    def feed_again(_before: Future[str]) -> None:
+        with suppress(RuntimeError):  # a broken or closed pool: what was in it says so
+            feed()
+
+    with quietly():
+        for _ in range(others):
+            feed()
+    for _ in tasks:
+        own = take() if finished.empty() else None
+        done(finished.get().result() if own is None else execute(own))
 
 
 class BeamEngine:
@@ -326,7 +324,7 @@ class StageReport:
     ran: int = 0
     linked: int = 0
     resumed: int = 0
-    entries: dict[str, TaskEntry] = field(default_factory=dict)
+    entries: "dict[str, TaskEntry]" = field(default_factory=dict)
 
     def total(self, name: str) -> int:
         """The sum of a count over all tasks."""
@@ -356,7 +354,7 @@ class RunContext:
 
     engine: Engine
     staging: Path
-    previous: Manifest | None
+    previous: "Manifest | None"
     previous_path: Path | None
     progress: Progress | None = None
 
@@ -380,7 +378,9 @@ class RunContext:
         return Inherited(self.previous_path / relative, self.previous.files[str(relative)].sha256)
 
 
-def _load_record(path: Path) -> TaskEntry | None:
+def _load_record(path: Path) -> "TaskEntry | None":
+    from warehouse.manifest import TaskEntry
+
     try:
         return TaskEntry.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -394,7 +394,7 @@ def _intact(task: Task) -> bool:
     return bool(getattr(importlib.import_module(module), name)(task.params, Path(task.base)))
 
 
-def _finished(task: Task, context: RunContext) -> TaskEntry | None:
+def _finished(task: Task, context: RunContext) -> "TaskEntry | None":
     """The record of an earlier run of this very task, if its files are whole.
 
     What a killed run left in the staging tree is read again; segments, which every night reuses, are known by size and
@@ -413,7 +413,7 @@ def _finished(task: Task, context: RunContext) -> TaskEntry | None:
     return entry if _intact(task) else None
 
 
-def _linked(task: Task, context: RunContext) -> TaskEntry | None:
+def _linked(task: Task, context: RunContext) -> "TaskEntry | None":
     """The previous release's outputs of this very task, hard-linked into the staging tree.
 
     They are read once more before they are published once more: a flipped bit must not pass from release to release.
@@ -485,7 +485,7 @@ def run_stage(
     return report
 
 
-def _outcome(task: Task) -> TaskEntry:
+def _outcome(task: Task) -> "TaskEntry":
     failure = Path(task.record).with_suffix(".error")
     if failure.is_file():
         reason = json.loads(failure.read_text(encoding="utf-8"))

@@ -2,6 +2,8 @@
 
 import json
 import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from warehouse.errors import TimeloomError
@@ -23,6 +25,12 @@ class Fingerprints:
         """SHA-256 of a file; of a database, with what stands in its write-ahead log."""
         log = path.with_name(f"{path.name}.wal")
         return sha256_json([self._of(path), self._of(log)]) if log.is_file() else self._of(path)
+
+    def read_ahead(self, paths: Iterable[Path], readers: int) -> None:
+        """Hashes some files, a few at a time, so that `of` knows them; raises what it does."""
+        with ThreadPoolExecutor(readers) as pool:
+            for _ in pool.map(self.of, paths):
+                pass
 
     def _of(self, path: Path) -> str:
         """SHA-256 of a file.

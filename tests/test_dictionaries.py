@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import csv_text
 
-from extractors import joins, raw_csv
+from extractors import dictionaries, joins, raw_csv
 from extractors.dictionaries import describe
+from extractors.raw import RawTable
 from extractors.source import Source
 from extractors.tables import Export
 from warehouse.errors import TimeloomError
@@ -139,6 +140,30 @@ def test_a_crosswalk_gives_parents_where_the_site_supplies_it(tmp_path: Path) ->
         described(tables, source, ["LAB/1"], {"atc": file})
 
 
+def test_a_dictionary_of_several_rules_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items(tmp_path, (1, "A", "lab", "7"), (2, "B", "chart", "8"))
+    items(tmp_path, (7, "Seven"), (8, "Eight"), name="parents", header="number name")
+    join = {"table": "parents", "key": {"up": "number"}, "columns": {"above": "name"}}
+    rules: list[dict[str, Any]] = [
+        LAB | {"where": "kind = 'lab'"},
+        LAB | {"code": "CHART/{id}", "where": "kind = 'chart'"},
+        {"code": "LAB/{id}", "table": "items", "joins": [join], "parents": ["UP/{above}"]},
+    ]
+    opened: list[str] = []
+    real = Export.open
+
+    def noted(export: Export, path: Path, table: str, label: str | None = None) -> RawTable:
+        opened.append(table)
+        return real(export, path, table, label)
+
+    monkeypatch.setattr(Export, "open", noted)
+    found = described(tmp_path, source_of(rules, parents=REFERENCE), ["LAB/1", "LAB/2", "CHART/1", "CHART/2"])
+    assert found == {
+        "LAB/1": ("A", ["UP/Seven"]), "LAB/2": (None, ["UP/Eight"]), "CHART/1": (None, None), "CHART/2": ("B", None),
+    }  # fmt: skip
+    assert opened == ["items", "items", "parents"], "once for both plain rules, once with the parents"
+
+
 def test_dictionaries_of_several_sources_add_up(tmp_path: Path) -> None:
     exports = []
     for name, label, parent in (("one", "B", "P1"), ("two", "A", "P2")):
@@ -160,12 +185,13 @@ ROW = st.tuples(*[st.sampled_from(["", "a", "b", "c d", "1"])] * 3)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(ROW, max_size=25), st.sampled_from([16, 1 << 20]))
-def test_descriptions_are_those_of_a_plain_dictionary(rows: list[tuple[str, str, str]], chunk: int) -> None:
+@given(st.lists(ROW, max_size=25), st.sampled_from([16, 1 << 20]), st.sampled_from([0, 1 << 20]))
+def test_descriptions_are_those_of_a_plain_dictionary(rows: list[tuple[str, str, str]], chunk: int, held: int) -> None:
     codes = ["X/a", "X/b", "X/1", "Y/a"]
     rule = {"code": "X/{id}", "table": "items", "description": "{label}", "parents": ["P/{up}", "ALL/{label|-}"]}
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw_csv, "CHUNK_BYTES", chunk)
+        patch.setattr(dictionaries, "_HELD_ROWS", held)
         items(Path(folder), *rows, header="id label up")
         found = described(Path(folder), source_of([rule]), codes)
     for code in codes:

@@ -1,17 +1,21 @@
 """Engines: the same bytes wherever tasks run, nothing lost unnoticed, nothing of a patient in what went wrong."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import toy_stage
 
 from flows.log import RunLog
+from flows.settings import RunSettings, engine_ahead
 from pipelines.engine import (
     BeamEngine,
     Engine,
@@ -20,10 +24,12 @@ from pipelines.engine import (
     Stage,
     StageReport,
     Task,
+    WorkerLostError,
     execute,
     make_task,
     run_stage,
 )
+from pipelines.workers import uncollected
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.layout import Layout
@@ -34,6 +40,7 @@ STAGE = Stage("toy", 1, "toy_stage:run")
 ENGINES: dict[str, Callable[[], Engine]] = {
     "local, 1 worker": lambda: LocalEngine(1),
     "local, 2 workers": lambda: LocalEngine(2),
+    "local, 3 workers, one of them here": lambda: LocalEngine(3, here=True),
     "Beam in memory": lambda: BeamEngine(),
     "Beam, 2 processes": lambda: BeamEngine(workers=2),
 }
@@ -153,6 +160,126 @@ def test_a_killed_worker_is_one_line_and_the_next_run_resumes(inputs: list[Path]
         report = run_stage(STAGE, tasks_of(inputs, tmp_path), context_of(tmp_path, engine))
     assert report.ran + report.resumed == 5
     assert report.ran >= 1
+
+
+def test_a_killed_worker_is_one_line_while_this_process_works_too(inputs: list[Path], tmp_path: Path) -> None:
+    tasks = tasks_of(inputs, tmp_path, {4: "killed"})
+    tasks[4] = replace(tasks[4], weight=1)  # the heaviest goes to the other process
+    with LocalEngine(2, here=True) as engine, pytest.raises(WorkerLostError) as caught:
+        run_stage(STAGE, tasks, context_of(tmp_path, engine))
+    assert caught.value.remedy
+    with LocalEngine(2, here=True) as engine:
+        report = run_stage(STAGE, tasks_of(inputs, tmp_path), context_of(tmp_path, engine))
+    assert report.ran + report.resumed == 5
+    assert report.ran >= 1
+
+
+def test_this_process_and_a_worker_share_the_tasks(tmp_path: Path) -> None:
+    done: list[str] = []
+    with LocalEngine(2, here=True, modules=["toy_stage"]) as engine:
+        engine.start()
+        engine._executor().submit(os.getpid).result()  # it is there
+        engine.map([pid_task(tmp_path, number) for number in range(30)], done.append)
+    assert sorted(done) == sorted(str(number) for number in range(30)), "every task is told once"
+    made_by = Counter((tmp_path / "release" / f"{number}.pid").read_text() for number in range(30))
+    assert len(made_by) == 2
+    assert 2 <= made_by[str(os.getpid())] <= 28, "whoever is free takes the next one"
+
+
+def test_the_heaviest_task_starts_first(tmp_path: Path) -> None:
+    done: list[str] = []
+    LocalEngine(1).map([replace(pid_task(tmp_path, number), weight=number) for number in (1, 3, 2)], done.append)
+    assert done == ["3", "2", "1"]
+
+
+def pid_task(staging: Path, number: int) -> Task:
+    """A task that takes a moment and writes down who did it."""
+    stage = Stage("toy", 1, "toy_stage:who")
+    return make_task(stage, str(number), staging, settings=0, inputs=0, params={"name": str(number)})
+
+
+def test_an_error_of_the_progress_ends_the_work_of_the_pool_too(tmp_path: Path) -> None:
+    def done(_key: str) -> None:
+        raise ValueError("no terminal")
+
+    with pytest.raises(ValueError, match="no terminal"), LocalEngine(2, here=True) as engine:
+        engine.map([pid_task(tmp_path, number) for number in range(40)], done)
+    assert len(list((tmp_path / "release").glob("*.pid"))) < 20, "what waited was not begun"
+
+
+def test_workers_are_there_before_the_first_task(inputs: list[Path], tmp_path: Path) -> None:
+    with LocalEngine(3, here=True) as engine:
+        engine.start()
+        engine.start()
+        assert engine._pool is not None
+        started = set(engine._pool._processes)
+        assert len(started) == 2
+        for process in started:  # Ctrl-C reaches every process of a terminal, and is the run's to hear
+            while not _alive(process):
+                time.sleep(0.01)
+            os.kill(process, signal.SIGINT)
+        run_stage(STAGE, tasks_of(inputs, tmp_path), context_of(tmp_path, engine))
+        assert set(engine._pool._processes) == started
+    assert not any(_alive(process) for process in started)
+
+
+@pytest.mark.parametrize("modules", ["pipelines.workers, pipelines.engine", "flows.settings"])
+def test_nothing_heavy_is_imported_before_workers_start(modules: str) -> None:
+    heavy = {"numpy", "polars", "pyarrow", "pydantic", "torch"}
+    code = f"import sys, {modules}; print(*sorted({heavy!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "workers"),
+    [
+        ("{workers: 3}", 3),
+        ("{workers: '3'}", 3),
+        ("{workers: 0}", None),
+        ("{workers: -2}", None),
+        ("{workers: many}", None),
+        ("{workers: .inf}", None),
+        ("{name: x}", None),
+        ("[workers]", None),
+        ("{workers: ", None),
+        ("", None),
+    ],
+)
+def test_the_workers_that_a_configuration_names(text: str, workers: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with engine_ahead(RunSettings(path), []) as engine:
+        assert engine is not None
+        assert engine.workers == (workers or os.cpu_count())
+    with engine_ahead(RunSettings(path, workers=2), []) as engine:
+        assert engine is not None
+        assert engine.workers == 2
+    with engine_ahead(RunSettings(path, engine="beam"), []) as engine:
+        assert engine is None
+
+
+def test_arrow_does_without_pandas_and_others_do_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy, pyarrow\n"
+        "from pipelines.workers import leave_out_pandas\n"
+        "leave_out_pandas()\n"
+        "array = pyarrow.array(numpy.arange(3))\n"
+        "assert array.to_numpy().tolist() == [0, 1, 2]\n"
+        "assert pyarrow.array(numpy.array(['2020-01-01'], 'M8[us]')).type == pyarrow.timestamp('us')\n"
+        "assert 'pandas' not in sys.modules, 'Arrow took a fifth of a second to find it'\n"
+        "import pandas\n"
+        "assert pandas.Series([1]).sum() == 1\n"
+    )
+    pytest.importorskip("pandas")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_garbage_is_collected_again_behind_imports() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.unfreeze()
 
 
 class ForgetfulEngine(LocalEngine):

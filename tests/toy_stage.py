@@ -6,6 +6,7 @@ It lives in a module of its own because worker processes import it by name.
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def run(params: dict[str, Any], base: Path) -> Result:
     with atomic_write(base / name) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Result({name: len(lines)}, {"lines": len(lines)})
+
+
+def who(params: dict[str, Any], base: Path) -> Result:
+    """Takes a moment, and writes which process it ran in."""
+    time.sleep(0.05)
+    name = f"{params['name']}.pid"
+    with atomic_write(base / name) as temporary:
+        temporary.write_text(str(os.getpid()))
+    return Result({name: None})
 
 
 def toy_manifest(files: dict[str, FileEntry], release_id: str) -> Manifest:
