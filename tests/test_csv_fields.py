@@ -1,8 +1,8 @@
 """Compiled loops split CSV just as the general reader does, or leave it to that one."""
 
 import csv
+import gzip
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,12 +23,6 @@ NULLS = ["___", "NA"]
 NEVER = 1 << 60
 
 
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    yield
-    raw_csv._Compiled.seen = 0
-
-
 def read(data: bytes, chunk: int, compiled_from: int, plain: set[str] | None) -> tuple[list[object], str]:
     """What a reader makes of a file: rows with their numbers and hashes, malformed records; or its error."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -36,6 +30,7 @@ def read(data: bytes, chunk: int, compiled_from: int, plain: set[str] | None) ->
         path.write_bytes(data)
         patch.setattr(raw_csv, "CHUNK_BYTES", max(chunk, 1))
         patch.setattr(raw_csv, "COMPILED_FROM", compiled_from)
+        patch.setattr(raw_csv._Compiled, "loaded", False)
         patch.setattr(raw_csv, "_REFUSALS", NEVER)
         rows: list[object] = []
         try:
@@ -176,3 +171,15 @@ def test_moments_are_those_of_the_general_reader_or_left_to_it(texts: list[str])
     else:
         assert found.to_list() == expected.to_list()
     assert parse_times(series.to_frame(), rule).present == len(series) - series.null_count()
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_only_large_files_load_the_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gzipped: bool) -> None:
+    text = b"a,b\n" + b"1,2\n" * 500
+    path = tmp_path / "t.csv"
+    path.write_bytes(gzip.compress(text) if gzipped else text)
+    for limit, loaded in ((6 * path.stat().st_size, False), (path.stat().st_size, True)):
+        monkeypatch.setattr(raw_csv, "COMPILED_FROM", limit)
+        monkeypatch.setattr(raw_csv._Compiled, "loaded", False)
+        assert sum(map(len, RawTable(path, "t", []).blocks())) == 500
+        assert raw_csv._Compiled.loaded is loaded
