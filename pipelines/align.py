@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.conflicts import find_conflicts
+from extractors.convert import AVAILABILITY
+from pipelines.conflicts import CONFLICTS, find_conflicts
 from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.gather import RAW, Gathered
+from pipelines.gather import Gathered
 from pipelines.lags import awaited
+from pipelines.narrow import I64
+from pipelines.piece_columns import NONE_8, NONE_32
+from pipelines.set_aside import SetAside, further_births_and_deaths
+from pipelines.subject_counts import NO_STATISTICS, subject_statistics, with_images
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
-from warehouse.order import order_events
 from warehouse.schemas import EVENTS, SUBJECTS, read_frame, write_table, write_tables
 
-STAGE = Stage("align", 2, "pipelines.align:run")
+STAGE = Stage("align", 3, "pipelines.align:run")
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])
-BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
-_PUT_ASIDE = ("rows", "events", "timed")
-
-I64 = npt.NDArray[np.int64]
 
 
 def plan(
@@ -60,6 +59,7 @@ def plan(
                         "path": str(layout.segments / entry.counts["segment"]),
                         "source": source,
                         "kinds": entry.counts["kinds"],
+                        "rows": index["rows"],
                         "pieces": index["pieces"],
                         "codes": entry.counts["blobs"]["codes"],
                         "units": entry.counts["blobs"]["units"],
@@ -94,176 +94,70 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = read_frame(tree.items(bucket)) if params["items"] else None
-    aligned = Aligned()
-    gathered = Gathered.read(params["segments"], images, params["lags"], params["limit"], aligned.put_aside)
-    written = {
-        tree.events(bucket): write_tables(
-            tree.events(bucket), (aligned.take(part) for part in gathered.ranges()), EVENTS, "data"
-        )
-    }
-    statistics = with_images(pl.concat([_NO_STATISTICS, *aligned.statistics]), images)
-    written[tree.subjects(bucket)] = write_table(tree.subjects(bucket), statistics, SUBJECTS, "subjects")
-    codes = pl.DataFrame(sorted(aligned.codes.items()), schema={"code": pl.String, "events": pl.Int64}, orient="row")
-    written[tree.codes_of(bucket)] = write_table(tree.codes_of(bucket), codes, CODE_COUNTS, "codes")
+    set_aside = SetAside()
+    gathered = Gathered.read(params["segments"], images, params["lags"], params["limit"], set_aside.put)
+    aligned = Aligned(gathered, set_aside)
+    events, subjects, codes = tree.events(bucket), tree.subjects(bucket), tree.codes_of(bucket)
+    written = {events: write_tables(events, map(aligned.take, gathered.ranges()), EVENTS, "data")}
+    statistics = with_images(aligned.subjects(), images)
+    written[subjects] = write_table(subjects, statistics, SUBJECTS, "subjects")
+    written[codes] = write_table(codes, aligned.codes(), CODE_COUNTS, "codes")
     counts = {
-        "set_aside": aligned.set_aside,
+        "set_aside": set_aside.counts,
         "conflicts": dict(sorted(aligned.conflicts.items())),
-        "availability": dict(sorted(aligned.availability.items())),
-        "events": written[tree.events(bucket)],
+        "availability": aligned.availability(),
+        "events": written[events],
         "subjects": len(statistics),
     }
     return Result({str(path.relative_to(base)): rows for path, rows in written.items()}, counts)
 
 
-_NO_STATISTICS = pl.DataFrame(
-    schema={"subject_id": pl.Int64, "events": pl.Int64, "static_events": pl.Int64, "mean_interval_days": pl.Float64}
-)
-
-
 class Aligned:
-    """Takes a bucket's ranges one by one, and adds up what is said of them."""
-
-    def __init__(self) -> None:
-        self.set_aside: dict[str, dict[str, dict[str, int]]] = {}
-        self.conflicts: Counter[str] = Counter()
-        self.availability: Counter[str] = Counter()
-        self.codes: Counter[str] = Counter()
-        self.statistics: list[pl.DataFrame] = []
-
-    def take(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows of some subjects as events in the total order, columns of EVENTS."""
-        order, tied = order_events(rows)
-        again = repeated_rows(rows, order, np.flatnonzero(tied))
-        if again.any():
-            self._put_aside_all("duplicate_row", rows[order[again]])
-            order = order[~again]
-        events = rows[order]
-        surplus = further_births_and_deaths(events)
-        if surplus.any():
-            gone, events = events.filter(surplus), events.filter(~surplus)
-            raw = ["subject_id", "source", "row_hash"]
-            left = events.select(*raw, "time").join(gone.select(raw).unique(), on=raw, how="semi", nulls_equal=True)
-            alone = gone.join(left, on=raw, how="anti", nulls_equal=True)
-            self._put_aside_all("further_birth_or_death", alone)
-            self._lessen("further_birth_or_death", gone.join(left, on=raw, how="semi", nulls_equal=True), left)
-            self.conflicts["further_birth_or_death"] += len(gone)
-        events, found = find_conflicts(events)
-        self.conflicts.update(found)
-        counted = np.bincount(events["code"].to_physical().to_numpy())
-        names = events["code"].cat.get_categories().to_list()
-        self.codes.update({names[place]: int(counted[place]) for place in np.flatnonzero(counted).tolist()})
-        for name, number in events["availability"].drop_nulls().value_counts().iter_rows():
-            self.availability[str(name)] += number
-        self.statistics.append(subject_statistics(events))
-        return events.drop(RAW)
-
-    def _put_aside_all(self, reason: str, rows: pl.DataFrame) -> None:
-        for (source,), of_source in rows.group_by("source"):
-            self.put_aside(reason, str(source), of_source)
-
-    def _lessen(self, reason: str, gone: pl.DataFrame, left: pl.DataFrame) -> None:
-        """Counts events that are taken out of rows which keep others, and rows that keep static facts only."""
-        raw = ["subject_id", "source", "row_hash"]
-        timed = gone.select(raw).unique().join(left.drop_nulls("time"), on=raw, how="anti", nulls_equal=True)
-        for counted, name in ((gone, "events"), (timed, "timed")):
-            for source, number in counted["source"].cast(pl.String).value_counts().iter_rows():
-                of = self.set_aside.setdefault(reason, {}).setdefault(source, dict.fromkeys(_PUT_ASIDE, 0))
-                of[name] += number
-
-    def put_aside(self, reason: str, source: str, events: pl.DataFrame) -> None:
-        """Counts raw rows whose events are taken out: rows, events, and rows with timed events.
-
-        Equal raw rows have the same hash, and each has made one event by each rule that applied.
-        """
-        if events.is_empty():
-            return
-        row = ["subject_id", "row_hash"]
-        first = pl.col("rule") == pl.col("rule").min().over(row)
-        counted = events.select(
-            first.sum().alias("rows"),
-            pl.len().alias("events"),
-            (first & pl.col("time").is_not_null().any().over(row)).sum().alias("timed"),
-        )
-        of = self.set_aside.setdefault(reason, {}).setdefault(source, dict.fromkeys(_PUT_ASIDE, 0))
-        for name, number in counted.row(0, named=True).items():
-            of[name] += number
-
-
-def repeated_rows(rows: pl.DataFrame, order: I64, tied: I64) -> npt.NDArray[np.bool_]:
-    """Which of the ordered events (n,) come from a raw row that equals an earlier row of its table in every column.
+    """Takes a bucket's ranges one by one, and adds up what is said of them.
 
     Args:
-        order: the total order (n,).
-        tied: places in the order that may: their events equal another up to time, code and source.
+        set_aside: takes the account of events that are left out.
     """
-    again = np.zeros(len(rows), np.bool_)
-    asked = rows.select("subject_id", "source", "rule", "row_hash")[order[tied]]
-    of_table = asked["row_hash"].is_not_null()
-    again[tied] = (of_table & ~asked.select(pl.struct(pl.all()).is_first_distinct()).to_series()).to_numpy()
-    return again
 
+    def __init__(self, gathered: Gathered, set_aside: SetAside) -> None:
+        self._gathered, self._set_aside = gathered, set_aside
+        self._codes = np.zeros(len(gathered.texts.codes), np.int64)
+        self._availability = np.zeros(NONE_8 + 1, np.int64)
+        self._statistics = [NO_STATISTICS]
+        self.conflicts: Counter[str] = Counter()
 
-def further_births_and_deaths(events: pl.DataFrame) -> pl.Series:
-    """Whether each event, in the total order, is a birth or death of a subject that has an earlier one; a source's own
-    priorities stand in its YAML."""
-    categories = events["code"].cat.get_categories()
-    further = np.zeros(len(events), np.bool_)
-    code = events["code"].to_physical().to_numpy()
-    for name in (BIRTH, DEATH):
-        if name in categories:
-            places = np.flatnonzero(code == categories.index_of(name))
-            # In the order of time, so the first one stands first; one without a time is no better than none.
-            own = events.select("subject_id", "time")[places].with_row_index("place")
-            first = own.sort("subject_id", "time", nulls_last=True, maintain_order=True).unique(
-                "subject_id", keep="first", maintain_order=True
-            )
-            further[np.delete(places, first["place"].to_numpy())] = True
-    return pl.Series(further)
+    def take(self, places: I64 | None) -> pa.Table:
+        """Some subjects' rows, or all, as events in the total order: columns of EVENTS."""
+        rows, texts = self._gathered.rows, self._gathered.texts
+        order, again = rows.order(texts, places)
+        # Equal rows of a table are one row that stands there twice; of equal images, each is one.
+        again &= rows.item[order] == NONE_32
+        if again.any():
+            self._set_aside.put_all("duplicate_row", rows.take(order[again]), texts)
+            order = order[~again]
+        events = rows.take(order)
+        surplus = further_births_and_deaths(events, texts)
+        if surplus.any():
+            self._set_aside.put_surplus("further_birth_or_death", events, surplus, texts)
+            self.conflicts["further_birth_or_death"] += int(surplus.sum())
+            events = events.take(np.flatnonzero(~surplus))
+        conflict, found = find_conflicts(events, texts)
+        self.conflicts.update(found)
+        self._codes += np.bincount(events.code, minlength=len(self._codes))
+        self._availability += np.bincount(events.availability, minlength=len(self._availability))
+        self._statistics.append(subject_statistics(events, texts))
+        return events.table(texts, conflict, CONFLICTS)
 
+    def codes(self) -> pa.Table:
+        """How many events each code has, columns of CODE_COUNTS."""
+        some = np.flatnonzero(self._codes)
+        return pa.table({"code": self._gathered.texts.codes.take(pa.array(some)), "events": self._codes[some]})
 
-def subject_statistics(events: pl.DataFrame) -> pl.DataFrame:
-    """Of events in the total order: per subject the timed ones, the static ones, mean days between distinct times."""
-    birth = pl.col("code") == BIRTH if BIRTH in events["code"].cat.get_categories() else pl.lit(False)
-    columns = events.select("subject_id", "time", (pl.col("time").is_not_null() & ~birth).alias("timed"))
-    timed = columns.filter("timed")
-    distinct = (pl.col("time") != pl.col("time").shift()) | (pl.col("subject_id") != pl.col("subject_id").shift())
-    spans = (
-        timed.with_columns(distinct.fill_null(True).alias("distinct"))
-        .group_by("subject_id")
-        .agg(
-            (pl.col("time").max() - pl.col("time").min()).dt.total_microseconds().alias("span"),
-            (pl.col("distinct").sum().cast(pl.Int64) - 1).alias("gaps"),
-        )
-    )
-    return (
-        columns.group_by("subject_id")
-        .agg(
-            pl.col("timed").sum().cast(pl.Int64).alias("events"),
-            pl.col("time").is_null().sum().cast(pl.Int64).alias("static_events"),
-        )
-        .join(spans, on="subject_id", how="left")
-        .select(
-            "subject_id",
-            "events",
-            "static_events",
-            pl.when(pl.col("gaps") > 0)
-            .then(pl.col("span") / pl.col("gaps") / 86_400_000_000)
-            .alias("mean_interval_days"),
-        )
-        .sort("subject_id")
-    )
+    def availability(self) -> dict[str, int]:
+        """How many events are known to be available how."""
+        counts = zip(AVAILABILITY, self._availability.tolist(), strict=False)
+        return {name: number for name, number in sorted(counts) if number}
 
-
-def with_images(statistics: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
-    """The statistics with each subject's usable images of each modality."""
-    for modality in ("ct", "wsi"):
-        count = pl.lit(0, pl.Int64).alias(modality)
-        if items is not None:
-            usable = items.filter((pl.col("verdict") == "ok") & (pl.col("modality") == modality))
-            of_subject = usable.drop_nulls("subject_id").group_by("subject_id").agg(
-                pl.len().cast(pl.Int64).alias(modality)
-            )  # fmt: skip
-            statistics = statistics.join(of_subject, on="subject_id", how="left")
-            count = pl.col(modality).fill_null(0)
-        statistics = statistics.with_columns(count)
-    return statistics
+    def subjects(self) -> pl.DataFrame:
+        """What is said of each subject, columns of NO_STATISTICS."""
+        return pl.concat(self._statistics)

@@ -4,96 +4,104 @@ The list is of those that are known of real exports; docs/quality.md explains ea
 """
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
 
-BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
+from extractors.times import PRECISIONS
+from pipelines.narrow import BIRTH, DEATH, I64, KINDS, U8, Narrow, Texts, groups
+from pipelines.piece_columns import NONE_8, NONE_32, Bools
+from warehouse.order import NO_TIME
+
 # The first that holds is written down; each is counted.
 CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit")
 
+_START, _END = KINDS.index("visit_start"), KINDS.index("visit_end")
+_NEVER = np.iinfo(np.int64).max
+_UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
 
-def find_conflicts(events: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Events in the total order with `conflict` filled in, and how many events each contradiction marks.
+
+def find_conflicts(events: Narrow, texts: Texts) -> tuple[U8, dict[str, int]]:
+    """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and how many events each marks.
 
     Args:
-        events: columns of warehouse.schemas.EVENTS, `code`, `source` and `kind` as enumerations.
+        events: in the total order.
     """
-    subject = events["subject_id"].to_numpy()
-    timed = events["time"].is_not_null().to_numpy()
-    last = events["time"].to_physical().fill_null(0).to_numpy()
     # A date stands at the end of its day: only what was over by then, or had not begun, contradicts another.
-    first_times = earliest(events)
-    first = first_times.to_physical().fill_null(0).to_numpy()
-    marks = {
-        "before_birth": _beside(events, subject, last, first, timed, BIRTH, before=True),
-        "after_death": _beside(events, subject, first, last, timed, DEATH, before=False),
-    }
-    marks |= _visits(events.with_columns(first_times.alias("first")))
-    number = np.full(len(events), len(CONFLICTS), np.uint32)
-    for place, name in reversed(list(enumerate(CONFLICTS))):
-        number[marks[name]] = place
-    named = pl.Series([*CONFLICTS, None], dtype=pl.Enum(sorted(CONFLICTS))).gather(number)
-    return events.with_columns(named.alias("conflict")), {name: int(mark.sum()) for name, mark in marks.items()}
+    first, last = earliest(events.time, events.precision), events.time
+    timed = last != NO_TIME
+    born = _of_subject(events, texts, BIRTH, first, NO_TIME)
+    died = _of_subject(events, texts, DEATH, last, _NEVER)
+    marks = dict.fromkeys(CONFLICTS, np.zeros(0, np.int64))
+    if born is not None:
+        marks["before_birth"] = np.flatnonzero((last < born) & timed)
+    if died is not None:
+        # What has no time is earlier than any death.
+        marks["after_death"] = np.flatnonzero(first > died)
+    marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, timed)
+    conflict = np.full(len(events), NONE_8, np.uint8)
+    for number, name in reversed(list(enumerate(CONFLICTS))):
+        conflict[marks[name]] = number
+    return conflict, {name: len(places) for name, places in marks.items()}
 
 
-def earliest(events: pl.DataFrame) -> pl.Series:
+def earliest(time: I64, precision: U8) -> I64:
     """When each event (n,) may have happened at the earliest: the start of the day, month or year that is known."""
-    time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
     first = time
-    for name, span in (("day", "1d"), ("month", "1mo"), ("year", "1y")):
-        first = pl.when(precision == name).then(time.dt.truncate(span)).otherwise(first)
-    return events.select(first.alias("first")).to_series()
+    coarse = np.flatnonzero((precision >= PRECISIONS.index("day")) & (precision != NONE_8) & (time != NO_TIME))
+    if len(coarse):
+        first, known = time.copy(), precision[coarse]
+        for name, unit in _UNITS.items():
+            own = coarse[known == PRECISIONS.index(name)]
+            first[own] = time[own].view("datetime64[us]").astype(unit).astype("datetime64[us]").view(np.int64)
+    return first
 
 
-def _beside(
-    events: pl.DataFrame,
-    subject: npt.NDArray[np.int64],
-    instant: npt.NDArray[np.int64],
-    bound: npt.NDArray[np.int64],
-    timed: npt.NDArray[np.bool_],
-    code: str,
-    *,
-    before: bool,
-) -> npt.NDArray[np.bool_]:
-    """Which timed events (n,), at `instant`, lie before, or after, the `bound` of their subject's event of a code."""
-    nothing = np.zeros(len(events), np.bool_)
-    categories = events["code"].cat.get_categories()
-    if code not in categories:
-        return nothing
-    places = np.flatnonzero((events["code"].to_physical().to_numpy() == categories.index_of(code)) & timed)
+def _of_subject(events: Narrow, texts: Texts, code: str, instant: I64, otherwise: int) -> I64 | None:
+    """To each event (n,) the instant of its subject's event of a code, or `otherwise`; None where nobody has one."""
+    places = np.flatnonzero(events.code == texts.number_of(code))
+    places = places[events.time[places] != NO_TIME]
     if not len(places):
-        return nothing
-    # In the order of the subjects, and one a subject.
-    place = np.minimum(np.searchsorted(subject[places], subject), len(places) - 1)
-    own = subject[places][place] == subject
-    limit = bound[places][place]
-    beyond: npt.NDArray[np.bool_] = own & timed & (instant < limit if before else instant > limit)
-    return beyond
+        return None
+    subject = events.subject
+    starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]]))
+    of_subject = np.full(len(starts), otherwise, np.int64)
+    # One a subject, in the order of the subjects.
+    of_subject[np.searchsorted(starts, places, side="right") - 1] = instant[places]
+    return np.repeat(of_subject, np.diff(starts, append=len(subject)))
 
 
-def _visits(events: pl.DataFrame) -> dict[str, npt.NDArray[np.bool_]]:
+def _visits(events: Narrow, first: I64, timed: Bools) -> tuple[I64, I64]:
     """Ends before the starts of their own raw rows, and starts before the end of a visit of that table that began
-    before."""
-    ended, overlapping = (np.zeros(len(events), np.bool_) for _ in range(2))
-    bounds = (
-        events.select("subject_id", "source", "row_hash", "time", "first", "kind")
-        .with_row_index("place")
-        .filter(pl.col("kind").is_in(["visit_start", "visit_end"]) & pl.col("row_hash").is_not_null())
-        .drop_nulls("time")
-    )
-    if bounds.is_empty():
-        return {"end_before_start": ended, "overlapping_visit": overlapping}
-    visit = ["subject_id", "source", "row_hash"]
-    starts, ends = (pl.col("kind") == kind for kind in ("visit_start", "visit_end"))
-    spans = bounds.group_by(visit).agg(
-        pl.col("first").filter(starts).min().alias("begun"),
-        pl.col("time").filter(starts).min().alias("start"),
-        pl.col("first").filter(ends).max().alias("end"),
-    )
-    wrong = bounds.join(spans, on=visit).filter(ends & (pl.col("time") < pl.col("begun")))
-    ended[wrong["place"].to_numpy()] = True
-    ordered = spans.drop_nulls(["start", "end"]).sort("subject_id", "source", "start", "end", "row_hash")
-    latest = pl.col("end").cum_max().shift().over("subject_id", "source")
-    within = ordered.filter(pl.col("start") < latest).select(visit)
-    overlapping[bounds.filter(starts).join(within, on=visit, how="semi")["place"].to_numpy()] = True
-    return {"end_before_start": ended, "overlapping_visit": overlapping}
+    before: their places."""
+    bounds = np.flatnonzero(((events.kind == _START) | (events.kind == _END)) & timed & (events.item == NONE_32))
+    if not len(bounds):
+        return bounds, bounds
+    order, starts = groups(events.subject[bounds], events.source[bounds], events.row_hash[bounds])
+    places = bounds[order]
+    lengths = np.diff(starts, append=len(places))
+    is_start, time, possible = events.kind[places] == _START, events.time[places], first[places]
+    begun = np.minimum.reduceat(np.where(is_start, possible, _NEVER), starts)
+    start = np.minimum.reduceat(np.where(is_start, time, _NEVER), starts)
+    end = np.maximum.reduceat(np.where(is_start, NO_TIME, possible), starts)
+    begun_of_row = np.repeat(begun, lengths)
+    wrong = ~is_start & (begun_of_row != _NEVER) & (time < begun_of_row)
+    whole = np.flatnonzero((start != _NEVER) & (end != NO_TIME))
+    within = np.zeros(len(starts), np.bool_)
+    within[whole[_begun_within(events, places[starts[whole]], start[whole], end[whole])]] = True
+    return places[wrong], places[is_start & np.repeat(within, lengths)]
+
+
+def _begun_within(events: Narrow, rows: I64, start: I64, end: I64) -> I64:
+    """Which visits (n,) start before the end of one of the same subject and table that comes before them.
+
+    Args:
+        rows: one of each visit's events.
+    """
+    subject, source = events.subject[rows], events.source[rows]
+    order = np.lexsort((events.row_hash[rows], end, start, source, subject))
+    subject, source = subject[order], source[order]
+    own = np.cumsum(np.concatenate([[False], (subject[1:] != subject[:-1]) | (source[1:] != source[:-1])]))
+    # The latest end so far is a running maximum of ranks, each subject's and table's own above all that stand before.
+    ends, rank = np.unique(end[order], return_inverse=True)
+    latest = np.maximum.accumulate(own * len(ends) + rank)
+    same = own[1:] == own[:-1]
+    begun: I64 = order[1:][same & (start[order][1:] < ends[latest[:-1] % len(ends)])]
+    return begun

@@ -1,46 +1,56 @@
-"""A bucket's rows, gathered from every segment: narrow, with numbers for texts, until they are put in order.
+"""A bucket's rows, gathered from every segment in their narrow form.
 
 A large bucket is given out a range of subjects at a time, so that memory does not grow with it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from extractors.convert import AT_TIME, AVAILABILITY, AWAITED, CONVERTED, ESTIMATED
-from extractors.times import PRECISIONS
-from extractors.values import FLAGS
-from pipelines.segments import read_pieces, read_texts
+from extractors.convert import AT_TIME, AWAITED, ESTIMATED
+from pipelines.image_events import image_events
+from pipelines.narrow import I64, KINDS, U16, U32, U64, Narrow, Texts
+from pipelines.piece_columns import NONE_32, Bools, PieceColumns, occurring, renumbered
+from pipelines.segments import SCHEMA, SegmentReader
 from warehouse.hashing import splitmix64
-from warehouse.schemas import EVENTS, empty_frame
+from warehouse.order import NO_TIME
 
 # Rows that are held at once in their full width.
 RANGE_ROWS = 400_000
-# What tells the events of a raw row: its hash and the rule that made them.
-RAW = ("row_hash", "rule")
+
+# Takes a reason, a table's name, and events of the table, each (n,): subject, hash and rule of the raw row, whether
+# there is a time.
+PutAside = Callable[[str, str, I64, U64, U16, Bools], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one source that stand together: a segment's, or the images of a modality.
+
+    Attributes:
+        kinds: by rule.
+        codes, units: what the numbers of the rows stand for.
+    """
+
+    source: str
+    kinds: list[str]
+    codes: pa.Array
+    units: pa.Array
+    part: slice
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A bucket's rows in their narrow form, texts as numbers.
+    """A bucket's rows, and what their numbers stand for."""
 
-    Attributes:
-        rows: columns of CONVERTED, and `source` and `kind`; `code`, `unit`, `source` and `kind` count in the sorted
-            lists below and in _KINDS.
-        images: columns of EVENTS.
-        lags: by source and code, microseconds.
-    """
-
-    rows: pl.DataFrame
-    images: pl.DataFrame
-    codes: list[str]
-    units: list[str]
-    sources: list[str]
-    lags: dict[str, dict[str, int]]
+    rows: Narrow
+    texts: Texts
 
     @classmethod
     def read(
@@ -49,118 +59,97 @@ class Gathered:
         items: pl.DataFrame | None,
         lags: dict[str, dict[str, int]],
         limit: str | None,
-        put_aside: Callable[[str, str, pl.DataFrame], None],
+        put_aside: PutAside,
     ) -> "Gathered":
-        """Reads every piece, leaving out the subjects outside `limit`, whose events go to `put_aside`."""
-        images = image_events(items) if items is not None else _NO_EVENTS
-        sources = sorted({*(one["source"] for one in segments), *images["source"].unique()})
-        frames = []
-        for one in segments:
-            frame = read_pieces(Path(one["path"]), one["pieces"])
-            if limit is not None:
-                within = within_limit(frame, limit)
-                put_aside("outside_limit", one["source"], frame.filter(~within))
-                frame = frame.filter(within)
-            frames.append(frame)
-        codes = _Union([read_texts(Path(one["path"]), one["codes"]) for one in segments], frames, "code", images)
-        units = _Union([read_texts(Path(one["path"]), one["units"]) for one in segments], frames, "unit", images)
-        numbered = [
-            frame.with_columns(
-                codes.renumbered(place, frame),
-                units.renumbered(place, frame),
-                pl.lit(sources.index(one["source"]), pl.UInt32).alias("source"),
-                _KIND_NUMBERS.gather([_KINDS.index(kind) for kind in one["kinds"]]).gather(frame["rule"]).alias("kind"),
-            )
-            for place, (one, frame) in enumerate(zip(segments, frames, strict=True))
-        ]
-        rows = pl.concat(numbered) if numbered else _NO_ROWS
-        return cls(rows, images, codes.texts, units.texts, sources, lags)
+        """Reads every piece, leaving out the subjects outside `limit`, whose events go to `put_aside`.
 
-    def ranges(self) -> Iterator[pl.DataFrame]:
-        """Full-width rows, columns of EVENTS and of RAW, of one range of subjects after the other."""
-        subjects = pl.concat([self.rows["subject_id"], self.images["subject_id"]])
+        Args:
+            lags: by source and code, microseconds.
+        """
+        images, keys = image_events(items) if items is not None else ([], [])
+        columns = PieceColumns(sum(segment["rows"] for segment in segments) + len(keys))
+        blocks = []
+        for segment in segments:
+            start = columns.rows
+            with SegmentReader(Path(segment["path"])) as reader:
+                batches: Iterable[pa.RecordBatch] = map(reader.blob, segment["pieces"])
+                if limit is not None:
+                    batches = _within(batches, limit, segment["source"], put_aside)
+                for batch in batches:
+                    columns.add(batch)
+                codes, units = reader.texts(segment["codes"]), reader.texts(segment["units"])
+            blocks.append(Block(segment["source"], segment["kinds"], codes, units, slice(start, columns.rows)))
+        for modality, batch in images:
+            start = columns.rows
+            columns.add(batch)
+            code, none = pa.array([f"IMAGE/{modality.upper()}"], pa.large_string()), pa.array([], pa.large_string())
+            blocks.append(Block(f"images/{modality}", ["image"], code, none, slice(start, columns.rows)))
+        return cls._of(columns, blocks, pa.array(keys, pa.string()), lags)
+
+    @classmethod
+    def _of(
+        cls, columns: PieceColumns, blocks: list[Block], keys: pa.Array, lags: dict[str, dict[str, int]]
+    ) -> "Gathered":
+        rows = columns.rows
+        read = {name: values[:rows] for name, values in columns.numbers.items()}
+        codes = _unite([(block.codes, read["code"][block.part]) for block in blocks], in_order=True)
+        units = _unite([(block.units, read["unit"][block.part]) for block in blocks], in_order=True)
+        sources = sorted({block.source for block in blocks})
+        source, kind = np.empty(rows, np.uint16), np.empty(rows, np.uint8)
+        for block in blocks:
+            source[block.part] = sources.index(block.source)
+            of_rule = np.array([KINDS.index(name) for name in block.kinds], np.uint8)
+            kind[block.part] = of_rule.take(read["rule"][block.part])
+        item, items = np.full(rows, NONE_32, np.uint32), keys.dictionary_encode()
+        item[rows - len(keys) :] = items.indices.to_numpy()
+        narrow = Narrow(
+            subject=read["subject_id"],
+            time=read["time"],
+            code=read["code"],
+            number=read["numeric_value"],
+            has_number=columns.known["numeric_value"][:rows],
+            text=columns.text[:rows],
+            available=read["available_time"],
+            precision=read["precision"],
+            kind=kind,
+            unit=read["unit"],
+            source=source,
+            visit=read["visit_id"],
+            has_visit=columns.known["visit_id"][:rows],
+            item=item,
+            availability=read["availability"],
+            flag=read["flag"],
+            rule=read["rule"],
+            row_hash=read["row_hash"],
+        )
+        values = _unite([(texts, columns.text[part]) for texts, part in columns.pieces], in_order=False)
+        texts = Texts(codes.cast(pa.string()), units.cast(pa.string()), sources, items.dictionary, values)
+        _settle(narrow, texts, lags)
+        return cls(narrow, texts)
+
+    def ranges(self) -> Iterator[I64 | None]:
+        """The rows of one range of subjects after the other; None for all of them."""
+        subjects = self.rows.subject
         if len(subjects) <= RANGE_ROWS:
             if len(subjects):
-                yield self._wide(self.rows, self.images)
+                yield None
             return
-        counts = subjects.value_counts().sort("subject_id")
-        part = (counts["count"].cum_sum() - 1) // RANGE_ROWS
-        last = counts.group_by(part.alias("part")).agg(pl.col("subject_id").max()).sort("part")["subject_id"]
-        before = pl.lit(True)
-        for end in last:
-            inside = before & (pl.col("subject_id") <= end)
-            yield self._wide(self.rows.filter(inside), self.images.filter(inside))
-            before = pl.col("subject_id") > end
-
-    def _wide(self, rows: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
-        code = _named(rows["code"], self.codes)
-        availability, available = self._availability(rows, code)
-        wide = rows.with_columns(
-            code.alias("code"),
-            _named(rows["unit"], self.units).alias("unit"),
-            _named(rows["source"], self.sources).alias("source"),
-            _named(rows["kind"], _KINDS).alias("kind"),
-            _named(rows["precision"], PRECISIONS).alias("time_precision"),
-            _named(rows["flag"], FLAGS).alias("value_flag"),
-            _named(availability, AVAILABILITY).alias("availability"),
-            available.alias("available_time"),
-            pl.lit(None, pl.String).alias("item_key"),
-            pl.lit(None, pl.String).alias("conflict"),
-        ).select(*EVENTS.names, *RAW)
-        if images.is_empty():
-            return wide
-        own = images.with_columns(pl.lit(None, pl.UInt64).alias("row_hash"), pl.lit(None, pl.UInt16).alias("rule"))
-        return pl.concat([wide, own.select(wide.columns).cast(wide.schema)], rechunk=True)
-
-    def _availability(self, rows: pl.DataFrame, code: pl.Series) -> tuple[pl.Series, pl.Series]:
-        """Facts that await a lag get theirs; what has none is taken to be known at its time."""
-        availability, available = rows["availability"], rows["available_time"]
-        waits = availability == AWAITED
-        if not waits.any():
-            return availability, available
-        known = [[source, text, lag] for source, of in self.lags.items() for text, lag in of.items()]
-        lags = pl.DataFrame(known, schema={"source": pl.String, "code": pl.String, "lag": pl.Int64}, orient="row")
-        asked = pl.DataFrame({"source": _named(rows["source"], self.sources), "code": code}).filter(waits)
-        places = pl.Series(np.flatnonzero(waits.to_numpy()))
-        lag = asked.cast(pl.String).join(lags, on=["source", "code"], how="left", maintain_order="left")["lag"]
-        later = available.gather(places) + (lag.fill_null(0)).cast(pl.Duration("us"))
-        settled = pl.select(
-            pl.when(pl.lit(lag).is_null()).then(pl.lit(AT_TIME, pl.UInt8)).otherwise(pl.lit(ESTIMATED, pl.UInt8))
-        ).to_series()
-        return availability.scatter(places, settled), available.scatter(places, later)
+        distinct, counts = np.unique(subjects, return_counts=True)
+        part = (np.cumsum(counts) - 1) // RANGE_ROWS
+        bounds = distinct[np.flatnonzero(np.diff(part, append=part[-1] + 1))]
+        of_row = np.searchsorted(bounds, subjects).astype(np.uint32)
+        for number in range(len(bounds)):
+            yield np.flatnonzero(of_row == number)
 
 
-class _Union:
-    """The texts that some segments use in one column, sorted, and each segment's numbers of them."""
-
-    def __init__(self, texts: list[list[str]], frames: list[pl.DataFrame], column: str, images: pl.DataFrame) -> None:
-        self._column = column
-        used = [np.unique(frame[column].drop_nulls().to_numpy()).tolist() for frame in frames]
-        of_segments = [[of[place] for place in places] for of, places in zip(texts, used, strict=True)]
-        self.texts = sorted({*images[column].drop_nulls().unique(), *(text for of in of_segments for text in of)})
-        places = {text: place for place, text in enumerate(self.texts)}
-        self._tables = []
-        for of, mine, own in zip(texts, used, of_segments, strict=True):
-            table = np.zeros(len(of) or 1, np.uint32)
-            table[mine] = [places[text] for text in own]
-            self._tables.append(pl.Series(table))
-
-    def renumbered(self, segment: int, frame: pl.DataFrame) -> pl.Series:
-        """A segment's numbers as numbers of the union."""
-        return self._tables[segment].gather(frame[self._column]).alias(self._column)
-
-
-_KINDS = ["clinical", "death", "image", "visit_end", "visit_start"]
-_KIND_NUMBERS = pl.Series(range(len(_KINDS)), dtype=pl.UInt32)
-_NO_EVENTS = empty_frame(EVENTS)
-_NO_ROWS = pl.DataFrame(schema=CONVERTED).with_columns(
-    pl.lit(0, pl.UInt32).alias("source"), pl.lit(0, pl.UInt32).alias("kind")
-)
-
-
-def _named(numbers: pl.Series, names: Sequence[str]) -> pl.Series:
-    """Numbers as the texts that they stand for, an enumeration in the order of the texts."""
-    return pl.Series(names, dtype=pl.Enum(sorted(names))).gather(numbers.cast(pl.UInt32))
+def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_aside: PutAside) -> list[pa.RecordBatch]:
+    table = pa.Table.from_batches(batches, SCHEMA)
+    inside = within_limit(pl.DataFrame({"subject_id": pl.from_arrow(table.column("subject_id"))}), limit).to_arrow()
+    outside = table.filter(pc.invert(inside)).combine_chunks()
+    subject, row_hash, rule = (outside.column(name).to_numpy() for name in ("subject_id", "row_hash", "rule"))
+    put_aside("outside_limit", source, subject, row_hash, rule, outside.column("time").is_valid().to_numpy())
+    kept: list[pa.RecordBatch] = table.filter(inside).to_batches()
+    return kept
 
 
 def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
@@ -172,33 +161,44 @@ def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
     return pl.Series(within) & subjects.is_not_null()
 
 
-def image_events(items: pl.DataFrame) -> pl.DataFrame:
-    """One event per image that happened, usable or not; what is not the modality makes none."""
-    return (
-        items.filter(
-            pl.col("subject_id").is_not_null()
-            & pl.col("time").is_not_null()
-            & ~pl.col("verdict").str.starts_with("refused_")
-        )
-        .select(
-            "subject_id",
-            "time",
-            ("IMAGE/" + pl.col("modality").str.to_uppercase()).alias("code"),
-            pl.lit(None, pl.Float32).alias("numeric_value"),
-            pl.lit(None, pl.String).alias("text_value"),
-            "available_time",
-            "time_precision",
-            pl.lit("image").alias("kind"),
-            pl.lit(None, pl.String).alias("unit"),
-            ("images/" + pl.col("modality")).alias("source"),
-            pl.lit(None, pl.Int64).alias("visit_id"),
-            "item_key",
-            pl.when(pl.col("available_time") == pl.col("time"))
-            .then(pl.lit("time"))
-            .otherwise(pl.lit("recorded"))
-            .alias("availability"),
-            pl.lit(None, pl.String).alias("value_flag"),
-            pl.lit(None, pl.String).alias("conflict"),
-        )
-        .cast({"time": pl.Datetime("us"), "available_time": pl.Datetime("us")})
-    )
+def _unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
+    """The texts that some blocks' rows use, of which the rows' numbers then are.
+
+    Args:
+        blocks: each block's own texts, and the numbers of its rows (n,), which are changed in place.
+        in_order: whether the texts are sorted.
+    """
+    used = [occurring(numbers, len(texts)) for texts, numbers in blocks]
+    each = [
+        texts if len(mine) == len(texts) else texts.take(pa.array(mine))
+        for (texts, _), mine in zip(blocks, used, strict=True)
+    ]
+    # The chunks share one dictionary; those without a text are left out.
+    chunks = pa.chunked_array(each, pa.large_string()).dictionary_encode().chunks
+    if not chunks:
+        return pa.array([], pa.large_string())
+    united, start = chunks[0].dictionary, 0
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    if in_order:
+        order = pc.array_sort_indices(united)
+        united, places = united.take(order), np.argsort(order.to_numpy())[places]
+    for (texts, numbers), mine in zip(blocks, used, strict=True):
+        numbers[:] = renumbered(numbers, len(texts), mine, places[start : start + len(mine)])
+        start += len(mine)
+    return united
+
+
+def _settle(rows: Narrow, texts: Texts, lags: dict[str, dict[str, int]]) -> None:
+    """Facts that await a lag get theirs, in place; what has none is taken to be known at its time."""
+    waits = np.flatnonzero(rows.availability == AWAITED)
+    if not len(waits):
+        return
+    source, code = rows.source[waits].astype(np.int64), rows.code[waits]
+    asked, own = np.unique(source * len(texts.codes) + code, return_inverse=True)
+    names = texts.codes.take(pa.array(asked % len(texts.codes))).to_pylist()
+    tables = (texts.sources[number] for number in (asked // len(texts.codes)).tolist())
+    known = [lags.get(table, {}).get(name, -1) for table, name in zip(tables, names, strict=True)]
+    lag = np.array(known, np.int64)[own]
+    rows.availability[waits] = np.where(lag < 0, AT_TIME, ESTIMATED)
+    later = (lag > 0) & (rows.available[waits] != NO_TIME)
+    rows.available[waits[later]] += lag[later]

@@ -140,29 +140,44 @@ SCHEMA = _EMPTY.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
 TEXTS = pa.schema([pa.field("text", pa.large_string())])
 
 
+class SegmentReader:
+    """Reads a segment; use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY)
+        self._codec = pa.Codec(_CODEC)
+
+    def __enter__(self) -> "SegmentReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def blob(self, piece: Piece, schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
+        """One record batch: a bucket's piece, columns CONVERTED, or a blob of another schema.
+
+        Raises:
+            TimeloomError: damaged; the record is removed, so that the next run extracts the file anew.
+        """
+        place, length, raw_length, checksum = piece
+        packed = os.pread(self._file, length, place)
+        if xxhash.xxh3_64_hexdigest(packed) != checksum:
+            self._path.with_suffix(".json").unlink(missing_ok=True)
+            raise TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
+        return pa.ipc.read_record_batch(self._codec.decompress(packed, raw_length), schema)
+
+    def texts(self, piece: Piece) -> pa.Array:
+        """A list of texts."""
+        return self.blob(piece, TEXTS).column(0)
+
+
 def read_blob(path: Path, piece: Piece, schema: pa.Schema) -> pa.RecordBatch:
-    """One record batch of a segment.
-
-    Raises:
-        TimeloomError: damaged; the record is removed, so that the next run extracts the file anew.
-    """
-    place, length, raw_length, checksum = piece
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        packed = os.pread(descriptor, length, place)
-    finally:
-        os.close(descriptor)
-    if xxhash.xxh3_64_hexdigest(packed) != checksum:
-        path.with_suffix(".json").unlink(missing_ok=True)
-        raise TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
-    return pa.ipc.read_record_batch(pa.Codec(_CODEC).decompress(packed, raw_length), schema)
-
-
-def read_pieces(path: Path, pieces: list[Piece]) -> pl.DataFrame:
-    """Some pieces of a segment, columns CONVERTED."""
-    frame = pl.from_arrow(pa.Table.from_batches([read_blob(path, piece, SCHEMA) for piece in pieces], SCHEMA))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    """One record batch of a segment; raises what `SegmentReader.blob` does."""
+    with SegmentReader(path) as reader:
+        return reader.blob(piece, schema)
 
 
 def texts_batch(texts: list[str]) -> pa.RecordBatch:

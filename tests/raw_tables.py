@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from extractors.convert import AVAILABILITY, CONVERTED, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
@@ -19,7 +20,7 @@ from pipelines import align, meds
 from pipelines.config import RunConfig
 from pipelines.engine import LocalEngine, Result, RunContext, StageReport, Task, run_stage
 from pipelines.fingerprints import Fingerprints
-from pipelines.segments import read_frame_blob
+from pipelines.segments import SCHEMA, Piece, SegmentReader, read_frame_blob
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
 
@@ -128,6 +129,14 @@ def quarantine_of(work: Path, counts: dict[str, Any]) -> list[tuple[int, str]]:
     """Record numbers and reasons, as the segment keeps them."""
     rows = read_frame_blob(work / counts["segment"], counts["blobs"]["quarantine"], meds.QUARANTINE)
     return sorted(rows.rows())
+
+
+def read_pieces(segment: Path, pieces: list[Piece]) -> pl.DataFrame:
+    """Pieces of a segment as one frame, columns CONVERTED."""
+    with SegmentReader(segment) as reader:
+        frame = pl.from_arrow(pa.Table.from_batches(map(reader.blob, pieces), SCHEMA))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def plan_meds(work: Path, mapping: str, deid: dict[str, Any] | None = None) -> list[Task]:

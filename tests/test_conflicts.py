@@ -6,18 +6,22 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrow_rows import narrow
 from raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
 
-from pipelines.conflicts import CONFLICTS, find_conflicts
+from extractors.times import PRECISIONS
+from pipelines.conflicts import CONFLICTS, earliest, find_conflicts
 from pipelines.engine import StageReport
 from pipelines.metadata import ledger_rows
+from pipelines.piece_columns import NONE_8
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
-from warehouse.order import KIND_RANK, sort_events
+from warehouse.order import NO_TIME, sort_events
 from warehouse.schemas import EVENTS
 
 SEGMENT = "t-t.csv.segment"
@@ -185,9 +189,7 @@ def test_the_marks_are_those_of_a_plain_search(
     ]
     schema = {**pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema, "row_hash": pl.UInt64()}
     frame = sort_events(pl.DataFrame(rows, schema=schema))
-    kinds = {"code": {*frame["code"]}, "source": {"t"}, "kind": {*KIND_RANK}}
-    asked = frame.with_columns(pl.col(name).cast(pl.Enum(sorted(texts))) for name, texts in kinds.items())
-    found, counts = find_conflicts(asked)
+    found, counts = find_conflicts(*narrow(frame.with_columns(pl.lit(0).alias("rule"))))
 
     def reasons(event: dict[str, Any]) -> list[str]:
         at, subject = (event["time"] - hour) // timedelta(hours=1), event["subject_id"]
@@ -209,8 +211,21 @@ def test_the_marks_are_those_of_a_plain_search(
         return [name for name in CONFLICTS if holds[name]]
 
     plain = [reasons(event) for event in frame.rows(named=True)]
-    assert found["conflict"].to_list() == [one[0] if one else None for one in plain]
+    assert found.tolist() == [CONFLICTS.index(one[0]) if one else NONE_8 for one in plain]
     assert counts == {name: sum(name in one for one in plain) for name in CONFLICTS}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.none() | st.datetimes(datetime(1, 1, 1), datetime(9999, 1, 1)), st.sampled_from(PRECISIONS)))
+)
+def test_a_coarse_time_may_be_as_early_as_its_day_month_or_year(times: list[tuple[datetime | None, str]]) -> None:
+    micros = pl.Series([time for time, _ in times], dtype=pl.Datetime("us")).to_physical().fill_null(NO_TIME)
+    found = earliest(micros.to_numpy(), np.array([PRECISIONS.index(name) for _, name in times], np.uint8))
+    midnight = {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}
+    starts = {"day": midnight, "month": {"day": 1, **midnight}, "year": {"month": 1, "day": 1, **midnight}}
+    plain = [None if time is None else time.replace(**starts.get(name, {})) for time, name in times]
+    assert found.tolist() == pl.Series(plain, dtype=pl.Datetime("us")).to_physical().fill_null(NO_TIME).to_list()
 
 
 def test_the_bytes_do_not_hang_on_the_order_of_contradictory_rows(tmp_path: Path) -> None:

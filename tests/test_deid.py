@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import write_series
-from raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, source_of
+from raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, read_pieces, source_of
 
 from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from pipelines import index, meds
-from pipelines.segments import read_frame_blob, read_pieces, read_texts
+from pipelines.segments import read_frame_blob, read_texts
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.schemas import ITEMS

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warehouse.order import KIND_RANK, PRECISION_RANK, order_events, pack, ranks, sort_events
+from warehouse.order import (
+    KIND_RANK,
+    NO_TIME,
+    PRECISION_RANK,
+    float_keys,
+    order_events,
+    pack,
+    ranks,
+    sort_events,
+    steps,
+)
 from warehouse.schemas import EVENTS
 
 NOON, NIGHT = datetime(2020, 1, 1, 12), datetime(2020, 1, 1, 23, 59, 59, 999_999)
@@ -156,13 +166,11 @@ def test_the_order_is_that_of_a_plain_sort(rows: list[dict[str, Any]], by: str, 
         texts = ["code", "source", "kind", "time_precision", "value_flag"]
         kinds = {name: pl.Enum(sorted({*frame[name].drop_nulls(), "unused"})) for name in texts}
         asked = frame.cast(kinds)  # type: ignore[arg-type]
-    order, tied = order_events(asked, by)
+    order, again = order_events(asked, by)
     expected = sorted(frame.rows(named=True), key=lambda row: plain_key(row, by))
     assert sorted(order.tolist()) == list(range(len(rows)))
     assert frame[order].rows(named=True) == expected
-    keys = [plain_key(row, by)[:6] for row in expected]
-    around = zip([None, *keys], keys, [*keys[1:], None], strict=False)
-    assert tied.tolist() == [key in (before, behind) for before, key, behind in around]
+    assert again.tolist() == [place > 0 and row == expected[place - 1] for place, row in enumerate(expected)]
 
 
 INTEGERS = st.one_of(
@@ -180,6 +188,67 @@ def test_packed_keys_compare_as_the_keys_do(rows: list[tuple[int, ...]]) -> None
     assert min(packed) >= 0
     for (one, first), (other, second) in itertools.combinations(zip(rows, packed, strict=True), 2):
         assert (one < other, one == other) == (first < second, first == second)
+
+
+SUBJECTS = st.sampled_from([10, 2**40]).flatmap(lambda far: st.lists(st.integers(-far, far), min_size=1, max_size=40))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    SUBJECTS, st.integers(1, 30), st.sampled_from([2**30, 2**52, 2**61]), st.sampled_from([3, 300, 2**21]), st.data()
+)
+def test_many_packed_keys_order_as_the_keys_do(
+    subjects: list[int], each: int, times: int, codes: int, data: st.DataObject
+) -> None:
+    # In runs as exports are, or not; narrow keys and wide, so that every way of saving bits is taken.
+    rows = len(subjects) * each
+    random = np.random.default_rng(data.draw(st.integers(0, 9)))
+    subject = np.repeat(np.array(subjects, np.int64), each)
+    if data.draw(st.booleans()):
+        subject = random.permutation(subject)
+    keys = [
+        subject,
+        random.integers(-times, times, rows),
+        random.integers(0, 4, rows).astype(np.uint8),
+        random.integers(0, codes, rows).astype(np.uint32),
+        random.integers(0, 30, rows).astype(np.uint16),
+    ]
+    for key in keys:
+        key[random.random(rows) < 0.5] = key[0]
+    packed = pack(keys)
+    assert np.array_equal(np.argsort(packed, kind="stable"), np.lexsort(keys[::-1]))
+    equal = np.all([key[:, None] == key[None] for key in keys], axis=0)
+    assert np.array_equal(packed[:, None] == packed[None], equal)
+
+
+BESIDE_SECONDS = st.integers(-30, 30).map(lambda n: n // 3 * 1_000_000 + n % 3 - 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.just(NO_TIME) | BESIDE_SECONDS | st.integers(-(2**62), 2**62), min_size=1),
+    st.lists(BESIDE_SECONDS, min_size=1),
+    st.lists(st.integers(-50, 50).map(lambda n: n // 2 * 1_000_000 - n % 2), min_size=1),
+)
+def test_steps_order_as_the_times_do(times: list[int], beside: list[int], whole_seconds: list[int]) -> None:
+    for some in (times, beside, whole_seconds, [*whole_seconds, NO_TIME]):
+        number = steps(np.array(some, np.int64)).tolist()
+        for (one, first), (other, second) in itertools.combinations(zip(some, number, strict=True), 2):
+            assert (one < other, one == other) == (first < second, first == second)
+    # Whole seconds and what is just before them are numbered without gaps in between.
+    span = max(whole_seconds) - min(whole_seconds)
+    numbered = steps(np.array(whole_seconds, np.int64))
+    assert numbered.max() - numbered.min() <= span / 500_000 + 1
+
+
+@given(st.lists(st.floats(width=32), max_size=20))
+def test_keys_of_numbers_order_as_the_numbers_do(numbers: list[float]) -> None:
+    keys = float_keys(np.array(numbers, np.float32)).tolist()
+    for (one, first), (other, second) in itertools.combinations(zip(numbers, keys, strict=True), 2):
+        if one == one and other == other:
+            assert (one < other, one == other) == (first < second, first == second)
+        else:
+            assert (one == one) == (first < second) if other != other else first > second
 
 
 def test_no_rows_pack_to_none() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_tables import align_one, aligned_events, convert_text, csv_text, plan_meds, run_meds
+from raw_tables import align_one, aligned_events, convert_text, csv_text, plan_meds, read_pieces, run_meds
 
 from extractors import raw_csv
 from extractors.convert import AWAITED, CONVERTED
@@ -21,7 +21,6 @@ from pipelines.segments import (
     frame_batch,
     read_blob,
     read_frame_blob,
-    read_pieces,
     read_texts,
     texts_batch,
 )
