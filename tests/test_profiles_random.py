@@ -58,6 +58,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         }
     if draw(st.integers(0, 5)) == 0:
         row |= {"code": "IMAGE/CT", "kind": "image", "item_key": draw(st.sampled_from(["good", "bad", "fine"]))}
+        # An image without a time makes no event.
+        row |= {"time": time or START, "available_time": later or START}
     return row
 
 
