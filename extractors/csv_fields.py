@@ -13,22 +13,12 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from extractors.csv_loops import (
-    IRREGULAR,
-    MORE_ROWS,
-    MORE_TEXTS,
-    NOT_A_MOMENT,
-    NUMBERED,
-    SKIPPED,
-    TEXT,
-    copy_texts,
-    read_moments,
-    split_fields,
-)  # fmt: skip
+from extractors.csv_loops import IRREGULAR, MORE_ROWS, MORE_TEXTS, NOT_A_MOMENT, NUMBERED, SKIPPED, TEXT, Loops
 from extractors.rows import Column
 
 # The loops look at eight bytes at once, also behind the end of what they split.
 _PADDING = b"\n" * 16
+_MOMENT_BYTES = len("2020-02-29 13:00:00")
 _FIRST_ROWS, _FIRST_TEXTS = 1 << 18, 1 << 14
 # What is more would be no numbering.
 _MOST_TEXTS = 1 << 18
@@ -56,10 +46,12 @@ class SpanTexts:
     """Texts that lie in a chunk of data, (n,); their quotes apart, doubled ones not yet made one.
 
     Args:
+        loops: compiled.
         starts, widths: (n,) where each begins, and how many bytes it has: less than none where quotes are doubled.
     """
 
-    def __init__(self, data: bytes, starts: I64, widths: I32, null_values: Sequence[str]) -> None:
+    def __init__(self, loops: Loops, data: bytes, starts: I64, widths: I32, null_values: Sequence[str]) -> None:
+        self._loops = loops
         self._letters = np.frombuffer(data, np.uint8)
         self._starts, self._widths = starts, widths
         self._null_values = null_values
@@ -72,15 +64,17 @@ class SpanTexts:
         bounds = np.zeros(len(self) + 1, np.int64)
         np.cumsum(np.abs(self._widths), out=bounds[1:])
         letters = np.empty(int(bounds[-1]), np.uint8)
-        copy_texts(self._letters, self._starts, self._widths, bounds, letters)
+        self._loops.copy_texts(self._letters, self._starts, self._widths, bounds, letters)
         array = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(bounds), pa.py_buffer(letters))
         texts = pl.Series(pl.from_arrow(array))
         return texts.set(texts.is_in(self._null_values), None)
 
     def moments(self) -> pl.Series | None:
         """The texts as times where all are `2020-02-29 13:00:00` or nothing; else None."""
+        if any(len(one.encode()) == _MOMENT_BYTES for one in self._null_values):
+            return None
         found = np.empty(len(self), np.int64)
-        if not read_moments(self._letters, self._starts, self._widths, found):
+        if not self._loops.read_moments(self._letters, self._starts, self._widths, found):
             return None
         missing = found == NOT_A_MOMENT
         moments = pl.Series(found)
@@ -91,6 +85,7 @@ class FieldSplitter:
     """Splits chunks of one table.
 
     Args:
+        loops: compiled.
         names: the table's columns.
         wanted: those of them that are read.
         texts: those of them whose every row is wanted as it stands; the others are numbered.
@@ -98,8 +93,14 @@ class FieldSplitter:
     """
 
     def __init__(
-        self, names: Sequence[str], wanted: Sequence[str], texts: Collection[str], null_values: Sequence[str]
+        self,
+        loops: Loops,
+        names: Sequence[str],
+        wanted: Sequence[str],
+        texts: Collection[str],
+        null_values: Sequence[str],
     ) -> None:
+        self._loops = loops
         self._texts = [name for name in wanted if name in texts]
         self._numbered = [name for name in wanted if name not in texts]
         kinds = dict.fromkeys(self._texts, TEXT) | dict.fromkeys(self._numbered, NUMBERED)
@@ -130,7 +131,7 @@ class FieldSplitter:
             length = np.empty((len(self._numbered), self._distinct), np.int32)
             table = np.full((len(self._numbered), 2 * self._distinct), -1, np.int32)
             counts = np.zeros(len(self._numbered), np.int64)
-            status, rows = split_fields(
+            status, rows = self._loops.split_fields(
                 letters, words, size, ended, b"\r" in data, self._kinds, self._slots,
                 bounds, starts, widths, numbers, first, length, table, counts,
             )  # fmt: skip
@@ -146,11 +147,11 @@ class FieldSplitter:
         if status == IRREGULAR:
             return None
         columns = {
-            name: Column(SpanTexts(data, starts[place, :rows], widths[place, :rows], self._null_values))
+            name: Column(SpanTexts(self._loops, data, starts[place, :rows], widths[place, :rows], self._null_values))
             for place, name in enumerate(self._texts)
         }
         for place, name in enumerate(self._numbered):
             count = counts[place]
-            texts = SpanTexts(data, first[place, :count], length[place, :count], self._null_values)
+            texts = SpanTexts(self._loops, data, first[place, :count], length[place, :count], self._null_values)
             columns[name] = Column(texts.series(), numbers[place, :rows])
         return Split(bounds[: rows + 1], columns)

@@ -1,11 +1,14 @@
-"""Loops over bytes, compiled on their first call: what splits CSV into fields and reads the times in it.
+"""Loops over bytes, compiled before their first use: what splits CSV into fields and reads the times in it.
 
 They look at eight bytes at once, as integers: a byte that is zero shows in `(word - ONES) & ~word & HIGH`, exactly for
-the first one. Nothing checks bounds here; every place that is read lies within `size` and the 16 bytes behind it.
+the first one. Those words begin anywhere, which processors of 64 bits can read. Nothing checks bounds here; every place
+that is read lies within `size` and the 16 bytes behind it.
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -22,17 +25,6 @@ I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-Loop = TypeVar("Loop", bound=Callable[..., object])
-
-
-def _compiled(function: Loop) -> Loop:
-    """Compiles on the first call, and keeps the result beside the source, or wherever the user's caches are."""
-    try:
-        return cast(Loop, numba.njit(function, cache=True, nogil=True))
-    except RuntimeError:
-        # There is no folder to keep it in.
-        return cast(Loop, numba.njit(function, nogil=True))
-
 
 _ONES = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)
@@ -40,7 +32,6 @@ _COMMAS, _LINE_FEEDS = _ONES * np.uint64(_COMMA), _ONES * np.uint64(_LF)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 
 
-@_compiled
 def split_fields(
     letters: U8, words: U64, size: int, ended: bool, returns: bool, kinds: I8, slots: I64,
     bounds: I64, starts: I64, widths: I32, numbers: U32, first: I64, length: I32, table: I32, counts: I64,
@@ -159,7 +150,6 @@ def split_fields(
     return REGULAR, row
 
 
-@_compiled
 def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8) -> None:
     """Copies texts one behind the other, of doubled quotes one.
 
@@ -187,7 +177,6 @@ def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8) -
     bounds[len(starts)] -= shift
 
 
-@_compiled
 def read_moments(letters: U8, starts: I64, widths: I32, found: I64) -> bool:
     """Reads texts (n,) as microseconds since 1970, NOT_A_MOMENT where there is none; whether all could be read."""
     days = np.int64(0)
@@ -230,3 +219,43 @@ def read_moments(letters: U8, starts: I64, widths: I32, found: I64) -> bool:
             seen = date
         found[row] = ((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000
     return True
+
+
+@dataclass(frozen=True)
+class Loops:
+    """The functions of this module, compiled."""
+
+    split_fields: Callable[..., tuple[int, int]]
+    copy_texts: Callable[..., None]
+    read_moments: Callable[..., bool]
+
+
+@cache
+def compiled() -> Loops:
+    """Compiles the loops, or fetches them from where they were kept: beside this file, or among the user's caches.
+
+    A place where nothing can be kept, or where what was kept is damaged, costs the time to compile them.
+    """
+    try:
+        return _tried(kept=True)
+    except Exception:  # whatever a damaged file makes of numba's reader
+        return _tried(kept=False)
+
+
+def _tried(*, kept: bool) -> Loops:
+    made: list[Any] = [numba.njit(one, cache=kept, nogil=True) for one in (split_fields, copy_texts, read_moments)]
+    loops = Loops(*made)
+    # Compiled for these types, on one record of one text and one number.
+    letters = np.frombuffer(b"2020-02-29 13:00:00,1\n" + b"\n" * 16, np.uint8)
+    words = np.lib.stride_tricks.as_strided(letters[:8].view(np.uint64), (len(letters) - 8,), (1,))
+    places, widths, numbers = np.zeros(2, np.int64), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.uint32)
+    starts, first, length = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int32)
+    kinds, slots, counts = np.array([TEXT, NUMBERED], np.int8), np.zeros(2, np.int64), np.zeros(1, np.int64)
+    table = np.full((1, 2), -1, np.int32)
+    loops.split_fields(
+        letters, words, len(letters) - 16, True, False, kinds, slots,
+        places, starts, widths, numbers, first, length, table, counts,
+    )  # fmt: skip
+    loops.copy_texts(letters, starts[0], widths[0], np.array([0, 19]), np.empty(19, np.uint8))
+    loops.read_moments(letters, starts[0], widths[0], np.empty(1, np.int64))
+    return loops

@@ -119,7 +119,7 @@ class _Looked:
     def at(self, places: npt.NDArray[np.uint32]) -> Column:
         if self.numbers is None:
             return Column(self.values.gather(pl.Series(places)))
-        return Column(self.values, self.numbers[places])
+        return Column.of_some(self.values, self.numbers[places])
 
 
 class StoredLookup:

@@ -7,6 +7,7 @@ stands at the edge of a field, which is nearly always, else one by one.
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from isal import igzip
 from extractors.raw import Block, UnclosedQuoteError, hash_of_columns
 from extractors.rows import Column
 
+_LOG = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from extractors.csv_fields import FieldSplitter, Split
+    from extractors.csv_loops import Loops
 
 CHUNK_BYTES = 16 << 20
 # Compiled loops take half a second and 140 MB to load.
@@ -95,7 +99,6 @@ class CsvReader:
                 split = compiled.split(data, ended=ended)
                 if split is not None:
                     chunk, data = _Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
-                    chunk.check()
                     hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
                     yield Block(split.columns, first, (), hashes)
                     first += len(split.bounds) - 1
@@ -122,8 +125,8 @@ class CsvReader:
         # Else the reader prints a traceback where it cannot decode a malformed row.
         chunk.check()
         return pacsv.read_csv(
-            pa.BufferReader(memoryview(chunk.data)[: chunk.end]),
-            read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=chunk.end + 1),
+            pa.BufferReader(chunk.records_alone()),
+            read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=chunk.end + 4),
             parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: _TEXT if name in texts else _NUMBERED for name in columns},
@@ -163,25 +166,44 @@ class _Compiled:
         size: bytes of text that the file holds, or about that.
     """
 
-    loaded = False
-    """Whether this process has the loops already."""
+    loops: "Loops | None" = None
+    """What this process has loaded."""
+    missing = False
+    """Whether they cannot be had here."""
 
     def __init__(self, names: list[str], wanted: list[str], null_values: list[str], texts: set[str], size: int) -> None:
         self._names, self._wanted, self._null_values, self._texts = names, wanted, null_values, texts
-        self._wanting = _Compiled.loaded or size >= COMPILED_FROM
+        if size >= COMPILED_FROM:
+            self._load()
         self._splitter: FieldSplitter | None = None
         self._refused = 0
 
+    @classmethod
+    def _load(cls) -> None:
+        if cls.loops is not None or cls.missing:
+            return
+        try:
+            from extractors.csv_loops import compiled
+
+            cls.loops = compiled()
+        except ImportError:
+            cls.missing = True
+            _LOG.warning("numba cannot be imported: large CSV files are read by the slower reader")
+
     def split(self, data: bytes, *, ended: bool) -> "Split | None":
-        """The records at the front of some data; None where that is not for the compiled loops."""
-        if not self._wanting or self._refused == _REFUSALS:
+        """The records at the front of some data; None where that is not for the compiled loops.
+
+        Raises:
+            pa.ArrowInvalid: not UTF-8.
+        """
+        if self.loops is None or self._refused == _REFUSALS:
             return None
         from extractors.csv_fields import FieldSplitter
 
-        _Compiled.loaded = True
+        _Chunk(data, data.rfind(b"\n") + 1).check()
         while True:
             if self._splitter is None:
-                self._splitter = FieldSplitter(self._names, self._wanted, self._texts, self._null_values)
+                self._splitter = FieldSplitter(self.loops, self._names, self._wanted, self._texts, self._null_values)
             found = self._splitter.split(data, ended=ended)
             if found is None:
                 self._refused += 1
@@ -259,6 +281,12 @@ class _Chunk:
         if not self.data.isascii():
             bounds = pa.py_buffer(np.array([0, self.end], np.int64))
             pa.LargeStringArray.from_buffers(1, bounds, pa.py_buffer(self.data)).validate(full=True)
+
+    def records_alone(self) -> bytes | memoryview:
+        """The records, before a mark of byte order another one: the reader takes the first for that of a file."""
+        if self.data.startswith(_BOM):
+            return _BOM + self.data[: self.end]
+        return memoryview(self.data)[: self.end]
 
     def records(self, bounds: I64) -> pl.Series:
         """The records between n + 1 bounds, as bytes."""

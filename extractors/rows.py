@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from warehouse.order import encode
 
-ROW, ROW_HASH = "_row", "_row_hash"
+# What they are called among a frame's columns: no column of a table is.
+ROW, ROW_HASH = "_number of the record", "_hash of the record"
 
 Places = npt.NDArray[np.uint32]
 # Combinations of columns are numbered one column at a time, in integers of 63 bits.
@@ -40,7 +41,7 @@ class Column:
 
     Args:
         given: (m,) what stands in it, null where nothing does.
-        places: (n,) of each row its place in `given`; None where row i is value i.
+        places: (n,) of each row its place in `given`, all of which is some row's; None where row i is value i.
     """
 
     def __init__(self, given: pl.Series | Texts, places: Places | None = None) -> None:
@@ -54,6 +55,20 @@ class Column:
             values = pa.concat_arrays([values, pa.nulls(1, values.type)])
             numbers = numbers.fill_null(len(values) - 1)
         return cls(pl.Series(pl.from_arrow(values)), numbers.to_numpy().view(np.uint32))
+
+    @classmethod
+    def of_some(cls, values: pl.Series, places: Places) -> "Column":
+        """A column of values (m,) at the rows' places (n,), not all of which need be some row's.
+
+        What no row has is left out: a rule would be asked what to make of it, and it may be much more than the rows.
+        """
+        if 2 * len(values) > len(places):
+            return cls(values.gather(pl.Series(places)))
+        used = np.zeros(len(values), np.bool_)
+        used[places] = True
+        if used.all():
+            return cls(values, places)
+        return cls(values.filter(pl.Series(used)), (np.cumsum(used) - 1)[places].astype(np.uint32))
 
     def __len__(self) -> int:
         return len(self._given) if self.places is None else len(self.places)
@@ -81,7 +96,7 @@ class Column:
         """Some of the rows."""
         if self.places is None:
             return Column(self.values.gather(pl.Series(rows)))
-        return Column(self._given, self.places[rows])
+        return Column.of_some(self.values, self.places[rows])
 
     def numbered(self) -> "Column":
         """The same column, with each value once."""

@@ -3,6 +3,9 @@
 import csv
 import gzip
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,9 +17,10 @@ from hypothesis import strategies as st
 
 from extractors import raw_csv
 from extractors.csv_fields import FieldSplitter, SpanTexts
+from extractors.csv_loops import compiled
 from extractors.raw import RawTable
 from extractors.source import TimeRule
-from extractors.times import parse_times
+from extractors.times import column_times, parse_times
 from warehouse.errors import TimeloomError
 
 NULLS = ["___", "NA"]
@@ -30,7 +34,7 @@ def read(data: bytes, chunk: int, compiled_from: int, plain: set[str] | None) ->
         path.write_bytes(data)
         patch.setattr(raw_csv, "CHUNK_BYTES", max(chunk, 1))
         patch.setattr(raw_csv, "COMPILED_FROM", compiled_from)
-        patch.setattr(raw_csv._Compiled, "loaded", False)
+        patch.setattr(raw_csv._Compiled, "loops", None)
         patch.setattr(raw_csv, "_REFUSALS", NEVER)
         rows: list[object] = []
         try:
@@ -48,7 +52,7 @@ FIELD = st.one_of(
     st.sampled_from(
         ["", "___", "NA", "1", "2.5", "sodium", "2020-02-29 13:00:00", "a longer text of some words", '"', "°F"]
     ),
-    st.text(alphabet='ab",\n\r é1', max_size=20),
+    st.text(alphabet='ab",\n\r é1\ufeff', max_size=20),
 )
 
 
@@ -76,7 +80,7 @@ def test_written_tables_are_read_alike(data: bytes, chunk: int, plain: set[str] 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet='a1,,\n\n"\r ', max_size=120), CHUNKS, PLAIN)
+@given(st.text(alphabet='a1,,\n\n"\r \ufeff', max_size=120), CHUNKS, PLAIN)
 def test_anything_is_read_alike(text: str, chunk: int, plain: set[str] | None) -> None:
     data = b"a,b\n" + text.encode()
     assert read(data, chunk, 0, plain) == read(data, chunk, NEVER, plain)
@@ -91,7 +95,7 @@ def test_bytes_that_are_no_text_are_refused_alike(wild: bytes, place: int) -> No
 
 
 def splitter(names: str = "abc", texts: str = "") -> FieldSplitter:
-    return FieldSplitter(list(names), list(names), set(texts), ["", *NULLS])
+    return FieldSplitter(compiled(), list(names), list(names), set(texts), ["", *NULLS])
 
 
 GOOD = b'1,"x, ""y""",z\n2,,___\n'
@@ -162,7 +166,7 @@ MOMENT = st.one_of(
 def test_moments_are_those_of_the_general_reader_or_left_to_it(texts: list[str]) -> None:
     data = "".join(texts).encode() + b"\n" * 16
     widths = np.array([len(text.encode()) for text in texts], np.int32)
-    found = SpanTexts(data, np.append(0, np.cumsum(widths)[:-1]).astype(np.int64), widths, [""]).moments()
+    found = SpanTexts(compiled(), data, np.append(0, np.cumsum(widths)[:-1]).astype(np.int64), widths, [""]).moments()
     rule = TimeRule(column=["x"], formats=["%Y-%m-%d %H:%M:%S"])
     series = pl.Series("x", [text or None for text in texts], dtype=pl.String)
     expected = series.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
@@ -180,6 +184,52 @@ def test_only_large_files_load_the_loops(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_bytes(gzip.compress(text) if gzipped else text)
     for limit, loaded in ((6 * path.stat().st_size, False), (path.stat().st_size, True)):
         monkeypatch.setattr(raw_csv, "COMPILED_FROM", limit)
-        monkeypatch.setattr(raw_csv._Compiled, "loaded", False)
+        monkeypatch.setattr(raw_csv._Compiled, "loops", None)
         assert sum(map(len, RawTable(path, "t", []).blocks())) == 500
-        assert raw_csv._Compiled.loaded is loaded
+        assert (raw_csv._Compiled.loops is not None) is loaded
+
+
+def test_a_null_value_that_looks_like_a_moment_is_none() -> None:
+    data = b"1900-01-01 00:00:00,2,3\n2020-01-01 00:00:00,2,3\n"
+    for nulls, expected in (([""], [1900, 2020]), (["", "1900-01-01 00:00:00"], [None, 2020])):
+        found = FieldSplitter(compiled(), "abc", "abc", {"a"}, nulls).split(data, ended=True)
+        assert found is not None
+        times = column_times(found.columns["a"], TimeRule(column=["a"], formats=["%Y-%m-%d %H:%M:%S"]))
+        assert [at and at.year for at in times.time] == expected
+
+
+def test_without_numba_the_general_reader_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(raw_csv, "COMPILED_FROM", 0)
+    monkeypatch.setattr(raw_csv._Compiled, "loops", None)
+    monkeypatch.setattr(raw_csv._Compiled, "missing", False)
+    monkeypatch.setitem(sys.modules, "extractors.csv_loops", None)
+    (tmp_path / "t.csv").write_bytes(b"a,b\n1,2\n")
+    for _ in range(2):
+        assert [block.frame.rows() for block in RawTable(tmp_path / "t.csv", "t", []).blocks()] == [[("1", "2")]]
+    assert [record.message for record in caplog.records] == [
+        "numba cannot be imported: large CSV files are read by the slower reader"
+    ]
+
+
+READ_ONE = """
+from extractors.csv_fields import FieldSplitter
+from extractors.csv_loops import compiled
+print(FieldSplitter(compiled(), "a", "a", "a", [""]).split(b"7\\n", ended=True).columns["a"].rows.to_list())
+"""
+
+
+def test_a_damaged_cache_of_the_loops_is_passed_over(tmp_path: Path) -> None:
+    def run() -> str:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", READ_ONE], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run() == "['7']\n"
+    kept = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]
+    assert len(kept) == 6
+    for path in kept:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 if path.suffix == ".nbc" else 0])
+    assert run() == "['7']\n"

@@ -17,6 +17,8 @@ from extractors import joins, raw_csv
 from extractors.joins import attach_all
 from extractors.source import JoinRule, Source
 from extractors.tables import Export
+from pipelines import meds
+from pipelines.segments import read_frame_blob
 from warehouse.errors import TimeloomError
 
 
@@ -255,6 +257,36 @@ def test_a_lookup_that_does_not_fit_gives_the_same_events_and_hashes(
         (one[1], one[3]) for one in stays]).splitlines())}  # fmt: skip
     plain = [(f"DX/{code}", datetime.fromisoformat(closed[stay])) for _, stay, code in rows if stay in closed]
     assert seen[0][0].select("code", "time").rows() == plain
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_no_row_asks_for_is_not_looked_at(tmp_path: Path, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fits:
+        monkeypatch.setattr(joins, "LOOKUP_BYTES", 1)
+    (tmp_path / "raw").mkdir()
+    # Few distinct texts, as numbered columns have: and one that the rule's SQL cannot read.
+    people = "".join(f"{number},{number // 50},{number % 3}\n" for number in range(1000))
+    (tmp_path / "raw" / "people.csv").write_text(f"card,person,factor\n{people}1000,99,n/a\n")
+    rule = table(
+        event("{code}", time="at", value="twice"),
+        subject="person",
+        joins=[{"table": "people", "key": "card", "columns": {"person": "person", "factor": "factor"}}],
+        derive={"twice": "CAST(factor AS INT) * 2"},
+    )
+    rows = [(number, "A", "2020-01-01 00:00:00") for number in range(20)]
+    found, counts = convert_text(tmp_path, rule, csv_text(["card", "code", "at"], rows), people={"role": "reference"})
+    assert found["numeric_value"].to_list() == [2.0 * (number % 3) for number in range(20)]
+    subjects = read_frame_blob(tmp_path / counts["segment"], counts["blobs"]["subjects"], meds.SUBJECTS)
+    assert len(subjects) == 1
+
+
+def test_columns_may_be_called_anything(tmp_path: Path) -> None:
+    write_stays(tmp_path, (1, "s1", "2020-01-01", "2020-01-08 00:00:00"))
+    text = csv_text(["pid", "stay", "_row", "_row_hash", "code"], [(1, "s1", "42", "7", "A")])
+    rule = with_join({"closed": "closed"})
+    rule["events"][0] |= {"value": "_row", "text": "_row_hash"}
+    found, _ = convert_text(tmp_path, rule, text, stays=STAYS)
+    assert found.select("numeric_value", "text_value").rows() == [(42.0, "7")]
 
 
 def test_the_scratch_folder_is_clean_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
