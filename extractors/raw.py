@@ -155,11 +155,12 @@ class RawTable:
         """
         wanted = self.columns if columns is None else [name for name in columns if name in self._spelt]
         absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
-        spelt = [self._spelt[name] for name in wanted]
+        # To count the rows, a reader needs a column.
+        spelt = [self._spelt[name] for name in wanted] or self._reader.columns[:1]
         kept = None if plain is None else [self._spelt[name] for name in wanted if name in plain]
         try:
             for block in self._reader.blocks(spelt, seed, kept):
-                found = {name: block.columns[one] for name, one in zip(wanted, spelt, strict=True)}
+                found = {name: block.columns[self._spelt[name]] for name in wanted}
                 found |= {name: _nothing(len(block)) for name in absent}
                 yield Block(found, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:

@@ -189,6 +189,10 @@ def _texts(numbers: U32, values: pa.Array) -> pa.Array:
     if values.nbytes > _DICTIONARY_BYTES:
         return values.take(masked(numbers, numbers != NONE_32))
     used = occurring(numbers, len(values))
+    # In the order of the rows, which does not hang on the order of the pieces, as that of `values` does.
+    first = np.empty(len(values) + 1, np.int64)
+    first[np.minimum(numbers, len(values))[::-1]] = np.arange(len(numbers))[::-1]
+    used = used[np.argsort(first[used])]
     return _named(renumbered(numbers, len(values), used, np.arange(len(used))), values.take(pa.array(used)))
 
 

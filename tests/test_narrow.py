@@ -1,6 +1,7 @@
 """A bucket's rows in numbers: read, ordered, counted and written as the texts that they stand for would be."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -290,3 +291,16 @@ def test_what_is_taken_out_is_counted_by_raw_row(rows: list[dict[str, Any]], dra
     assert account.counts.get("r", {}) == {
         source: {name: of[name] for name in ("rows", "events", "timed")} for source, of in plain.items()
     }
+
+
+def test_texts_are_written_in_the_order_of_the_rows_whatever_numbers_they_have() -> None:
+    rows = [{**FIRST, "text_value": text} for text in ("b", None, "é", "b", "a", "é")]
+    some, texts = narrow(pl.DataFrame(rows, schema=COLUMNS).with_columns(pl.col("row_hash", "rule").fill_null(1)))
+    last = np.uint32(len(texts.values) - 1)
+    other = replace(some, text=np.where(some.text == NONE_32, NONE_32, last - some.text).astype(np.uint32))
+    turned = replace(texts, values=texts.values[::-1])
+    conflict = np.full(len(rows), NONE_8, np.uint8)
+    for one, of in ((some, texts), (other, turned)):
+        column = one.table(of, conflict, ("x",)).column("text_value").combine_chunks()
+        assert column.to_pylist() == [row["text_value"] for row in rows]
+        assert column.dictionary.to_pylist() == ["b", "é", "a"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
 
@@ -260,3 +261,13 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(GOOD)
     with pytest.raises(TimeloomError, match="stands there twice"):
         Export(tmp_path, source_of(t=PLAIN)).files("t")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rows_are_there_where_only_absent_columns_are_wanted(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"a": ["1", "2"], "b": ["3", None]})
+    path = tmp_path / f"t.{suffix}"
+    frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+    for plain in (None, set[str]()):
+        (block,) = RawTable(path, "t", [], optional_columns=("x",)).blocks(["x"], plain=plain)
+        assert block.frame.rows() == [(None,), (None,)]
