@@ -1,64 +1,45 @@
 """CSV as it comes: gzipped or not, any line ends, quoted line ends, and rows that are no rows.
 
 Decompressing and splitting into columns are what a conversion spends most of its time on, so a file is read in chunks
-of whole records. Where one has quotes, its end is looked for behind every quoted stretch: at once where each quote
-stands at the edge of a field, which is nearly always, else one by one.
+of whole records: by compiled loops where a chunk is regular and the file large, else by Arrow's reader.
 """
 
-import csv
-import io
 import logging
-import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from isal import igzip
 
+from extractors.csv_records import LINE_ENDS, Chunk, Spans, header_of, records_end, records_of
 from extractors.raw import Block, UnclosedQuoteError, hash_of_columns
 from extractors.rows import Column
-
-_LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from extractors.csv_fields import FieldSplitter, Split
     from extractors.csv_loops import Loops
 
+_LOG = logging.getLogger(__name__)
 CHUNK_BYTES = 16 << 20
 # Compiled loops take half a second and 140 MB to load.
 COMPILED_FROM = 64 << 20
+# So many chunks one behind the other that are not regular, and the rest of the file is not tried.
 _REFUSALS = 2
 LONGEST_RECORD = 64 << 20
 _GZIP = b"\x1f\x8b"
 # Of text to its compressed form, about.
 _GZIP_RATIO = 5
-_BOM = b"\xef\xbb\xbf"
-_LINE_ENDS = (b"\n", b"\r")
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_QUOTE = ord('"')
-_EDGES = (b",", b"\n", b"\r", b"")
-_EDGE = np.isin(np.arange(256), [ord(","), ord("\n"), ord("\r")])
-# A quoted stretch: it starts where a field does; without its second quote it is not closed.
-_QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
-_FIELD = rb'(?:"(?:[^"]++|"")*+"?)?[^,\r\n]*+'
-_RECORD = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+")
 
 _TEXT = pa.string()
 _NUMBERED = pa.dictionary(pa.int32(), _TEXT)
 # Beyond this share of distinct texts numbering them costs more than it saves.
 _DISTINCT = 0.5
 _MOMENT_BYTES = len("2020-02-29 13:00:00")
-
-I64 = npt.NDArray[np.int64]
-Spans = tuple[I64, I64]
-_NO_SPANS: Spans = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class CsvReader:
@@ -69,7 +50,7 @@ class CsvReader:
         self.malformed: list[int] = []
         with self._open() as stream:
             head = stream.read(1 << 20)
-        self.columns, self._line_end, self._first = _header(head)
+        self.columns, self._line_end, self._first = header_of(head)
         self._size = self._path.stat().st_size * (_GZIP_RATIO if self._gzipped() else 1)
 
     def _gzipped(self) -> bool:
@@ -93,18 +74,18 @@ class CsvReader:
             while not ended:
                 more = stream.read(CHUNK_BYTES)
                 ended = not more
-                if ended and data and data[-1:] not in _LINE_ENDS:
+                if ended and data and data[-1:] not in LINE_ENDS:
                     # Else the reader takes the last line end for that of a record, though it may stand in quotes.
                     data += self._line_end
                 split = compiled.split(data, ended=ended)
                 if split is not None:
-                    chunk, data = _Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
+                    chunk, data = Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
                     hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
                     yield Block(split.columns, first, (), hashes)
                     first += len(split.bounds) - 1
                     continue
-                cut, quoted = _records_end(data, ended)
-                chunk, data = _Chunk(data, cut), data[cut:] + more
+                cut, quoted = records_end(data, ended)
+                chunk, data = Chunk(data, cut), data[cut:] + more
                 if not cut:
                     if len(data) > LONGEST_RECORD + CHUNK_BYTES:
                         raise UnclosedQuoteError
@@ -117,7 +98,7 @@ class CsvReader:
                     yield Block(_columns_of(table, texts), first, gaps, hashes)
                 first += len(table) + len(gaps)
 
-    def _split(self, chunk: "_Chunk", columns: list[str], texts: Collection[str], first: int) -> pa.Table:
+    def _split(self, chunk: Chunk, columns: list[str], texts: Collection[str], first: int) -> pa.Table:
         def malformed(row: pacsv.InvalidRow) -> str:
             self.malformed.append(first + row.number - 1)
             return "skip"
@@ -138,10 +119,10 @@ class CsvReader:
         )
 
     def _hashes(
-        self, chunk: "_Chunk", quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
+        self, chunk: Chunk, quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
     ) -> pl.Series:
         """Hashes of the records as they stand: a fifth of the time that hashes of every column take."""
-        records = _records(chunk, quoted)
+        records = records_of(chunk, quoted)
         if gaps:
             kept = np.ones(len(records), np.bool_)
             kept[[gap for gap in gaps if gap < len(records)]] = False
@@ -200,7 +181,7 @@ class _Compiled:
             return None
         from extractors.csv_fields import FieldSplitter
 
-        _Chunk(data, data.rfind(b"\n") + 1).check()
+        Chunk(data, data.rfind(b"\n") + 1).check()
         while True:
             if self._splitter is None:
                 self._splitter = FieldSplitter(self.loops, self._names, self._wanted, self._texts, self._null_values)
@@ -208,6 +189,7 @@ class _Compiled:
             if found is None:
                 self._refused += 1
                 return None
+            self._refused = 0
             rows = len(found.bounds) - 1
             crowded = {*found.crowded, *(name for name, one in found.columns.items() if _is_crowded(one, rows))}
             if crowded:
@@ -263,139 +245,3 @@ class ArrowTexts:
             return pl.Series(pl.from_arrow(pc.cast(array, pa.timestamp("us"))))
         except pa.ArrowInvalid:
             return None
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Whole records: the first `end` bytes of some data, without a copy of them."""
-
-    data: bytes
-    end: int
-
-    def check(self) -> None:
-        """Looks at all at once, for a sixth of the time that it takes field by field.
-
-        Raises:
-            pa.ArrowInvalid: not UTF-8.
-        """
-        if not self.data.isascii():
-            bounds = pa.py_buffer(np.array([0, self.end], np.int64))
-            pa.LargeStringArray.from_buffers(1, bounds, pa.py_buffer(self.data)).validate(full=True)
-
-    def records_alone(self) -> bytes | memoryview:
-        """The records, before a mark of byte order another one: the reader takes the first for that of a file."""
-        if self.data.startswith(_BOM):
-            return _BOM + self.data[: self.end]
-        return memoryview(self.data)[: self.end]
-
-    def records(self, bounds: I64) -> pl.Series:
-        """The records between n + 1 bounds, as bytes."""
-        whole = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(bounds) - 1, [None, pa.py_buffer(bounds), pa.py_buffer(self.data)]
-        )
-        return pl.Series(pl.from_arrow(whole))
-
-
-def _records(chunk: _Chunk, quoted: Spans) -> pl.Series:
-    """The records of a chunk, each with its line end; empty lines are none.
-
-    Args:
-        quoted: the quoted stretches of the chunk, and perhaps of what is behind it.
-    """
-    letters = np.frombuffer(chunk.data, np.uint8, chunk.end)
-    is_end = letters == ord("\n")
-    if b"\r" in chunk.data:
-        alone = letters == ord("\r")
-        alone[:-1] &= ~is_end[1:]
-        is_end |= alone
-    ends = np.flatnonzero(is_end)
-    starts, closed = quoted
-    if len(starts):
-        place = np.searchsorted(starts, ends, side="right") - 1
-        ends = ends[(place < 0) | (closed[place] <= ends)]
-    offsets = np.append(0, ends + 1)
-    records = chunk.records(offsets)
-    length = np.diff(offsets)
-    empty = (length == 1) | ((length == 2) & (letters[offsets[:-1]] == ord("\r")))
-    return records.filter(pl.Series(~empty)) if empty.any() else records
-
-
-def _header(data: bytes) -> tuple[list[str], bytes, int]:
-    """Names of the header line, its line end, and where the rows begin; no names where the file is empty.
-
-    Raises:
-        UnclosedQuoteError: a quoted name swallows rows.
-    """
-    start = len(_BOM) if data.startswith(_BOM) else 0
-    line = data[start:]
-    match = _RECORD.match(line)
-    line = match[0] if match else line
-    if any(end > len(line) for end in _quoted_one_by_one(line)[1]):
-        raise UnclosedQuoteError
-    names = next(csv.reader(io.StringIO(line.decode("utf-8", errors="replace"), newline="")), [])
-    behind = start + len(line)
-    line_end = _LINE_END.match(data, behind)
-    return names, line_end[0] if line_end else b"\n", line_end.end() if line_end else behind
-
-
-def _records_end(data: bytes, ended: bool) -> tuple[int, Spans]:
-    """Where the last whole record of some records ends; 0 where there is none, and the end where the file `ended`.
-
-    Gives the quoted stretches of the records too.
-
-    Raises:
-        UnclosedQuoteError: a quoted field is not closed before the file's end, or only by what is no end of a field
-            on another line, so that rows may be lost in it.
-    """
-    line_end = b"\n" if b"\n" in data else b"\r"
-    if b'"' not in data:
-        return len(data) if ended else _after(data, line_end, len(data)), _NO_SPANS
-    starts, ends = _quoted(data)
-    if ended:
-        if len(starts) and ends[-1] > len(data):
-            raise UnclosedQuoteError
-        return len(data), (starts, ends)
-    cut = _after(data, line_end, len(data))
-    while cut:
-        place = int(np.searchsorted(starts, cut)) - 1
-        if place < 0 or ends[place] <= cut:
-            break
-        cut = _after(data, line_end, int(starts[place]))
-    return cut, (starts, ends)
-
-
-def _after(data: bytes, line_end: bytes, before: int) -> int:
-    """Behind the last line end before a place; a carriage return at the very end may be half of one."""
-    if line_end == b"\r":
-        before = min(before, len(data) - 1)
-    return data.rfind(line_end, 0, before) + 1
-
-
-def _quoted(data: bytes) -> Spans:
-    """Where quoted stretches start, and the places behind their ends; the last one may lie behind the data's end."""
-    letters = np.frombuffer(data, np.uint8)
-    quotes = np.flatnonzero(letters == _QUOTE)
-    starts, ends = quotes[::2], quotes[1::2] + 1
-    if len(ends) < len(starts):
-        ends = np.append(ends, len(data) + 1)
-    # Two quotes within a field look like one stretch's end and the next one's start.
-    doubled = ends[:-1] == starts[1:]
-    before = _EDGE[letters[starts - 1]] | (starts == 0)
-    behind = _EDGE[letters[np.minimum(ends, len(data) - 1)]] | (ends >= len(data))
-    before[1:] |= doubled
-    behind[:-1] |= doubled
-    if before.all() and behind.all():
-        return starts, ends
-    return _quoted_one_by_one(data)
-
-
-def _quoted_one_by_one(data: bytes) -> Spans:
-    """The same where a quote stands within a field that is not quoted, or is not closed."""
-    starts, ends = [], []
-    for match in _QUOTED.finditer(data):
-        closed, end = match[1] == b'"', match.end()
-        if closed and data[end : end + 1] not in _EDGES and _LINE_END.search(match[0]):
-            raise UnclosedQuoteError
-        starts.append(match.start())
-        ends.append(end if closed else len(data) + 1)
-    return np.array(starts, np.int64), np.array(ends, np.int64)
