@@ -1,7 +1,7 @@
 """Times as exports write them: text in, microseconds and a precision out, and what could not be read counted."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -14,7 +14,10 @@ _DATES = (
 )  # fmt: skip
 # A year of two digits, which %Y takes as one of the first century, and 9999, which stands for "no date" and which a
 # shift moves past what Python can hold, are unreadable.
-_FIRST, _LAST = datetime(1000, 1, 1), datetime(9900, 12, 31, 23, 59, 59, 999_999)
+_FIRST, _LAST = (
+    (at - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+    for at in (datetime(1000, 1, 1), datetime(9900, 12, 31, 23, 59, 59, 999_999))
+)
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 _MOMENT = "%Y-%m-%d %H:%M:%S"
 PRECISIONS = ("us", "s", "min", "day", "month", "year")
@@ -173,10 +176,12 @@ def _parse(values: pl.Series, time_format: str, zone: str | None) -> pl.Series:
 
 
 def _readable(time: pl.Series) -> pl.Series:
-    first, last = time.min(), time.max()
+    # As numbers: not every time in microseconds is one that Python has.
+    micros = time.to_physical()
+    first, last = micros.min(), micros.max()
     if first is None or (first >= _FIRST and last <= _LAST):  # type: ignore[operator]
         return time
-    return time.set(~time.is_between(_FIRST, _LAST).fill_null(True), None)
+    return time.set(~micros.is_between(_FIRST, _LAST).fill_null(True), None)
 
 
 def _end(time: pl.Series, span: str) -> pl.Series:

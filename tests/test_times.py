@@ -263,3 +263,10 @@ def test_too_many_unreadable_times_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(TimeloomError, match="table t: 1 of 6 times in at cannot be read") as caught:
         meds.check_times(report_of(t=counts), 0.16)
     assert "nonsense" not in str(caught.value)
+
+
+@pytest.mark.parametrize("year", ["0000", "0999", "9901"])
+def test_years_that_no_record_has_are_unreadable(year: str) -> None:
+    times = times_of([f"{year}-01-01 10:00:00", "2020-01-01 10:00:00"])
+    assert times.time.to_list() == [None, datetime(2020, 1, 1, 10)]
+    assert times.unreadable.to_list() == [True, False]
