@@ -15,7 +15,7 @@ from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.schemas import TIMELINES, read_frame, write_tables
 from warehouse.tokens import UNK
 
-STAGE = Stage("tokenize", 3, "pipelines.tokenize:run")
+STAGE = Stage("tokenize", 4, "pipelines.tokenize:run")
 # Smaller than as dictionaries, and written in half the time.
 ENCODINGS = {"subject_id": "PLAIN", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN", "time": "PLAIN"}
 

@@ -118,10 +118,9 @@ class Naive:
 
     def _key(self, row: dict[str, Any]) -> Any:
         at = row[self.profile.order]
-        last = self.profile.image_position == "after" and row["kind"] == "image"
-        first = self.profile.image_position == "first" and row["kind"] == "image"
-        usual = (last, self._precision(row), KIND_RANK[row["kind"]], row["code"], row["source"])
-        return (at is not None, at or datetime.min, (-1,) if first else usual, row["place"])
+        aside = {"after": 1, "first": -1}[self.profile.image_position] if row["kind"] == "image" else 0
+        usual = (aside, self._precision(row), KIND_RANK[row["kind"]], row["code"], row["source"])
+        return (at is not None, at or datetime.min, usual, row["place"])
 
     def _subject(self, rows: list[dict[str, Any]]) -> None:
         profile = self.profile

@@ -305,7 +305,7 @@ def _rank_at_a_time(part: Part, rows: I64, by: str, *, images_first: bool) -> I6
         precision[coarse[elsewhere]] = 0
     # Behind what is known by day only, a death and the end of the visit, too: nothing is predicted from an image of its
     # own moment.
-    stands = -1 if images_first else max(PRECISION_RANK.values()) + 1
-    precision = np.where(kind == KIND_RANK["image"], stands, precision)
+    behind = max(PRECISION_RANK.values()) + 1
+    precision += np.where(kind == KIND_RANK["image"], -behind if images_first else behind, 0)
     codes, sources = len(part.code.distinct), len(part.source.distinct) + 1
     return ((precision * 8 + kind) * codes + part.code.place[rows]) * sources + part.source.place[rows]
