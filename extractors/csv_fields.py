@@ -14,11 +14,10 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.csv_loops import IRREGULAR, MORE_ROWS, MORE_TEXTS, NOT_A_MOMENT, NUMBERED, SKIPPED, TEXT, Loops
-from extractors.rows import Column
+from extractors.rows import MOMENT_BYTES, Column
 
 # The loops look at eight bytes at once, also behind the end of what they split.
 _PADDING = b"\n" * 16
-_MOMENT_BYTES = len("2020-02-29 13:00:00")
 _FIRST_ROWS, _FIRST_TEXTS = 1 << 18, 1 << 14
 # What is more would be no numbering.
 _MOST_TEXTS = 1 << 18
@@ -71,7 +70,7 @@ class SpanTexts:
 
     def moments(self) -> pl.Series | None:
         """The texts as times where all are `2020-02-29 13:00:00` or nothing; else None."""
-        if any(len(one.encode()) == _MOMENT_BYTES for one in self._null_values):
+        if any(len(one.encode()) == MOMENT_BYTES for one in self._null_values):
             return None
         found = np.empty(len(self), np.int64)
         if not self._loops.read_moments(self._letters, self._starts, self._widths, found):

@@ -18,7 +18,7 @@ from isal import igzip
 
 from extractors.csv_records import LINE_ENDS, Chunk, Spans, header_of, records_end, records_of
 from extractors.raw import Block, UnclosedQuoteError, hash_of_columns
-from extractors.rows import Column
+from extractors.rows import MOMENT_BYTES, Column
 
 if TYPE_CHECKING:
     from extractors.csv_fields import FieldSplitter, Split
@@ -39,7 +39,6 @@ _TEXT = pa.string()
 _NUMBERED = pa.dictionary(pa.int32(), _TEXT)
 # Beyond this share of distinct texts numbering them costs more than it saves.
 _DISTINCT = 0.5
-_MOMENT_BYTES = len("2020-02-29 13:00:00")
 
 
 class CsvReader:
@@ -235,11 +234,11 @@ class ArrowTexts:
         array = self._array
         offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4)
         lengths, present = np.diff(offsets), len(array) - array.null_count
-        long_ones = np.count_nonzero(lengths == _MOMENT_BYTES)
+        long_ones = np.count_nonzero(lengths == MOMENT_BYTES)
         if not present or long_ones != present or np.count_nonzero(lengths) != present:
             return None
-        letters = np.frombuffer(array.buffers()[2], np.uint8, present * _MOMENT_BYTES, int(offsets[0]))
-        if (letters[10::_MOMENT_BYTES] != ord(" ")).any():
+        letters = np.frombuffer(array.buffers()[2], np.uint8, present * MOMENT_BYTES, int(offsets[0]))
+        if (letters[10::MOMENT_BYTES] != ord(" ")).any():
             return None
         try:
             return pl.Series(pl.from_arrow(pc.cast(array, pa.timestamp("us"))))

@@ -19,6 +19,8 @@ from warehouse.order import encode
 # What they are called among a frame's columns: no column of a table is.
 ROW, ROW_HASH = "_number of the record", "_hash of the record"
 
+# Of a moment to the second, as exports write them.
+MOMENT_BYTES = len("2020-02-29 13:00:00")
 Places = npt.NDArray[np.uint32]
 # Combinations of columns are numbered one column at a time, in integers of 63 bits.
 _MOST = 1 << 62
