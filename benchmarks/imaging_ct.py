@@ -50,9 +50,9 @@ for line in sys.stdin:
 
 def ours(folder: Path, names: Sequence[str]) -> Callable[[], None]:
     """Our reader on some slices of a volume, with stamps to hold against, as a decoder process does."""
-    from extractors.dicom import read_ct_units
-    from extractors.dicom_files import disk_stamp
-    from extractors.dicom_header import stamp_of
+    from extractors.ct.header import stamp_of
+    from extractors.ct.index import read_ct_units
+    from extractors.dicom.files import disk_stamp
     from extractors.items import UnitRequest, file_fingerprint
 
     paths = tuple(names)

@@ -26,10 +26,10 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from rich.console import Console
 from rich.table import Table
 
-from embedders.encoders import Encoder, EncoderConfig, build_encoder, build_untrained, encoder_spec
-from embedders.runner import Bucket, ItemToEmbed, RunFigures, RunnerSettings, embed_buckets
-from extractors.dicom import index_ct
-from extractors.slides import find_slides, index_slides
+from embedders.encoders.build import Encoder, EncoderConfig, build_encoder, build_untrained, encoder_spec
+from embedders.running.runner import Bucket, ItemToEmbed, RunFigures, RunnerSettings, embed_buckets
+from extractors.ct.index import index_ct
+from extractors.wsi.index import find_slides, index_slides
 
 VIT_S = {
     "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 16, "image_size": 224,

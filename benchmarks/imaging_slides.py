@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from extractors.simulate.slides import tissue
-from extractors.slide_read import SlideReader
+from extractors.wsi.read import SlideReader
 
 QUALITY = 80
 BLOCK = 64

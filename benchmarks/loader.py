@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from warehouse import Release
-from warehouse.dataset import ShardDataset
-from warehouse.embeddings import close_stores
+from warehouse.embeddings.store import close_stores
+from warehouse.readers.dataset import ShardDataset
 
 LITDATA, MDS = "litdata==0.2.76", "mosaicml-streaming==0.13.0"
 # What the two need to read local files; torch and numpy are this environment's (see `_peer_environment`).
@@ -38,7 +38,7 @@ BESIDE = ("lightning-utilities", "brotli", "zstd", "python-snappy", "cramjam", "
 BESIDE += ("s3transfer", "jmespath", "catalogue")
 BATCH = 64
 FIRST = """
-import sys, time, torch, warehouse.dataset
+import sys, time, torch, warehouse.readers.dataset
 from warehouse import Release
 start = time.perf_counter()
 next(iter(Release.open(sys.argv[1]).shards("mehrt", split="train", seed=1).batches(int(sys.argv[2]))))
@@ -137,7 +137,7 @@ def check_same(dataset: "ShardDataset[Any]", rows: MemmapRows) -> None:
 
 
 def _step(packs: Any) -> Any:
-    from warehouse.stream import Step
+    from warehouse.readers.stream import Step
 
     yield Step(packs, (0, 0))
 

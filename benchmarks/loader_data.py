@@ -13,9 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.packing import lay, row_groups
-from pipelines.timelines import Timelines
-from warehouse.embeddings import EmbeddingWriter
+from pipelines.packing.lay import lay, row_groups
+from pipelines.packing.timelines import Timelines
+from warehouse.embeddings.store import EmbeddingWriter
 from warehouse.files import hash_file
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
@@ -30,8 +30,8 @@ from warehouse.manifest import (
 )
 from warehouse.publish import publish
 from warehouse.schemas import VOCABULARY, write_table
-from warehouse.shard_times import NO_TIME
-from warehouse.shards import ShardHeader, open_writer, row_group_rows
+from warehouse.shards.file import ShardHeader, open_writer, row_group_rows
+from warehouse.shards.times import NO_TIME
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, TYPE_NAMES, TokenType
 from warehouse.vocabulary import vocabulary_hash
 

@@ -25,13 +25,13 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines import pack
-from pipelines.packing import best_fit, cut
-from pipelines.plans import PlanConfig
+from pipelines.packing.lay import best_fit, cut
+from pipelines.profiles.plans import PlanConfig
 from warehouse.files import hash_file
 from warehouse.hashing import splitmix64
 from warehouse.layout import ReleaseLayout
-from warehouse.packs import MAX_SEGMENTS
 from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES, write_table
+from warehouse.shards.packs import MAX_SEGMENTS
 from warehouse.tokens import IMAGE_TOKENS, TokenType
 
 PLANS = {

@@ -26,10 +26,10 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.split import assign
-from pipelines.split_ledger import INHERITED, Freeze, no_ledger
-from pipelines.strata import quartiles, strata
-from pipelines.subject_order import order_of
-from validation.measure_splits import ks_statistic, smd
+from pipelines.splitting.ledger import INHERITED, Freeze, no_ledger
+from pipelines.splitting.order import order_of
+from pipelines.splitting.strata import quartiles, strata
+from validation.measure.splits import ks_statistic, smd
 from warehouse.hashing import salt_of, splitmix64
 from warehouse.schemas import SPLITS
 

@@ -32,7 +32,7 @@ import yaml
 
 from pipelines import pack, tokenize, vocabulary
 from pipelines.align import CODE_COUNTS
-from pipelines.engine import LocalEngine, RunContext, Stage, StageReport, Task, execute, run_stage
+from pipelines.engine.run_stage import LocalEngine, RunContext, Stage, StageReport, Task, execute, run_stage
 from pipelines.profiles import ProfileConfig, built_in
 from pipelines.split import SUBJECT_SPLITS
 from warehouse.hashing import bucket_of, splitmix64

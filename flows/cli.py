@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.guard import check_ownership
-from flows.terminal import StageProgress, console, say, show_error
 from warehouse.errors import TimeloomError
 
 if TYPE_CHECKING:
-    from flows.run import Outcome
-    from flows.settings import RunSettings
-    from pipelines.engine import Progress
+    from flows.runs.run import Outcome
+    from flows.runs.settings import RunSettings
+    from pipelines.engine.run_stage import Progress
 
 EXIT_CODES = (
     "Exit codes: 0 the current release is whole, new or unchanged; 2 it has quarantined images or rows; "
@@ -107,7 +107,7 @@ def main() -> None:
         if show := getattr(error, "show", None):
             show()
             sys.exit(1)
-        from pipelines.engine import clear_error
+        from pipelines.engine.run_stage import clear_error
 
         itself = TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it")
         show_error(clear_error(error) or itself)
@@ -122,7 +122,7 @@ def _set_debug(debug: bool) -> None:
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
-    from flows.run import open_run
+    from flows.runs.run import open_run
 
     with StageProgress(quiet=as_json) as progress:
         if direct:
@@ -146,7 +146,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
 def _in_prefect(settings: "RunSettings", progress: "Progress") -> "Outcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    from flows.server import ensure_server
+    from flows.prefect_server import ensure_server
     from pipelines.config import load_config
 
     load_config(settings.config)  # a key that is wrong is said before a server starts
@@ -182,8 +182,8 @@ def demo(
     """
     _set_debug(debug)
     from extractors.simulate import simulate
-    from flows.demo import write_config
-    from flows.settings import RunSettings
+    from flows.commands.demo import write_config
+    from flows.runs.settings import RunSettings
 
     hospital, warehouse = root / "hospital", root / "warehouse"
     summary = simulate(hospital, subjects=subjects, seed=seed)
@@ -213,7 +213,7 @@ def run(
 ) -> None:
     """Turn raw exports into a published release. A run that was killed resumes; an unchanged one publishes nothing."""
     _set_debug(debug)
-    from flows.settings import RunSettings
+    from flows.runs.settings import RunSettings
 
     _carry_out(RunSettings(config, root, engine.value, runner, workers, limit), direct=direct, as_json=as_json)
 
@@ -236,13 +236,13 @@ def meds(
     Run again, it converts what changed. Exit code 2: converted, and some raw rows are quarantined.
     """
     _set_debug(debug)
-    from flows.settings import RunSettings, engine_ahead
-    from pipelines.workers import leave_out_pandas, uncollected
+    from flows.runs.settings import RunSettings, engine_ahead
+    from pipelines.engine.workers import leave_out_pandas, uncollected
 
     settings = RunSettings(config, root, engine.value, runner, workers)
     with StageProgress(quiet=as_json) as progress, engine_ahead(settings, CONVERTING) as ahead:
         with uncollected():
-            from flows.convert import convert
+            from flows.runs.convert import convert
 
             leave_out_pandas()
         converted = convert(settings, out.expanduser().resolve(), progress, ahead)
@@ -264,7 +264,7 @@ def status(
 ) -> None:
     """Say what is published, from what, and with which verdicts."""
     _set_debug(debug)
-    from flows.status import describe, print_status
+    from flows.commands.status import describe, print_status
 
     description = describe(root)
     if as_json:
@@ -348,7 +348,7 @@ def check_source(
     Exit codes: 0 clean; 1 the YAML or a table has an error, and a run would stop; 2 something is suspicious.
     """
     _set_debug(debug)
-    from flows.check_source import check, json_schema, print_check
+    from flows.commands.check_source import check, json_schema, print_check
 
     if schema:
         print(json_schema(), end="")
@@ -380,7 +380,7 @@ def index(
     Exit codes: 0 nothing failed; 1 there is no such folder; 2 some items failed (docs/verdicts.md says why).
     """
     _set_debug(debug)
-    from flows.index_images import index_tree, print_index, write_items
+    from flows.commands.index_images import index_tree, print_index, write_items
 
     with StageProgress(quiet=as_json) as progress:
         description, items = index_tree(path, modality.value if modality else None, workers, progress)

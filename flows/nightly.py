@@ -29,9 +29,9 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.run import Outcome, Run, open_run
-from flows.settings import RunSettings
-from pipelines.engine import DEBUG_VARIABLE, Progress, WorkerLostError, clear_error
+from flows.runs.run import Outcome, Run, open_run
+from flows.runs.settings import RunSettings
+from pipelines.engine.run_stage import DEBUG_VARIABLE, Progress, WorkerLostError, clear_error
 from warehouse.errors import TimeloomError
 
 RETRIES = 2

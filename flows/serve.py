@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.server import ensure_server
+from flows.prefect_server import ensure_server
 from pipelines.config import load_config
 from warehouse.errors import TimeloomError
 

@@ -12,15 +12,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from extractors.convert import AVAILABILITY
-from pipelines.conflicts import CONFLICTS, find_conflicts
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.gather import Gathered
+from extractors.events.convert import AVAILABILITY
+from pipelines.aligning.bucket_rows import I64
+from pipelines.aligning.columns import NONE_8, NONE_32
+from pipelines.aligning.conflicts import CONFLICTS, find_conflicts
+from pipelines.aligning.gather import Gathered
+from pipelines.aligning.left_out import SetAside, further_births_and_deaths
+from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.lags import awaited
-from pipelines.narrow import I64
-from pipelines.piece_columns import NONE_8, NONE_32
-from pipelines.set_aside import SetAside, further_births_and_deaths
-from pipelines.subject_counts import NO_STATISTICS, subject_statistics, with_images
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.schemas import EVENTS, SUBJECTS, read_frame, write_table, write_tables
 

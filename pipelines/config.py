@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from embedders.encoders import EncoderConfig
-from extractors.ct_reconstructions import ReconstructionConfig
+from embedders.encoders.build import EncoderConfig
+from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.deid import DeidConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from warehouse.errors import TimeloomError

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from embedders.spec import encoder_spec
+from embedders.encoders.spec import encoder_spec
+from pipelines.aligning.gather import within_limit
 from pipelines.config import RunConfig
 from pipelines.encode import known_outcomes, store_of, usable_items
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.gather import within_limit
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.index import items_of_bucket
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
@@ -76,8 +76,8 @@ def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[st
 
 def has_vectors(params: dict[str, Any], base: Path) -> bool:
     """Whether the stores still say of every item of the bucket what was written here; what went is made again."""
-    from embedders.bucket import PASSING, read_verdicts
-    from warehouse.embeddings import EmbeddingStore
+    from embedders.running.store_bucket import PASSING, read_verdicts
+    from warehouse.embeddings.store import EmbeddingStore
 
     bucket = params["bucket"]
     items = read_frame(ReleaseLayout(base).items(bucket))

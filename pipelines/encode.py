@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from embedders.spec import EncoderConfig, EncoderSpec, encoder_spec
+from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec
+from pipelines.aligning.gather import within_limit
 from pipelines.config import RunConfig
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.gather import within_limit
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.index import items_of_bucket, private_paths
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry
 
 if TYPE_CHECKING:
-    from embedders.encoders import Encoder
-    from embedders.runner import EmbeddedItem, ItemToEmbed
+    from embedders.encoders.build import Encoder
+    from embedders.running.runner import EmbeddedItem, ItemToEmbed
 
 STAGE = Stage("encode", 1, "pipelines.encode:run")
 
@@ -84,7 +84,7 @@ def store_of(params: dict[str, Any], modality: str, bucket: int) -> tuple[Path, 
 
 def known_outcomes(params: dict[str, Any], modality: str, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
     """What became of `items`, in their order, as far as their store knows."""
-    from embedders.bucket import outcomes
+    from embedders.running.store_bucket import outcomes
 
     path, entry = store_of(params, modality, bucket)
     expected = dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
@@ -94,7 +94,7 @@ def known_outcomes(params: dict[str, Any], modality: str, bucket: int, items: pl
 
 def is_done(params: dict[str, Any], base: Path) -> bool:
     """Whether every item of the task's buckets has an outcome that lasts."""
-    from embedders.bucket import PASSING
+    from embedders.running.store_bucket import PASSING
 
     for bucket in params["buckets"]:
         for modality, items in usable_items(params, bucket):
@@ -106,7 +106,7 @@ def is_done(params: dict[str, Any], base: Path) -> bool:
 
 def run(params: dict[str, Any], base: Path) -> Result:
     """Embeds what is missing of the task's buckets, one modality after the other."""
-    from embedders.runner import Bucket, RunnerSettings, embed_buckets
+    from embedders.running.runner import Bucket, RunnerSettings, embed_buckets
 
     found = [
         (modality, bucket, items) for bucket in params["buckets"] for modality, items in usable_items(params, bucket)
@@ -139,7 +139,7 @@ def _spec(params: dict[str, Any], modality: str) -> EncoderSpec:
 
 def _raw_items(params: dict[str, Any], modality: str) -> "Callable[[str, int], ItemToEmbed]":
     """From an item's key and units to what the runner needs, which the private folder knows."""
-    from embedders.runner import ItemToEmbed
+    from embedders.running.runner import ItemToEmbed
 
     segment = next(Path(path) for path in params["segments"] if Path(path).name.startswith(f"items-{modality}-"))
     private = json.loads(private_paths(Path(params["private"]), segment.name).read_text(encoding="utf-8"))
@@ -156,7 +156,7 @@ def _encoder(params: dict[str, Any], modality: str, folder: Path) -> "Callable[[
 
     @cache
     def encoder() -> "Encoder":
-        from embedders.encoders import check_golden, get_encoder
+        from embedders.encoders.build import check_golden, get_encoder
 
         built = get_encoder(EncoderConfig.model_validate(params["encoders"][modality]), modality, params["device"])
         check_golden(built, folder)

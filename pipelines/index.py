@@ -12,12 +12,12 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.events.times import parse_times
 from extractors.items import OK, FoundItem
 from extractors.source import TimeRule
-from extractors.times import parse_times
 from pipelines.config import CrosswalkConfig, RunConfig
-from pipelines.engine import Result, Stage, Task
-from pipelines.fingerprints import Fingerprints
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import Result, Stage, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json, write_json
 from warehouse.hashing import bucket_of
@@ -126,14 +126,14 @@ def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
 
 def _find(modality: str, folder: Path, links: pl.DataFrame | None, params: dict[str, Any]) -> list[FoundItem]:
     if modality == "ct":
-        from extractors.ct_reconstructions import ReconstructionConfig
-        from extractors.dicom import index_ct
+        from extractors.ct.index import index_ct
+        from extractors.ct.reconstructions import ReconstructionConfig
 
         reconstruction = ReconstructionConfig.model_validate(params["reconstruction"])
         return index_ct(
             folder, site_timezone=params["timezone"], workers=params["workers"], reconstruction=reconstruction
         )
-    from extractors.slides import index_slides
+    from extractors.wsi.index import index_slides
 
     if links is None:
         raise TimeloomError("slides have no subject of their own", remedy="give images.wsi.crosswalk")

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from extractors.convert import LAG_STEP_US
-from pipelines.engine import Inherited, Result, RunContext, Stage, StageReport, Task, make_task
+from extractors.events.convert import LAG_STEP_US
+from pipelines.aligning.segments import read_frame_blob, read_texts
+from pipelines.engine.run_stage import Inherited, Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.meds import LAGS as COUNTED
-from pipelines.segments import read_frame_blob, read_texts
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.schemas import LAGS, empty_frame, read_frame, write_table
 

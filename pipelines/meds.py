@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from extractors.convert import Account, Converter
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.joins import attach_rows
-from extractors.raw import RawTable
-from extractors.rows import Rows
+from extractors.events.convert import Account, Converter
+from extractors.events.joins import attach_rows
 from extractors.source import Source, load_source
-from extractors.tables import Export
+from extractors.tables.export import Export
+from extractors.tables.raw_table import RawTable
+from extractors.tables.rows import Rows
+from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
 from pipelines.config import RunConfig
-from pipelines.engine import Result, Stage, StageReport, Task
-from pipelines.fingerprints import Fingerprints
-from pipelines.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import Result, Stage, StageReport, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 from warehouse.layout import Layout

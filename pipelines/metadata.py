@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from extractors.dictionaries import describe
+from extractors.events.dictionaries import describe
 from extractors.source import Source
-from extractors.tables import Export
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.fingerprints import Fingerprints
+from extractors.tables.export import Export
+from pipelines.aligning.segments import read_frame_blob
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.meds import QUARANTINE as ROWS
-from pipelines.segments import read_frame_blob
 from warehouse.files import write_json
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.schemas import LEDGER, QUARANTINE, read_frame, write_table, write_tables

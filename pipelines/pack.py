@@ -1,4 +1,4 @@
-"""pack: timelines of one pack group → shards of one plan. Schema in: TIMELINES. Schema out: warehouse.packs.Packs.
+"""pack: timelines of one pack group → shards of one plan. Schema in: TIMELINES. Schema out: shards.packs.Packs.
 
 A task writes every split's shard of its group, and with token budgets one of train for each tier. No token is lost:
 what the timelines have is what the shards have and what the plan says that it leaves out, or the task fails.
@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.packing import lay, row_groups, select
-from pipelines.plans import PlanConfig, plans_of
-from pipelines.timelines import Timelines, joined, read_timelines
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.packing.lay import lay, row_groups, select
+from pipelines.packing.timelines import Timelines, joined, read_timelines
+from pipelines.profiles.plans import PlanConfig, plans_of
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import BudgetEntry, PlanEntry
-from warehouse.packs import MAX_SEGMENTS, ShardHeader
 from warehouse.schemas import SPLITS, read_frame
-from warehouse.shards import open_writer, row_group_rows
+from warehouse.shards.file import open_writer, row_group_rows
+from warehouse.shards.packs import MAX_SEGMENTS, ShardHeader
 from warehouse.tokens import RESERVED
 from warehouse.vocabulary import vocabulary_hash
 

@@ -3,8 +3,8 @@
 Schema in: SUBJECTS of every bucket, the scheme's ledger of the release before, merged ids. Schema out: SPLIT_LEDGER,
 SCHEME_SUBJECTS, SPLIT_QUARANTINE, and MEDS' subject_splits for the first scheme.
 
-Each stratum's subjects stand in a line (pipelines.strata) and are dealt by turns (pipelines.quota). A subject that
-comes later takes a later place of its stratum's line: nobody moves.
+Each stratum's subjects stand in a line (pipelines.splitting.strata) and are dealt by turns (pipelines.splitting.quota).
+A subject that comes later takes a later place of its stratum's line: nobody moves.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.merges import ACROSS_SPLITS, judge_merges, unknown_ids, write_merges
-from pipelines.quota import Quota, choose_phases
-from pipelines.split_ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
-from pipelines.strata import STRATIFIED, lined_up, quartiles, strata
-from pipelines.subject_order import order_of
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.splitting.ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
+from pipelines.splitting.merges import ACROSS_SPLITS, judge_merges, unknown_ids, write_merges
+from pipelines.splitting.order import order_of
+from pipelines.splitting.quota import Quota, choose_phases
+from pipelines.splitting.strata import STRATIFIED, lined_up, quartiles, strata
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file, sha256_json
 from warehouse.hashing import bucket_of, salt_of
@@ -50,7 +50,7 @@ def plan(
 
     Args:
         schemes: by name; the first one's splits are those of metadata/subject_splits.parquet.
-        merges: of pipelines.merges.read_merges; None where the site names none.
+        merges: of pipelines.splitting.merges.read_merges; None where the site names none.
     """
     subjects = {path: digest for path, digest in align.hashes().items() if path.startswith("subjects/")}
     pairs = None if merges is None or merges.is_empty() else context.staging / "merges.parquet"

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.packing import cut, select
-from pipelines.plans import PlanConfig, plans_of
-from pipelines.timelines import Timelines, read_timelines
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.packing.lay import cut, select
+from pipelines.packing.timelines import Timelines, read_timelines
+from pipelines.profiles.plans import PlanConfig, plans_of
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
 from warehouse.losses import loss_table

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.engine import Result, RunContext, Stage, Task, make_task
+from pipelines.engine.run_stage import Result, RunContext, Stage, Task, make_task
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoded, Encoder

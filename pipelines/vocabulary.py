@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipelines.engine import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
 from pipelines.profiles.codes import begins_with
 from pipelines.profiles.counting import LEFT_OUT, Counts, count_part
 from pipelines.profiles.events import read_parts

@@ -13,12 +13,19 @@ from pathlib import Path
 
 import polars as pl
 
-from validation.measure_events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
-from validation.measure_marks import FAULTS, NO_MARKS, changed_lags, count_marks, uncounted_conflicts, unlisted_rows
-from validation.measure_shards import measure_shards
-from validation.measure_splits import disagreements
-from validation.reading import existing
-from validation.stores import check_store
+from validation.measure.annotations import (
+    FAULTS,
+    NO_MARKS,
+    changed_lags,
+    count_marks,
+    uncounted_conflicts,
+    unlisted_rows,
+)
+from validation.measure.events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
+from validation.measure.reading import existing
+from validation.measure.shards import measure_shards
+from validation.measure.splits import disagreements
+from validation.measure.stores import check_store
 from warehouse.errors import TimeloomError
 from warehouse.files import hash_file
 from warehouse.layout import Layout, ReleaseLayout

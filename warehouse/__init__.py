@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from warehouse.reader import Release
+    from warehouse.readers.release import Release
 
 __all__ = ["Release"]
 
@@ -11,7 +11,7 @@ __all__ = ["Release"]
 def __getattr__(name: str) -> Any:
     # On demand, because the reader imports torch and most of this package's users do not need it.
     if name == "Release":
-        from warehouse.reader import Release
+        from warehouse.readers.release import Release
 
         return Release
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

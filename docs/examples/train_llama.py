@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from warehouse import Release
-from warehouse.batches import Batch
-from warehouse.dataset import ShardDataset
 from warehouse.errors import TimeloomError
+from warehouse.readers.batch import Batch
+from warehouse.readers.dataset import ShardDataset
 
 ROW_TOKENS = 256
 ROWS_A_STEP = 8

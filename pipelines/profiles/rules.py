@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipelines.plans import PlanConfig, PlanName
+from pipelines.profiles.plans import PlanConfig, PlanName
 from warehouse.errors import TimeloomError
 
 BUILT_IN = ("mehrt", "ethos")

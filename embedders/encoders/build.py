@@ -1,0 +1,98 @@
+"""The encoders: real architectures with weights from a local path, and a small random stand-in that says so.
+
+A new encoder is one entry in `embedders.encoders.spec.ARCHITECTURES` and one in `_BUILDERS`; a new modality is one
+preprocessing spec in `embedders.encoders.spec.SPECS`, one reader of its units and one golden phantom.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedders.encoders.device import open_device
+from embedders.encoders.encoder import Encoder, Figures, Pending
+from embedders.encoders.golden import check_golden
+from embedders.encoders.spec import ARCHITECTURES, EncoderConfig, EncoderName, EncoderSpec, describe, encoder_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "ARCHITECTURES", "Encoder", "EncoderConfig", "EncoderName", "EncoderSpec", "Figures", "Pending", "build_encoder",
+    "build_untrained", "check_golden", "encoder_spec", "get_encoder",
+]  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def get_encoder(config: EncoderConfig, modality: str, device_index: int | None = None) -> Encoder:
+    """The encoder of `config` for `modality`, built once per process; `device_index` chooses among several GPUs.
+
+    Raises:
+        TimeloomError: weights that are missing or do not fit; a GPU that was asked for, or that the machine has, and
+            that torch cannot use.
+    """
+    return build_encoder(config, modality, device_index=device_index)
+
+
+def build_encoder(
+    config: EncoderConfig,
+    modality: str,
+    _architecture: Mapping[str, Any] | None = None,
+    *,
+    device_index: int | None = None,
+) -> Encoder:
+    """As `get_encoder`, uncached. Tests give a small `_architecture` of the same classes."""
+    device = open_device(config.device_kind, config.device, device_index)
+    spec = encoder_spec(config, modality, _architecture)
+    return Encoder(spec, _BUILDERS[config.name](config, spec), device)
+
+
+def build_untrained(
+    name: EncoderName, modality: str, *, device_index: int | None = None, seed: int = 0, **settings: Any
+) -> Encoder:
+    """A real architecture with untrained weights: as fast as the real one, for benchmarks; its vectors mean nothing.
+
+    Args:
+        settings: of `EncoderConfig`: device, precision, compile, batch_size.
+    """
+    import torch
+
+    from embedders.encoders.heads import ClassToken, dinov2
+
+    width = int(ARCHITECTURES[name]["hidden_size"])
+    config = EncoderConfig(name=name, width=width, weights=Path(f"untrained-{seed}"), **settings)
+    device = open_device(config.device_kind, config.device, device_index)
+    spec = describe(config, modality, sha256(f"untrained {seed}".encode()).hexdigest())
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        with device:
+            backbone = dinov2({**spec.architecture, "image_size": spec.preprocess.side})
+    return Encoder(spec, ClassToken(backbone), device)
+
+
+def _build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+    import torch
+
+    from embedders.encoders.heads import ClassToken, dinov2
+    from embedders.encoders.weights import load_weights
+
+    path = config.checkpoint()
+    assert path is not None
+    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
+        backbone = dinov2({**spec.architecture, "image_size": spec.preprocess.side})
+    load_weights(backbone, path)
+    return ClassToken(backbone)
+
+
+def _build_random(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+    from embedders.encoders.heads import RandomFeatures, dinov2
+
+    return RandomFeatures(dinov2(spec.architecture), int(spec.architecture["hidden_size"]), config.width, config.seed)
+
+
+_BUILDERS: Mapping[EncoderName, Callable[[EncoderConfig, EncoderSpec], "nn.Module"]] = {
+    "dinov2-vitl14": _build_pretrained,
+    "gigapath-tile": _build_pretrained,
+    "random-dinov2": _build_random,
+}

@@ -1,0 +1,202 @@
+"""Golden vectors: a worker embeds fixed phantoms when it starts, and compares with what its store's first worker got.
+
+It finds what would fill a store with wrong vectors in silence: NaN, zeros, vectors that do not depend on the image,
+other weights under the same name, a device or library that computes otherwise.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedders.encoders.device import device_name
+from embedders.encoders.encoder import Encoder
+from warehouse.errors import TimeloomError
+from warehouse.files import write_json
+
+RECORD = "encoder.json"
+PHANTOMS, SIDE = 3, 256
+# Between devices and library versions, by precision: the least cosine similarity, the largest error relative to a
+# vector's largest value. Within one environment the bits must be equal, unless torch.compile is in use: each process
+# times its kernels and may choose others.
+TOLERANCES: Mapping[str, tuple[float, float]] = {"float32": (0.99999, 1e-3), "bf16": (0.999, 5e-2)}
+DEPENDENCE = 1e-4  # least difference between vectors of different phantoms, relative to their largest value
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """What a check found. `recorded`: this worker was the store's first. `exact`: equal to the record bit for bit.
+
+    `batch_invariant`: on this device a vector has the same bits at each place of a batch and beside any neighbour.
+    """
+
+    recorded: bool
+    exact: bool
+    cosine: float
+    max_error: float
+    batch_invariant: bool
+
+
+def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
+    """Embeds the phantoms of the encoder's modality; records their vectors in the store's `folder`, or compares them.
+
+    Call it once per worker, before its first item. Two forward passes.
+
+    Raises:
+        TimeloomError: the vectors are not finite, zero, constant or independent of the image; they differ from the
+            record by more than rounding; the record is another encoder's or is damaged.
+    """
+    vectors, invariant = _embed(encoder)
+    _check_plausible(vectors, encoder.spec.label)
+    path = folder / RECORD
+    environment = _environment(encoder)
+    if not path.is_file():
+        write_json(path, _record(encoder, environment, vectors, invariant))
+        return GoldenCheck(True, True, 1.0, 0.0, invariant)
+    record = _read(path)
+    if record["spec_hash"] != encoder.spec.spec_hash:
+        raise TimeloomError(
+            f"the store {folder.name} belongs to another encoder, {record['label']}",
+            remedy="give this encoder's own folder",
+        )
+    known = record["vectors"]
+    if known.shape != vectors.shape or not np.isfinite(known).all():
+        raise _damaged(path)
+    cosine, error = _compare(vectors, known)
+    exact = np.array_equal(vectors, known)
+    least, most = TOLERANCES[encoder.spec.precision]
+    same = record["environment"] == environment
+    if (same and not exact and not encoder.compiled) or not (cosine >= least and error <= most):
+        where = "in the same environment" if same else f"by {record['environment'].get('device')}"
+        raise TimeloomError(
+            f"{encoder.spec.label} makes other golden vectors than those recorded {where} "
+            f"(cosine {cosine:.6f}, largest error {error:.2g})",
+            remedy="find out what changed in hardware or libraries; its vectors must not be mixed with the store's",
+        )
+    return GoldenCheck(False, exact, cosine, error, invariant)
+
+
+def phantom(kind: str) -> npt.NDArray[Any]:
+    """Units for a preprocessing spec, by its class, in integer arithmetic: the same everywhere and for ever.
+
+    "CtSpec": (3, 256, 288) float32 HU. "TileSpec": (3, 256, 256, 3) uint8.
+    """
+    return _PHANTOMS[kind](SIDE)
+
+
+def _ct(side: int) -> npt.NDArray[Any]:
+    columns = side + side // 8
+    number, y, x = np.ogrid[:PHANTOMS, :side, :columns]
+    radius = (2 * y - side) ** 2 + (2 * x - columns) ** 2
+    inside = radius * (number + 2) < side * side
+    texture = (x * (3 + number) + y * (5 - number) + x * y // (7 + number)) % 400
+    hounsfield: npt.NDArray[Any] = np.where(inside, texture - 100 + 300 * number, -1000)
+    return hounsfield.astype(np.float32)
+
+
+def _wsi(side: int) -> npt.NDArray[Any]:
+    number, y, x, channel = np.ogrid[:PHANTOMS, :side, :side, :3]
+    stripes = (x * (1 + number) + y * (2 + channel) + x * y // (16 + 8 * number)) % 128
+    colours: npt.NDArray[Any] = stripes + 40 * channel + 20 * number
+    return colours.astype(np.uint8)
+
+
+_PHANTOMS: Mapping[str, Callable[[int], npt.NDArray[Any]]] = {"CtSpec": _ct, "TileSpec": _wsi}
+
+
+def _embed(encoder: Encoder) -> tuple[npt.NDArray[np.float32], bool]:
+    """The phantoms' vectors (3, width), and whether they are the same in another order, at other places of a batch."""
+    kind = type(encoder.spec.preprocess).__name__
+    units = phantom(kind)
+    vectors = encoder.encode(units)
+    order = np.arange(encoder.rows, 0, -1) % PHANTOMS
+    again = encoder.submit([units[order]]).result()
+    return vectors, bool(np.array_equal(again, vectors[order]))
+
+
+def _check_plausible(vectors: npt.NDArray[np.float32], label: str) -> None:
+    fault = ""
+    largest = np.abs(vectors).max(axis=1)
+    if not np.isfinite(vectors).all():
+        fault = "makes vectors that are not finite"
+    elif not (largest > 0).all():
+        fault = "makes vectors of zeros"
+    elif not (np.ptp(vectors, axis=1) > DEPENDENCE * largest).all():
+        fault = "makes vectors whose values are all equal"
+    else:
+        pairs = [np.abs(vectors[one] - vectors[one - 1]).max() / largest.max() for one in range(len(vectors))]
+        if min(pairs) <= DEPENDENCE:
+            fault = "makes vectors that do not depend on the image"
+    if fault:
+        raise TimeloomError(
+            f"{label} {fault}", remedy="see that its weights are whole and its precision suits the device"
+        )
+
+
+def _compare(vectors: npt.NDArray[np.float32], known: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """The least cosine similarity, and the largest error relative to the largest value of its vector."""
+    ours, theirs = vectors.astype(np.float64), known.astype(np.float64)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosine = (ours * theirs).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    error = np.abs(ours - theirs).max(axis=1) / np.maximum(np.abs(theirs).max(axis=1), np.finfo(np.float64).tiny)
+    return float(cosine.min()), float(error.max())
+
+
+def _environment(encoder: Encoder) -> dict[str, Any]:
+    """All that decides about bits; equal environments must make equal bits."""
+    import torch
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device_name(encoder.device),
+        "threads": torch.get_num_threads() if encoder.device.type == "cpu" else None,
+        "precision": encoder.spec.precision,
+        "compiled": encoder.compiled,
+    }
+
+
+def _record(
+    encoder: Encoder, environment: dict[str, Any], vectors: npt.NDArray[np.float32], invariant: bool
+) -> dict[str, Any]:
+    spec = encoder.spec
+    return {
+        "label": spec.label,
+        "store": spec.store_name,
+        "spec_hash": spec.spec_hash,
+        "width": spec.width,
+        "weights_sha256": spec.weights_sha256,
+        "architecture": dict(spec.architecture),
+        "preprocess": {"kind": type(spec.preprocess).__name__, **vars(spec.preprocess)},
+        "batch_size": spec.batch_size,
+        "output": spec.output,
+        "store_dtype": spec.store_dtype,
+        "environment": environment,
+        "batch_invariant": invariant,
+        "vectors": [[float(value) for value in vector] for vector in vectors],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(record[key], kind) for key, kind in _KEYS.items()):
+            return {**record, "vectors": np.array(record["vectors"], dtype=np.float32)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    raise _damaged(path)
+
+
+_KEYS: Mapping[str, type] = {"spec_hash": str, "label": str, "vectors": list, "environment": dict}
+
+
+def _damaged(path: Path) -> TimeloomError:
+    return TimeloomError(
+        f"{path.name} of the store {path.parent.name} is damaged",
+        remedy="delete it if the store's vectors are sound: the next worker records it anew",
+    )

@@ -1,0 +1,178 @@
+"""What an encoder is: its configuration, its architecture, and the hash that names the store of its vectors.
+
+Everything that changes a stored byte stands in the hash: another choice fills another store and leaves the old one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from embedders.encoders.device import wanted_device
+from embedders.encoders.weights import hub_snapshot, weights_sha256
+from embedders.inputs.common import CtSpec, PreprocessSpec, TileSpec, spec_hash
+from warehouse.errors import TimeloomError
+
+EncoderName = Literal["dinov2-vitl14", "gigapath-tile", "random-dinov2"]
+Precision = Literal["float32", "bf16"]
+
+ARITHMETIC_VERSION = 2  # raise when a change in how weights become vectors changes a bit
+
+# Architectures, as keyword arguments of transformers' Dinov2Config. GigaPath's tile encoder is a ViT-g of 40 blocks
+# with gated MLPs; the random stand-in keeps the shape of the others at a thousandth of their size.
+ARCHITECTURES: Mapping[EncoderName, Mapping[str, Any]] = {
+    "dinov2-vitl14": {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 518,
+    },
+    "gigapath-tile": {
+        "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "patch_size": 16, "image_size": 224,
+        "use_swiglu_ffn": True,
+    },
+    "random-dinov2": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 16, "image_size": 224,
+    },
+}  # fmt: skip
+
+SPECS: Mapping[str, PreprocessSpec] = {"ct": CtSpec(), "wsi": TileSpec()}
+BATCH_SIZES: Mapping[str, int] = {"cpu": 32, "cuda": 128}
+
+
+class EncoderConfig(BaseModel):
+    """Which encoder makes a modality's vectors, and how.
+
+    `width`: the vectors' length. `weights`: a local .safetensors file or folder, for the real encoders; or `hub_id`
+    with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
+    `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
+    bf16 on a GPU and float32 on the CPU. `output`: one mean per item, or its units' vectors. `batch_size`: units of one
+    forward pass; 128 on a GPU and 32 on the CPU if not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: EncoderName
+    width: int = Field(gt=0)
+    weights: Path | None = None
+    hub_id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    allow_download: bool = False
+    seed: int = 0
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: bool = False
+    output: Literal["mean", "sequence"] = "mean"
+    store_dtype: Literal["float16", "float32"] = "float16"
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EncoderConfig":
+        if self.name == "random-dinov2":
+            if self.weights is not None or self.hub_id is not None:
+                raise ValueError("random-dinov2 takes no weights")
+            return self
+        if self.hub_id is not None:
+            if self.weights is not None:
+                raise ValueError("give either `weights` or `hub_id`")
+            if not self.allow_download:
+                raise ValueError("`hub_id` fetches from the internet: set `allow_download: true`, or give `weights`")
+            if self.revision is None:
+                raise ValueError("`hub_id` needs `revision`, the full commit, so that its weights never change")
+        elif self.weights is None:
+            raise ValueError(
+                f"{self.name} needs `weights`, a local path: none are shipped and none are fetched unasked"
+            )
+        if self.width != ARCHITECTURES[self.name]["hidden_size"]:
+            raise ValueError(f"{self.name} makes vectors of {ARCHITECTURES[self.name]['hidden_size']}")
+        return self
+
+    @property
+    def device_kind(self) -> Literal["cpu", "cuda"]:
+        """Where this encoder runs on this machine, known without torch. The random encoder needs no GPU."""
+        return "cpu" if self.name == "random-dinov2" and self.device == "auto" else wanted_device(self.device)
+
+    def checkpoint(self) -> Path | None:
+        """The weights' local path; a hub's are fetched the first time. None for the random encoder.
+
+        Raises:
+            TimeloomError: the hub does not give them.
+        """
+        if self.hub_id is not None and self.revision is not None:
+            return hub_snapshot(self.hub_id, self.revision)
+        return self.weights
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What identifies an encoder's output, known without building it."""
+
+    label: str  # for people: releases and reports show it
+    store_name: str  # the folder of its vectors: another encoder, weight or preprocessing has another
+    spec_hash: str
+    width: int
+    weights_sha256: str | None
+    preprocess: PreprocessSpec
+    architecture: Mapping[str, Any]
+    precision: Precision  # resolved: never auto
+    batch_size: int  # resolved
+    compile: bool
+    output: Literal["mean", "sequence"]
+    store_dtype: Literal["float16", "float32"]
+
+
+def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[str, Any] | None = None) -> EncoderSpec:
+    """Label, store name and hashes of `config` for `modality`; hashes the weights but loads nothing.
+
+    Raises:
+        TimeloomError: the modality has no preprocessing, or the weights are missing.
+    """
+    path = config.checkpoint()
+    return describe(config, modality, None if path is None else weights_sha256(path), _architecture)
+
+
+def describe(
+    config: EncoderConfig, modality: str, weights: str | None, _architecture: Mapping[str, Any] | None = None
+) -> EncoderSpec:
+    """As `encoder_spec`, of weights whose hash is known."""
+    preprocess = SPECS.get(modality)
+    if preprocess is None:
+        raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
+    architecture = dict(_architecture or ARCHITECTURES[config.name])
+    kind = config.device_kind
+    usual: Precision = "bf16" if kind == "cuda" else "float32"
+    precision = usual if config.precision == "auto" else config.precision
+    batch_size = config.batch_size or BATCH_SIZES[kind]
+    described = {
+        "arithmetic": ARITHMETIC_VERSION,
+        "name": config.name,
+        "width": config.width,
+        "seed": config.seed if config.name == "random-dinov2" else None,
+        "architecture": architecture,
+        "weights": weights,
+        "preprocess": spec_hash(preprocess),
+        "precision": precision,
+        "compile": config.compile,
+        "batch_size": batch_size,
+        "output": config.output,
+        "store_dtype": config.store_dtype,
+    }
+    digest = sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    label = config.name if weights is None else f"{config.name}, weights {weights[:12]}"
+    if config.name == "random-dinov2":
+        label = f"random-dinov2-{config.width}-seed{config.seed}, for demonstration only"
+    return EncoderSpec(
+        label=label,
+        store_name=f"{config.name}-{digest[:12]}",
+        spec_hash=digest,
+        width=config.width,
+        weights_sha256=weights,
+        preprocess=preprocess,
+        architecture=architecture,
+        precision=precision,
+        batch_size=batch_size,
+        compile=config.compile,
+        output=config.output,
+        store_dtype=config.store_dtype,
+    )

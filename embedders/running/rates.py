@@ -1,0 +1,99 @@
+"""What a run of the embedder was like: rates, how long the device waited, how near its limit it came."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedders.encoders.build import Encoder
+
+
+@dataclass
+class Load:
+    """One encoder's part of a run."""
+
+    label: str
+    device: str
+    precision: str
+    flops_per_unit: int
+    peak_flops: float
+    units: int = 0
+
+
+@dataclass
+class RunFigures:
+    """Figures of one worker's run; every count is of this run alone, not of what it found done.
+
+    Attributes:
+        items: those whose outcome was made; `units` those that were encoded for them.
+        seconds: from when the first encoder was ready, without the building of others.
+        busy_seconds: of the device, with preprocessing and model.
+        decode_seconds: of all decoders, in their readers.
+        rounding_error: the largest relative L2 distance of an item's stored values to what was computed in float32.
+        resumed_units: units that an earlier run had encoded of items that it had not finished.
+        errors: type of exception to how often a reader raised it; their words may quote a patient's values.
+    """
+
+    decoders: int = 0
+    memory_mb: int = 0
+    items: int = 0
+    units: int = 0
+    seconds: float = 0.0
+    busy_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    rounding_error: float = 0.0
+    resumed_units: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    loads: dict[str, Load] = field(default_factory=dict)
+    _begun: float | None = None
+
+    def add_encoder(self, modality: str, encoder: Encoder, building_seconds: float) -> None:
+        """An encoder is ready; measures its device's peak, once per process."""
+        begun = time.perf_counter()
+        known = encoder.figures
+        self.loads[modality] = Load(
+            encoder.spec.label, known.device, known.precision, known.flops_per_unit, known.peak_flops
+        )
+        now = time.perf_counter()
+        self._begun = now if self._begun is None else self._begun + building_seconds + now - begun
+
+    def end(self) -> None:
+        """The run is over."""
+        self.seconds = 0.0 if self._begun is None else time.perf_counter() - self._begun
+
+    @property
+    def device_idle_share(self) -> float | None:
+        """The share of the time in which the device had nothing to do; None where nothing was encoded."""
+        return None if not self.units or not self.seconds else max(0.0, 1 - self.busy_seconds / self.seconds)
+
+    @property
+    def flop_fraction(self) -> float | None:
+        """Of the products that the device could have made in the time, those that the models needed."""
+        if not self.units or not self.seconds:
+            return None
+        limit = sum(load.units * load.flops_per_unit / load.peak_flops for load in self.loads.values())
+        return limit / self.seconds
+
+    def counts(self) -> dict[str, Any]:
+        """As JSON, for a stage's record."""
+        return {
+            "items": self.items,
+            "units": self.units,
+            "resumed_units": self.resumed_units,
+            "seconds": round(self.seconds, 3),
+            "units_per_second": round(self.units / self.seconds, 1) if self.seconds else None,
+            "device_idle_share": _rounded(self.device_idle_share),
+            "flop_fraction": _rounded(self.flop_fraction),
+            "decode_seconds": round(self.decode_seconds, 3),
+            "decoders": self.decoders,
+            "memory_mb": self.memory_mb,
+            "rounding_error": float(f"{self.rounding_error:.3g}"),
+            "errors": dict(sorted(self.errors.items())),
+            "encoders": {
+                modality: {"label": load.label, "device": load.device, "precision": load.precision, "units": load.units}
+                for modality, load in sorted(self.loads.items())
+            },
+        }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

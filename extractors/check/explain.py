@@ -1,0 +1,316 @@
+"""What a source would make of the first rows of an export. Nothing is written.
+
+Counts are exact and codes are as they stand: whoever shows them hides small cells first.
+"""
+
+import re
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from extractors.check.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
+from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespace, times_of
+from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
+from extractors.events.convert import Account, Converter
+from extractors.events.joins import attach_rows
+from extractors.events.times import Times, parse_times
+from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
+from extractors.tables.export import ENDINGS, Export
+from extractors.tables.raw_table import Block
+from extractors.tables.rows import Column, Rows
+from warehouse.errors import TimeloomError
+
+ROWS = 10_000
+COMMON_CODES = 3
+_FOUND = "_found"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Events of one namespace that one rule made.
+
+    Attributes:
+        namespace: what stands before the code's first slash; the template's own text where fewer than eleven subjects
+            have a namespace that comes from the rows.
+        events, subjects: how many events, of how many subjects.
+    """
+
+    namespace: str
+    events: int
+    subjects: int
+
+
+@dataclass(frozen=True)
+class RuleFacts:
+    """An event rule: what it says, and what it made.
+
+    Attributes:
+        code, kind, where: as in the YAML.
+        time, available, value, unit: the columns, `a else b` where the first that is not null is taken.
+        made: its events.
+        silent: rows that made no such event.
+        common: its most frequent codes among those that eleven or more subjects have.
+    """
+
+    code: str
+    kind: str
+    time: str
+    available: str
+    value: str
+    unit: str
+    where: str
+    made: list[Made] = field(default_factory=list)
+    silent: int = 0
+    common: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TimeFacts:
+    """A time: how many rows each format read, how many none did, and in how many nothing stands."""
+
+    column: str
+    formats: dict[str, int]
+    unreadable: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A table of the source.
+
+    Attributes:
+        state: `read`, `absent` (and a run stops), `absent, optional`, or `not read` where no export was given.
+        error: why the table cannot be read.
+        account: what became of the rows read.
+        mapped, unmapped: columns that some rule, join or description reads, and those that none does.
+    """
+
+    table: str
+    role: str
+    state: str = "not read"
+    error: str = ""
+    account: Account = field(default_factory=Account)
+    rules: list[RuleFacts] = field(default_factory=list)
+    times: list[TimeFacts] = field(default_factory=list)
+    joins: list[JoinFacts] = field(default_factory=list)
+    mapped: list[str] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `timeloom check-source` says.
+
+    Attributes:
+        unmentioned: tables of the export that no rule mentions; long numbers in their names are masked.
+        crosswalks: those of the source that were not given.
+    """
+
+    source: str
+    tables: list[TableFacts]
+    unmentioned: list[str]
+    crosswalks: list[str]
+    suspicions: list[Suspicion]
+
+
+def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> Explanation:
+    """Reads the first rows of every table and converts them.
+
+    Args:
+        export: where the tables lie; None looks at the YAML alone.
+        rows: how many rows of a table are read. Tables that are joined are read whole.
+
+    Raises:
+        TimeloomError: the export is not there.
+    """
+    suspicions = list(in_yaml(source))
+    if export is None:
+        said = [_said(source, table) for table in source.tables]
+        return Explanation(source.name, said, [], sorted(source.crosswalks), suspicions)
+    if not export.path.exists():
+        raise TimeloomError(f"there is no export at {export.path}", remedy="give its folder, or its .duckdb file")
+    facts: list[TableFacts] = []
+    samples: list[Sample] = []
+    for table in source.tables:
+        try:
+            one, sample = _table(source, export, table, rows)
+        except TimeloomError as error:
+            one, sample = TableFacts(table, source.tables[table].role, "read", str(error)), None
+        facts.append(one)
+        if sample is not None:
+            samples.append(sample)
+            suspicions += in_table(source, sample)
+    told = {(one.table, one.rule) for one in suspicions if one.check.startswith("billing_code")}
+    suspicions += [
+        one
+        for one in between_tables(source, samples)
+        if not (one.check.startswith("billing_code") and (one.table, one.rule) in told)
+    ]
+    unmentioned = _unmentioned(export)
+    if unmentioned:
+        suspicions.append(_neglect(unmentioned))
+    missing = sorted(set(source.crosswalks) - set(export.crosswalks))
+    return Explanation(source.name, facts, unmentioned, missing, list(dict.fromkeys(suspicions)))
+
+
+def _neglect(tables: list[str]) -> Suspicion:
+    return Suspicion(
+        "unmentioned_tables", ", ".join(tables[:5]), "",
+        "no rule mentions them, so all their rows go into quarantine", "write their events, or `role: reference`",
+    )  # fmt: skip
+
+
+def _unmentioned(export: Export) -> list[str]:
+    if export.is_database:
+        names = list(export.unmapped())
+    else:
+        known = {path for table in export.source.tables for path in _files(export, table)}
+        names = [
+            str(path.relative_to(export.path))
+            for path in export.path.rglob("*")
+            if path.is_file() and path.name.endswith(ENDINGS) and path not in known
+        ]
+    # Nobody chose these names here: one may hold a patient's number.
+    return sorted({re.sub(r"\d{5,}", "#", name) for name in names})
+
+
+def _files(export: Export, table: str) -> list[Path]:
+    try:
+        return export.files(table)
+    except TimeloomError:
+        return []
+
+
+def _said(source: Source, table: str) -> TableFacts:
+    rule = source.tables[table]
+    joins = [JoinFacts(join.table, ", ".join(join.key)) for join in rule.joins]
+    return TableFacts(table, rule.role, rules=[_rule_facts(event) for event in rule.events], joins=joins)
+
+
+def _rule_facts(event: EventRule) -> RuleFacts:
+    value = " and ".join(name for name in (event.value, event.text) if name)
+    time, available = (" else ".join(one.column) if one else "" for one in (event.time, event.available))
+    return RuleFacts(event.code, event.kind, time, available, value, event.unit or "", event.where or "")
+
+
+def _table(source: Source, export: Export, table: str, rows: int) -> tuple[TableFacts, Sample | None]:
+    rule, said = source.tables[table], _said(source, table)
+    if not export.files(table):
+        return replace(said, state="absent, optional" if rule.optional else "absent"), None
+    blocks, columns, malformed = _read(source, export, table, rows)
+    converter = Converter(source, table, Deidentifier(DeidConfig(mode="synthetic", dates="keep"), SYNTHETIC_KEY))
+    if rule.role == "reference":
+        converter.account.raw = converter.account.reference = sum(map(len, blocks))
+        return replace(said, state="read", account=_whole(converter, malformed)), None
+    wanted = (replace(block, columns={name: block.columns[name] for name in converter.columns}) for block in blocks)
+    prepared = (converter.prepare(block) for block in wanted)
+    joins = [
+        # The other table's key, looked up too, tells a key that is not there from a column that is empty.
+        join.model_copy(update={"columns": join.columns | {f"{_FOUND}{number}": next(iter(join.key.values()))}})
+        for number, join in enumerate(rule.joins)
+    ]
+    with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
+        frame = pl.concat(rows.frame() for rows in attach_rows(prepared, export, joins, Path(scratch)))
+    events = _texts(converter, converter.convert(Rows.of_frame(frame)))
+    for name, expression in rule.derive.items():
+        frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
+    times = {key_of(one): parse_times(frame, one, source.time_zone) for one in times_of(rule)}
+    facts = [_join_facts(export, join, frame, number) for number, join in enumerate(rule.joins)]
+    used = source.needed_columns(table) | set(rule.optional_columns)
+    told = replace(
+        said,
+        state="read",
+        account=_whole(converter, malformed),
+        rules=[_made(said.rules[number], number, events, len(frame)) for number in range(len(rule.events))],
+        times=[_time_facts(one, times[key_of(one)], len(frame)) for one in times_of(rule)],
+        joins=facts,
+        mapped=[name for name in columns if name in used],
+        unmapped=[name for name in columns if name not in used],
+    )
+    return told, Sample(table, rule, frame, events, converter.account, columns, facts, times)
+
+
+def _whole(converter: Converter, malformed: int) -> Account:
+    """The account, with the rows that have another number of fields than the header."""
+    converter.account.raw += malformed
+    converter.account.quarantined["malformed_row"] += malformed
+    return converter.account
+
+
+def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[Block], list[str], int]:
+    """The table's first rows, its columns, and how many malformed rows were met on the way."""
+    blocks: list[Block] = []
+    columns: list[str] = []
+    malformed = 0
+    for path in export.files(table):
+        raw = export.open(path, table)
+        raw.require(source.needed_columns(table))
+        columns += [name for name in raw.columns if name not in columns]
+        for block in raw.blocks(seed=0):
+            hashes = block.hashes.head(rows) if block.hashes is not None else None
+            first = np.arange(min(rows, len(block)))
+            kept = {name: column.take(first) for name, column in block.columns.items()}
+            blocks.append(Block(kept, block.first, block.gaps, hashes))
+            rows -= len(blocks[-1])
+            if rows <= 0:
+                break
+        malformed += len(raw.malformed)
+        if rows <= 0:
+            break
+    if not blocks:
+        names = [*columns, *(name for name in source.tables[table].optional_columns if name not in columns)]
+        nothing = pl.Series([], dtype=pl.UInt64)
+        empty = pl.Series([], dtype=pl.String)
+        blocks.append(Block({name: Column(empty) for name in names}, 1, hashes=nothing))
+    return blocks, columns, malformed
+
+
+def _texts(converter: Converter, events: pl.DataFrame) -> pl.DataFrame:
+    """The events with their codes and units as texts."""
+    columns = {"code": converter.codes.texts, "unit": converter.units.texts}
+    return events.with_columns(
+        pl.Series(name, [*texts, None], dtype=pl.String).gather(events[name].fill_null(len(texts)))
+        for name, texts in columns.items()
+    )
+
+
+def _join_facts(export: Export, join: JoinRule, frame: pl.DataFrame, number: int) -> JoinFacts:
+    key = ", ".join(join.key)
+    if not export.files(join.table):
+        return JoinFacts(join.table, key, absent=True)
+    keyed = frame.select(pl.all_horizontal(pl.col(name).is_not_null() for name in join.key)).to_series()
+    found = int((keyed & frame[f"{_FOUND}{number}"].is_not_null()).sum())
+    return JoinFacts(join.table, key, found, int(keyed.sum()) - found, int((~keyed).sum()))
+
+
+def _time_facts(rule: TimeRule, times: Times, rows: int) -> TimeFacts:
+    return TimeFacts(" else ".join(rule.column), times.formats, int(times.unreadable.sum()), rows - times.present)
+
+
+def _made(facts: RuleFacts, number: int, events: pl.DataFrame, rows: int) -> RuleFacts:
+    mine = events.filter(pl.col("rule") == number)
+    subjects = pl.col("subject_id").n_unique().alias("subjects")
+    first = namespace(facts.code)
+    fixed = not PLACEHOLDER.search(first)
+    spaces = mine.with_columns(pl.col("code").str.extract("^([^/]*)").alias("namespace"))
+    if not fixed:
+        # A namespace that comes from the rows may be anything: it is shown where enough subjects share it.
+        shared = spaces.group_by("namespace").agg(subjects).filter(pl.col("subjects") >= SHOWN_SUBJECTS)["namespace"]
+        spaces = spaces.with_columns(
+            pl.when(pl.col("namespace").is_in(shared.to_list()))
+            .then("namespace")
+            .otherwise(pl.lit(first))
+            .alias("namespace")
+        )
+    by_space = spaces.group_by("namespace").agg(pl.len().alias("events"), subjects).sort("events", descending=True)
+    by_code = mine.group_by("code").agg(pl.len().alias("events"), subjects)
+    common = by_code.filter(pl.col("subjects") >= SHOWN_SUBJECTS).sort(["events", "code"], descending=[True, False])
+    return replace(
+        facts,
+        made=[Made(*row) for row in by_space.select("namespace", "events", "subjects").iter_rows()],
+        silent=rows - len(mine),
+        common=common["code"].head(COMMON_CODES).to_list() if PLACEHOLDER.search(facts.code) else [],
+    )

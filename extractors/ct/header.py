@@ -1,0 +1,272 @@
+"""One DICOM file's header: what kind of object it is, whether it can be a CT slice, and whether it is whole.
+
+Reading stops before the pixels. A verdict here is about the file alone (or one frame of it); `extractors.ct.index`
+judges volumes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from extractors.ct.geometry import plausible_spacing
+from extractors.ct.multiframe import ENHANCED_CT, frames_of
+from extractors.ct.time import DATE_TIMES, PAIRS, Moment, moments_of
+from extractors.dicom.elements import Header, numbers_of, quiet, read_elements
+from extractors.dicom.files import MEMBER, archive_kind, disk_stamp, is_regular, members
+from extractors.dicom.pixels import DECODERS, NATIVE, is_whole, pixel_format
+from extractors.items import EDGE_BYTES, OK, VerdictError, stream_fingerprint
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+SCREEN_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSEINFO", "DOSE_INFO", "REF_SURVIEW"}
+LOSSY_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56)}
+DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
+SLOPES, MAX_INTERCEPT = (1e-4, 1e3), 1e6  # scanners write a slope of 1, sometimes 0.1 to 16, and -8,192 to 0
+_TIME_TAGS = (*DATE_TIMES, *(tag for pair in PAIRS for tag in pair), "TimezoneOffsetFromUTC")
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """One slice's header, as far as it could be read: a DICOM file's, or one of its frames'."""
+
+    path: str
+    verdict: str  # of this slice alone
+    fingerprint: str = ""
+    stamp: str = ""  # of the file as it was, to see later whether it changed
+    instance: str = ""
+    series: str = ""
+    study: str = ""
+    subject: str = ""
+    moments: tuple[Moment, ...] = ()
+    key: tuple[Any, ...] = ()  # what slices of one volume share: frame of reference, matrix, temporal position, stack
+    acquisition: str = ""
+    kernel: str = ""
+    frame: int | None = None  # of a multi-frame object
+    plane: npt.NDArray[np.float64] | None = None  # (8,) orientation and spacing
+    position: npt.NDArray[np.float64] | None = None  # (3,) mm
+    thickness: float | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What some files were: slices, fingerprints of files that are no DICOM, and how many files were read."""
+
+    slices: list[SliceHeader]
+    foreign: list[str]
+    files: int
+
+
+def examine(root: Path, paths: list[tuple[str, bool]], site_timezone: str | None) -> Findings:
+    """The headers of some files of a tree, as `extractors.dicom.files.walk` names them."""
+    slices: list[SliceHeader] = []
+    foreign: list[str] = []
+    with quiet():
+        for relative, listed in paths:
+            if not listed:
+                slices.append(SliceHeader(relative, "failed_unreadable"))
+                continue
+            found, others = _examine(root / relative, relative, site_timezone)
+            slices += found
+            foreign += others
+    return Findings(slices, foreign, len(paths))
+
+
+def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list[SliceHeader], list[str]]:
+    try:
+        status = path.stat()
+        if not is_regular(status):
+            return [], [relative]
+        with path.open("rb") as file:
+            size, stamp = status.st_size, disk_stamp(status)
+            kind = archive_kind(file.read(512))
+            if kind is not None:
+                return _archive(file, size, relative, stamp, site_timezone)
+            fingerprint = stream_fingerprint(file, size)
+            found = read_header(file, size, relative, fingerprint, stamp, site_timezone)
+    except OSError:
+        return [SliceHeader(relative, "failed_unreadable")], []
+    return ([], [fingerprint] if found else []) if isinstance(found, bool) else (found, [])
+
+
+def _archive(
+    file: BinaryIO, size: int, relative: str, stamp: str, site_timezone: str | None
+) -> tuple[list[SliceHeader], list[str]]:
+    """An archive's slices. One that is damaged gives none: what follows the damage would be missing from a volume.
+
+    An archive without any DICOM object is one file that is no DICOM.
+    """
+    kind = archive_kind(_head(file))
+    slices: dict[str, list[SliceHeader]] = {}
+    foreign: list[str] = []
+    fingerprint = stream_fingerprint(file, size)
+    failed = SliceHeader(relative, "failed_unreadable", fingerprint)
+    if kind is None:
+        return [failed], []
+    try:
+        for member in members(file, kind):
+            path = f"{relative}{MEMBER}{member.name}"
+            if member.file is None:
+                slices[path] = [SliceHeader(path, "failed_unreadable")]
+                continue
+            inner = stream_fingerprint(member.file, member.size)
+            if archive_kind(_head(member.file)) is not None:
+                slices[path] = [SliceHeader(path, "refused_nested_archive", inner, series=relative)]
+                continue
+            found = read_header(member.file, member.size, path, inner, stamp, site_timezone)
+            if not isinstance(found, bool):
+                slices[path] = found
+            elif found:
+                foreign.append(inner)
+    except VerdictError as error:
+        return [replace(failed, verdict=error.verdict)], []
+    except Exception:  # zipfile, tarfile and their decompressors raise many things on damaged bytes
+        return [failed], []
+    nested = all(one.verdict == "refused_nested_archive" for part in slices.values() for one in part)
+    if nested and not any(path.lower().endswith((".zip", ".tar", ".gz", ".bz2", ".xz", ".tgz")) for path in slices):
+        return [], [fingerprint]
+    return [one for part in slices.values() for one in part], foreign
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(512)
+
+
+def read_header(
+    file: BinaryIO, size: int, relative: str, fingerprint: str, disk: str, site_timezone: str | None
+) -> "list[SliceHeader] | bool":
+    """A data set's slices; or for what is no DICOM object, whether it counts as a foreign file (a DICOMDIR does not).
+
+    Args:
+        disk: `disk_stamp` of the file on the disk.
+    """
+    broken = SliceHeader(relative, "failed_unreadable", fingerprint, stamp=stamp_of(disk, fingerprint))
+    head = _head(file)
+    suspect = PurePosixPath(relative).suffix.lower() in DICOM_SUFFIXES or head[128:132] == b"DICM"
+    bare = head[:2] in (b"\x08\x00", b"\x02\x00")  # a data set without the 128-byte preamble
+    if not suspect and not bare:
+        return True
+    try:
+        header = read_elements(file, size)
+        if header.media_class == MEDIA_DIRECTORY:
+            return False
+        if not header.text("SOPClassUID") and not suspect:
+            return True
+        return _slices(header, broken, site_timezone)
+    except VerdictError as error:
+        return [replace(broken, verdict=error.verdict)]
+    except Exception:  # pydicom raises almost anything on damaged bytes; the verdict says what matters
+        return [broken] if suspect else True
+
+
+def stamp_of(disk: str, fingerprint: str) -> str:
+    """What a file was when it was indexed. It stays in the private folder: a time of change may tell a date."""
+    return f"{disk}:{xxhash.xxh3_64_hexdigest(fingerprint.encode())}"
+
+
+def _slices(header: Header, broken: SliceHeader, site_timezone: str | None) -> list[SliceHeader]:
+    values = header.values
+    verdict = _kind(values)
+    if verdict == OK and header.text("SOPClassUID") in ENHANCED_CT:
+        verdict, frames = _pixels(header), [dict(values)]
+        if verdict == OK:
+            try:
+                frames = frames_of(header)
+            except VerdictError as error:
+                verdict = error.verdict
+        each = [_grey(frame) if verdict == OK else verdict for frame in frames]
+        if len(set(each)) == 1 and each[0] != OK:
+            return [_slice(frames[0], each[0], broken, site_timezone)]
+        return [
+            replace(_slice(frame, found, broken, site_timezone), frame=number)
+            for number, (frame, found) in enumerate(zip(frames, each, strict=True))
+        ]
+    if verdict == OK:
+        verdict = _grey(values)
+    if verdict == OK:
+        verdict = _pixels(header)
+    if verdict == OK and header.whole("NumberOfFrames", 1) != 1:
+        verdict = "failed_missing_geometry"
+    return [_slice(values, verdict, broken, site_timezone)]
+
+
+def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_timezone: str | None) -> SliceHeader:
+    plane, position = numbers_of(values, ("ImageOrientationPatient", 6), ("PixelSpacing", 2)), None
+    if plane is not None:
+        position = numbers_of(values, ("ImagePositionPatient", 3))
+    if verdict == OK and (plane is None or position is None or not plausible_spacing(plane[6:])):
+        verdict = "failed_missing_geometry"
+    thickness = numbers_of(values, ("SliceThickness", 1))
+    shared = ("FrameOfReferenceUID", "Rows", "Columns", "TemporalPositionIdentifier", "StackID")
+    return replace(
+        broken,
+        verdict=verdict,
+        instance=values.get("SOPInstanceUID", ""),
+        series=values.get("SeriesInstanceUID", ""),
+        study=values.get("StudyInstanceUID", ""),
+        subject=values.get("PatientID", ""),
+        moments=moments_of({tag: values.get(tag, "") for tag in _TIME_TAGS}, site_timezone),
+        key=tuple(values.get(keyword, "") for keyword in shared),
+        acquisition=values.get("AcquisitionNumber", ""),
+        kernel=values.get("ConvolutionKernel", ""),
+        plane=plane,
+        position=position,
+        thickness=None if thickness is None else float(thickness[0]),
+    )
+
+
+def _kind(values: Mapping[str, str]) -> str:
+    """What object a file is, by its SOP class and what it says of itself."""
+    kind = values.get("SOPClassUID", "")
+    if not kind:
+        return "failed_unreadable"
+    if kind == SECONDARY_CAPTURE or kind.startswith(SECONDARY_CAPTURE + "."):
+        return "refused_secondary_capture"
+    if kind != CT_IMAGE and kind not in ENHANCED_CT:
+        return "refused_not_ct"
+    return _image_type(values) or ("refused_burned_in" if values.get("BurnedInAnnotation", "").upper() == "YES" else OK)
+
+
+def _image_type(values: Mapping[str, str]) -> str:
+    image_type = {part.strip().upper() for part in values.get("ImageType", "").split("\\")}
+    if "LOCALIZER" in image_type:
+        return "refused_localizer"
+    return "refused_secondary_capture" if image_type & SCREEN_WORDS else ""
+
+
+def _grey(values: Mapping[str, str]) -> str:
+    """Whether a slice's or a frame's grey values are Hounsfield units."""
+    if found := _image_type(values):
+        return found
+    if not values.get("Rows") or not values.get("Columns"):
+        return "failed_unreadable"
+    if values.get("PhotometricInterpretation") == "MONOCHROME1":
+        return "refused_monochrome1"
+    if values.get("SamplesPerPixel", "") not in ("", "1") or values.get("RescaleType", "").upper() not in ("", "HU"):
+        return "refused_not_hu"
+    slope, intercept = numbers_of(values, ("RescaleSlope", 1)), numbers_of(values, ("RescaleIntercept", 1))
+    if slope is None or intercept is None:
+        return "refused_not_hu"
+    plausible = SLOPES[0] <= abs(slope[0]) <= SLOPES[1] and abs(intercept[0]) <= MAX_INTERCEPT
+    return OK if plausible else "refused_not_hu"
+
+
+def _pixels(header: Header) -> str:
+    """Whether the pixels can be read, as far as the header and the ends of the file tell."""
+    if header.syntax in LOSSY_JPEG:
+        return "refused_lossy_jpeg"
+    if header.syntax not in NATIVE and header.syntax not in DECODERS:
+        return "failed_unreadable"
+    try:
+        form = pixel_format(header)
+        return OK if is_whole(header, form, EDGE_BYTES) else "failed_unreadable"
+    except VerdictError as error:
+        return error.verdict
+    except OSError:
+        return "failed_unreadable"

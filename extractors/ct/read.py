@@ -1,0 +1,146 @@
+"""Hounsfield units of a CT volume's slices, in the order that the index found, from files, frames and archives."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from extractors.ct.geometry import canonical_axial
+from extractors.ct.header import stamp_of
+from extractors.ct.multiframe import ENHANCED_CT, frames_of
+from extractors.dicom.elements import Header, numbers_of, read_elements
+from extractors.dicom.files import disk_stamp, tree
+from extractors.dicom.pixels import FrameReader, PixelFormat, pixel_format, stored_values
+from extractors.items import UnitBatch, UnitRequest, VerdictError, file_on_disk, stream_fingerprint
+
+AIR_HU = -1024.0
+
+
+def read_volume(
+    paths: Sequence[str], root: Path, geometry: Mapping[str, Any] | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Slices `start` up to `stop` of a volume, each (rows, columns) float32 in Hounsfield units.
+
+    HU = stored value x slope + intercept of that slice; padding becomes air (-1,024). Slices are turned into canonical
+    axial orientation: columns run to the patient's left, rows to the back.
+
+    Args:
+        paths: the item's.
+        geometry: the item's: `frames` says which frame of which path each slice is (default: one a path), `stamps` how
+            each file was when it was indexed (default: not checked).
+
+    Raises:
+        VerdictError: failed_changed, where a file is not as indexed; failed_unreadable, where one slice cannot be
+            decoded or differs in size from the volume's; failed_implausible_size.
+    """
+    geometry = geometry or {}
+    stamps: Sequence[str] = geometry.get("stamps", ())
+    frames: Sequence[Sequence[int]] = geometry.get("frames") or [(number, 0) for number in range(len(paths))]
+    # Which way round they are depends on the orientation, which all slices share.
+    sides = sorted((geometry["rows"], geometry["columns"])) if "rows" in geometry else None
+    shape: tuple[int, ...] | None = None
+    wanted = list(frames[start:stop])
+    at = 0
+    while at < len(wanted):
+        number = wanted[at][0]
+        end = next((k for k in range(at, len(wanted)) if wanted[k][0] != number), len(wanted))
+        stamp = stamps[number] if number < len(stamps) else None
+        for pixels in _slices(root, paths[number], [frame for _, frame in wanted[at:end]], stamp):
+            shape = shape or pixels.shape
+            if pixels.shape != shape or (sides is not None and sorted(shape) != sides):
+                raise VerdictError("failed_unreadable")
+            yield pixels
+        at = end
+
+
+def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
+    """Slices of a volume in batches (n, rows, columns) of float32 HU; raises as `read_volume`."""
+    count = len(request.geometry.get("frames") or request.paths)
+    stop = count if request.stop is None else min(request.stop, count)
+    slices = read_volume(request.paths, request.root, request.geometry, request.start, stop)
+    for first in range(request.start, stop, batch_size):
+        numbers = np.arange(first, min(first + batch_size, stop))
+        pixels: npt.NDArray[np.float32] | None = None
+        for place in range(len(numbers)):
+            one = next(slices)
+            if pixels is None:
+                pixels = np.empty((len(numbers), *one.shape), dtype=np.float32)
+            pixels[place] = one
+        if pixels is not None:
+            yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
+
+
+def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> Iterator[npt.NDArray[np.float32]]:
+    """Some frames of one file; it must be as its stamp says before and after each is read."""
+    try:
+        with tree(root).open(path) as (file, size, disk):
+            status = disk_stamp(disk.stat())
+            if stamp is not None and stamp != stamp_of(status, stream_fingerprint(file, size)):
+                raise VerdictError("failed_changed")
+            try:
+                header = read_elements(file, size)
+                form = pixel_format(header)
+                multiframe = header.text("SOPClassUID") in ENHANCED_CT
+                values = frames_of(header) if multiframe else [header.values]
+                if not multiframe and form.frames != 1:
+                    raise VerdictError("failed_unreadable")
+                reader = FrameReader(header, form)
+                for frame in frames:
+                    pixels = _hounsfield(reader.raw(frame), form, header, values[frame])
+                    if disk_stamp(disk.stat()) != status:
+                        raise VerdictError("failed_changed")
+                    yield pixels
+            except Exception:
+                if disk_stamp(disk.stat()) != status:
+                    raise VerdictError("failed_changed") from None
+                raise
+    except (VerdictError, MemoryError):
+        raise
+    except Exception as error:  # decoders and decompressors raise almost anything on damaged bytes
+        if stamp is not None and _moved_on(root, path, stamp):
+            raise VerdictError("failed_changed") from None
+        raise VerdictError("failed_unreadable") from error
+
+
+def _moved_on(root: Path, path: str, stamp: str) -> bool:
+    """Whether a file that cannot be read is there, and another than the one that was indexed."""
+    disk, _ = file_on_disk(root, path)
+    try:
+        return not stamp.startswith(disk_stamp(disk.stat()) + ":")
+    except OSError:
+        return False
+
+
+def _hounsfield(
+    raw: npt.NDArray[Any], form: PixelFormat, header: Header, values: Mapping[str, str]
+) -> npt.NDArray[np.float32]:
+    slope, intercept = numbers_of(values, ("RescaleSlope", 1)), numbers_of(values, ("RescaleIntercept", 1))
+    orientation = numbers_of(values, ("ImageOrientationPatient", 6))
+    if slope is None or intercept is None or orientation is None:
+        raise VerdictError("failed_missing_geometry")
+    stored = stored_values(raw, form)
+    if slope[0] == 1:
+        hounsfield = np.add(stored, np.float32(intercept[0]), dtype=np.float32, casting="unsafe")
+    else:
+        hounsfield = np.multiply(stored, np.float32(slope[0]), dtype=np.float32, casting="unsafe")
+        hounsfield += np.float32(intercept[0])
+    padding = numbers_of(header.values, ("PixelPaddingValue", 1))
+    if padding is not None:
+        limit = numbers_of(header.values, ("PixelPaddingRangeLimit", 1))
+        ends = np.concatenate([padding, padding if limit is None else limit])
+        # The tag is often written unsigned although the pixels are signed, or the other way round.
+        half = 1 << (form.allocated - 1)
+        ends = (
+            np.where(ends >= half, ends - 2 * half, ends) if form.signed else np.where(ends < 0, ends + 2 * half, ends)
+        )
+        # Padding may lie outside the range of BitsStored, where only the unmasked value still shows it.
+        for shown in (stored, raw) if stored is not raw else (stored,):
+            if ends.min() == ends.max():
+                padded = shown == int(ends[0])
+            else:
+                padded = (shown >= ends.min()) & (shown <= ends.max())
+            if padded.any():
+                np.putmask(hounsfield, padded, np.float32(AIR_HU))
+    return canonical_axial(hounsfield, orientation)

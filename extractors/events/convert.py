@@ -1,0 +1,413 @@
+"""A block of raw rows becomes events; every row is accounted for."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from extractors.deid import Deidentifier
+from extractors.events.series import both, column, filled, spread
+from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled
+from extractors.events.values import parse_values
+from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
+from extractors.tables.raw_table import Block
+from extractors.tables.rows import Column, Rows
+from warehouse.hashing import splitmix64
+
+# Why a row made no event, the first that holds.
+REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
+# How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
+# code's results usually take; `awaited` is what the last one is until that is known.
+AVAILABILITY = ("recorded", "time", "estimated", "awaited")
+RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
+# Lags between time and availability are counted in steps of five minutes, up to two weeks.
+LAG_STEP_US = 5 * 60_000_000
+LAG_STEPS = 14 * 24 * 12
+_COMPACTED = 64
+# Before every moment in microseconds.
+_NEVER = np.iinfo(np.int64).min
+
+_FILTERS = {
+    "icd": lambda column: column.str.strip_chars().str.replace_all(r"[.\s]", "").str.to_uppercase(),
+    "upper": lambda column: column.str.strip_chars().str.to_uppercase(),
+    "strip": lambda column: column.str.strip_chars(),
+}
+
+# What a block becomes. `code` and `unit` count in the converter's own lists, `precision` in PRECISIONS, `availability`
+# in AVAILABILITY, `flag` in FLAGS, `rule` in the table's rules.
+CONVERTED: dict[str, pl.DataType] = {
+    "subject_id": pl.Int64(),
+    "time": pl.Datetime("us"),
+    "code": pl.UInt32(),
+    "numeric_value": pl.Float32(),
+    "text_value": pl.String(),
+    "available_time": pl.Datetime("us"),
+    "precision": pl.UInt8(),
+    "unit": pl.UInt32(),
+    "visit_id": pl.Int64(),
+    "rule": pl.UInt16(),
+    "availability": pl.UInt8(),
+    "flag": pl.UInt8(),
+    "row_hash": pl.UInt64(),
+}
+
+
+@dataclass
+class Account:
+    """What became of the rows of one raw file.
+
+    Attributes:
+        raw, events, static, reference: rows; raw = events + static + reference + the sum of quarantined.
+        quarantined: rows that made nothing, by reason.
+        partial: rows that made events although a column of theirs failed, by reason.
+        emitted: events made.
+        times: per column, values that stood there, values that no format fits, and how many each format read.
+    """
+
+    raw: int = 0
+    events: int = 0
+    static: int = 0
+    reference: int = 0
+    emitted: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    partial: Counter[str] = field(default_factory=Counter)
+    times: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def saw_times(self, rule: TimeRule, times: Times, asked: pl.Series) -> None:
+        """Counts a column's values in the rows (n,) bool that some event asked for their time."""
+        seen = self.times.setdefault("|".join(rule.column), {"present": 0, "unreadable": 0})
+        unreadable, read_by = int((times.unreadable & asked).sum()), times.read_by.filter(asked).drop_nulls()
+        seen["present"] += unreadable + len(read_by)
+        seen["unreadable"] += unreadable
+        for number, rows in read_by.value_counts().iter_rows():
+            seen[rule.formats[number]] = seen.get(rule.formats[number], 0) + rows
+
+
+class Interner:
+    """Numbers of texts, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self._numbers)
+
+    def of(self, texts: pl.Series) -> pl.Series:
+        """(n,) uint32 of texts (n,), null where null; each is looked at, so they had better be distinct."""
+        asked = texts.to_list()
+        numbers = list(map(self._numbers.get, asked))
+        if None in numbers:
+            numbers = [None if one is None else self._numbers.setdefault(one, len(self._numbers)) for one in asked]
+        return pl.Series(numbers, dtype=pl.UInt32)
+
+
+def code_expression(template: str) -> pl.Expr:
+    """A template as an expression; null where a column without a default is null."""
+    parts: list[pl.Expr] = []
+    end = 0
+    for match in PLACEHOLDER.finditer(template):
+        if match.start() > end:
+            parts.append(pl.lit(template[end : match.start()]))
+        column = pl.col(match["column"])
+        if match["filter"]:
+            column = _FILTERS[match["filter"]](column)
+        column = column.replace("", None)
+        parts.append(column.fill_null(match["default"]) if match["default"] is not None else column)
+        end = match.end()
+    if end < len(template):
+        parts.append(pl.lit(template[end:]))
+    return pl.concat_str(parts)
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """Whose rows (n,) they are: id, shift of the dates where there is one, visit."""
+
+    subject: pl.Series
+    offset: pl.Series | None
+    visit: pl.Series
+
+    def take(self, places: pl.Series) -> "_Patient":
+        offset = None if self.offset is None else self.offset.gather(places)
+        return _Patient(self.subject.gather(places), offset, self.visit.gather(places))
+
+
+class Converter:
+    """Turns blocks of one table into events, keeping the account.
+
+    `prepare` reads what hangs on the row as it stands; then the table's joins may attach columns, in any order of rows;
+    `convert` makes events.
+
+    Args:
+        label: what events call the table; its name where None.
+
+    Attributes:
+        columns: the raw columns that the rules read.
+        moments: those that are times by themselves, and nearly all differ.
+        codes, units: the texts that the columns `code` and `unit` count in.
+        quarantine: by reason, record numbers of the rows that made nothing.
+        subjects: distinct ids, with a check that tells two raw ids apart which share one.
+    """
+
+    def __init__(self, source: Source, table: str, deid: Deidentifier, label: str | None = None) -> None:
+        self.source, self.table, self.deid = source, table, deid
+        self.label = label or table
+        self.rule: TableRule = source.tables[table]
+        self.account = Account()
+        self.codes, self.units = Interner(), Interner()
+        self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
+        self._lags: list[pl.DataFrame] = []
+        self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
+        self.columns = sorted(raw_columns(self.rule, source.subject))
+        times = [time for event in self.rule.events for time in (event.time, event.available) if time]
+        self.moments = {time.column[0] for time in times if len(time.column) == 1}
+
+    def prepare(self, block: Block) -> Rows:
+        """The columns of a block, its records' numbers, and hashes of everything in them.
+
+        Args:
+            block: of `columns`, hashed.
+        """
+        assert block.hashes is not None, "blocks are hashed"
+        self.account.raw += len(block)
+        return Rows(block.columns, block.numbers(np.arange(len(block))), block.hashes.to_numpy())
+
+    def convert(self, rows: Rows) -> pl.DataFrame:
+        """Events of prepared rows, columns CONVERTED and the record's number `row`, in no particular order.
+
+        The account is brought up to date.
+        """
+        rows = self._derive(rows)
+        patient = self._patient(rows)
+        good_subject = patient.subject.is_not_null()
+        never = pl.Series([False]).new_from_index(0, len(rows))
+        state = dict.fromkeys(("timed", "static", *REASONS), never)
+        state["bad_subject_id"] = ~good_subject
+        parsed: dict[str, Times] = {}
+        asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]] = {}
+        made = [
+            self._make(rows, number, rule, patient, good_subject, state, parsed, asked)
+            for number, rule in enumerate(self.rule.events)
+        ]
+        for rule, times, rows_asked in asked.values():
+            self.account.saw_times(rule, times, rows_asked)
+        self._settle(state, pl.Series(rows.number))
+        events = pl.concat(made)
+        self.account.emitted += len(events)
+        return events
+
+    def _derive(self, rows: Rows) -> Rows:
+        """The rows with the columns that the rule derives."""
+        looked_up = [name for join in self.rule.joins for name in join.columns]
+        hashes = rows.hashes
+        if looked_up:
+            # A bucket is aligned again where a looked-up column changed, though the row did not.
+            attached = pl.DataFrame({name: rows.columns[name].rows for name in dict.fromkeys(looked_up)})
+            hashes = hashes ^ splitmix64(attached.hash_rows(seed=self.deid.row_seed).to_numpy())
+        derived = Rows(dict(rows.columns), rows.number, hashes)
+        for name, expression in self.rule.derive.items():
+            made = sql(expression).cast(pl.String)
+            derived = derived.with_column(name, derived.by(made.meta.root_names(), partial(column, expression=made)))
+        return derived
+
+    def _patient(self, rows: Rows) -> _Patient:
+        raw = rows.columns[self.rule.subject or self.source.subject]
+        # Exports stand in the order of their subjects: few runs, each looked at once.
+        runs = raw.values if raw.places is not None else raw.values.rle().struct.field("value")
+        self.subjects = pl.concat([self.subjects, self.deid.subject_checks(runs.unique())]).unique()
+        shifted = self.deid.config.dates == "shift"
+        visits = rows.columns[self.rule.visit].map(self.deid.visit_ids) if self.rule.visit else None
+        return _Patient(
+            raw.map(self.deid.subject_ids).rows,
+            raw.map(self.deid.offsets).rows if shifted else None,
+            _nothing(pl.Int64(), len(rows)) if visits is None else visits.rows,
+        )
+
+    def _times(self, rows: Rows, rule: TimeRule, parsed: dict[str, Times]) -> Times:
+        key = rule.model_dump_json(exclude={"otherwise"})
+        if key not in parsed:
+            single = len(rule.column) == 1
+            texts = rows.columns[rule.column[0]] if single else rows.by(rule.column, first_filled)
+            parsed[key] = column_times(texts, rule, self.source.time_zone)
+        return parsed[key]
+
+    def _make(
+        self,
+        whole: Rows,
+        number: int,
+        rule: EventRule,
+        patient: _Patient,
+        good_subject: pl.Series,
+        state: dict[str, pl.Series],
+        parsed: dict[str, Times],
+        asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]],
+    ) -> pl.DataFrame:
+        rows, applies = whole, good_subject
+        if rule.where:
+            where = sql(rule.where)
+            met = whole.by(where.meta.root_names(), lambda frame: column(frame, where).cast(pl.Boolean))
+            applies = applies & met.rows.fill_null(False)
+        places = None if applies.all() else applies.arg_true()
+        if places is not None:
+            read = {*template_columns(rule.code), *(name for name in (rule.value, rule.text, rule.unit) if name)}
+            rows, patient = whole.take(places.to_numpy(), read), patient.take(places)
+
+        def mark(reason: str, marked: pl.Series) -> None:
+            if marked.any():
+                state[reason] = state[reason] | (marked if places is None else spread(marked, places, len(applies)))
+
+        def times_of(one: TimeRule) -> Times:
+            times = self._times(whole, one, parsed)
+            read = ("|".join(one.column), *one.formats)
+            before = asked.get(read)
+            asked[read] = (one, times, applies if before is None else before[2] | applies)
+            return times if places is None else times.gather(places)
+
+        code = self._codes(rows, rule.code)
+        emit = code.is_not_null()
+        mark("missing_code", ~emit)
+        if rule.time is not None:
+            times = times_of(rule.time)
+            time, precision = times.time, times.precision
+            mark("unparsable_time", times.unreadable)
+            mark("missing_time", time.is_null() & ~times.unreadable)
+            emit = emit & time.is_not_null()
+            mark("timed", emit)
+        else:
+            time = _nothing(pl.Datetime("us"), len(rows))
+            precision = _nothing(pl.Enum(PRECISIONS), len(rows))
+            mark("static", emit)
+        known = times_of(rule.available) if rule.available is not None and rule.time is not None else None
+        available, availability = self._available(rule, time, precision, code, emit, known)
+        number_, flag, text, unit = self._values(rows, rule)
+        offset = patient.offset
+        made = pl.DataFrame(
+            {
+                "subject_id": patient.subject,
+                "time": time if offset is None else time + offset,
+                "code": code,
+                "numeric_value": number_,
+                "text_value": text,
+                "available_time": available if offset is None else available + offset,
+                "precision": precision.to_physical().cast(pl.UInt8),
+                "unit": unit,
+                "visit_id": patient.visit,
+                "rule": pl.Series([number], dtype=pl.UInt16).new_from_index(0, len(rows)),
+                "availability": availability,
+                "flag": flag,
+                "row_hash": rows.hashes,
+                "row": rows.number,
+            }
+        )
+        return made if emit.all() else made.filter(emit)
+
+    def _codes(self, rows: Rows, template: str) -> pl.Series:
+        made = code_expression(template)
+        return rows.by(template_columns(template), lambda frame: self.codes.of(column(frame, made)), distinct=True).rows
+
+    def _available(
+        self,
+        rule: EventRule,
+        time: pl.Series,
+        precision: pl.Series,
+        code: pl.Series,
+        emit: pl.Series,
+        known: Times | None,
+    ) -> tuple[pl.Series, pl.Series]:
+        """When each fact could first be read, never before its time, and how that is known."""
+        rows = len(time)
+        if rule.available is None or known is None:
+            how = AT_TIME if rule.time is not None else None
+            return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
+        availability = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
+        missing = known.time.is_null()
+        at, told = (one.to_physical().fill_null(_NEVER).to_numpy() for one in (time, known.time))
+        later = np.maximum(at, told)
+        available = pl.Series(later).cast(pl.Datetime("us"))
+        if missing.any():
+            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
+            self.account.partial["unknown_available_time"] += int((emit & missing & ~known.unreadable).sum())
+            otherwise = AWAITED if rule.available.otherwise == "lag" else AT_TIME
+            availability = availability.set(missing, otherwise)
+        if rule.available.otherwise == "lag":
+            # Against the end of a day that is all that is known, a lag says nothing.
+            counted = (emit & ~missing).to_numpy() & (precision.to_physical().fill_null(MOMENTS).to_numpy() < MOMENTS)
+            self._count_lags(code.to_physical().fill_null(0).to_numpy(), later - at, counted)
+        return available, availability
+
+    def _count_lags(
+        self, code: npt.NDArray[np.uint32], lag: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+    ) -> None:
+        steps = np.clip(-(-lag // LAG_STEP_US), 0, LAG_STEPS)
+        keys = code.astype(np.int64) * (LAG_STEPS + 1) + steps
+        found = pc.value_counts(pa.array(keys if counted.all() else keys[counted]))
+        key, rows = found.field("values").to_numpy(), found.field("counts").to_numpy()
+        self._lags.append(pl.DataFrame({"key": key, "rows": rows}))
+        if len(self._lags) >= _COMPACTED:
+            self._lags = [self._summed_lags()]
+
+    def _summed_lags(self) -> pl.DataFrame:
+        nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.Int64})
+        return pl.concat([nothing, *self._lags]).group_by("key").agg(pl.col("rows").sum())
+
+    def lags(self) -> pl.DataFrame:
+        """How often a fact of a code became available so many steps of LAG_STEP_US after its time: columns code (as in
+        `code`), step, rows."""
+        return self._summed_lags().select(
+            (pl.col("key") // (LAG_STEPS + 1)).cast(pl.UInt32).alias("code"),
+            (pl.col("key") % (LAG_STEPS + 1)).alias("step"),
+            "rows",
+        ).sort("code", "step")  # fmt: skip
+
+    def _values(self, rows: Rows, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
+        """Number, flag, text and unit of each row."""
+        number, flag = _nothing(pl.Float32(), len(rows)), _nothing(pl.UInt8(), len(rows))
+        text, own_unit = _nothing(pl.String(), len(rows)), None
+        if rule.value:
+            raw = rows.columns[rule.value]
+            parsed = parse_values(raw.values)
+            number = Column(parsed["number"], raw.places).rows
+            if parsed["text"].null_count() < len(parsed):
+                text, own_unit = (Column(parsed[name], raw.places).rows for name in ("text", "unit"))
+                flag = Column(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
+        if rule.text:
+            told = rows.columns[rule.text].map(filled)
+            if told.values.null_count() < len(told.values):
+                text = both(text, told.rows)
+        return number, flag, text, self._unit(rows, rule, own_unit)
+
+    def _unit(self, rows: Rows, rule: EventRule, own: pl.Series | None) -> pl.Series:
+        name = rule.unit
+        if own is not None and own.null_count() < len(own):
+            stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own
+            rows, name = rows.with_column("_unit", Column(stated.zip_with(stated.is_not_null(), own))), "_unit"
+        if name is None:
+            return _nothing(pl.UInt32(), len(rows))
+        spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)
+        return rows.by([name], lambda frame: self.units.of(column(frame, spelt)), distinct=True).rows
+
+    def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
+        timed, static = state["timed"], state["static"] & ~state["timed"]
+        nothing = ~(timed | static)
+        self.account.events += int(timed.sum())
+        self.account.static += int(static.sum())
+        self.account.partial["unparsable_time"] += int((~nothing & state["unparsable_time"]).sum())
+        state["no_rule_applies"] = nothing
+        for reason in REASONS:
+            if not nothing.any():
+                break
+            hit = nothing & state[reason]
+            self.account.quarantined[reason] += int(hit.sum())
+            if hit.any():
+                self.quarantine[reason].append(rows.filter(hit).to_numpy())
+            nothing = nothing & ~hit
+
+
+def _nothing(dtype: pl.DataType, rows: int) -> pl.Series:
+    return pl.Series([None], dtype=dtype).new_from_index(0, rows)

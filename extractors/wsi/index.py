@@ -1,0 +1,134 @@
+"""Which slides of a tree are usable: each opened, planned and judged. Label, macro and thumbnail are never touched."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date, datetime, time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, get_args
+
+import polars as pl
+
+from extractors.items import OK, FoundItem, TimePrecision, VerdictError, identity_of
+from extractors.wsi.files import file_inside, files_of, find_slides
+from extractors.wsi.plan import open_slide, physical_mpp
+from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units, stamp_of
+from extractors.wsi.tiff import tiled_pages
+
+__all__ = ["MODALITY", "find_slides", "index_slides", "read_slide_units"]
+
+MODALITY = "wsi"
+SLIDES_A_WORKER = 8  # fewer are judged before another process has started
+
+
+def index_slides(
+    root: Path,
+    manifest: pl.DataFrame,
+    progress: Callable[[int], None] | None = None,
+    *,
+    workers: int | None = None,
+    max_failed_tiles: float = MAX_FAILED_TILES,
+) -> list[FoundItem]:
+    """One item per row of `manifest`, in its order, opened and judged, its tissue tiles counted.
+
+    The time of a slide is the collection time that the manifest gives, never the scan date of the file. Without a
+    column time_precision, a date, or midnight sharp, has day precision.
+
+    Args:
+        root: the folder that the manifest's paths are relative to.
+        manifest: columns path, raw_subject, time, available_time, mpp (null: the file's own), and if at hand
+            time_precision.
+        progress: called with the number of slides that are done.
+        workers: processes; this machine's cores if omitted.
+        max_failed_tiles: the share of tissue tiles that may be undecodable; kept in the item's geometry.
+    """
+    judge = partial(_index_slide, root, max_failed_tiles)
+    rows = list(manifest.iter_rows(named=True))
+    cores = len(os.sched_getaffinity(0)) if workers is None else workers
+    processes = min(cores, len(rows) // SLIDES_A_WORKER)
+    if processes < 2:
+        return _collect(map(judge, rows), progress)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return _collect(pool.map(judge, rows), progress)
+
+
+def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None) -> list[FoundItem]:
+    found: list[FoundItem] = []
+    for item in items:
+        found.append(item)
+        if progress is not None:
+            progress(len(found))
+    return found
+
+
+def _index_slide(root: Path, max_failed_tiles: float, row: Mapping[str, Any]) -> FoundItem:
+    relative = str(row["path"] or "")
+    collected, precision = _time(row["time"])
+    if collected is not None and row.get("time_precision") in get_args(TimePrecision):
+        precision = row["time_precision"]
+    available, _ = _time(row["available_time"])
+    mpp = None if row["mpp"] is None else float(row["mpp"])
+    geometry: dict[str, Any] = {}
+    identity, units = identity_of([f"absent:{relative}"]), None
+    try:
+        path = file_inside(root, relative)
+        files = files_of(path)
+        content, stamp, _ = stamp_of(files)
+        # A manifest's mpp changes the pixels that are read, so it is part of what the item is.
+        identity = identity_of([content, f"mpp:{mpp}"])
+        if mpp is not None:
+            geometry = {"mpp_x": mpp, "mpp_y": mpp, "mpp_source": "manifest"}
+        geometry |= _geometry(path, mpp) | {"stamp": stamp, "max_failed_tiles": max_failed_tiles}
+        reader = SlideReader(path, geometry)
+        geometry |= {"reader": reader.how, "level": reader.plan.level, "extent": list(reader.plan.extent)}
+        units = len(reader.plan)
+        verdict = OK
+    except VerdictError as error:
+        verdict = error.verdict
+    except MemoryError:
+        raise
+    except Exception:  # whatever a damaged file makes a parser raise is the slide's verdict, not the index's end
+        verdict = "failed_unreadable"
+    if verdict == OK and not row["raw_subject"]:
+        verdict = "failed_no_subject"
+    elif verdict == OK and collected is None:
+        verdict = "failed_no_time"
+    return FoundItem(
+        modality=MODALITY,
+        raw_subject=None if row["raw_subject"] is None else str(row["raw_subject"]),
+        identity=identity,
+        paths=(relative,),
+        time=collected,
+        time_source="" if collected is None else "manifest",
+        time_precision=precision,
+        available_time=available,
+        verdict=verdict,
+        units_expected=units,
+        geometry=geometry,
+    )
+
+
+def _time(value: Any) -> tuple[datetime | None, TimePrecision]:
+    if isinstance(value, datetime):
+        precise: TimePrecision = "us" if value.microsecond else "s"
+        return value.replace(tzinfo=None), "day" if value.time() == time() else precise
+    if isinstance(value, date):
+        return datetime.combine(value, time()), "day"
+    return None, "day"
+
+
+def _geometry(path: Path, mpp: float | None) -> dict[str, Any]:
+    tiled_pages(path)  # what declares more than it holds is not even opened
+    with open_slide(path) as slide:
+        width, height = slide.dimensions
+        x, y = physical_mpp(slide, mpp)
+        return {
+            "width": width,
+            "height": height,
+            "levels": slide.level_count,
+            "mpp_x": x,
+            "mpp_y": y,
+            "mpp_source": "file" if mpp is None else "manifest",
+        }

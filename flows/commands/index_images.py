@@ -1,0 +1,144 @@
+"""What a tree of images holds, before any encoder is loaded: items, verdicts, times and sizes.
+
+The table counts; which item is which stands only in the file that is asked for, which belongs beside the images: paths
+of a hospital's tree may name patients.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from extractors.items import OK, VERDICTS, FoundItem
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write
+
+MODALITIES = ("ct", "wsi")
+QUARANTINED = 2
+Progress = Callable[[str, int, int], None]
+_COLUMNS = ("modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "first_file")
+
+
+def index_tree(
+    path: Path, modality: str | None, workers: int | None, progress: Progress
+) -> tuple[dict[str, Any], list[FoundItem]]:
+    """Indexes `path` for one modality, or for each: a description as JSON, and the items themselves.
+
+    A file that one modality refuses may be another's: a slide is no CT. `exit_code`: 0 where nothing failed, else 2.
+
+    Raises:
+        TimeloomError: there is no such folder, or nothing in it is an image of the modality.
+    """
+    if not path.is_dir():
+        raise TimeloomError(f"there is no folder {path}", remedy="give the folder that the images lie in")
+    items = [
+        item
+        for one in (MODALITIES if modality is None else (modality,))
+        for item in _find(path, one, workers, progress)
+    ]
+    if not items:
+        raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
+    groups: dict[tuple[str, str], list[FoundItem]] = defaultdict(list)
+    for item in items:
+        groups[item.modality, item.verdict].append(item)
+    # The usable first, then what failed, then what is another modality's.
+    order = sorted(groups, key=lambda key: (key[0], key[1] != OK, key[1].startswith("refused_"), key[1]))
+    failed = any(item.verdict.startswith("failed_") for item in items)
+    return {
+        "path": str(path),
+        "groups": [{"modality": key[0], "verdict": key[1], **_summary(groups[key], path)} for key in order],
+        "exit_code": QUARANTINED if failed else 0,
+    }, items
+
+
+def _find(path: Path, modality: str, workers: int | None, progress: Progress) -> list[FoundItem]:
+    if modality == "ct":
+        from extractors.ct.index import index_ct
+
+        return index_ct(path, lambda done: progress("ct", done, 0), workers=workers)
+    from extractors.wsi.files import find_slides
+    from extractors.wsi.index import index_slides
+
+    paths = find_slides(path)
+    # Subject and time of a slide come from the run's crosswalk; here only the file is judged.
+    unknown = pl.DataFrame(
+        {"path": paths},
+        schema={"path": pl.String},
+    ).with_columns(
+        pl.lit("unknown").alias("raw_subject"),
+        pl.datetime(2000, 1, 1).alias("time"),
+        pl.lit(None, pl.Datetime("us")).alias("available_time"),
+        pl.lit(None, pl.Float64).alias("mpp"),
+    )
+    return index_slides(path, unknown, lambda done: progress("wsi", done, len(paths)), workers=workers)
+
+
+def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
+    tags: dict[str, int] = defaultdict(int)
+    for item in items:
+        tags[_tag(item)] += 1
+    return {
+        "items": len(items),
+        "units": sum(item.units_expected or 0 for item in items),
+        "files": sum(_files(item) for item in items),
+        "bytes": sum(_bytes(item, root) for item in items),
+        "times": dict(sorted(tags.items())),
+    }
+
+
+def _tag(item: FoundItem) -> str:
+    """Which tag gave the time; a slide's comes from the crosswalk of a run, never from the file."""
+    return "crosswalk" if item.modality == "wsi" else item.time_source or "none"
+
+
+def _files(item: FoundItem) -> int:
+    return len(item.paths) or int(item.units_expected or 0)
+
+
+def _bytes(item: FoundItem, root: Path) -> int:
+    """Bytes of the item's files; an archive's members count as the archive, once."""
+    total = 0
+    for path in {one.partition("!/")[0] for one in item.paths}:
+        try:
+            total += (root / path).stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
+    """A CSV of one row an item, to look a verdict up. It names files of the tree: readable by its owner only."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    for item in items:
+        rows.writerow(
+            [item.modality, item.verdict, item.units_expected, _files(item), _bytes(item, root), _tag(item)]
+            + [item.time_precision if item.time else "", item.paths[0] if item.paths else ""]
+        )
+    with atomic_write(out) as temporary:
+        temporary.touch(0o600)
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+
+
+def print_index(description: dict[str, Any], console: Console) -> None:
+    """The description as a table, with the meaning of each verdict."""
+    table = Table(title=f"Images under {description['path']}")
+    for name in ("modality", "verdict"):
+        table.add_column(name, no_wrap=True)
+    for name in ("items", "units", "files", "MB"):
+        table.add_column(name, justify="right")
+    table.add_column("time from")
+    table.add_column("meaning")
+    for group in description["groups"]:
+        times = ", ".join(f"{tag} {count}" for tag, count in group["times"].items())
+        cells = [f"{group[name]:,}" for name in ("items", "units", "files")] + [f"{group['bytes'] / 1e6:,.1f}"]
+        shown = "" if group["verdict"].startswith("refused_") else times
+        table.add_row(group["modality"], group["verdict"], *cells, shown, VERDICTS[group["verdict"]])
+    console.print(table)

@@ -1,0 +1,81 @@
+"""What a person asks for: a root, an engine, how many processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from pipelines.engine.run_stage import BeamEngine, Engine, LocalEngine
+from pipelines.engine.workers import keep_memory
+from warehouse.errors import TimeloomError
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A run as asked for on a command line or by a deployment."""
+
+    config: Path
+    root: Path | None = None
+    engine: str = "local"
+    runner: str = "FnApiRunner"
+    workers: int | None = None
+    limit: int | None = None
+
+
+def root_of(config: "RunConfig", root: Path | None) -> Path:
+    """The warehouse's folder.
+
+    Raises:
+        TimeloomError: neither the command nor the configuration names one.
+    """
+    chosen = root or config.root
+    if chosen is None:
+        raise TimeloomError("no root was given", remedy="use --root, or `root:` in the configuration")
+    return chosen.expanduser().resolve()
+
+
+def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
+    """The engine by name.
+
+    Raises:
+        TimeloomError: unknown.
+    """
+    workers = settings.workers or config.workers
+    if settings.engine == "local":
+        return LocalEngine(workers)
+    if settings.engine == "beam":
+        return BeamEngine(settings.runner, workers or 1)
+    raise TimeloomError(f"there is no engine {settings.engine}", remedy="use local or beam")
+
+
+@contextmanager
+def engine_ahead(settings: RunSettings, modules: Sequence[str]) -> Iterator[LocalEngine | None]:
+    """The local engine with its workers under way, before the configuration is understood; None for another engine.
+
+    This process is one of the workers: what it imports before this has threads of its own.
+
+    Args:
+        modules: what workers import meanwhile.
+    """
+    if settings.engine != "local":
+        yield None
+        return
+    with LocalEngine(settings.workers or _workers_named(settings.config), here=True, modules=modules) as engine:
+        engine.start()
+        keep_memory()
+        yield engine
+
+
+def _workers_named(config: Path) -> int | None:
+    """The workers that a configuration asks for, if it can be read; what is wrong with it is said when it is loaded."""
+    try:
+        named = int(yaml.safe_load(config.read_text(encoding="utf-8"))["workers"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, yaml.YAMLError):
+        return None
+    return named if named > 0 else None

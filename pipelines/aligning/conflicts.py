@@ -1,0 +1,107 @@
+"""Contradictions in a subject's events: marked, counted, and left as they are.
+
+The list is of those that are known of real exports; docs/quality.md explains each.
+"""
+
+import numpy as np
+
+from extractors.events.times import PRECISIONS
+from pipelines.aligning.bucket_rows import BIRTH, DEATH, I64, KINDS, U8, Narrow, Texts, groups
+from pipelines.aligning.columns import NONE_8, NONE_32, Bools
+from warehouse.order import NO_TIME
+
+# The first that holds is written down; each is counted.
+CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit")
+
+_START, _END = KINDS.index("visit_start"), KINDS.index("visit_end")
+_NEVER = np.iinfo(np.int64).max
+_UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
+
+
+def find_conflicts(events: Narrow, texts: Texts) -> tuple[U8, dict[str, int]]:
+    """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and how many events each marks.
+
+    Args:
+        events: in the total order.
+    """
+    # A date stands at the end of its day: only what was over by then, or had not begun, contradicts another.
+    first, last = earliest(events.time, events.precision), events.time
+    timed = last != NO_TIME
+    born = _of_subject(events, texts, BIRTH, first, NO_TIME)
+    died = _of_subject(events, texts, DEATH, last, _NEVER)
+    marks = dict.fromkeys(CONFLICTS, np.zeros(0, np.int64))
+    if born is not None:
+        marks["before_birth"] = np.flatnonzero((last < born) & timed)
+    if died is not None:
+        # What has no time is earlier than any death.
+        marks["after_death"] = np.flatnonzero(first > died)
+    marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, timed)
+    conflict = np.full(len(events), NONE_8, np.uint8)
+    for number, name in reversed(list(enumerate(CONFLICTS))):
+        conflict[marks[name]] = number
+    return conflict, {name: len(places) for name, places in marks.items()}
+
+
+def earliest(time: I64, precision: U8) -> I64:
+    """When each event (n,) may have happened at the earliest: the start of the day, month or year that is known."""
+    first = time
+    coarse = np.flatnonzero((precision >= PRECISIONS.index("day")) & (precision != NONE_8) & (time != NO_TIME))
+    if len(coarse):
+        first, known = time.copy(), precision[coarse]
+        for name, unit in _UNITS.items():
+            own = coarse[known == PRECISIONS.index(name)]
+            first[own] = time[own].view("datetime64[us]").astype(unit).astype("datetime64[us]").view(np.int64)
+    return first
+
+
+def _of_subject(events: Narrow, texts: Texts, code: str, instant: I64, otherwise: int) -> I64 | None:
+    """To each event (n,) the instant of its subject's event of a code, or `otherwise`; None where nobody has one."""
+    places = np.flatnonzero(events.code == texts.number_of(code))
+    places = places[events.time[places] != NO_TIME]
+    if not len(places):
+        return None
+    subject = events.subject
+    starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]]))
+    of_subject = np.full(len(starts), otherwise, np.int64)
+    # One a subject, in the order of the subjects.
+    of_subject[np.searchsorted(starts, places, side="right") - 1] = instant[places]
+    return np.repeat(of_subject, np.diff(starts, append=len(subject)))
+
+
+def _visits(events: Narrow, first: I64, timed: Bools) -> tuple[I64, I64]:
+    """Ends before the starts of their own raw rows, and starts before the end of a visit of that table that began
+    before: their places."""
+    bounds = np.flatnonzero(((events.kind == _START) | (events.kind == _END)) & timed & (events.item == NONE_32))
+    if not len(bounds):
+        return bounds, bounds
+    order, starts = groups(events.subject[bounds], events.source[bounds], events.row_hash[bounds])
+    places = bounds[order]
+    lengths = np.diff(starts, append=len(places))
+    is_start, time, possible = events.kind[places] == _START, events.time[places], first[places]
+    begun = np.minimum.reduceat(np.where(is_start, possible, _NEVER), starts)
+    start = np.minimum.reduceat(np.where(is_start, time, _NEVER), starts)
+    end = np.maximum.reduceat(np.where(is_start, NO_TIME, possible), starts)
+    begun_of_row = np.repeat(begun, lengths)
+    wrong = ~is_start & (begun_of_row != _NEVER) & (time < begun_of_row)
+    whole = np.flatnonzero((start != _NEVER) & (end != NO_TIME))
+    within = np.zeros(len(starts), np.bool_)
+    within[whole[_begun_within(events, places[starts[whole]], start[whole], end[whole])]] = True
+    return places[wrong], places[is_start & np.repeat(within, lengths)]
+
+
+def _begun_within(events: Narrow, rows: I64, start: I64, end: I64) -> I64:
+    """Which visits (n,) start before the end of one of the same subject and table that comes before them.
+
+    Args:
+        rows: one of each visit's events.
+    """
+    subject, source = events.subject[rows], events.source[rows]
+    order = np.lexsort((events.row_hash[rows], end, start, source, subject))
+    subject, source = subject[order], source[order]
+    own = np.cumsum(np.concatenate([[False], (subject[1:] != subject[:-1]) | (source[1:] != source[:-1])]))
+    # The latest end so far is a running maximum of ranks, each subject's and table's own above all that stand before.
+    ends, rank = np.unique(end[order], return_inverse=True)
+    latest = np.maximum.accumulate(own * len(ends) + rank)
+    same = own[1:] == own[:-1]
+    begun: I64 = order[1:][same & (start[order][1:] < ends[latest[:-1] % len(ends)])]
+    return begun

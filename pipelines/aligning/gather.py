@@ -1,0 +1,204 @@
+"""A bucket's rows, gathered from every segment in their narrow form.
+
+A large bucket is given out a range of subjects at a time, so that memory does not grow with it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from extractors.events.convert import AT_TIME, AWAITED, ESTIMATED
+from pipelines.aligning.bucket_rows import I64, KINDS, U16, U32, U64, Narrow, Texts
+from pipelines.aligning.columns import NONE_32, Bools, PieceColumns, occurring, renumbered
+from pipelines.aligning.item_events import image_events
+from pipelines.aligning.segments import SCHEMA, SegmentReader
+from warehouse.hashing import splitmix64
+from warehouse.order import NO_TIME
+
+# Rows that are held at once in their full width.
+RANGE_ROWS = 400_000
+
+# Takes a reason, a table's name, and events of the table, each (n,): subject, hash and rule of the raw row, whether
+# there is a time.
+PutAside = Callable[[str, str, I64, U64, U16, Bools], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one source that stand together: a segment's, or the images of a modality.
+
+    Attributes:
+        kinds: by rule.
+        codes, units: what the numbers of the rows stand for.
+    """
+
+    source: str
+    kinds: list[str]
+    codes: pa.Array
+    units: pa.Array
+    part: slice
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A bucket's rows, and what their numbers stand for."""
+
+    rows: Narrow
+    texts: Texts
+
+    @classmethod
+    def read(
+        cls,
+        segments: list[dict[str, Any]],
+        items: pl.DataFrame | None,
+        lags: dict[str, dict[str, int]],
+        limit: str | None,
+        put_aside: PutAside,
+    ) -> "Gathered":
+        """Reads every piece, leaving out the subjects outside `limit`, whose events go to `put_aside`.
+
+        Args:
+            lags: by source and code, microseconds.
+        """
+        images, keys = image_events(items) if items is not None else ([], [])
+        columns = PieceColumns(sum(segment["rows"] for segment in segments) + len(keys))
+        blocks = []
+        for segment in segments:
+            start = columns.rows
+            with SegmentReader(Path(segment["path"])) as reader:
+                batches: Iterable[pa.RecordBatch] = map(reader.blob, segment["pieces"])
+                if limit is not None:
+                    batches = _within(batches, limit, segment["source"], put_aside)
+                for batch in batches:
+                    columns.add(batch)
+                codes, units = reader.texts(segment["codes"]), reader.texts(segment["units"])
+            blocks.append(Block(segment["source"], segment["kinds"], codes, units, slice(start, columns.rows)))
+        for modality, batch in images:
+            start = columns.rows
+            columns.add(batch)
+            code, none = pa.array([f"IMAGE/{modality.upper()}"], pa.large_string()), pa.array([], pa.large_string())
+            blocks.append(Block(f"images/{modality}", ["image"], code, none, slice(start, columns.rows)))
+        return cls._of(columns, blocks, pa.array(keys, pa.string()), lags)
+
+    @classmethod
+    def _of(
+        cls, columns: PieceColumns, blocks: list[Block], keys: pa.Array, lags: dict[str, dict[str, int]]
+    ) -> "Gathered":
+        rows = columns.rows
+        read = {name: values[:rows] for name, values in columns.numbers.items()}
+        codes = _unite([(block.codes, read["code"][block.part]) for block in blocks], in_order=True)
+        units = _unite([(block.units, read["unit"][block.part]) for block in blocks], in_order=True)
+        sources = sorted({block.source for block in blocks})
+        source, kind = np.empty(rows, np.uint16), np.empty(rows, np.uint8)
+        for block in blocks:
+            source[block.part] = sources.index(block.source)
+            of_rule = np.array([KINDS.index(name) for name in block.kinds], np.uint8)
+            kind[block.part] = of_rule.take(read["rule"][block.part])
+        item, items = np.full(rows, NONE_32, np.uint32), keys.dictionary_encode()
+        item[rows - len(keys) :] = items.indices.to_numpy()
+        narrow = Narrow(
+            subject=read["subject_id"],
+            time=read["time"],
+            code=read["code"],
+            number=read["numeric_value"],
+            has_number=columns.known["numeric_value"][:rows],
+            text=columns.text[:rows],
+            available=read["available_time"],
+            precision=read["precision"],
+            kind=kind,
+            unit=read["unit"],
+            source=source,
+            visit=read["visit_id"],
+            has_visit=columns.known["visit_id"][:rows],
+            item=item,
+            availability=read["availability"],
+            flag=read["flag"],
+            rule=read["rule"],
+            row_hash=read["row_hash"],
+        )
+        values = _unite([(texts, columns.text[part]) for texts, part in columns.pieces], in_order=False)
+        texts = Texts(codes.cast(pa.string()), units.cast(pa.string()), sources, items.dictionary, values)
+        _settle(narrow, texts, lags)
+        return cls(narrow, texts)
+
+    def ranges(self) -> Iterator[I64 | None]:
+        """The rows of one range of subjects after the other; None for all of them."""
+        subjects = self.rows.subject
+        if len(subjects) <= RANGE_ROWS:
+            if len(subjects):
+                yield None
+            return
+        distinct, counts = np.unique(subjects, return_counts=True)
+        part = (np.cumsum(counts) - 1) // RANGE_ROWS
+        bounds = distinct[np.flatnonzero(np.diff(part, append=part[-1] + 1))]
+        of_row = np.searchsorted(bounds, subjects).astype(np.uint32)
+        for number in range(len(bounds)):
+            yield np.flatnonzero(of_row == number)
+
+
+def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_aside: PutAside) -> list[pa.RecordBatch]:
+    table = pa.Table.from_batches(batches, SCHEMA)
+    inside = within_limit(pl.DataFrame({"subject_id": pl.from_arrow(table.column("subject_id"))}), limit).to_arrow()
+    outside = table.filter(pc.invert(inside)).combine_chunks()
+    subject, row_hash, rule = (outside.column(name).to_numpy() for name in ("subject_id", "row_hash", "rule"))
+    put_aside("outside_limit", source, subject, row_hash, rule, outside.column("time").is_valid().to_numpy())
+    kept: list[pa.RecordBatch] = table.filter(inside).to_batches()
+    return kept
+
+
+def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
+    """Whether each row's subject has a hash of at most `limit`; rows without a subject have none."""
+    if limit is None:
+        return pl.Series([True]).new_from_index(0, len(frame))
+    subjects = frame["subject_id"]
+    within = splitmix64(subjects.fill_null(0).to_numpy()) <= np.uint64(int(limit, 16))
+    return pl.Series(within) & subjects.is_not_null()
+
+
+def _unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
+    """The texts that some blocks' rows use, of which the rows' numbers then are.
+
+    Args:
+        blocks: each block's own texts, and the numbers of its rows (n,), which are changed in place.
+        in_order: whether the texts are sorted.
+    """
+    used = [occurring(numbers, len(texts)) for texts, numbers in blocks]
+    each = [
+        texts if len(mine) == len(texts) else texts.take(pa.array(mine))
+        for (texts, _), mine in zip(blocks, used, strict=True)
+    ]
+    # The chunks share one dictionary; those without a text are left out.
+    chunks = pa.chunked_array(each, pa.large_string()).dictionary_encode().chunks
+    if not chunks:
+        return pa.array([], pa.large_string())
+    united, start = chunks[0].dictionary, 0
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    if in_order:
+        order = pc.array_sort_indices(united)
+        united, places = united.take(order), np.argsort(order.to_numpy())[places]
+    for (texts, numbers), mine in zip(blocks, used, strict=True):
+        numbers[:] = renumbered(numbers, len(texts), mine, places[start : start + len(mine)])
+        start += len(mine)
+    return united
+
+
+def _settle(rows: Narrow, texts: Texts, lags: dict[str, dict[str, int]]) -> None:
+    """Facts that await a lag get theirs, in place; what has none is taken to be known at its time."""
+    waits = np.flatnonzero(rows.availability == AWAITED)
+    if not len(waits):
+        return
+    source, code = rows.source[waits].astype(np.int64), rows.code[waits]
+    asked, own = np.unique(source * len(texts.codes) + code, return_inverse=True)
+    names = texts.codes.take(pa.array(asked % len(texts.codes))).to_pylist()
+    tables = (texts.sources[number] for number in (asked // len(texts.codes)).tolist())
+    known = [lags.get(table, {}).get(name, -1) for table, name in zip(tables, names, strict=True)]
+    lag = np.array(known, np.int64)[own]
+    rows.availability[waits] = np.where(lag < 0, AT_TIME, ESTIMATED)
+    later = (lag > 0) & (rows.available[waits] != NO_TIME)
+    rows.available[waits[later]] += lag[later]

@@ -1,0 +1,235 @@
+"""De-identification: stable ids, whole-week shifts, a guarded key, and no raw identifier in any file under a root."""
+
+import os
+import stat
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extractors import deid as deid_module
+from extractors.deid import DeidConfig, Deidentifier, load_key
+from pipelines import index, meds
+from pipelines.aligning.segments import read_frame_blob, read_texts
+from tests.support.phantoms import write_series
+from tests.support.raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, read_pieces, source_of
+from warehouse.errors import TimeloomError
+from warehouse.layout import Layout
+from warehouse.schemas import ITEMS
+
+KEY = bytes(range(32))
+DAY_US = 86_400_000_000
+PATIENT, VISIT = "SECRET-PATIENT-4711", "SECRET-VIS-0815"
+
+
+def text(*values: str | None) -> pl.Series:
+    return pl.Series(values, dtype=pl.String)
+
+
+def hashing(**changes: Any) -> Deidentifier:
+    return Deidentifier(DeidConfig(**changes), KEY)
+
+
+def test_an_id_becomes_the_same_in_any_block_and_order() -> None:
+    one, other = hashing(), hashing()
+    together = one.subject_ids(text("a", None, "b", "a"))
+    assert together[0] == together[3] != together[2]
+    assert together[1] is None
+    assert other.subject_ids(text("z", "b", "a")).to_list()[1:] == [together[2], together[0]]
+    assert together.drop_nulls().min() >= 0
+    assert one.subject_ids(text()).to_list() == one.subject_ids(text(None)).drop_nulls().to_list() == []
+
+
+def test_an_id_becomes_the_same_in_another_process() -> None:
+    program = (
+        "import polars as pl; from extractors.deid import *;"
+        "d = Deidentifier(DeidConfig(), bytes(range(32))); s = pl.Series(['a', 'ü']);"
+        "days = d.offsets(s).dt.total_days().to_list();"
+        "print(d.subject_ids(s).to_list(), d.visit_ids(s).to_list(), days, d.item_key('i'))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    here, raw = hashing(), text("a", "ü")
+    ids, visits = here.subject_ids(raw).to_list(), here.visit_ids(raw).to_list()
+    days = here.offsets(raw).dt.total_days().to_list()
+    assert out.stdout.strip() == f"{ids} {visits} {days} {here.item_key('i')}"
+
+
+def test_another_key_gives_other_ids_offsets_and_item_keys() -> None:
+    raw = pl.Series([str(number) for number in range(50)])
+    one, other = hashing(), Deidentifier(DeidConfig(), bytes(32))
+    assert not set(one.subject_ids(raw)) & set(other.subject_ids(raw))
+    assert one.offsets(raw).to_list() != other.offsets(raw).to_list()
+    assert one.item_key("x") != other.item_key("x")
+    assert one.key_fingerprint != other.key_fingerprint
+
+
+def test_subject_and_visit_ids_of_the_same_text_differ() -> None:
+    assert hashing().subject_ids(text("7"))[0] != hashing().visit_ids(text("7"))[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=30), st.binary(min_size=32, max_size=32))
+def test_offsets_are_whole_weeks_never_zero_and_within_two_years(raw: list[str], key: bytes) -> None:
+    offsets = Deidentifier(DeidConfig(), key).offsets(pl.Series(raw)).dt.total_microseconds()
+    weeks = offsets / (7 * DAY_US)
+    assert (weeks == weeks.cast(pl.Int64)).all()
+    assert (weeks != 0).all()
+    assert weeks.abs().max() <= deid_module.MAX_WEEKS
+
+
+def test_every_week_of_two_years_either_way_occurs() -> None:
+    offsets = hashing().offsets(pl.Series([str(number) for number in range(5000)])).dt.total_days()
+    assert set(offsets) == {7 * week for week in range(-104, 105) if week}
+
+
+def test_intervals_within_a_subject_stand_to_the_microsecond(tmp_path: Path) -> None:
+    times = ["1950-01-01 00:00:00", "2020-02-29 23:59:59.999999", "2020-03-01 00:00:00.000001", "2021-10-31 02:30:00"]
+    raw = tmp_path / "t.csv"
+    raw.write_text(csv_text(["pid", "at"], [(who, at) for who in ("a", "b") for at in times]))
+    source = source_of(t={"events": [{"code": "X", "time": "at"}]})
+    rows, _ = convert(tmp_path, source, "t", raw, {"mode": "limited"})
+    truth = [datetime.fromisoformat(at) for at in times]
+    shifts = []
+    for own in rows.partition_by("subject_id"):
+        found = own["time"].to_list()
+        assert [later - found[0] for later in found] == [later - truth[0] for later in truth]
+        shifts.append(found[0] - truth[0])
+    assert shifts[0] != shifts[1]
+    assert all(shift % timedelta(weeks=1) == timedelta() and shift for shift in shifts)
+
+
+def test_keep_leaves_ids_and_dates_and_finds_what_is_no_integer() -> None:
+    keep = hashing(subject_ids="keep", dates="keep")
+    assert keep.subject_ids(text("007", "12", "x", None)).to_list() == [7, 12, None, None]
+    assert keep.offsets(text("1", "x", None)).to_list() == [timedelta()] * 3
+
+
+def test_keep_decides_about_each_visit_id_alone() -> None:
+    keep = hashing(subject_ids="keep", dates="keep")
+    alone, beside = keep.visit_ids(text("12")), keep.visit_ids(text("12", "V-1", None))
+    assert alone[0] == beside[0] == 12
+    assert beside[1] == hashing().visit_ids(text("V-1"))[0]
+    assert beside[2] is None
+
+
+def test_kept_ids_that_are_equal_integers_share_one_offset() -> None:
+    mixed = hashing(subject_ids="keep", dates="shift")
+    ids, offsets = mixed.subject_ids(text("007", "7", "8")), mixed.offsets(text("007", "7", "8"))
+    assert ids[0] == ids[1]
+    assert offsets[0] == offsets[1] != offsets[2]
+
+
+def test_two_raw_ids_with_one_hash_have_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    deid = hashing()
+    real = deid._digest
+    monkeypatch.setattr(deid, "_digest", lambda domain, value: bytes(8) + real(domain, value)[8:])
+    assert deid.subject_ids(text("a", "b")).to_list() == [0, 0]
+    assert len(deid.subject_checks(text("a", "b", "a"))) == 2
+    assert len(deid.subject_checks(text("a", "a", " a "))) == 1
+
+
+def test_safe_harbor_year_is_refused() -> None:
+    with pytest.raises(TimeloomError, match="safe_harbor_year"):
+        hashing(mode="safe_harbor_year")
+
+
+def test_the_key_is_made_once_outside_the_root_for_the_owner_alone(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "warehouse")
+    assert not layout.private.is_relative_to(layout.root)
+    first = load_key(DeidConfig(), layout.private, create=True)
+    path = layout.private / "deid.key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(layout.private.stat().st_mode) == 0o700
+    assert load_key(DeidConfig(), layout.private) == first
+    assert load_key(DeidConfig(), tmp_path / "elsewhere", create=True) != first
+
+
+def test_the_key_is_closed_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        load_key(DeidConfig(), tmp_path / "private", create=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "private" / "deid.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("damage", [b"", b"not hexadecimal", b"abcd", b"\xff\xfe\x00", b"00" * 31])
+def test_a_damaged_key_is_refused_in_one_line(tmp_path: Path, damage: bytes) -> None:
+    load_key(DeidConfig(), tmp_path, create=True)
+    (tmp_path / "deid.key").write_bytes(damage)
+    with pytest.raises(TimeloomError, match=r"key is (unreadable|too short); restore deid.key") as caught:
+        load_key(DeidConfig(), tmp_path, create=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_synthetic_patients_need_no_key_file(tmp_path: Path) -> None:
+    load_key(DeidConfig(mode="synthetic"), tmp_path / "private")
+    assert not (tmp_path / "private").exists()
+
+
+def _holders(folder: Path, *needles: str) -> set[str]:
+    """Files that hold a needle in their name, in their bytes, or in any value that Parquet stores compressed."""
+    holders = set()
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        held = path.read_bytes() + str(path.relative_to(folder)).encode()
+        if path.suffix == ".parquet":
+            held += str(pq.read_table(path).to_pydict()).encode() + str(pq.read_schema(path).metadata).encode()
+        if any(needle.encode() in held for needle in needles):
+            holders.add(path.name)
+    return holders
+
+
+FRAMES = {"subjects": meds.SUBJECTS, "lags": meds.LAGS, "quarantine": meds.QUARANTINE}
+
+
+def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
+    raw, layout = tmp_path / "raw", Layout(tmp_path / "warehouse")
+    raw.mkdir()
+    (raw / "t.csv").write_text(csv_text(["pid", "visit", "at"], [(PATIENT, VISIT, "2020-01-01"), ("p2", VISIT, "x")]))
+    write_series(tmp_path / "ct" / PATIENT, PatientID=PATIENT, PatientName=PATIENT, AccessionNumber=VISIT[:16])
+    deid = {"mode": "expert"}
+    source = source_of(t={"visit": "visit", "events": [{"code": "X", "time": "at"}]})
+    layout.root.mkdir()
+    _, counts = convert(layout.segments, source, "t", raw / "t.csv", deid, private=layout.private)
+    params = {
+        "modality": "ct", "folder": str(tmp_path / "ct"), "crosswalk": None, "deid": deid,
+        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet",
+        "timezone": None, "reconstruction": {}, "workers": 1,
+    }  # fmt: skip
+    index.run(params, layout.segments)
+    items = pl.read_parquet(layout.segments / "items-ct-0.parquet")
+    assert items["verdict"].to_list() == ["ok"]
+    for bucket in range(BUCKETS):
+        mine = items.filter(pl.col("bucket") == bucket).with_columns(
+            *(pl.lit(0, pl.Int32).alias(name) for name in ("units_encoded", "units_failed", "dim")),
+            *(pl.lit(None, pl.String).alias(name) for name in ("store", "encoder")),
+        )
+        align_one(layout.segments, {counts["segment"]: counts}, bucket, mine.select(ITEMS.names))
+    events = pl.concat([aligned_events(layout.segments, bucket) for bucket in range(BUCKETS)])
+    assert len(events) == 2
+
+    segment = layout.segments / counts["segment"]
+    texts = [read_texts(segment, counts["blobs"][name]) for name in ("codes", "units")]
+    frames = [read_frame_blob(segment, counts["blobs"][name], empty) for name, empty in FRAMES.items()]
+    pieces = [read_pieces(segment, one["pieces"]) for one in counts["buckets"].values()]
+    # A segment is compressed: what it holds is looked at, not its bytes.
+    told = str([texts, *(frame.to_dict(as_series=False) for frame in (*frames, *pieces))])
+    assert not any(needle in told for needle in (PATIENT, VISIT, "p2"))
+    assert "unparsable_time" in told
+    uids = ("2.25.1", "2.25.99", "2.25.98")
+    assert _holders(layout.root, PATIENT, VISIT, *uids) == set()
+    assert _holders(layout.private, PATIENT) == {"items-ct-0.json"}
+    # The same scan finds an identifier that is there: the raw files themselves, and a planted Parquet file.
+    assert "t.csv" in _holders(raw, PATIENT)
+    pl.DataFrame({"x": [PATIENT] * 1000}).write_parquet(layout.root / "leak.parquet")
+    assert _holders(layout.root, PATIENT) == {"leak.parquet"}

@@ -1,0 +1,93 @@
+"""`timeloom index`: what a tree of images holds, before any encoder is loaded."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.phantoms import stained, write_series, write_tiff
+
+NAME = "DOE^JANE"
+
+
+def index(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "flows.cli", "index", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CT volume, one that lacks a slice, a slide, a slide without a pixel size, and a text."""
+    folder = tmp_path_factory.mktemp("images") / "tree"
+    write_series(folder / "whole", slices=6)
+    write_series(folder / "gap", slices=8, series="2")
+    (folder / "gap" / "IM004").unlink()
+    write_tiff(folder / "slides" / "good.svs", stained(), mpp=0.5)
+    write_tiff(folder / "slides" / "blind.svs", stained(), mpp=None)
+    (folder / f"{NAME}.txt").write_text("not an image")
+    return folder
+
+
+def groups(tree: Path, *more: object) -> dict[tuple[str, str], dict[str, Any]]:
+    done = index(tree, "--json", *more)
+    found = json.loads(done.stdout)
+    assert done.returncode == found["exit_code"]
+    return {(group["modality"], group["verdict"]): group for group in found["groups"]}
+
+
+def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> None:
+    found = groups(tree)
+    assert set(found) == {
+        ("ct", "ok"), ("ct", "failed_missing_slice"), ("ct", "refused_not_dicom"), ("wsi", "ok"),
+        ("wsi", "failed_no_mpp"),
+    }  # fmt: skip
+    volume = found["ct", "ok"]
+    assert (volume["items"], volume["units"], volume["files"]) == (1, 6, 6)
+    assert volume["bytes"] == sum(path.stat().st_size for path in (tree / "whole").iterdir())
+    assert sum(volume["times"].values()) == 1
+    assert "none" not in volume["times"]
+    assert found["ct", "failed_missing_slice"]["files"] == 7
+    assert found["wsi", "ok"]["units"] > 0
+    assert found["wsi", "ok"]["bytes"] == (tree / "slides" / "good.svs").stat().st_size
+
+
+def test_one_modality_only(tree: Path) -> None:
+    assert {modality for modality, _ in groups(tree, "--modality", "wsi")} == {"wsi"}
+
+
+def test_a_tree_where_nothing_fails_ends_with_zero(tree: Path) -> None:
+    assert index(tree / "whole").returncode == 0
+    assert index(tree / "gap").returncode == 2
+
+
+def test_the_terminal_names_no_file_and_the_list_is_its_owners(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "items.csv"
+    done = index(tree, "--out", out)
+    assert "failed_missing_slice" in done.stdout
+    assert NAME not in done.stdout + done.stderr
+    assert "IM000" not in done.stdout + done.stderr
+    rows = list(csv.DictReader(out.open()))
+    assert {(row["verdict"], row["first_file"].partition("/")[0]) for row in rows} >= {
+        ("ok", "whole"), ("failed_missing_slice", "gap"), ("ok", "slides"), ("failed_no_mpp", "slides"),
+    }  # fmt: skip
+    assert out.stat().st_mode & 0o077 == 0
+
+
+def test_the_same_for_any_number_of_workers(tree: Path) -> None:
+    assert groups(tree, "--workers", 1) == groups(tree, "--workers", 3)
+
+
+def test_no_folder_and_an_empty_one_are_one_clear_line(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(tree / "whole", tmp_path / "whole")
+    for folder in (tmp_path / "absent", tmp_path / "whole" / "IM000", tmp_path / "empty"):
+        if folder.name == "empty":
+            folder.mkdir()
+        done = index(folder)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,513 @@
+"""A whole night: the same bytes on every engine, after every kill, and under a real Prefect server; nothing but what
+changed is rewritten, and what the gate refuses is not published."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.simulate import simulate
+from flows.prefect_server import start_server
+from flows.runs.run import Outcome, Run, open_run
+from flows.runs.settings import RunSettings
+from warehouse.embeddings.store import close_stores, content_hash
+from warehouse.errors import TimeloomError
+from warehouse.files import sha256_file
+from warehouse.hashing import bucket_of
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import Manifest, read_manifest
+from warehouse.publish import current_release
+from warehouse.schemas import read_frame
+
+BUCKETS = 8
+STEPS = ["extract", "embed", "align", "split", "vocabulary", "tokenize", "pack", "validate", "publish"]
+TIMELOOM = str(Path(sys.executable).with_name("timeloom"))
+
+
+@dataclass
+class Site:
+    """A hospital's export, a configuration, a root."""
+
+    folder: Path
+    hospital: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "run.yaml"
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "warehouse"
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root)
+
+    def configure(self, *, images: bool = True) -> "Site":
+        """Writes the configuration."""
+        plain: dict[str, Any] = {
+            "sources": [{"source": "simulated-hospital", "path": str(self.hospital / "tables")}],
+            "deid": {"mode": "synthetic"},
+            "buckets": BUCKETS,
+            "limits": {"unparsable_times": 0.05},
+        }
+        if images:
+            columns = {"match": "path", "subject_id": "patient_id", "time": "collection_time"}
+            crosswalk = {"file": str(self.hospital / "slides" / "manifest.csv"), "match": "path", "columns": columns}
+            plain["images"] = {
+                "ct": {"path": str(self.hospital / "ct")},
+                "wsi": {"path": str(self.hospital / "slides"), "crosswalk": crosswalk},
+            }
+            plain["encoders"] = {
+                "ct": {"name": "random-dinov2", "width": 1024},
+                "wsi": {"name": "random-dinov2", "width": 1536},
+            }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(yaml.safe_dump(plain))
+        return self
+
+    def run(self, engine: str = "local", workers: int = 1) -> Outcome:
+        """One night, in this process."""
+        settings = RunSettings(self.config, self.root, engine, workers=workers)
+        try:
+            with open_run(settings, None) as run:
+                for name, step in run.steps:
+                    run.carry_out(name, step)
+                return run.outcome()
+        finally:
+            close_stores()
+
+    def command(self, *more: str, workers: int = 2) -> list[str]:
+        return [TIMELOOM, "run", str(self.config), "--root", str(self.root), "--workers", str(workers), *more]
+
+    @property
+    def current(self) -> ReleaseLayout:
+        release = current_release(self.layout)
+        assert release is not None
+        return release
+
+    @property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.current.manifest)
+
+    def vectors(self) -> dict[str, str]:
+        """Content hash of every LMDB file."""
+        folder = self.root / "embeddings"
+        try:
+            return {str(path.relative_to(folder)): content_hash(path) for path in sorted(folder.rglob("*.lmdb"))}
+        finally:
+            close_stores()
+
+    def releases(self) -> list[str]:
+        return sorted(path.name for path in self.layout.releases.iterdir())
+
+    def copy(self, folder: Path, *, hospital: bool = False) -> "Site":
+        """This root in another place; with its hospital, so that the hospital may change."""
+        shutil.copytree(self.root, folder / "warehouse", symlinks=True)
+        shutil.copytree(self.layout.private, folder / "warehouse.private")
+        if hospital:
+            shutil.copytree(self.hospital, folder / "hospital")
+        return Site(folder, folder / "hospital" if hospital else self.hospital).configure()
+
+    def append(self, table: str, *rows: str) -> None:
+        with (self.hospital / "tables" / f"{table}.csv").open("a") as file:
+            file.writelines(f"{row}\n" for row in rows)
+
+
+@pytest.fixture(scope="session")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty patients, a few CT series and slides, every planted fault."""
+    folder = tmp_path_factory.mktemp("export") / "hospital"
+    simulate(folder, subjects=40, seed=11, imaging_share=0.05)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """One night on two local workers. Change nothing: copy it."""
+    site = Site(tmp_path_factory.mktemp("local"), hospital).configure()
+    assert site.run(workers=2).exit_code == 2
+    return site
+
+
+def lab(number: int, patient: str, code: str = "6690-2") -> str:
+    """A row of labs.csv."""
+    return f"L9{number:011d},{patient},E{patient[1:]}0001,{code},2023-02-28 08:51:00,2023-02-28 12:31:00,4.{number},x"
+
+
+@pytest.mark.parametrize(("engine", "workers"), [("beam", 1), ("beam", 2)])
+def test_every_engine_publishes_the_same_bytes(engine: str, workers: int, published: Site, tmp_path: Path) -> None:
+    other = Site(tmp_path, published.hospital).configure()
+    other.run(engine, workers)
+    assert other.manifest.content_hash == published.manifest.content_hash
+    assert other.vectors() == published.vectors()
+    assert len(other.vectors()) >= 2
+    on_disk = {name: sha256_file(other.current.path / name) for name in other.manifest.files}
+    assert on_disk == {name: entry.sha256 for name, entry in other.manifest.files.items()}
+
+
+def test_a_second_night_without_news_publishes_nothing(published: Site, tmp_path: Path) -> None:
+    site = published.copy(tmp_path)
+    before = site.releases(), site.manifest
+    outcome = site.run()
+    assert not outcome.published
+    assert outcome.exit_code == 2, "quarantined items stay quarantined"
+    assert outcome.release == before[1].release_id
+    assert (site.releases(), site.manifest) == before
+    ran = {step["step"]: step["ran"] for step in outcome.steps}
+    # Of align it is the lags alone, which are added to those of the night before; the first night had none.
+    assert {name: ran[name] for name in ("embed", "align", "tokenize", "pack")} == {
+        "embed": 0, "align": 1, "tokenize": 0, "pack": 0,
+    }  # fmt: skip
+    assert sum(step["seconds"] for step in outcome.steps) < 5
+    assert not list(site.layout.work.iterdir())
+
+
+def _records(site: Site, *stages: str) -> int:
+    return sum(len(list(site.layout.work.glob(f"*/tasks/{stage}/*.json"))) for stage in stages)
+
+
+def _readable(site: Site, deep: bool) -> None:
+    """The current release is whole."""
+    release = site.current
+    manifest = read_manifest(release.manifest)
+    for name, entry in manifest.files.items():
+        assert (release.path / name).stat().st_size == entry.bytes
+        if deep:
+            assert sha256_file(release.path / name) == entry.sha256
+
+
+def test_a_run_killed_three_times_ends_like_an_undisturbed_one(hospital: Path, tmp_path: Path) -> None:
+    start = Site(tmp_path / "start", hospital).configure(images=False)
+    start.run()
+    calm, killed = start.copy(tmp_path / "calm"), start.copy(tmp_path / "killed")
+    calm.run(workers=2)
+    last_good = start.manifest.release_id
+
+    dice = random.Random(7)
+    embedded, aligned = dice.randint(1, BUCKETS - 2), dice.randint(1, BUCKETS - 1)
+    moments: list[Callable[[], bool]] = [
+        lambda: _records(killed, "embed") >= embedded,
+        lambda: _records(killed, "align", "count") >= aligned,
+        lambda: bool(list(killed.layout.work.glob("*/release/quality/*"))),
+    ]
+    for reached in moments:
+        with subprocess.Popen(killed.command("--direct", "--json"), stderr=subprocess.PIPE, text=True) as run:
+            while run.poll() is None and not reached():
+                _readable(killed, deep=False)
+                time.sleep(0.005)
+            run.send_signal(signal.SIGKILL)
+        assert run.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        assert killed.manifest.release_id == last_good
+        _readable(killed, deep=True)
+
+    done = subprocess.run(killed.command("--direct", "--json"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["published"]
+    assert sum(step["resumed"] for step in outcome["steps"]) > BUCKETS
+    assert killed.manifest.content_hash == calm.manifest.content_hash
+    assert killed.vectors() == calm.vectors()
+    assert killed.manifest.release_id != last_good
+    assert len(killed.releases()) == 2
+    assert not list(killed.layout.work.iterdir())
+    _readable(killed, deep=True)
+
+
+def _bucket(patient: str) -> int:
+    config = DeidConfig(mode="synthetic")
+    subject = Deidentifier(config, load_key(config, Path())).subject_ids(pl.Series([patient]))
+    return int(bucket_of(np.array(subject.to_list(), dtype=np.int64), BUCKETS)[0])
+
+
+def _rewritten(old: ReleaseLayout, new: ReleaseLayout, folder: str) -> set[str]:
+    """Files of a folder that are no links to the release before."""
+    return {
+        path.name
+        for path in (new.path / folder).glob("*.parquet")
+        if not (old.path / folder / path.name).is_file() or not path.samefile(old.path / folder / path.name)
+    }
+
+
+def _splits(tree: ReleaseLayout) -> dict[int, str]:
+    return dict(read_frame(tree.subject_splits).select("subject_id", "split").iter_rows())
+
+
+def _ids(tree: ReleaseLayout) -> dict[str, int]:
+    return dict(read_frame(tree.vocabulary("mehrt")).select("token", "token_id").iter_rows())
+
+
+def test_a_night_rewrites_only_what_changed(published: Site, tmp_path: Path) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    first = site.current
+    known = pl.read_csv(site.hospital / "tables" / "labs.csv", infer_schema=False)
+    patient, code = str(known["patient_id"][0]), str(known["loinc"][0])
+    site.append("labs", lab(1, patient, code), lab(2, patient, code))
+    outcome = site.run()
+    second = site.current
+    assert outcome.published
+    assert site.manifest.parent == first.path.name
+    assert second.path != first.path
+    touched = {f"{_bucket(patient):04d}.parquet"}
+    assert _rewritten(first, second, "data") == touched
+    assert _rewritten(first, second, "items") == set()
+    assert _rewritten(first, second, "timelines/mehrt") == touched
+    assert _splits(second) == _splits(first)
+    assert _ids(second) == _ids(first)
+    assert len(read_frame(second.events(_bucket(patient)))) == len(read_frame(first.events(_bucket(patient)))) + 2
+
+    newcomers = [f"P9000{number:02d}" for number in range(6)]
+    site.append("patients", *(f"{name},F,1960,white" for name in newcomers))
+    site.append("labs", *(lab(10 + number, name, "99999-9") for number, name in enumerate(newcomers)))
+    assert site.run().published
+    third = site.current
+    assert _rewritten(second, third, "data") == {f"{_bucket(name):04d}.parquet" for name in newcomers}
+    assert len(_splits(third)) == len(_splits(second)) + 6
+    assert _splits(third).items() >= _splits(second).items(), "nobody moves"
+    assert _ids(third).items() >= _ids(second).items(), "no id moves"
+    assert min(set(_ids(third).values()) - set(_ids(second).values())) == len(_ids(second)), "new ids are appended"
+    assert site.releases() == sorted(tree.path.name for tree in (first, second, third))
+
+
+def test_what_the_gate_refuses_is_not_published(
+    published: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows import cli
+
+    site = published.copy(tmp_path, hospital=True)
+    site.append("labs", lab(1, "P000001"))
+    before = site.releases(), site.manifest
+    real = Run._pack
+
+    def spoil(run: Run) -> None:
+        """After packing, one bucket's events stand in the wrong order: a fault that only the gate can see."""
+        real(run)
+        path = run._tree.events(_bucket("P000001"))
+        table = read_frame(path).reverse().to_arrow()
+        schema = pq.read_schema(path)
+        path.unlink()
+        pq.write_table(table.cast(schema), path)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(Run, "_pack", spoil)
+        patch.setattr(sys, "argv", site.command("--direct", workers=1))
+        cli.main()
+    assert ended.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("timeloom: ")]
+    assert len(said) == 1
+    assert "the gate refuses the release: " in said[0]
+    assert (site.releases(), site.manifest) == before
+    _readable(site, deep=True)
+
+    outcome = site.run()
+    assert outcome.published, "the same night without the fault: the spoilt file is found and made again"
+    _readable(site, deep=True)
+
+
+def test_two_nights_at_once(published: Site, tmp_path: Path) -> None:
+    site = published.copy(tmp_path)
+    with open_run(RunSettings(site.config, site.root, workers=1), None):
+        done = subprocess.run(site.command("--direct"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "timeloom: another run is working on warehouse; wait for it, or look at its log\n"
+
+
+# Under a real server ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    """A Prefect server on the loopback interface."""
+
+    url: str
+    environment: dict[str, str]
+
+    def ask(self, what: str, **body: Any) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"{self.url}/{what}/filter", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return list(json.load(answer))
+
+    def of_run(self, run: str) -> dict[str, list[dict[str, Any]]]:
+        """Everything that the server knows about a flow run."""
+        only = {"id": {"any_": [run]}}
+        return {
+            "flow_runs": self.ask("flow_runs", flow_runs=only),
+            "task_runs": self.ask("task_runs", flow_runs=only),
+            "artifacts": self.ask("artifacts", flow_runs=only),
+            "logs": self.ask("logs", logs={"flow_run_id": {"any_": [run]}}),
+        }
+
+    def finished(self, run: str) -> dict[str, list[dict[str, Any]]]:
+        """The same, once the server has worked off what it was sent last."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            known = self.of_run(run)
+            if known["task_runs"] and all(one["end_time"] for one in known["task_runs"]):
+                break
+            time.sleep(0.5)
+        return known
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a home of its own, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        process = start_server(port)
+    url = f"http://127.0.0.1:{port}/api"
+    yield Server(url, os.environ | own | {"PREFECT_API_URL": url})
+    process.terminate()
+    process.wait(timeout=30)
+
+
+def _identifiers(site: Site) -> set[str]:
+    """Raw ids of patients and of what is theirs, names of their image folders and files, and the hashed ids."""
+    tables = site.hospital / "tables"
+    frames = [pl.read_csv(path, infer_schema=False) for path in sorted(tables.glob("*.csv"))]
+    names = ("patient_id", "encounter_id", "lab_id")
+    raw = {value for frame in frames for name in names if name in frame.columns for value in frame[name] if value}
+    images = {path.name for folder in ("ct", "slides") for path in (site.hospital / folder).iterdir()}
+    return raw | (images - {"manifest.csv"}) | {str(subject) for subject in _splits(site.current)}
+
+
+def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    site.append("labs", lab(1, "P000001"))
+    known = {run["id"] for run in server.ask("flow_runs")}
+    done = subprocess.run(site.command("--json"), capture_output=True, text=True, check=False, env=server.environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == ""
+    outcome = json.loads(done.stdout)
+    assert outcome["published"]
+
+    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
+    seen = server.finished(run["id"])
+    assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
+    assert sorted(one["name"] for one in seen["task_runs"]) == sorted(STEPS), "one task run a step, none a bucket"
+    assert {one["state_type"] for one in seen["task_runs"]} == {"COMPLETED"}
+    assert [step["step"] for step in outcome["steps"]] == STEPS
+
+    artifacts = {one["key"]: one for one in seen["artifacts"]}
+    assert {key for key, one in artifacts.items() if one["type"] == "progress"} == {f"progress-{s}" for s in STEPS}
+    assert all(one["data"] == 100.0 for one in artifacts.values() if one["type"] == "progress")
+    assert artifacts["steps"]["type"] == "table"
+    assert [row["step"] for row in json.loads(artifacts["steps"]["data"])] == STEPS
+    assert artifacts["release"]["type"] == "markdown"
+    assert outcome["release"] in artifacts["release"]["data"]
+    assert Path(outcome["report"]).resolve().as_uri() in artifacts["quality-report"]["data"]
+
+    told = json.dumps(seen)
+    assert not [word for word in _identifiers(site) if word in told]
+    assert set(seen["flow_runs"][0]["parameters"]) == {"config", "root", "engine", "runner", "workers", "limit"}
+
+
+def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dict[str, Any]]]:
+    """One night with news in a process of its own, in which `patch` is executed first; what the server saw of it."""
+    site.append("labs", lab(1, "P000001"))
+    known = {run["id"] for run in server.ask("flow_runs")}
+    script = (
+        "import sys\n"
+        "from flows import gate, nightly\n"
+        f"{patch}\n"
+        "if __name__ == '__main__':\n"
+        "    nightly.nightly(config=sys.argv[1], root=sys.argv[2], workers=1)\n"
+    )
+    command = [sys.executable, "-c", script, str(site.config), str(site.root)]
+    subprocess.run(command, capture_output=True, check=False, env=server.environment)
+    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
+    return server.finished(run["id"])
+
+
+def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    patch = "def judge(*_, **__):\n    int('Erika Mustermann')\ngate.judge_release = judge\nnightly.RETRIES = 0"
+    seen = _flow_run_with(site, server, patch)
+    assert seen["flow_runs"][0]["state_type"] == "FAILED"
+    assert {one["name"]: one["state_type"] for one in seen["task_runs"]}["validate"] == "FAILED"
+    assert "ValueError" in json.dumps(seen)
+    assert "Mustermann" not in json.dumps(seen)
+    assert site.manifest.release_id == published.manifest.release_id
+
+
+def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    patch = (
+        "def refuse(*_, **__):\n    raise ConnectionError('the server is away')\n"
+        "nightly.update_progress_artifact = nightly.create_table_artifact = refuse"
+    )
+    seen = _flow_run_with(site, server, patch)
+    assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
+    assert [one["run_count"] for one in seen["task_runs"]] == [1] * 9, "no step may be repeated"
+    assert site.manifest.release_id != published.manifest.release_id
+
+
+def test_a_schedule_fires(published: Site, tmp_path: Path, server: Server) -> None:
+    assert tuple(map(int, version("sqlalchemy").split(".")[:2])) < (2, 1), "with 2.1 cron schedules never fire"
+    site = published.copy(tmp_path, hospital=True)
+    site.append("labs", lab(1, "P000001"))
+    before = site.manifest.release_id
+    known = {run["id"] for run in server.ask("flow_runs")}
+    command = [TIMELOOM, "serve", str(site.config), "--root", str(site.root), "--cron", "* * * * *"]
+    log = tmp_path / "serve.log"
+    with log.open("w") as output:
+        serving = subprocess.Popen(command, env=server.environment, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 150
+        done: list[dict[str, Any]] = []
+        while not done and time.monotonic() < deadline and serving.poll() is None:
+            time.sleep(1)
+            fresh = [run for run in server.ask("flow_runs") if run["id"] not in known]
+            done = [run for run in fresh if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+        assert done, log.read_text()
+        assert done[0]["state_type"] == "COMPLETED", log.read_text()
+        assert done[0]["auto_scheduled"]
+        assert site.manifest.release_id != before
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.wait(timeout=60)
+
+
+def test_serve_refuses_what_cannot_run(published: Site, tmp_path: Path, server: Server) -> None:
+    site = Site(tmp_path, published.hospital).configure()
+    for arguments, words in (
+        ([str(site.config), "--root", str(site.root), "--cron", "every night"], "`every night` is no cron expression"),
+        ([str(tmp_path / "absent.yaml")], "cannot read the configuration"),
+    ):
+        done = subprocess.run(
+            [TIMELOOM, "serve", *arguments], capture_output=True, text=True, check=False, env=server.environment
+        )
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    port = server.url.removesuffix("/api").rpartition(":")[2]
+    with pytest.raises(TimeloomError, match="another Prefect server listens"):
+        start_server(int(port))

@@ -1,0 +1,103 @@
+"""Great Expectations, the only module that knows it: it is given aggregates, and answers with booleans."""
+
+import importlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from validation.gate.expectation import Expectation
+
+
+def _build(expectation: Expectation) -> Any:
+    """The Great Expectations object of one expectation."""
+    gxe: Any = importlib.import_module("great_expectations.expectations")
+    common: dict[str, Any] = {
+        "severity": expectation.severity,
+        "description": f"{expectation.severity}: {expectation.sentence}",
+        "meta": {"name": expectation.name, "severity": expectation.severity, "sentence": expectation.sentence},
+    }
+    low, high = expectation.low, expectation.high
+    if expectation.column == "*":
+        return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **common)
+    if expectation.pattern:
+        return gxe.ExpectColumnValuesToMatchRegex(column=expectation.column, regex=expectation.pattern, **common)
+    return gxe.ExpectColumnValuesToBeBetween(column=expectation.column, min_value=low, max_value=high, **common)
+
+
+def run_suites(
+    frames: Mapping[str, pl.DataFrame], expectations: Sequence[Expectation], docs: Path | None
+) -> dict[str, bool]:
+    """Success by name of expectation: one that could not be evaluated is a failure, one without an answer is absent.
+
+    Args:
+        frames: the frame of each suite.
+        docs: where Data Docs are written; None writes none.
+    """
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # it would call home
+    gx: Any = importlib.import_module("great_expectations")
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    context.delete_data_docs_site("local_site")
+    actions = []
+    if docs is not None:
+        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)}
+        index = {"class_name": "DefaultSiteIndexBuilder"}
+        site = {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "site_index_builder": index,
+            "store_backend": store,
+        }
+        context.add_data_docs_site(site_name="quality", site_config=site)
+        actions = [gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["quality"])]
+    source = context.data_sources.add_pandas("release_profile")
+    success: dict[str, bool] = {}
+    for area, frame in frames.items():
+        batch = source.add_dataframe_asset(area).add_batch_definition_whole_dataframe(area)
+        built = [_build(expectation) for expectation in expectations if expectation.suite == area]
+        suite = context.suites.add(gx.ExpectationSuite(name=area, expectations=built))
+        definition = context.validation_definitions.add(gx.ValidationDefinition(name=area, data=batch, suite=suite))
+        checkpoint = gx.Checkpoint(
+            name=area, validation_definitions=[definition], actions=actions, result_format="BOOLEAN_ONLY"
+        )
+        pandas = frame.to_pandas(use_pyarrow_extension_array=True)
+        outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": pandas})
+        for run in outcome.run_results.values():
+            for result in run.results:
+                success[result.expectation_config.meta["name"]] = bool(result.success) and not _raised(result)
+    return success
+
+
+def _raised(result: Any) -> bool:
+    """Whether an expectation could not be evaluated: exception_info is flat, or one entry per metric."""
+    info = result.exception_info or {}
+    nested = [entry for entry in info.values() if isinstance(entry, dict)]
+    return any(entry.get("raised_exception") for entry in (info, *nested))
+
+
+# what Data Docs fetch from the network: style sheets, scripts, a logo; what works only with them is hidden
+_REMOTE = re.compile(
+    r"<link[^>]*href=\"https?://[^>]*>|<script[^>]*src=\"https?://[^>]*>\s*</script>|<img[^>]*src=\"https?://[^>]*>",
+    re.DOTALL,
+)
+_SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
+_STYLE = """<style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
+table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;border-bottom:1px solid #d9dee4;text-align:left}
+a{color:#1d5c8f}ul{padding-left:1.2rem}
+nav,footer,.sticky,.modal,button,.btn-group,.collapse,a[data-toggle]{display:none!important}
+i.text-success::before{content:"pass"}i.text-danger::before{content:"fail"}i{font-style:normal;font-weight:600}
+.text-success{color:#2e6b4a}.text-danger{color:#a33327}
+</style></head>"""
+
+
+def make_offline(docs: Path) -> None:
+    """Takes out of every page of Data Docs what would be fetched from the network, and styles it plainly."""
+    for page in docs.rglob("*.html"):
+        text = _SCRIPT.sub("", _REMOTE.sub("", page.read_text(encoding="utf-8")))
+        page.write_text(text.replace("</head>", _STYLE, 1), encoding="utf-8")

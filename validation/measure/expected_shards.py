@@ -1,0 +1,94 @@
+"""What a plan's shards must hold, worked out from the timelines alone, by other means than the packing stage's."""
+
+import math
+
+import polars as pl
+
+from validation.measure.reading import collect, existing, scan
+from validation.measure.splits import ks_statistic
+from warehouse.layout import ReleaseLayout
+from warehouse.losses import LOSS_TARGETS
+from warehouse.manifest import PlanEntry
+from warehouse.tokens import TokenType
+
+EXPECTED = {"subject_id": pl.Int64, "given": pl.Int64, "tokens": pl.Int64, "loss": pl.Int64, "offset": pl.Int64}
+KS_CRITICAL = 1.95  # over the root of the sample's size: alpha 0.001, for samples of 10 and more
+_IMAGE = pl.col("type") == int(TokenType.IMAGE)
+
+
+def expected_tokens(tree: ReleaseLayout, profile: str, plan: PlanEntry, buckets: int) -> pl.DataFrame:
+    """Every subject of the timelines under a plan, whatever its split or budget.
+
+    Columns: subject_id, given (tokens of the timeline), tokens (that the plan keeps), loss (of these, those that bear
+    loss; 0 without budgets), offset (kept tokens before the first one packed).
+    """
+    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets))
+    parts = [collect(_of_bucket(scan(path).select("subject_id", "type"), plan), path) for path in paths]
+    return pl.concat([pl.DataFrame(schema=EXPECTED), *parts])
+
+
+def _of_bucket(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
+    left = pl.col("given") if plan.images else pl.col("given") - pl.col("images")
+    left = pl.when(pl.col("images") > 0).then(left).otherwise(0) if plan.subjects == "imaging" else left
+    packed = left.clip(upper_bound=plan.context) if plan.mode == "last_n" else left
+    counted = tokens.group_by("subject_id").agg(
+        pl.len().cast(pl.Int64).alias("given"), _IMAGE.sum().cast(pl.Int64).alias("images")
+    )
+    if plan.loss:
+        counted = counted.join(_loss(tokens, plan), on="subject_id", how="left")
+    loss = pl.col("loss").fill_null(0) if plan.loss else pl.lit(0, pl.Int64)
+    return counted.select(
+        "subject_id",
+        "given",
+        packed.cast(pl.Int64).alias("tokens"),
+        loss.alias("loss"),
+        (left - packed).cast(pl.Int64).alias("offset"),
+    )
+
+
+def _loss(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
+    """subject_id and loss: targets that are packed and not the first of their segment."""
+    kept = tokens if plan.images else tokens.filter(~_IMAGE)
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over("subject_id")
+    number = pl.len().cast(pl.Int64).over("subject_id")
+    first = (number - plan.context).clip(lower_bound=0) if plan.mode == "last_n" else pl.lit(0, pl.Int64)
+    within = place - first
+    target = pl.col("type").is_in([int(kind) for kind in LOSS_TARGETS[str(plan.loss)]])
+    bears = (within >= 0) & (within % plan.context != 0) & target
+    return (
+        kept.with_columns(bears.alias("bears"))
+        .group_by("subject_id")
+        .agg(pl.col("bears").sum().cast(pl.Int64).alias("loss"))
+    )
+
+
+def with_tiers(expected: pl.DataFrame, plan: PlanEntry) -> pl.DataFrame:
+    """One split's subjects with the tier that each must be in; the number of budgets for none, 0 without budgets.
+
+    Args:
+        expected: with `order`. A subject is in budget k if those before it have not filled it.
+    """
+    ordered = expected.sort("order", "subject_id")
+    before = pl.col("loss").cum_sum() - pl.col("loss")
+    filled = [(before >= budget.asked).cast(pl.Int32) for budget in plan.budgets]
+    return ordered.with_columns(pl.sum_horizontal(pl.lit(0, pl.Int32), *filled).alias("tier"))
+
+
+def budget_differences(tiered: pl.DataFrame, plan: PlanEntry) -> int:
+    """Budgets whose figures in the manifest are not those of the subjects that they must hold."""
+    wrong = 0
+    for number, budget in enumerate(plan.budgets):
+        held = tiered.filter(pl.col("tier") <= number)
+        figures = (int(held["loss"].sum()), int(held["tokens"].sum()), held.height, (number + 1) * plan.groups)
+        wrong += figures != (budget.tokens, budget.all_tokens, budget.subjects, budget.files)
+    return wrong
+
+
+def budget_ks_ratio(tiered: pl.DataFrame, plan: PlanEntry) -> float | None:
+    """How unlike train the token budgets are in their timelines' lengths: the largest Kolmogorov-Smirnov distance of a
+    budget's subjects to all that the plan keeps, in units of the distance that one random sample of that size in a
+    thousand exceeds. None without budgets."""
+    everyone = tiered["tokens"].to_numpy()
+    held = [tiered.filter(pl.col("tier") <= number)["tokens"].to_numpy() for number in range(len(plan.budgets))]
+    ratios = [ks_statistic(one, everyone) * math.sqrt(len(one)) / KS_CRITICAL for one in held if len(one)]
+    return max(ratios, default=None)

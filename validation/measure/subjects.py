@@ -1,0 +1,228 @@
+"""What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Aggregates leave this module."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pipelines.splitting.strata import modalities_of
+from validation.measure.reading import collect, existing, gather, scan
+from warehouse.layout import ReleaseLayout
+from warehouse.schemas import SUBJECTS
+from warehouse.tokens import TokenType
+
+MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")  # more where a release has further modalities
+MODALITY_NAMES = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray", "note": "note"}
+STRUCTURED, IMAGING = "structured", "imaging"
+QUANTILES = {"min": 0.0, "p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99, "max": 1.0}
+# REQUIREMENTS 1.6: the papers' "mean time interval" is not defined, so each reading has its name.
+INTERVALS = {
+    "interval_tokens": "a patient's mean over consecutive tokens; tokens of one time are 0 days apart",
+    "interval_times": "a patient's mean over consecutive distinct times",
+    "interval_pooled": "every gap between a patient's consecutive distinct times, all patients' gaps together",
+}
+# Of each population, the tokens that its lengths and intervals are about.
+KINDS = {STRUCTURED: (TokenType.STRUCTURED,), IMAGING: (TokenType.STRUCTURED, TokenType.IMAGE)}
+DAY_US, DAY_S = 86_400_000_000, 86_400
+GAPS = pl.DataFrame(
+    schema={"subject_id": pl.Int64, "seconds": pl.Int64, "gaps": pl.Int64, "days": pl.Float64, "squares": pl.Float64}
+)
+
+
+def set_of(modalities: Sequence[str]) -> pl.Expr:
+    """The modality set of a subject of SUBJECTS in words, such as `CT and slide`."""
+    present = [pl.when(pl.col(name) > 0).then(pl.lit(MODALITY_NAMES.get(name, name))) for name in modalities]
+    named = pl.concat_str(present, separator=" and ", ignore_nulls=True)
+    return pl.when(named == "").then(pl.lit(MODALITY_SETS[0])).otherwise(named).alias("set")
+
+
+def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.DataFrame:
+    """One row per subject: `set`; `structured` and `tokens`, its lengths; `interval`, in days, what splits are compared
+    by; and of each population `interval_tokens_<population>` and `interval_times_<population>`.
+
+    Lengths are in tokens of `profile`; in events where a release has no profile, and then only the interval over
+    distinct times is known.
+    """
+    statistics = gather((tree.subjects(bucket) for bucket in range(buckets)), SUBJECTS, SUBJECTS.names)
+    frame = statistics.with_columns(set_of(modalities_of(statistics)))
+    if profile is None:
+        images = pl.sum_horizontal(modalities_of(statistics))
+        unknown = [pl.lit(None, pl.Float64).alias(f"interval_tokens_{name}") for name in KINDS]
+        known = [
+            pl.col("mean_interval_days").alias(name) for name in ("interval", *map("interval_times_{}".format, KINDS))
+        ]
+        return frame.with_columns(
+            (pl.col("events") - images).alias("structured"), pl.col("events").alias("tokens"), *unknown, *known
+        )
+    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets))
+    lengths = [collect(_lengths(path), path) for path in paths]
+    columns: dict[str, type[pl.DataType]] = {"subject_id": pl.Int64, "structured": pl.Int64, "tokens": pl.Int64}
+    columns |= {f"{name}_{kind}": pl.Float64 for kind in KINDS for name in ("interval_tokens", "interval_times")}
+    return (
+        frame.join(pl.concat([pl.DataFrame(schema=columns), *lengths]), on="subject_id", how="left")
+        .with_columns(pl.col("structured", "tokens").fill_null(0))
+        .with_columns(pl.col(f"interval_tokens_{STRUCTURED}").alias("interval"))
+    )
+
+
+def _timed(population: str) -> pl.Expr:
+    return pl.col("type").is_in([int(kind) for kind in KINDS[population]]) & pl.col("time").is_not_null()
+
+
+def _lengths(path: Path) -> pl.LazyFrame:
+    intervals = []
+    for population in KINDS:
+        time = pl.col("time").filter(_timed(population))
+        days = (time.max() - time.min()).dt.total_microseconds() / DAY_US
+        for name, number in (("interval_tokens", time.len()), ("interval_times", time.n_unique())):
+            gaps = number.cast(pl.Int64) - 1
+            intervals.append(pl.when(gaps > 0).then(days / gaps).alias(f"{name}_{population}"))
+    return (
+        scan(path)
+        .group_by("subject_id")
+        .agg(
+            (pl.col("type") != TokenType.IMAGE).sum().cast(pl.Int64).alias("structured"),
+            pl.len().cast(pl.Int64).alias("tokens"),
+            *intervals,
+        )
+    )
+
+
+def measure_gaps(tree: ReleaseLayout, profile: str | None, buckets: int, subjects: pl.DataFrame) -> pl.DataFrame:
+    """Pooled gaps: `population`, `split`, and `interval_pooled_` n, mean, sd and quantiles, in days.
+
+    Quantiles are those of gaps in whole seconds, in whole minutes from one day on, so that distinct ones stay few.
+
+    Args:
+        subjects: `subject_id`, `split`, `set`.
+    """
+    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets)) if profile else []
+    frames = []
+    for population in KINDS:
+        members = subjects.select("subject_id", "split", "set").drop_nulls("split")
+        if population == IMAGING:
+            members = members.filter(pl.col("set") != MODALITY_SETS[0])
+        counted = [collect(_gaps(path, population, members), path) for path in paths]
+        none = pl.DataFrame(schema={"split": pl.String, **GAPS.drop("subject_id").schema})
+        whole = pl.concat([none, *counted]).group_by("split", "seconds").sum().sort("split", "seconds")
+        number = pl.col("gaps").sum()
+        mean = pl.col("days").sum() / number
+        spread = ((pl.col("squares").sum() - number * mean**2).clip(0) / (number - 1)).sqrt()
+        reached = pl.col("gaps").cum_sum()
+        frames.append(
+            whole.group_by("split", maintain_order=True)
+            .agg(
+                number.alias("n"),
+                mean.alias("mean"),
+                pl.when(number > 1).then(spread).alias("sd"),
+                *(
+                    (pl.col("seconds").filter(reached >= (q * number).ceil().clip(1)).first() / DAY_S).alias(name)
+                    for name, q in QUANTILES.items()
+                ),
+            )
+            .select(
+                pl.lit(population).alias("population"),
+                "split",
+                pl.all().exclude("split").name.prefix("interval_pooled_"),
+            )
+        )
+    return pl.concat(frames)
+
+
+def _gaps(path: Path, population: str, members: pl.DataFrame) -> pl.LazyFrame:
+    """Of one bucket: `split`, `seconds` (a gap, rounded), `gaps` (how many), `days` and `squares` (exact sums)."""
+    gap = (pl.col("time") - pl.col("time").shift()).dt.total_microseconds()
+    seconds = pl.col("gap") // 1_000_000
+    days = pl.col("gap") / DAY_US
+    return (
+        scan(path)
+        .filter(_timed(population))
+        .select("subject_id", "time")
+        .unique()
+        .join(members.lazy().select("subject_id", "split"), on="subject_id")
+        .sort("subject_id", "time")
+        .with_columns(pl.when(pl.col("subject_id") == pl.col("subject_id").shift()).then(gap).alias("gap"))
+        .drop_nulls("gap")
+        .group_by("split", pl.when(seconds < DAY_S).then(seconds).otherwise(seconds // 60 * 60).alias("seconds"))
+        .agg(pl.len().cast(pl.Int64).alias("gaps"), days.sum().alias("days"), (days**2).sum().alias("squares"))
+    )
+
+
+def _describe(column: str, name: str) -> list[pl.Expr]:
+    value = pl.col(column)
+    return [
+        value.count().cast(pl.Int64).alias(f"{name}_n"),
+        value.mean().alias(f"{name}_mean"),
+        value.std().alias(f"{name}_sd"),
+        *(value.quantile(at, "linear").alias(f"{name}_{label}") for label, at in QUANTILES.items()),
+    ]
+
+
+def measure_cohorts(subjects: pl.DataFrame, splits: Sequence[str], gaps: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Tables A1 and A2 of MEHRT in form: per population and split, patients, share, tokens, length and intervals.
+
+    `structured`: all subjects, their structured tokens. `imaging`: subjects with an image, structured and image
+    tokens. The intervals are those of INTERVALS, in days; nothing is clipped.
+
+    Args:
+        gaps: of measure_gaps; without it nothing is said of pooled gaps.
+    """
+    populations = {
+        STRUCTURED: subjects.with_columns(pl.col("structured").alias("length")),
+        IMAGING: subjects.filter(pl.col("set") != MODALITY_SETS[0]).with_columns(pl.col("tokens").alias("length")),
+    }
+    frames = []
+    for name, population in populations.items():
+        known = population.filter(pl.col("split").is_in(list(splits)))
+        order = pl.DataFrame({"split": list(splits)})
+        described = known.group_by("split").agg(
+            pl.len().cast(pl.Int64).alias("subjects"),
+            (pl.len() / max(known.height, 1)).alias("share"),
+            pl.col("length").sum().cast(pl.Int64).alias("tokens"),
+            *_describe("length", "length"),
+            *_describe(f"interval_tokens_{name}", "interval_tokens"),
+            *_describe(f"interval_times_{name}", "interval_times"),
+        )
+        joined = order.join(described, on="split", how="left", maintain_order="left").with_columns(
+            pl.col("^(subjects|tokens|share|.*_n)$").fill_null(0)
+        )
+        frames.append(joined.select(pl.lit(name).alias("population"), pl.all()))
+    whole = pl.concat(frames)
+    statistics = ["n", "mean", "sd", *QUANTILES]
+    if gaps is None:
+        numbers = [pl.lit(None, pl.Float64).alias(f"interval_pooled_{name}") for name in statistics[1:]]
+        return whole.with_columns(pl.lit(0, pl.Int64).alias("interval_pooled_n"), *numbers)
+    return whole.join(gaps, on=["population", "split"], how="left", maintain_order="left").with_columns(
+        pl.col("interval_pooled_n").fill_null(0)
+    )
+
+
+def measure_sets(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
+    """Figure A1 in form: `split`, `set`, `subjects`, `share` within the split; every combination, zeros included."""
+    kinds = dict.fromkeys([*MODALITY_SETS, *subjects["set"].unique().drop_nulls().sort().to_list()])
+    grid = pl.DataFrame({"split": list(splits)}).join(pl.DataFrame({"set": list(kinds)}), how="cross")
+    counted = subjects.group_by("split", "set").agg(pl.len().cast(pl.Int64).alias("subjects"))
+    return (
+        grid.join(counted, on=["split", "set"], how="left", maintain_order="left")
+        .with_columns(pl.col("subjects").fill_null(0))
+        .with_columns((pl.col("subjects") / pl.col("subjects").sum().over("split")).fill_nan(0.0).alias("share"))
+    )
+
+
+def measure_histogram(subjects: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
+    """Subjects by length: `split`, `low`, `subjects`, `share`; a bin runs from `low` to twice that, less one token."""
+    power = pl.col("tokens").clip(lower_bound=1).log(2).add(1e-9).floor().cast(pl.Int64)
+    binned = subjects.filter(pl.col("split").is_in(list(splits)) & (pl.col("tokens") > 0))
+    counted = binned.group_by("split", power.alias("power")).agg(pl.len().cast(pl.Int64).alias("subjects"))
+    if counted.is_empty():
+        return pl.DataFrame(schema={"split": pl.String, "low": pl.Int64, "subjects": pl.Int64, "share": pl.Float64})
+    low, high = (
+        int(value) for value in counted.select(pl.col("power").min(), pl.col("power").max().alias("high")).row(0)
+    )
+    grid = pl.DataFrame({"split": list(splits)}).join(pl.DataFrame({"power": range(low, high + 1)}), how="cross")
+    return (
+        grid.join(counted, on=["split", "power"], how="left", maintain_order="left")
+        .with_columns(pl.col("subjects").fill_null(0))
+        .with_columns((pl.col("subjects") / pl.col("subjects").sum().over("split")).fill_nan(0.0).alias("share"))
+        .select("split", pl.lit(2, pl.Int64).pow(pl.col("power")).cast(pl.Int64).alias("low"), "subjects", "share")
+    )

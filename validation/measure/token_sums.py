@@ -1,0 +1,129 @@
+"""One number for everything that a subject's tokens say, of timelines and of shards alike.
+
+The sum of a 64-bit hash of each token, whatever their order: of its place in the timeline as the plan keeps it, its id,
+type and time, and of the image's key where it stands for one. Two tokens that changed places change it.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from validation.measure.reading import collect, existing, scan
+from warehouse.hashing import U64, splitmix64
+from warehouse.layout import ReleaseLayout
+from warehouse.manifest import PlanEntry
+from warehouse.shards.file import NO_TIME
+from warehouse.tokens import TokenType
+
+I64 = npt.NDArray[np.int64]
+
+SUMS = {"subject_id": pl.Int64, "sum": pl.UInt64}
+_STEP = 1 << 16  # tokens whose columns stay in a core's cache
+# Bits of a word below the place, and below the type: ids have 32, types 8, places the 24 that are left.
+_PLACE, _TYPE = np.uint64(40), np.uint64(32)
+
+
+class Kept(NamedTuple):
+    """What of a timeline a plan keeps. Plans that keep the same have the same sums, however they lay it.
+
+    Attributes:
+        images: its image tokens too.
+        last: the last so many tokens; None for all.
+    """
+
+    images: bool
+    last: int | None
+
+
+def kept_by(plan: PlanEntry) -> Kept:
+    """What of a subject's timeline a plan keeps, if it keeps anything of it."""
+    return Kept(plan.images, plan.context if plan.mode == "last_n" else None)
+
+
+def hash_tokens(
+    place: I64, token_id: npt.NDArray[Any], token_type: npt.NDArray[np.uint8], time: I64, key_at: I64, key: pl.Series
+) -> U64:
+    """The hash (T,) of each token.
+
+    Args:
+        place: (T,) tokens of the subject that stand before.
+        time: (T,) microseconds since 1970, NO_TIME for none.
+        key_at: (I,) which tokens have a key.
+        key: (I,) String.
+    """
+    result = np.empty(len(place), dtype=np.uint64)
+    for low in range(0, len(place), _STEP):
+        part = slice(low, low + _STEP)
+        word = place[part].astype(np.uint64) << _PLACE
+        word |= token_type[part].astype(np.uint64) << _TYPE
+        word |= token_id[part]
+        word ^= splitmix64(time[part])
+        result[part] = splitmix64(word.view(np.int64))
+    # Both sides are hashed by one polars, so its hashes of text need not be those of another version.
+    result[key_at] = splitmix64((result[key_at] ^ key.hash().to_numpy()).view(np.int64))
+    return result
+
+
+def running(hashes: U64) -> U64:
+    """Sums before each place (T + 1,), modulo 2^64: the difference of two is the sum of what lies between."""
+    sums = np.zeros(len(hashes) + 1, dtype=np.uint64)
+    np.cumsum(hashes, out=sums[1:])
+    return sums
+
+
+def per_subject(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Sums of SUMS, modulo 2^64, one row a subject."""
+    frame = pl.concat([pl.DataFrame(schema=SUMS), *parts]).sort("subject_id")
+    subject = frame["subject_id"].to_numpy()
+    edges = np.append(_starts(subject), len(subject))
+    sums = running(frame["sum"].to_numpy())
+    return pl.DataFrame({"subject_id": subject[edges[:-1]], "sum": sums[edges[1:]] - sums[edges[:-1]]}, schema=SUMS)
+
+
+def timeline_sums(
+    tree: ReleaseLayout, profile: str, plans: Iterable[PlanEntry], buckets: int
+) -> dict[Kept, pl.DataFrame]:
+    """Every subject's sum (SUMS) of what each of the plans keeps; a bucket's timelines are read once, and held alone.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
+    wanted = {kept_by(plan) for plan in plans}
+    parts: dict[Kept, list[pl.DataFrame]] = {kept: [] for kept in wanted}
+    columns = ["subject_id", "token_id", "type", "time", "item_key"]
+    for path in existing(tree.timeline(profile, bucket) for bucket in range(buckets)):
+        time = pl.col("time").cast(pl.Datetime("us")).to_physical().fill_null(NO_TIME)
+        tokens = collect(scan(path).select(columns).with_columns(time), path)
+        for images in {kept.images for kept in wanted}:
+            left = tokens if images else tokens.filter(pl.col("type") != int(TokenType.IMAGE))
+            subject = left["subject_id"].to_numpy()
+            starts = _starts(subject)
+            ends = np.append(starts, len(subject))[1:]
+            sums = running(_hashes(left, starts, ends))
+            for kept in (one for one in wanted if one.images == images):
+                first = starts if kept.last is None else np.maximum(starts, ends - kept.last)
+                frame = {"subject_id": subject[starts], "sum": sums[ends] - sums[first]}
+                parts[kept].append(pl.DataFrame(frame, schema=SUMS))
+    return {kept: per_subject(frames) for kept, frames in parts.items()}
+
+
+def _starts(subject: npt.NDArray[Any]) -> I64:
+    """Where a new subject begins."""
+    return np.flatnonzero(np.append([True], subject[1:] != subject[:-1])[: len(subject)])
+
+
+def _hashes(tokens: pl.DataFrame, starts: I64, ends: I64) -> U64:
+    place = np.arange(tokens.height)
+    place -= np.repeat(starts, ends - starts)
+    has_key = (tokens["type"] == int(TokenType.IMAGE)) & tokens["item_key"].is_not_null()
+    return hash_tokens(
+        place,
+        tokens["token_id"].to_numpy(),
+        tokens["type"].to_numpy(),
+        tokens["time"].to_numpy(),
+        np.flatnonzero(has_key.to_numpy()),
+        tokens["item_key"].filter(has_key),
+    )

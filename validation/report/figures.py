@@ -1,0 +1,98 @@
+"""The report's figures, drawn from its tables, so that a hidden cell is hidden here too. PNG bytes, no display."""
+
+import io
+from typing import Any
+
+from validation.report.cells import Hidden
+from validation.report.table import Table
+
+COLOURS = ("#2f5d8a", "#c98a3b", "#7b8794", "#5b8f6a")
+INK, RULE = "#323f4b", "#cbd2d9"
+DOTS_PER_INCH = 200
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(RULE)
+    axes.tick_params(colors=INK, labelsize=8, color=RULE, length=3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()
+
+
+def _shares(table: Table, split: Any, column: str) -> tuple[list[Any], list[float | None]]:
+    rows = [row for row in table.rows if row["split"] == split]
+    shares = [None if isinstance(row["share"], Hidden) else float(str(row["share"])) for row in rows]
+    return [row[column] for row in rows], shares
+
+
+def _splits(table: Table) -> list[Any]:
+    return list(dict.fromkeys(row["split"] for row in table.rows))
+
+
+def modality_figure(table: Table) -> bytes:
+    """Figure A1: the share of each modality set in each split, as a PNG."""
+    figure, axes = _axes(6.6, 2.9)
+    splits = _splits(table)
+    height = 0.8 / max(len(splits), 1)
+    labels: list[Any] = []
+    for order, split in enumerate(splits):
+        labels, shares = _shares(table, split, "set")
+        places = [index + (order - (len(splits) - 1) / 2) * height for index in range(len(labels))]
+        widths = [100 * (share or 0.0) for share in shares]
+        axes.barh(places, widths, height * 0.88, color=COLOURS[order % len(COLOURS)], label=str(split))
+        for place, width, share in zip(places, widths, shares, strict=True):
+            text = "withheld" if share is None else f"{width:.1f} %"
+            axes.text(width + 0.8, place, text, va="center", fontsize=7, color=INK)
+    axes.set_yticks(range(len(labels)), [str(label) for label in labels])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("share of the split's patients (%)", fontsize=8, color=INK)
+    axes.xaxis.grid(True, color=RULE, linewidth=0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    return _png(figure)
+
+
+def length_figure(table: Table, unit: str) -> bytes:
+    """The distribution of timelines' length in each split, bins doubling in width, as a PNG."""
+    figure, axes = _axes(6.6, 2.7)
+    styles = ("-", "--", "-.", ":")
+    for order, split in enumerate(_splits(table)):
+        lows, shares = _shares(table, split, "low")
+        if not lows:
+            continue
+        # nan leaves a gap where a bin is withheld
+        heights = [float("nan") if share is None else 100 * share for share in shares]
+        edges = [*lows, 2 * lows[-1]]
+        axes.stairs(
+            heights,
+            edges,
+            color=COLOURS[order % len(COLOURS)],
+            linestyle=styles[order % len(styles)],
+            linewidth=1.5,
+            label=str(split),
+            baseline=None,
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"length of a timeline ({unit})", fontsize=8, color=INK)
+    axes.set_ylabel("patients (%)", fontsize=8, color=INK)
+    axes.yaxis.grid(True, color=RULE, linewidth=0.5)
+    if table.rows:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return _png(figure)

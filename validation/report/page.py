@@ -1,0 +1,204 @@
+"""The quality report: one page that a data steward can read, print and keep, without a network."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from validation.gate.judge import Judgement
+from validation.measure.release import ReleaseProfile
+from validation.report.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
+from validation.report.figures import length_figure, modality_figure
+from validation.report.table import Column, Format, Row, Table
+from validation.report.tables import build_tables, listed
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write, write_json
+from warehouse.layout import ReleaseLayout
+from warehouse.manifest import Manifest
+from warehouse.shards.packs import DEFAULT_PLAN
+
+TEMPLATE = "report.html.jinja"
+OPEN_MODE = "synthetic"
+DEID_MODES = {
+    "synthetic": "simulated patients",
+    "limited": "limited data set, under an agreement",
+    "expert": "expert determination: dates shifted by whole weeks",
+    "safe_harbor_year": "years only, after the Safe Harbor list",
+}
+ENCODERS: dict[str, tuple[str, Format]] = {
+    "modality": ("Modality", "text"),
+    "label": ("Encoder", "text"),
+    "dim": ("Numbers a vector", "count"),
+    "weights_sha256": ("SHA-256 of the weights", "text"),
+}
+TIMINGS: dict[str, tuple[str, Format]] = {
+    "step": ("Step", "text"),
+    "ran": ("Tasks run", "count"),
+    "linked": ("Linked", "count"),
+    "resumed": ("Resumed", "count"),
+    "seconds": ("Seconds", "tenths"),
+}
+
+
+def show(cell: Cell, kind: Format = "text") -> str:
+    """A cell as it is printed."""
+    if isinstance(cell, Hidden):
+        return cell.label
+    if cell is None:
+        return "–"
+    if kind == "text" or isinstance(cell, str):
+        return str(cell)
+    if kind == "count":
+        return f"{int(cell):,}"
+    if kind == "share":
+        return f"{100 * cell:.2f} %"
+    if kind == "tenths":
+        return f"{cell:,.1f}"
+    if kind == "fine":
+        return f"{cell:.4f}"
+    return f"{cell:,.0f}" if float(cell).is_integer() else f"{cell:,.1f}" if abs(cell) >= 1000 else f"{cell:,.3f}"
+
+
+def turn(table: Table) -> Table:
+    """The table with a line per column, as the papers print A1 and A2; cells become text.
+
+    A line of which every cell is withheld is left out; the table for programs has it.
+    """
+    head, *rest = table.columns
+    columns = [Column("statistic", "", "text")]
+    columns += [Column(str(index), show(row[head.name])) for index, row in enumerate(table.rows)]
+    rows: list[Row] = []
+    for column in rest:
+        if all(row[column.name] == WITHHELD for row in table.rows):
+            continue
+        line: Row = {"statistic": column.heading}
+        for index, row in enumerate(table.rows):
+            line[str(index)] = show(row[column.name], column.format)
+        rows.append(line)
+    return Table(table.name, table.title, columns, rows, table.note)
+
+
+def facts_of(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest tells the report, as its context."""
+    return {
+        "release_id": manifest.release_id,
+        "parent": manifest.parent,
+        "created_at": manifest.created_at,
+        "deid_mode": manifest.deid.mode,
+        "deid_dates": manifest.deid.dates,
+        "scheme": manifest.split_scheme,
+        "sources": sorted({name.split("/")[0] for name in manifest.sources}),
+        "encoders": {modality: entry.model_dump() for modality, entry in manifest.encoders.items()},
+    }
+
+
+def _given(context: Mapping[str, Any]) -> dict[str, Table]:
+    """Tables of what only the caller knows: encoders, seconds per stage."""
+    encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
+    timings = [{"step": step, "seconds": seconds} for step, seconds in context.get("timings", {}).items()]
+    return {
+        "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
+        "timings": listed("timings", "Time", timings or context.get("steps", []), TIMINGS),
+    }
+
+
+def _tokens(profile: ReleaseProfile) -> int:
+    """Tokens of the profiles' own plans: further plans hold the same ones again."""
+    if profile.shards.is_empty():
+        return 0
+    return int(profile.shards.filter(profile.shards["plan"] == DEFAULT_PLAN)["tokens_shards"].sum())
+
+
+def _headline(profile: ReleaseProfile, cells: Cells) -> list[tuple[str, str]]:
+    usable = profile.items.filter(profile.items["verdict"] == "ok")["items"].sum()
+    figures = {
+        "patients": int(profile.events["subjects"].item()),
+        "events": int(profile.events["rows"].item()),
+        "usable images": int(usable),
+        "tokens": _tokens(profile),
+    }
+    about = "" if cells.open else "about "
+    shown = {name: (cells.rounded(value), value) for name, value in figures.items()}
+    return [
+        (name, show(cell, "count") if isinstance(cell, Hidden) or not value else about + show(cell, "count"))
+        for name, (cell, value) in shown.items()
+    ]
+
+
+def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str, bytes]) -> None:
+    """The same tables for programs: one JSON, a Parquet file each, the figures as PNG."""
+    quality = tree.quality
+    as_json = {
+        name: {"title": table.title, "note": table.note, "rows": table.frame().to_dicts()}
+        for name, table in tables.items()
+    }
+    write_json(quality / "tables.json", as_json)
+    for name, table in tables.items():
+        with atomic_write(quality / f"{name}.parquet") as temporary:
+            pq.write_table(table.frame().to_arrow(), temporary, write_page_checksum=True)
+    for name, picture in figures.items():
+        with atomic_write(quality / f"{name}.png") as temporary:
+            temporary.write_bytes(picture)
+
+
+def write_report(
+    tree: ReleaseLayout, profile: ReleaseProfile, judgement: Judgement, context: Mapping[str, Any]
+) -> None:
+    """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
+
+    Args:
+        context: what only the run knows; every key may be absent. `manifest`: a Manifest, from which the keys of
+            `facts_of` are taken where they are not given. `release_id`, `parent`, `created_at`: text.
+            `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
+            scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
+            `encoders`: modality to label, dim, weights_sha256. `steps`: entries of step, ran, linked, resumed,
+            seconds, or `timings`: step to seconds.
+
+    Raises:
+        TimeloomError: the report cannot be written.
+    """
+    import jinja2
+
+    known = context.get("manifest")
+    context = (facts_of(known) if isinstance(known, Manifest) else {}) | dict(context)
+    mode = str(context.get("deid_mode", "not declared"))
+    cells = Cells(open=mode == OPEN_MODE)
+    tables = build_tables(profile, judgement, cells)
+    figures = {
+        "figure_a1": modality_figure(tables["figure_a1"]),
+        "figure_lengths": length_figure(tables["lengths"], profile.length_unit),
+    }
+    given = _given(context)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["show"] = show
+    environment.tests["hidden"] = lambda cell: isinstance(cell, Hidden) or cell in (SMALL_LABEL, WITHHELD_LABEL)
+    template = environment.from_string(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
+    page = template.render(
+        judgement=judgement,
+        counted={
+            severity: sum(result.severity == severity for result in judgement.failures)
+            for severity in ("critical", "warning")
+        },
+        context=dict.fromkeys(
+            ("release_id", "parent", "created_at", "deid_dates", "scheme", "sources", "artificial_links")
+        )
+        | dict(context),
+        mode=mode,
+        mode_meaning=DEID_MODES.get(mode, ""),
+        open=cells.open,
+        headline=_headline(profile, cells),
+        tables=tables | given,
+        turn=turn,
+        figures={name: base64.b64encode(picture).decode("ascii") for name, picture in figures.items()},
+        length_unit=profile.length_unit,
+    )
+    try:
+        _save(tree, tables | {name: table for name, table in given.items() if table.rows}, figures)
+        with atomic_write(tree.report) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise TimeloomError("the quality report cannot be written", remedy="free disk space and run again") from error

@@ -1,0 +1,102 @@
+"""Items of a segment's subject within the segment's time span, whether or not they have tokens in the pack.
+
+REQUIREMENTS P-9: retrieved by subject within the window's time span, at most K a modality; which of more than K is left
+open there: here the most recent ones, and how many were left out is counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warehouse.embeddings.addresses import ArrayMarks, no_marks
+from warehouse.readers.collate import Collated, Items, ragged
+from warehouse.readers.release import Release
+from warehouse.readers.shuffle import Ints
+from warehouse.shards.times import NO_TIME
+from warehouse.tokens import MODALITIES
+
+_Row = tuple[str, str, int, int, str]
+_COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "store", "verdict")
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Items (n,) of one modality by subject and time; `ranks` are those of `instants`, the distinct times.
+
+    `marks` (n, 2) are written as their vectors are found, see warehouse.embeddings.addresses.
+    """
+
+    keys: list[str]
+    times: Ints
+    subjects: Ints
+    instants: Ints
+    places: Ints
+    marks: Ints
+
+    def bounds(self, subjects: Ints, times: Ints, side: str) -> Ints:
+        """Where (subject, time) would stand among the items."""
+        number = np.searchsorted(self.subjects, subjects)
+        rank = np.searchsorted(self.instants, times, side="left" if side == "left" else "right")
+        return np.searchsorted(self.places, number * (len(self.instants) + 1) + rank, side="left")
+
+
+class WindowItems:
+    """The release's good items, ready to be found by subject and time; read when first used."""
+
+    def __init__(self, release: Release) -> None:
+        self.release = release
+        encoders = release.manifest.encoders
+        self.encoders = {name: (encoders[name].store, encoders[name].dim) for name in MODALITIES if name in encoders}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"release": self.release, "encoders": self.encoders}
+
+    @cached_property
+    def _indices(self) -> dict[str, _Index]:
+        layout, buckets = self.release.files, self.release.manifest.buckets
+        rows: list[_Row] = []
+        for path in self.release.present([layout.items(bucket) for bucket in range(buckets)]):
+            # Not by polars, whose threads are not there in a forked worker.
+            with pq.ParquetFile(self.release.checked(path), page_checksum_verification=True) as file:
+                table = file.read(list(_COLUMNS), use_threads=False)
+            numbers = [table[name].cast(pa.int64()).to_pylist() for name in ("available_time", "time")]
+            others = [table[name].to_pylist() for name in _COLUMNS[2:]]
+            for available, time, subject, key, modality, store, verdict in zip(*numbers, *others, strict=True):
+                if verdict == "ok" and subject is not None and time is not None:
+                    rows.append((modality, store, subject, time if available is None else available, key))
+        return {name: _index(rows, name, store) for name, (store, _) in self.encoders.items()}
+
+    def of(self, batch: Collated, k: int) -> tuple[dict[str, Items], dict[str, int]]:
+        """By modality: the items of the batch's segments, and how many were left out."""
+        subjects, (first, last) = batch.subjects, batch.spans()
+        items, dropped = {}, {}
+        for modality, index in self._indices.items():
+            start, end = index.bounds(subjects, first, "left"), index.bounds(subjects, last, "right")
+            known = np.isin(subjects, index.subjects) & (first != NO_TIME)
+            end = np.where(known, end, start)
+            kept = np.maximum(start, end - k)
+            which = ragged(kept, end - kept)
+            items[modality] = Items(
+                [index.keys[item] for item in which.tolist()],
+                np.full((len(which), 2), -1, dtype=np.int64),
+                np.repeat(np.arange(len(subjects)), end - kept),
+                index.times[which],
+                ArrayMarks(index.marks, which),
+            )
+            dropped[modality] = int((kept - start).sum())
+        return items, dropped
+
+
+def _index(rows: Sequence[_Row], modality: str, store: str) -> _Index:
+    mine = sorted((subject, time, key) for of, its, subject, time, key in rows if (of, its) == (modality, store))
+    owners = np.array([subject for subject, _, _ in mine], dtype=np.int64)
+    times = np.array([time for _, time, _ in mine], dtype=np.int64)
+    subjects, number = np.unique(owners, return_inverse=True)
+    instants, rank = np.unique(times, return_inverse=True)
+    keys = [key for _, _, key in mine]
+    return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(mine)))

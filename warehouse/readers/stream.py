@@ -1,0 +1,195 @@
+"""What every reader does: a cursor over steps that all ranks agree on, dealt, loaded ahead in a thread, resumed."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from warehouse.errors import TimeloomError
+from warehouse.readers.batch import IdBatch
+
+B = TypeVar("B", bound=IdBatch, covariant=True)
+Cursor = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One step of one rank: what its reader loads, and the cursor once the step is used."""
+
+    share: Any
+    after: Cursor
+
+
+class Reader(IterableDataset[B], Generic[B]):
+    """Base of what gives batches. A subclass says what the steps are and loads one; the cursor is its whole state."""
+
+    seed: int | None
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        if not isinstance(rank, int) or not isinstance(world_size, int) or not 0 <= rank < world_size:
+            raise TimeloomError(
+                f"rank {rank} is not below world size {world_size}",
+                remedy="give world_size >= 1 and 0 <= rank < world_size; any world size will do",
+            )
+        self.rank, self.world_size = rank, world_size
+        self.cursor: Cursor = self.start()
+
+    def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
+        """This rank's steps from the cursor to the end."""
+        raise NotImplementedError
+
+    def load(self, step: Step) -> B:
+        """The batch of a step; called from several threads."""
+        raise NotImplementedError
+
+    def begin(self, batch_size: int, drop_last: bool) -> None:
+        """Moves the cursor from an end to the next start."""
+        raise NotImplementedError
+
+    def end(self) -> Cursor:
+        """The cursor when every step was taken."""
+        raise NotImplementedError
+
+    def start(self) -> Cursor:
+        """The cursor of a reader that has given nothing yet."""
+        raise NotImplementedError
+
+    def finished(self, epochs: int) -> bool:
+        """Whether the cursor stands behind that many epochs, or behind the token budget of what has no epochs."""
+        raise NotImplementedError
+
+    def salted(self, stage: int) -> Self:
+        """A copy that shuffles as that stage of a curriculum."""
+        raise NotImplementedError
+
+    def bound(self) -> dict[str, Any]:
+        """What a state of this reader belongs to."""
+        raise NotImplementedError
+
+    def check_batches(self, batch_size: int, drop_last: bool) -> None:
+        """Raises TimeloomError where no batch of that size can be made."""
+
+    def __iter__(self) -> Iterator[B]:
+        return iter(self.batches(1, prefetch=0))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        prefetch: int = 2,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+    ) -> "BatchStream[B]":
+        """Batches of `batch_size` packs for this rank, from the cursor to the end.
+
+        A step takes the next world_size x batch_size packs of the global order and deals them out like cards: with the
+        same global batch, a step has the same packs whatever the world size. The last step deals what is left, so that
+        some ranks get a smaller batch or an empty one (0, L); all ranks take the same number of steps.
+
+        Args:
+            prefetch: whole batches that a thread prepares ahead; 0 for none.
+            drop_last: leave out an incomplete last step.
+            device: where the tensors shall be; on CUDA they are pinned and copied ahead, on a stream of their own.
+
+        Raises:
+            TimeloomError: batch_size below 1, or above what there is when the last step is dropped.
+        """
+        whole = isinstance(batch_size, int) and isinstance(prefetch, int)
+        if not whole or batch_size < 1 or prefetch < 0:
+            raise TimeloomError("batch_size is below 1 or prefetch below 0", remedy="give positive whole numbers")
+        self.check_batches(batch_size, drop_last)
+        return BatchStream(self, batch_size, prefetch, drop_last, None if device is None else torch.device(device))
+
+
+class BatchStream(IterableDataset[B], Generic[B]):
+    """One rank's batches to the end; made by `Reader.batches`.
+
+    Under a torch DataLoader (`DataLoader(stream, batch_size=None, num_workers=2)`) the workers take turns. They work on
+    copies of the cursor: call `set_epoch` before each epoch, and take states with `state_dict(after=batch)`.
+    """
+
+    def __init__(
+        self, reader: Reader[B], batch_size: int, prefetch: int, drop_last: bool, device: torch.device | None
+    ) -> None:
+        self.reader, self.batch_size, self.prefetch, self.drop_last = reader, batch_size, prefetch, drop_last
+        self.device = device
+
+    def __iter__(self) -> Iterator[B]:
+        reader, worker = self.reader, get_worker_info()
+        reader.begin(self.batch_size, self.drop_last)
+        steps = reader.steps(self.batch_size, self.drop_last)
+        if worker:
+            steps = islice(steps, worker.id, None, worker.num_workers)
+        mover = Mover(self.device) if self.device is not None else None
+        load = reader.load if mover is None else lambda step: mover.send(reader.load(step))
+        depth = 0 if worker else self.prefetch
+        for loaded in _ahead(steps, load, depth) if depth else map(load, steps):
+            batch = loaded if mover is None else mover.receive(loaded)
+            reader.cursor = batch.cursor
+            yield batch
+        reader.cursor = reader.end()
+
+
+T = TypeVar("T")
+
+
+def _ahead(steps: Iterator[Step], load: Callable[[Step], T], depth: int) -> Generator[T, None, None]:
+    """Takes and loads steps in a thread, `depth` ahead, and gives them in order; closing it ends the thread.
+
+    One thread: a second one waits for the interpreter's lock more than it works. Steps are taken there too, as a
+    mixture with a token budget reads packs to count their targets.
+    """
+
+    def following() -> T | None:
+        step = next(steps, None)
+        return None if step is None else load(step)
+
+    waiting: deque[Future[T | None]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="timeloom-prefetch")
+    try:
+        waiting.extend(pool.submit(following) for _ in range(depth))
+        while True:
+            waiting.append(pool.submit(following))
+            loaded = waiting.popleft().result()
+            if loaded is None:
+                return
+            yield loaded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cuda_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class Mover:
+    """Moves batches to a device. On CUDA the copy runs on a stream of its own, from pinned memory, ahead of its use."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = _cuda_stream(device) if device.type == "cuda" else None
+
+    def send(self, batch: Any) -> Any:
+        """Starts the copy: called where the batch is made."""
+        if self._stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self._stream):
+            moved = batch.pin_memory().to(self.device, non_blocking=True)
+            return moved, self._stream.record_event()
+
+    def receive(self, sent: Any) -> Any:
+        """The batch, usable on the current stream: called where it is used."""
+        if self._stream is None:
+            return sent
+        moved, copied = sent
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(copied)
+
+        def kept(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(current)
+            return tensor
+
+        return moved.map(kept)

@@ -1,0 +1,38 @@
+"""Which items each token may see: strictly earlier ones of its own segment, the most recent k."""
+
+import torch
+
+from warehouse.errors import TimeloomError
+from warehouse.readers.batch import Batch
+from warehouse.shards.times import NO_TIME
+
+
+def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
+    """Which of the batch's n items of a modality each token may attend to: (B, L, n) bool, in item_positions' order.
+
+    An item is visible to a token of the same segment whose time is strictly later (REQUIREMENTS P-8: equal times are
+    hidden), the k most recent of them; of items at one time the later in the batch's order counts as more recent.
+    A segment is the window of P-9, so what a token sees does not depend on what else is in the batch. Tokens and items
+    without a time see and show nothing.
+
+    Raises:
+        TimeloomError: the batch has no such modality, or k is below 1.
+    """
+    batch.check_modality(modality)
+    if k < 1:
+        raise TimeloomError("k, the number of visible items, is below 1", remedy="give a positive number")
+    owner, time = batch.item_segment[modality], batch.item_time_us[modality]
+    order = time.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    ranked = owner[order]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ranked, ranked)
+
+    timed = batch.real & (batch.time_us != NO_TIME)
+    mine = timed[..., None] & (batch.batch_segment[..., None] == owner) & (time != NO_TIME)
+    before = mine & (time < batch.time_us[..., None])
+    # A segment's items sorted by time, those without one first: the ones before the token end at `last`.
+    untimed = torch.zeros(batch.n_segments, dtype=torch.int64, device=owner.device)
+    untimed.index_add_(0, owner, (time == NO_TIME).long())
+    last = before.sum(-1, keepdim=True) + untimed[batch.batch_segment][..., None]
+    return before & (rank >= last - k)
