@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.packing.lay import lay, row_groups
 from pipelines.packing.timelines import Timelines
+from warehouse.arrays import NO_TIME
 from warehouse.embeddings.store import EmbeddingWriter
 from warehouse.files import hash_file
 from warehouse.hashing import bucket_of
@@ -28,10 +29,10 @@ from warehouse.manifest import (
     ProfileEntry,
     content_hash,
 )
+from warehouse.parquet import write_table
 from warehouse.publish import publish
-from warehouse.schemas import VOCABULARY, write_table
+from warehouse.schemas import VOCABULARY
 from warehouse.shards.file import ShardHeader, open_writer, row_group_rows
-from warehouse.shards.times import NO_TIME
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, TYPE_NAMES, TokenType
 from warehouse.vocabulary import vocabulary_hash
 

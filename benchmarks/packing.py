@@ -30,7 +30,8 @@ from pipelines.profiles.plans import PlanConfig
 from warehouse.files import hash_file
 from warehouse.hashing import splitmix64
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES
 from warehouse.shards.packs import MAX_SEGMENTS
 from warehouse.tokens import IMAGE_TOKENS, TokenType
 

@@ -30,14 +30,19 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
-from pipelines import pack, tokenize, vocabulary
+from pipelines import count, pack, tokenize, vocabulary
 from pipelines.align import CODE_COUNTS
-from pipelines.engine.run_stage import LocalEngine, RunContext, Stage, StageReport, Task, execute, run_stage
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.execute import execute
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Stage, Task
 from pipelines.profiles import ProfileConfig, built_in
 from pipelines.split import SUBJECT_SPLITS
 from warehouse.hashing import bucket_of, splitmix64
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import EVENTS, ITEMS, SCHEME_SUBJECTS, read_frame, write_table, write_tables
+from warehouse.parquet import read_frame, write_table, write_tables
+from warehouse.schemas import EVENTS, ITEMS, SCHEME_SUBJECTS
 
 # What the engine gives its workers: one thread, and memory that is kept. It counts from a process's first moment.
 KEPT = {"POLARS_MAX_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
@@ -128,10 +133,8 @@ def measure(name: str, profile: ProfileConfig, staging: Path) -> dict[str, float
     context = RunContext(LocalEngine(1), staging, None, None)
     inputs: dict[int, Any] = dict.fromkeys(range(BUCKETS), "x")
     splits = dict.fromkeys(range(BUCKETS), "x")
-    counts, counting = best_of(
-        vocabulary.COUNT, vocabulary.plan_counts(context, name, profile, inputs, splits), context
-    )
-    _, fitting = best_of(vocabulary.FIT, [vocabulary.plan_fit(context, name, profile, counts)], context)
+    counts, counting = best_of(count.STAGE, count.plan(context, name, profile, inputs, splits), context)
+    _, fitting = best_of(vocabulary.STAGE, [vocabulary.plan(context, name, profile, counts)], context)
     lines, tokenizing = best_of(tokenize.STAGE, tokenize.plan(context, name, profile, inputs), context)
     words = read_frame(ReleaseLayout(staging / "release").vocabulary(name))
     tasks = pack.plan(context, name, profile, [list(range(BUCKETS))], lines, splits, words, {})

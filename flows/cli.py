@@ -17,7 +17,7 @@ from warehouse.errors import TimeloomError
 if TYPE_CHECKING:
     from flows.runs.run import Outcome
     from flows.runs.settings import RunSettings
-    from pipelines.engine.run_stage import Progress
+    from warehouse.progress import Progress
 
 EXIT_CODES = (
     "Exit codes: 0 the current release is whole, new or unchanged; 2 it has quarantined images or rows; "
@@ -107,7 +107,7 @@ def main() -> None:
         if show := getattr(error, "show", None):
             show()
             sys.exit(1)
-        from pipelines.engine.run_stage import clear_error
+        from pipelines.engine.execute import clear_error
 
         itself = TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it")
         show_error(clear_error(error) or itself)

@@ -31,8 +31,10 @@ from prefect.runtime import flow_run
 
 from flows.runs.run import Outcome, Run, open_run
 from flows.runs.settings import RunSettings
-from pipelines.engine.run_stage import DEBUG_VARIABLE, Progress, WorkerLostError, clear_error
+from pipelines.engine.execute import clear_error
+from pipelines.engine.task import DEBUG_VARIABLE, WorkerLostError
 from warehouse.errors import TimeloomError
+from warehouse.progress import Progress
 
 RETRIES = 2
 REFRESH_SECONDS = 2.0

@@ -12,17 +12,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from extractors.events.convert import AVAILABILITY
-from pipelines.aligning.bucket_rows import I64
+from extractors.events.converted import AVAILABILITY
 from pipelines.aligning.columns import NONE_8, NONE_32
 from pipelines.aligning.conflicts import CONFLICTS, find_conflicts
 from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import SetAside, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.lags import awaited
+from warehouse.arrays import I64
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
-from warehouse.schemas import EVENTS, SUBJECTS, read_frame, write_table, write_tables
+from warehouse.parquet import read_frame, write_table, write_tables
+from warehouse.schemas import EVENTS, SUBJECTS
 
 STAGE = Stage("align", 3, "pipelines.align:run")
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])

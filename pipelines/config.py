@@ -1,8 +1,6 @@
 """The one YAML of a run: validated whole before any work, an unknown key answered with the nearest known one."""
 
 import difflib
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -10,8 +8,6 @@ from zoneinfo import available_timezones
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -23,40 +19,16 @@ from embedders.encoders.build import EncoderConfig
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.deid import DeidConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
+from pipelines.splitting.schemes import SCHEMES, SplitConfig
+from warehouse.configuration import LocatedPath, Settings, located
 from warehouse.errors import TimeloomError
 
 Modality = Literal["ct", "wsi"]
 # Names that become folders.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
-def _located(value: Any, info: ValidationInfo) -> Any:
-    """A path with `${VARIABLE:-default}` filled in. It is relative to the configuration file's folder; a variable's own
-    value, at its start, to where the command runs."""
-    if not isinstance(value, str | Path):
-        return value
-
-    def fill(match: re.Match[str]) -> str:
-        filled = os.environ.get(match["name"])
-        if filled and match.start() == 0:
-            return str(Path(filled).expanduser().absolute())
-        if not filled and match["default"] is None:
-            raise ValueError(f"the environment variable {match['name']} is not set")
-        return filled or str(match["default"])
-
-    base = (info.context or {}).get("base", Path())
-    return (base / Path(_VARIABLE.sub(fill, str(value))).expanduser()).resolve()
-
-
-LocatedPath = Annotated[Path, BeforeValidator(_located)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceConfig(_Model):
+class SourceConfig(Settings):
     """A source's mapping, by name or YAML file, and the folder with its tables, or the DuckDB file.
 
     Attributes:
@@ -68,7 +40,7 @@ class SourceConfig(_Model):
     crosswalks: dict[str, LocatedPath] = Field(default_factory=dict)
 
 
-class CrosswalkConfig(_Model):
+class CrosswalkConfig(Settings):
     """A CSV that ties images to subjects.
 
     Attributes:
@@ -83,7 +55,7 @@ class CrosswalkConfig(_Model):
     artificial: bool = False
 
 
-class ImagesConfig(_Model):
+class ImagesConfig(Settings):
     """Where a modality's files lie; slides need a crosswalk, CT has its subject and time in its headers.
 
     Attributes:
@@ -107,37 +79,13 @@ class ImagesConfig(_Model):
         return name
 
 
-class SplitConfig(_Model):
-    """Fractions of train, tuning and held_out subjects."""
-
-    train: float = Field(ge=0, le=1)
-    tuning: float = Field(ge=0, le=1)
-    held_out: float = Field(ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _whole(self) -> "SplitConfig":
-        if abs(self.train + self.tuning + self.held_out - 1) > 1e-9:
-            raise ValueError("the fractions do not add up to 1")
-        if self.train == 0:
-            raise ValueError("train is empty: vocabularies are fitted on it")
-        return self
-
-
-# The fractions that the papers give (REQUIREMENTS M-6, P-3, C-11).
-SCHEMES = {
-    "mehrt": SplitConfig(train=0.85, tuning=0.05, held_out=0.10),
-    "multimodal": SplitConfig(train=0.80, tuning=0.10, held_out=0.10),
-    "clinifuse": SplitConfig(train=0.95, tuning=0.025, held_out=0.025),
-}
-
-
-class LimitsConfig(_Model):
+class LimitsConfig(Settings):
     """When a run stops rather than publish. `unparsable_times` is a share of the times in one column of one table."""
 
     unparsable_times: float = Field(default=0.001, ge=0, le=1)
 
 
-class EmbeddingConfig(_Model):
+class EmbeddingConfig(Settings):
     """How images are read and encoded; nothing here changes what is stored.
 
     Attributes:
@@ -154,7 +102,7 @@ class EmbeddingConfig(_Model):
     decode_timeout: float = Field(default=600.0, gt=0)
 
 
-class RunConfig(_Model):
+class RunConfig(Settings):
     """A whole run.
 
     Attributes:
@@ -188,7 +136,7 @@ class RunConfig(_Model):
         filled = dict(raw)
         if isinstance(raw.get("encoders"), dict):
             filled["encoders"] = {
-                modality: {**one, "weights": _located(one["weights"], info)}
+                modality: {**one, "weights": located(one["weights"], info)}
                 if isinstance(one, dict) and "weights" in one
                 else one
                 for modality, one in raw["encoders"].items()

@@ -9,15 +9,17 @@ from typing import Any
 import polars as pl
 
 from embedders.encoders.spec import encoder_spec
-from pipelines.aligning.gather import within_limit
 from pipelines.config import RunConfig
 from pipelines.encode import known_outcomes, store_of, usable_items
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.index import items_of_bucket
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.items import items_of_bucket
+from pipelines.trial import within_limit
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.manifest import EncoderEntry
-from warehouse.schemas import ITEMS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import ITEMS
 
 STAGE = Stage("embed", 2, "pipelines.embed:run")
 

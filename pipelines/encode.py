@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec
-from pipelines.aligning.gather import within_limit
 from pipelines.config import RunConfig
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
-from pipelines.index import items_of_bucket, private_paths
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.items import items_of_bucket, private_paths
+from pipelines.trial import within_limit
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry

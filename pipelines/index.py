@@ -17,7 +17,8 @@ from extractors.items import OK, FoundItem
 from extractors.source import TimeRule
 from pipelines.config import CrosswalkConfig, RunConfig
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import Result, Stage, Task
+from pipelines.engine.task import Result, Stage, Task
+from pipelines.items import private_paths
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json, write_json
 from warehouse.hashing import bucket_of
@@ -86,11 +87,6 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
             )
         )
     return tasks
-
-
-def private_paths(private: Path, segment: str) -> Path:
-    """Where an index keeps the raw paths of its items."""
-    return private / "items" / Path(segment).with_suffix(".json").name
 
 
 def run(params: dict[str, Any], base: Path) -> Result:
@@ -242,16 +238,3 @@ def _relink(frame: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
         pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),
         pl.coalesce("_precision", "time_precision").alias("time_precision"),
     ).select(frame.columns)
-
-
-def items_of_bucket(segments: list[Path], bucket: int) -> pl.DataFrame:
-    """The indexed items of one bucket, every modality."""
-    frames = [pl.scan_parquet(path).filter(pl.col("bucket") == bucket).drop("bucket") for path in segments]
-    return pl.concat(frames).collect() if frames else pl.DataFrame(schema=_EMPTY)
-
-
-_EMPTY: dict[str, pl.DataType | type[pl.DataType]] = {
-    "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"), "available_time": pl.Datetime("us"),
-    "time_source": pl.String, "time_precision": pl.String, "verdict": pl.String, "units_expected": pl.Int32,
-    "geometry": pl.String, "subject_id": pl.Int64, "artificial_link": pl.Boolean,
-}  # fmt: skip

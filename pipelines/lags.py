@@ -10,12 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from extractors.events.convert import LAG_STEP_US
+from extractors.events.converted import LAG_STEP_US
 from pipelines.aligning.segments import read_frame_blob, read_texts
-from pipelines.engine.run_stage import Inherited, Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.context import Inherited, RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.meds import LAGS as COUNTED
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.schemas import LAGS, empty_frame, read_frame, write_table
+from warehouse.parquet import empty_frame, read_frame, write_table
+from warehouse.schemas import LAGS
 
 STAGE = Stage("lags", 1, "pipelines.lags:run")
 PERCENTILE = 0.95

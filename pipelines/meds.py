@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.events.convert import Account, Converter
+from extractors.events.convert import Converter
+from extractors.events.converted import Account
 from extractors.events.joins import attach_rows
 from extractors.source import Source, load_source
 from extractors.tables.export import Export
@@ -22,8 +23,9 @@ from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
 from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
 from pipelines.config import RunConfig
+from pipelines.engine.context import StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import Result, Stage, StageReport, Task
+from pipelines.engine.task import Result, Stage, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 from warehouse.layout import Layout

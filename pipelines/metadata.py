@@ -12,12 +12,14 @@ from extractors.events.dictionaries import describe
 from extractors.source import Source
 from extractors.tables.export import Export
 from pipelines.aligning.segments import read_frame_blob
+from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.meds import QUARANTINE as ROWS
 from warehouse.files import write_json
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.schemas import LEDGER, QUARANTINE, read_frame, write_table, write_tables
+from warehouse.parquet import read_frame, write_table, write_tables
+from warehouse.schemas import LEDGER, QUARANTINE
 
 STAGE = Stage("metadata", 2, "pipelines.metadata:run")
 CODES = pa.schema(

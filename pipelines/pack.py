@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.packing.lay import lay, row_groups, select
 from pipelines.packing.timelines import Timelines, joined, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
@@ -24,7 +25,8 @@ from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import BudgetEntry, PlanEntry
-from warehouse.schemas import SPLITS, read_frame
+from warehouse.parquet import read_frame
+from warehouse.schemas import SPLITS
 from warehouse.shards.file import open_writer, row_group_rows
 from warehouse.shards.packs import MAX_SEGMENTS, ShardHeader
 from warehouse.tokens import RESERVED

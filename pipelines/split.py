@@ -17,7 +17,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.splitting.ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
 from pipelines.splitting.merges import ACROSS_SPLITS, judge_merges, unknown_ids, write_merges
 from pipelines.splitting.order import order_of
@@ -27,10 +28,11 @@ from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file, sha256_json
 from warehouse.hashing import bucket_of, salt_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE, SPLITS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE, SPLITS
 
 if TYPE_CHECKING:
-    from pipelines.config import SplitConfig
+    from pipelines.splitting.schemes import SplitConfig
 
 STAGE = Stage("split", 3, "pipelines.split:run")
 MOST_TRIES = 16

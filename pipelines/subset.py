@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.engine.run_stage import Result, RunContext, Stage, StageReport, Task, make_task
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.packing.lay import cut, select
 from pipelines.packing.timelines import Timelines, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
 from warehouse.losses import loss_table
-from warehouse.schemas import SUBSETS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import SUBSETS
 
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig

@@ -6,13 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.engine.run_stage import Result, RunContext, Stage, Task, make_task
+from pipelines.engine.context import RunContext
+from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoded, Encoder
-from pipelines.vocabulary import chosen_parts, parents_hash, parents_of, slice_hash
+from pipelines.vocabulary import slice_hash
 from warehouse.layout import ReleaseLayout, bucket_name
-from warehouse.schemas import TIMELINES, read_frame, write_tables
+from warehouse.parquet import read_frame, write_tables
+from warehouse.schemas import TIMELINES
 from warehouse.tokens import UNK
 
 STAGE = Stage("tokenize", 4, "pipelines.tokenize:run")

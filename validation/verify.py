@@ -21,7 +21,9 @@ from validation.measure.annotations import (
     uncounted_conflicts,
     unlisted_rows,
 )
-from validation.measure.events import balance, event_subjects, meds_breaks, misplaced_subjects, read_items, read_ledger
+from validation.measure.events import event_subjects, meds_breaks, misplaced_subjects
+from validation.measure.items import read_items
+from validation.measure.ledger import balance, read_ledger
 from validation.measure.reading import existing
 from validation.measure.shards import measure_shards
 from validation.measure.splits import disagreements
@@ -30,9 +32,9 @@ from warehouse.errors import TimeloomError
 from warehouse.files import hash_file
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest
+from warehouse.progress import Progress
 from warehouse.publish import current_release
 
-Progress = Callable[[str, int, int], None]
 NAMED = 5  # files that a finding names before it counts the rest
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-U64 = npt.NDArray[np.uint64]
+from warehouse.arrays import U64
 
 
 def splitmix64(values: npt.NDArray[Any], *salts: int) -> U64:

@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+from warehouse.modalities import MODALITIES
+
 
 class TokenType(IntEnum):
     """What a token stands for. Loss masks are derived from it, never stored."""
@@ -14,7 +16,6 @@ class TokenType(IntEnum):
 
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
-MODALITIES = ("ct", "wsi", "ecg", "cxr", "note")
 IMAGE_TOKENS = {modality: 4 + index for index, modality in enumerate(MODALITIES)}
 
 RESERVED: tuple[tuple[str, TokenType], ...] = (

@@ -14,12 +14,13 @@ import polars as pl
 from extractors.check.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
 from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespace, times_of
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
-from extractors.events.convert import Account, Converter
+from extractors.events.convert import Converter
+from extractors.events.converted import Account
 from extractors.events.joins import attach_rows
 from extractors.events.times import Times, parse_times
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
+from extractors.tables.block import Block
 from extractors.tables.export import ENDINGS, Export
-from extractors.tables.raw_table import Block
 from extractors.tables.rows import Column, Rows
 from warehouse.errors import TimeloomError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from extractors.check.suspicions_yaml import BILLING, Suspicion, idle_zone, key_of, times_of
-from extractors.events.convert import RECORDED, Account
+from extractors.events.converted import RECORDED, Account
 from extractors.events.times import Times, precision_of
 from extractors.events.values import parse_values
 from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns

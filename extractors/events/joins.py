@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from extractors.events.lookups import HASHES, INDEX_BYTES, U64, Lookup, StoredLookup, hashes_of
+from extractors.events.lookups import HASHES, INDEX_BYTES, Lookup, StoredLookup, hashes_of
 from extractors.source import JoinRule, aggregate
 from extractors.tables.export import Export
 from extractors.tables.rows import Column, Rows
+from warehouse.arrays import U64
 from warehouse.errors import TimeloomError
 
 LOOKUP_BYTES = 80 << 20

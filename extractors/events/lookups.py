@@ -16,7 +16,8 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.tables.rows import Column, Rows
-from warehouse.order import encode
+from warehouse.arrays import U64
+from warehouse.sort_keys import encode
 
 # What the hashes of a key are called among a lookup's columns: no column of a source is.
 HASHES = ("_first hash", "_second hash")
@@ -25,8 +26,6 @@ INDEX_BYTES = 16
 _SEEDS = (11, 12)
 # A looked-up column is numbered where a sample of it holds at most this share of distinct texts.
 _SAMPLE, _DISTINCT = 10_000, 0.1
-
-U64 = npt.NDArray[np.uint64]
 
 
 def hashes_of(keys: pl.DataFrame) -> tuple[U64, U64]:

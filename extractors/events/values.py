@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from warehouse.order import encode
+from warehouse.sort_keys import encode
 
 # How a number was read that is not the whole value; null for a plain number.
 FLAGS = ("<", "<=", ">", ">=", "range", "unit")

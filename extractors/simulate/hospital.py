@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from extractors.simulate.images import MANIFEST, SIGNAL, write_images
 from extractors.simulate.record import TABLES, Record, Row
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sync_directory, write_json
+from warehouse.progress import Progress
 
 GENERATOR_VERSION = 1
 MARKER = "SIMULATED.json"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

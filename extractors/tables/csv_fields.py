@@ -9,21 +9,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from extractors.tables.csv_loops import IRREGULAR, MORE_ROWS, MORE_TEXTS, NOT_A_MOMENT, NUMBERED, SKIPPED, TEXT, Loops
 from extractors.tables.rows import MOMENT_BYTES, Column
+from warehouse.arrays import I32, I64
 
 # The loops look at eight bytes at once, also behind the end of what they split.
 _PADDING = b"\n" * 16
 _FIRST_ROWS, _FIRST_TEXTS = 1 << 18, 1 << 14
 # What is more would be no numbering.
 _MOST_TEXTS = 1 << 18
-
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,14 @@ from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
+
+from warehouse.arrays import I8, I32, I64, U8, U32, U64
 
 SKIPPED, TEXT, NUMBERED = range(3)
 REGULAR, IRREGULAR, MORE_ROWS, MORE_TEXTS = range(4)
 NOT_A_MOMENT = np.iinfo(np.int64).min
 _COMMA, _QUOTE, _LF, _CR = 44, 34, 10, 13
 
-I8 = npt.NDArray[np.int8]
-U8 = npt.NDArray[np.uint8]
-I32 = npt.NDArray[np.int32]
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 
 _ONES = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)

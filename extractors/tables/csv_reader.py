@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from isal import igzip
 
+from extractors.tables.block import Block, UnclosedQuoteError, hash_of_columns
 from extractors.tables.csv_records import LINE_ENDS, Chunk, Spans, header_of, records_end, records_of
-from extractors.tables.raw_table import Block, UnclosedQuoteError, hash_of_columns
 from extractors.tables.rows import MOMENT_BYTES, Column
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _DISTINCT = 0.5
 
 
 class CsvReader:
-    """A CSV file of one header line; see extractors.tables.raw_table.Reader."""
+    """A CSV file of one header line; see extractors.tables.block.Reader."""
 
     def __init__(self, path: Path, null_values: list[str]) -> None:
         self._path, self._null_values = path, null_values

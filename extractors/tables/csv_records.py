@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from extractors.tables.raw_table import UnclosedQuoteError
+from extractors.tables.block import UnclosedQuoteError
+from warehouse.arrays import I64
 
 LINE_ENDS = (b"\n", b"\r")
 _BOM = b"\xef\xbb\xbf"
@@ -27,7 +27,6 @@ _QUOTED = re.compile(rb'(?<![^,\r\n])"(?:[^"]++|"")*+("?)')
 _FIELD = rb'(?:"(?:[^"]++|"")*+"?)?[^,\r\n]*+'
 _RECORD = re.compile(_FIELD + rb"(?:," + _FIELD + rb")*+")
 
-I64 = npt.NDArray[np.int64]
 Spans = tuple[I64, I64]
 _NO_SPANS: Spans = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 

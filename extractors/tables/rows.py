@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from warehouse.order import encode
+from warehouse.sort_keys import encode
 
 # What they are called among a frame's columns: no column of a table is.
 ROW, ROW_HASH = "_number of the record", "_hash of the record"

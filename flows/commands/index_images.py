@@ -7,7 +7,7 @@ of a hospital's tree may name patients.
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from rich.table import Table
 from extractors.items import OK, VERDICTS, FoundItem
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
+from warehouse.progress import Progress
 
 MODALITIES = ("ct", "wsi")
 QUARANTINED = 2
-Progress = Callable[[str, int, int], None]
 _COLUMNS = ("modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "first_file")
 
 

@@ -12,13 +12,16 @@ from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine
 from pipelines import align, lags, meds, metadata
 from pipelines.config import RunConfig, load_config
+from pipelines.engine.context import Inherited, RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import Engine, Inherited, Progress, RunContext, StageReport, run_stage
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Engine
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
+from warehouse.parquet import read_frame
+from warehouse.progress import Progress
 from warehouse.publish import exclusive
-from warehouse.schemas import read_frame
 
 # Raw bytes, as exports are compressed, that make a bucket of a few hundred thousand events.
 BUCKET_BYTES = 6 << 20

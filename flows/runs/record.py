@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
-from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, subset, tokenize, vocabulary
+from pipelines import (
+    align,
+    count,
+    embed,
+    encode,
+    index,
+    lags,
+    meds,
+    metadata,
+    pack,
+    split,
+    subset,
+    tokenize,
+    vocabulary,
+)
 from pipelines.config import RunConfig
-from pipelines.engine.run_stage import StageReport
+from pipelines.engine.context import StageReport
 from warehouse.files import sha256_file, sha256_json, write_json
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
@@ -24,7 +38,7 @@ from warehouse.publish import new_release_id
 
 STAGES = (
     meds.STAGE, index.STAGE, encode.STAGE, embed.STAGE, lags.STAGE, align.STAGE, metadata.STAGE, split.STAGE,
-    vocabulary.COUNT, vocabulary.FIT, tokenize.STAGE, subset.STAGE, pack.STAGE,
+    count.STAGE, vocabulary.STAGE, tokenize.STAGE, subset.STAGE, pack.STAGE,
 )  # fmt: skip
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = ("content_hash", "deid", "encoders", "profiles", "split_scheme")
@@ -47,7 +61,7 @@ def make_manifest(
     """
     files = {path: file for entry in tasks.values() for path, file in entry.files.items()}
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
-    fitted = reports[vocabulary.FIT.name].entries
+    fitted = reports[vocabulary.STAGE.name].entries
     return Manifest(
         release_id=new_release_id(layout),
         parent=parent,

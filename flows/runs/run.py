@@ -18,19 +18,36 @@ from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine, root_of
-from pipelines import align, embed, encode, index, lags, meds, metadata, pack, split, subset, tokenize, vocabulary
+from pipelines import (
+    align,
+    count,
+    embed,
+    encode,
+    index,
+    lags,
+    meds,
+    metadata,
+    pack,
+    split,
+    subset,
+    tokenize,
+    vocabulary,
+)
 from pipelines.config import RunConfig, load_config
+from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import Engine, Progress, RunContext, StageReport, Task, run_stage
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Engine, Task
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.splitting.merges import read_merges
+from pipelines.trial import trial_bound
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
-from warehouse.hashing import splitmix64
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
+from warehouse.parquet import read_frame
+from warehouse.progress import Progress
 from warehouse.publish import complete_publication, current_release, exclusive, publish
-from warehouse.schemas import read_frame
 
 if TYPE_CHECKING:
     import polars as pl
@@ -220,7 +237,7 @@ class Run:
         fingerprints.save()
         self._state.stores = embed.encoders(self.config)
         if self.limit_subjects is not None:
-            self._state.limit = _limit(subjects["subject_id"], self.limit_subjects)
+            self._state.limit = trial_bound(subjects["subject_id"], self.limit_subjects)
 
     def _embed(self) -> None:
         indexed = self._state.reports[index.STAGE.name]
@@ -292,9 +309,9 @@ class Run:
     def _vocabulary(self) -> None:
         inputs = self._bucket_inputs()
         for name, profile, splits in self._profiles:
-            tasks = vocabulary.plan_counts(self.context, name, profile, inputs, splits)
-            counts = self._run(vocabulary.COUNT, tasks)
-            self._run(vocabulary.FIT, [vocabulary.plan_fit(self.context, name, profile, counts)])
+            tasks = count.plan(self.context, name, profile, inputs, splits)
+            counts = self._run(count.STAGE, tasks)
+            self._run(vocabulary.STAGE, [vocabulary.plan(self.context, name, profile, counts)])
 
     def _tokenize(self) -> None:
         inputs = self._bucket_inputs()
@@ -415,12 +432,6 @@ def open_run(settings: RunSettings, progress: Progress | None) -> Run:
         limit=settings.limit,
         progress=progress,
     )
-
-
-def _limit(subjects: "pl.Series", number: int) -> str:
-    """The hash of the last of that many subjects, in the order of their hashes."""
-    hashes = sorted(splitmix64(subjects.to_numpy()).tolist())
-    return f"{hashes[min(number, len(hashes)) - 1]:016x}" if hashes else "0"
 
 
 def _remove_strangers(tree: Path, known: set[str]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pipelines.engine.run_stage import BeamEngine, Engine, LocalEngine
+from pipelines.engine.beam import BeamEngine
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.task import Engine
 from pipelines.engine.workers import keep_memory
 from warehouse.errors import TimeloomError
 

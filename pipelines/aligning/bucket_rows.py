@@ -9,22 +9,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from extractors.events.convert import AVAILABILITY
+from extractors.events.converted import AVAILABILITY
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
-from pipelines.aligning.columns import NONE_8, NONE_32, Bools, masked, occurring, renumbered
-from warehouse.order import KIND_RANK, NO_TIME, PRECISION_RANK, float_keys, total_order
+from pipelines.aligning.columns import NONE_8, NONE_32, masked, occurring, renumbered
+from warehouse.arrays import F32, I64, NO_TIME, U8, U16, U32, U64, Bools
+from warehouse.order import KIND_RANK, PRECISION_RANK, total_order
 from warehouse.schemas import EVENTS
+from warehouse.sort_keys import float_keys
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 # Numbered as they rank.
 KINDS = sorted(KIND_RANK, key=KIND_RANK.__getitem__)
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
-U32 = npt.NDArray[np.uint32]
-U16 = npt.NDArray[np.uint16]
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 # Parquet's writer gives up a dictionary of its own that is larger, and never one that it is handed.
 _DICTIONARY_BYTES = 1 << 20

@@ -6,17 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from extractors.events.convert import CONVERTED
+from extractors.events.converted import CONVERTED
 from pipelines.aligning.segments import SCHEMA
-from warehouse.order import NO_TIME
+from warehouse.arrays import I64, NO_TIME, U32, Bools
 from warehouse.schemas import TIME
 
 # The number of no text.
 NONE_8, NONE_32 = 0xFF, 0xFFFF_FFFF
 
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-Bools = npt.NDArray[np.bool_]
 
 _TEXT = "text_value"
 # What stands where there is nothing; a value that may be any number has its own column of whether it is there.

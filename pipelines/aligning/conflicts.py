@@ -6,9 +6,9 @@ The list is of those that are known of real exports; docs/quality.md explains ea
 import numpy as np
 
 from extractors.events.times import PRECISIONS
-from pipelines.aligning.bucket_rows import BIRTH, DEATH, I64, KINDS, U8, Narrow, Texts, groups
-from pipelines.aligning.columns import NONE_8, NONE_32, Bools
-from warehouse.order import NO_TIME
+from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, Narrow, Texts, groups
+from pipelines.aligning.columns import NONE_8, NONE_32
+from warehouse.arrays import I64, NO_TIME, U8, Bools
 
 # The first that holds is written down; each is counted.
 CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit")

@@ -13,13 +13,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from extractors.events.convert import AT_TIME, AWAITED, ESTIMATED
-from pipelines.aligning.bucket_rows import I64, KINDS, U16, U32, U64, Narrow, Texts
-from pipelines.aligning.columns import NONE_32, Bools, PieceColumns, occurring, renumbered
+from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED
+from pipelines.aligning.bucket_rows import KINDS, Narrow, Texts
+from pipelines.aligning.columns import NONE_32, PieceColumns
 from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
-from warehouse.hashing import splitmix64
-from warehouse.order import NO_TIME
+from pipelines.aligning.texts import unite
+from pipelines.trial import within_limit
+from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 
 # Rows that are held at once in their full width.
 RANGE_ROWS = 400_000
@@ -92,8 +93,8 @@ class Gathered:
     ) -> "Gathered":
         rows = columns.rows
         read = {name: values[:rows] for name, values in columns.numbers.items()}
-        codes = _unite([(block.codes, read["code"][block.part]) for block in blocks], in_order=True)
-        units = _unite([(block.units, read["unit"][block.part]) for block in blocks], in_order=True)
+        codes = unite([(block.codes, read["code"][block.part]) for block in blocks], in_order=True)
+        units = unite([(block.units, read["unit"][block.part]) for block in blocks], in_order=True)
         sources = sorted({block.source for block in blocks})
         source, kind = np.empty(rows, np.uint16), np.empty(rows, np.uint8)
         for block in blocks:
@@ -122,7 +123,7 @@ class Gathered:
             rule=read["rule"],
             row_hash=read["row_hash"],
         )
-        values = _unite([(texts, columns.text[part]) for texts, part in columns.pieces], in_order=False)
+        values = unite([(texts, columns.text[part]) for texts, part in columns.pieces], in_order=False)
         texts = Texts(codes.cast(pa.string()), units.cast(pa.string()), sources, items.dictionary, values)
         _settle(narrow, texts, lags)
         return cls(narrow, texts)
@@ -150,42 +151,6 @@ def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_asid
     put_aside("outside_limit", source, subject, row_hash, rule, outside.column("time").is_valid().to_numpy())
     kept: list[pa.RecordBatch] = table.filter(inside).to_batches()
     return kept
-
-
-def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
-    """Whether each row's subject has a hash of at most `limit`; rows without a subject have none."""
-    if limit is None:
-        return pl.Series([True]).new_from_index(0, len(frame))
-    subjects = frame["subject_id"]
-    within = splitmix64(subjects.fill_null(0).to_numpy()) <= np.uint64(int(limit, 16))
-    return pl.Series(within) & subjects.is_not_null()
-
-
-def _unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
-    """The texts that some blocks' rows use, of which the rows' numbers then are.
-
-    Args:
-        blocks: each block's own texts, and the numbers of its rows (n,), which are changed in place.
-        in_order: whether the texts are sorted.
-    """
-    used = [occurring(numbers, len(texts)) for texts, numbers in blocks]
-    each = [
-        texts if len(mine) == len(texts) else texts.take(pa.array(mine))
-        for (texts, _), mine in zip(blocks, used, strict=True)
-    ]
-    # The chunks share one dictionary; those without a text are left out.
-    chunks = pa.chunked_array(each, pa.large_string()).dictionary_encode().chunks
-    if not chunks:
-        return pa.array([], pa.large_string())
-    united, start = chunks[0].dictionary, 0
-    places = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
-    if in_order:
-        order = pc.array_sort_indices(united)
-        united, places = united.take(order), np.argsort(order.to_numpy())[places]
-    for (texts, numbers), mine in zip(blocks, used, strict=True):
-        numbers[:] = renumbered(numbers, len(texts), mine, places[start : start + len(mine)])
-        start += len(mine)
-    return united
 
 
 def _settle(rows: Narrow, texts: Texts, lags: dict[str, dict[str, int]]) -> None:

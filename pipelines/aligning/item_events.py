@@ -3,7 +3,7 @@
 import polars as pl
 import pyarrow as pa
 
-from extractors.events.convert import AT_TIME, CONVERTED, RECORDED
+from extractors.events.converted import AT_TIME, CONVERTED, RECORDED
 from extractors.events.times import PRECISIONS
 
 

@@ -5,9 +5,8 @@ Equal raw rows have the same hash, and each has made one event by each rule that
 
 import numpy as np
 
-from pipelines.aligning.bucket_rows import BIRTH, DEATH, I64, U16, U64, Narrow, Texts, groups
-from pipelines.aligning.columns import Bools
-from warehouse.order import NO_TIME
+from pipelines.aligning.bucket_rows import BIRTH, DEATH, Narrow, Texts, groups
+from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 
 _COUNTED = ("rows", "events", "timed")
 

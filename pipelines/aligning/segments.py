@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
-from extractors.events.convert import AWAITED, CONVERTED
+from extractors.events.converted import AWAITED, CONVERTED
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of, splitmix64
 

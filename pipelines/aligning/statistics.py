@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.aligning.bucket_rows import BIRTH, Narrow, Texts
-from warehouse.order import NO_TIME
+from warehouse.arrays import NO_TIME
 
 MODALITIES = ("ct", "wsi")
 NO_STATISTICS = pl.DataFrame(

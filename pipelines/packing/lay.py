@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.packing.timelines import I64, Timelines, ranges
+from pipelines.packing.timelines import Timelines, ranges
 from pipelines.profiles.plans import PlanConfig
+from warehouse.arrays import I64
 from warehouse.hashing import salt_of, splitmix64
+from warehouse.modalities import MODALITIES
 from warehouse.shards.packs import MAX_SEGMENTS, Packs
 from warehouse.shards.times import CompactTimes, compact_times
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, TokenType
+from warehouse.tokens import IMAGE_TOKENS, PAD, TokenType
 
 ORDER_SALT = salt_of("pack order")
 _STEP_TOKENS = 1 << 20

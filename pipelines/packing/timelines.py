@@ -8,13 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.profiles.events import numbers_of
+from warehouse.arrays import I64, NO_TIME, numbers_of
 from warehouse.errors import TimeloomError
-from warehouse.schemas import read_columns
-from warehouse.shards.times import NO_TIME
+from warehouse.parquet import read_columns
 from warehouse.tokens import IMAGE_TOKENS, TokenType
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

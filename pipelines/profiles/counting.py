@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from pipelines.profiles.events import I64, order_of
+from pipelines.profiles.events import order_of
 from pipelines.profiles.intervals import interval_tokens
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Chosen, gaps
 from pipelines.profiles.values import compared
+from warehouse.arrays import I64
 from warehouse.schemas import SPLITS
 from warehouse.tokens import BOS, RESERVED, TIMELINE_END, TYPE_NAMES, TokenType
 

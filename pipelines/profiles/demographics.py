@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from pipelines.profiles.events import I32, I64, NO_TIME, Part, order_of
+from pipelines.profiles.events import Part, order_of
 from pipelines.profiles.rules import ProfileConfig
+from warehouse.arrays import I32, I64, NO_TIME
 
 BIRTH = "MEDS_BIRTH"
 OLDEST = 90

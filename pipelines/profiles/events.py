@@ -6,7 +6,6 @@ Texts are dictionaries, so that a row costs a number; data/ is in the total orde
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from warehouse.arrays import I32, I64, NO_TIME, Bools, numbers_of
 from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK, PRECISION_RANK
 
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
-NO_TIME = np.iinfo(np.int64).min
 # So many rows are read and worked on at a time: what fits into a core's cache is done twice as fast.
 PART_ROWS = 250_000
 _TEXTS = ("code", "kind", "time_precision", "source", "item_key", "unit", "value_flag")
@@ -67,7 +63,7 @@ class Texts:
             raise TimeloomError("codes/ lacks a code of the events", remedy="report this: a stage broke its contract")
         return Texts(texts, np.append(places.to_numpy(), np.int32(-1))[self.place])
 
-    def is_text(self, text: str) -> Mask:
+    def is_text(self, text: str) -> Bools:
         """Which rows (n,) are `text`."""
         found = (self.distinct == text).arg_max() if (self.distinct == text).any() else None
         return np.zeros(len(self.place), np.bool_) if found is None else self.place == found
@@ -160,12 +156,6 @@ class Part:
                 value=None if self.value is None else self.value[taken],
                 **{name: Texts(text.distinct, text.place[taken]) for name, text in (texts | further).items()},
             )
-
-
-def numbers_of(column: pa.ChunkedArray, null: float) -> npt.NDArray[Any]:
-    """A column's numbers (n,), `null` where there is none."""
-    numbers: npt.NDArray[Any] = (column.fill_null(null) if column.null_count else column).to_numpy()
-    return numbers
 
 
 def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
@@ -266,11 +256,11 @@ def _sorted_within(moment: I64, rank: I64) -> I64:
     return packed & ((1 << places) - 1)
 
 
-def _mixed(part: Part, rows: I64) -> Mask:
+def _mixed(part: Part, rows: I64) -> Bools:
     """Which of the rows but the first (m - 1,) differ from the one before: in time, in precision, in being an image."""
     time, precision = part.time[rows], part.precision.place[rows]
     image = part.kind.is_text("image")[rows]
-    differs: Mask = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1]) | (image[1:] != image[:-1])
+    differs: Bools = (time[1:] != time[:-1]) | (precision[1:] != precision[:-1]) | (image[1:] != image[:-1])
     return differs
 
 

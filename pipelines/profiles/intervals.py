@@ -6,8 +6,8 @@ round(interval / 180 days) times.
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from warehouse.arrays import I64
 from warehouse.tokens import INTERVAL
 
 MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
@@ -26,8 +26,6 @@ SPECIFICATIONS: dict[str, tuple[tuple[str, int], ...]] = {
         ("12d-20d", 12 * DAY), ("20d-30d", 20 * DAY), ("30d-2mt", 30 * DAY), ("2mt-6mt", 60 * DAY), ("=6mt", LONGEST),
     ),
 }  # fmt: skip
-
-I64 = npt.NDArray[np.int64]
 
 
 def interval_tokens(intervals: str) -> list[str]:

@@ -9,13 +9,11 @@ import pyarrow.compute as pc
 
 from pipelines.profiles.codes import begins_with, groups_of
 from pipelines.profiles.demographics import Facts, facts_of
-from pipelines.profiles.events import I64, Mask, Texts
+from pipelines.profiles.events import Texts
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
+from warehouse.arrays import I64, U8, U32, Bools
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, UNK, TokenType
-
-U32 = npt.NDArray[np.uint32]
-U8 = npt.NDArray[np.uint8]
 
 
 class Ids:
@@ -61,18 +59,18 @@ class Lexicon:
 
     codes: pl.Series
     reasons: pl.Series
-    wanted: Mask
+    wanted: Bools
     facts: Facts
-    demographic: Mask
-    only_numeric: Mask
-    image: Mask
+    demographic: Bools
+    only_numeric: Bools
+    image: Bools
     first: I64
     count: I64
     groups: pl.DataFrame
     start: I64
     length: I64
     types: U8
-    values: Mask
+    values: Bools
     tokens: pl.Series
 
     @property

@@ -11,11 +11,12 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.profiles.demographics import BIRTH, Demographics, demographics_of
-from pipelines.profiles.events import I32, I64, NO_TIME, Mask, Part, order_of
+from pipelines.profiles.events import Part, order_of
 from pipelines.profiles.intervals import between, interval_tokens
-from pipelines.profiles.lexicon import U8, U32, Ids, Lexicon, ValueLookup
+from pipelines.profiles.lexicon import Ids, Lexicon, ValueLookup
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import compared
+from warehouse.arrays import I32, I64, NO_TIME, U8, U32, Bools
 from warehouse.errors import TimeloomError
 from warehouse.tokens import BOS, TIMELINE_END, UNK, TokenType
 
@@ -34,7 +35,7 @@ class Chosen:
     lexicon: Lexicon
     rows: I64
     demographics: Demographics
-    coded: Mask
+    coded: Bools
     left_out: list[tuple[str, I64]]
 
     def groups(self, rows: I64) -> tuple[I64, I64]:
@@ -92,7 +93,7 @@ def _note(left_out: list[tuple[str, I64]], reason: str, rows: I64) -> None:
         left_out.append((reason, rows))
 
 
-def _images(part: Part, lexicon: Lexicon, image: Mask, usable: pl.Series, left_out: list[tuple[str, I64]]) -> I64:
+def _images(part: Part, lexicon: Lexicon, image: Bools, usable: pl.Series, left_out: list[tuple[str, I64]]) -> I64:
     rows: I64 = np.flatnonzero(image)
     if not len(rows):
         return rows
@@ -147,7 +148,7 @@ class Encoded:
         )
 
 
-def _outside(length: int, places: I64) -> Mask:
+def _outside(length: int, places: I64) -> Bools:
     mask = np.ones(length, np.bool_)
     mask[places] = False
     return mask

@@ -6,14 +6,11 @@ quantization.py); values without a unit have breaks of their own. A value that w
 """
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from pipelines.profiles.events import Part
+from warehouse.arrays import F32, I64
 from warehouse.tokens import VALUE
-
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 
 def value_tokens(quantiles: int) -> list[str]:

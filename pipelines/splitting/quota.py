@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from warehouse.arrays import I64
+
 WHOLE = 10**9  # fractions are kept in units of this
 GRID = 16  # phases that are tried in each direction
 TOTAL_WEIGHT = 8.0  # of the whole's deviation against that of a margin, where strata are balanced
 ROUNDS = 3
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

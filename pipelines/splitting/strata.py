@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from warehouse.arrays import I64
 from warehouse.hashing import salt_of, splitmix64
 
 QUANTILES = (0.25, 0.5, 0.75)
@@ -16,8 +17,6 @@ BLOCK = 20  # subjects of the line that are turned together
 NO_MODALITY = "none"
 STATISTICS = ("subject_id", "events", "static_events", "mean_interval_days")
 STRATIFIED = ("events", "mean_interval_days")
-
-I64 = npt.NDArray[np.int64]
 
 
 def modalities_of(subjects: pl.DataFrame) -> list[str]:

@@ -21,22 +21,13 @@ from pipelines.splitting.ledger import Freeze
 from tests.support.phantoms import write_series
 from tests.support.raw_tables import KEEP, align_one, aligned_events, convert
 from tests.support.timelines import left_out, named_tokens
+from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
 from warehouse.order import sort_events
-from warehouse.schemas import (
-    EVENTS,
-    ITEMS,
-    SCHEME_SUBJECTS,
-    SPLIT_LEDGER,
-    SUBJECTS,
-    TIMELINES,
-    TOKEN_COUNTS,
-    empty_frame,
-    read_frame,
-    write_table,
-)
-from warehouse.shards.file import NO_TIME, Packs, ShardHeader, read_shard
+from warehouse.parquet import empty_frame, read_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS, SCHEME_SUBJECTS, SPLIT_LEDGER, SUBJECTS, TIMELINES, TOKEN_COUNTS
+from warehouse.shards.file import Packs, ShardHeader, read_shard
 from warehouse.tokens import TYPE_NAMES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -136,7 +127,7 @@ def fit_vocabulary(given: Path, work: Path) -> dict[str, str]:
     previous.write_parquet(work / "previous.parquet")
     params = {"profile": "mehrt", "settings": built_in("mehrt").model_dump(mode="json"), "counts": ["counts.parquet"]}
     params |= {"previous": str(work / "previous.parquet"), "values": [], "left_out": [], "quantiles": None}
-    vocabulary.fit(params, work)
+    vocabulary.run(params, work)
     return {"vocabulary.csv": written(read_frame(ReleaseLayout(work).vocabulary("mehrt")))}
 
 

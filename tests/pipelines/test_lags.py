@@ -10,17 +10,20 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.events.convert import LAG_STEP_US, LAG_STEPS
+from extractors.events.converted import LAG_STEP_US, LAG_STEPS
 from flows.runs.convert import convert
 from flows.runs.settings import RunSettings
 from pipelines import align, lags, meds
 from pipelines.aligning.segments import read_frame_blob, read_texts
-from pipelines.engine.run_stage import LocalEngine, Result, RunContext, StageReport
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.task import Result
 from tests.support.raw_tables import BUCKETS, align_one, aligned_events, convert_text, csv_text
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import TaskEntry
-from warehouse.schemas import LAGS, read_frame
+from warehouse.parquet import read_frame
+from warehouse.schemas import LAGS
 
 LABS: dict[str, Any] = {
     "events": [{"code": "LAB/{item}", "time": "at", "available": {"column": "stored", "otherwise": "lag"}}]

@@ -18,7 +18,8 @@ from tests.support.packing_cases import CONTEXT, EMPTY, LENGTHS, expected, packe
 from tests.support.packing_plans import Case
 from warehouse.errors import TimeloomError
 from warehouse.losses import LOSS_TARGETS
-from warehouse.schemas import SPLITS, TIMELINES, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import SPLITS, TIMELINES
 from warehouse.shards.file import read_shard
 from warehouse.shards.packs import MAX_SEGMENTS
 from warehouse.tokens import IMAGE_TOKENS, TokenType

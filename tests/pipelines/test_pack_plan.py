@@ -9,13 +9,17 @@ import pytest
 import xxhash
 
 from pipelines import pack, subset
-from pipelines.engine.run_stage import LocalEngine, RunContext, StageReport, Task, run_stage
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Task
 from pipelines.profiles.plans import PlanConfig
 from pipelines.profiles.rules import ProfileConfig
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, ProfileEntry, TaskEntry
-from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES, empty_frame, write_table
+from warehouse.parquet import empty_frame, write_table
+from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES
 from warehouse.shards.file import read_header
 
 BUCKETS = 4

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import tokenize, vocabulary
+from pipelines import count, tokenize, vocabulary
 from pipelines.align import CODE_COUNTS
-from pipelines.engine.run_stage import LocalEngine, RunContext, StageReport
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.local import LocalEngine
 from pipelines.profiles import built_in
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, fit
@@ -23,7 +24,8 @@ from tests.support.timelines import events, fitted, named_tokens
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
-from warehouse.schemas import EVENTS, ITEMS, empty_frame, read_frame, write_table
+from warehouse.parquet import empty_frame, read_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS
 from warehouse.vocabulary import QUANTILES
 
 NOON = datetime(2020, 6, 1, 12)
@@ -177,8 +179,8 @@ class Nights:
         write_table(path, assigned, SUBJECT_SPLITS, "splits")
         inputs = {bucket: str(frame.hash_rows(1, 2, 3, 4).to_list()) for bucket, frame in buckets.items()}
         hashes = {bucket: str(sorted(splits.items())) for bucket in buckets}
-        counts = self._carry_out(vocabulary.plan_counts(context, "p", self.profile, inputs, hashes))
-        self._carry_out([vocabulary.plan_fit(context, "p", self.profile, counts)])
+        counts = self._carry_out(count.plan(context, "p", self.profile, inputs, hashes))
+        self._carry_out([vocabulary.plan(context, "p", self.profile, counts)])
         tasks = tokenize.plan(context, "p", self.profile, inputs)
         known = {key: task.fingerprint for key, task in self.tasks.items()}
         stale = {task.key for task in tasks if known.get(f"tokenize/{task.key}") != task.fingerprint}
@@ -189,7 +191,7 @@ class Nights:
     def _carry_out(self, tasks: list[Any]) -> StageReport:
         report = StageReport("stage")
         for task in tasks:
-            module = {"count": vocabulary.count, "vocabulary": vocabulary.fit, "tokenize": tokenize.run}[task.stage]
+            module = {"count": count.run, "vocabulary": vocabulary.run, "tokenize": tokenize.run}[task.stage]
             result = module(task.params, Path(task.base))
             files = {
                 path: FileEntry(sha256=f"{path}{self.number}", bytes=1, rows=rows)

@@ -15,17 +15,20 @@ from hypothesis import strategies as st
 
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from pipelines import split
-from pipelines.config import SplitConfig
-from pipelines.engine.run_stage import LocalEngine, RunContext, StageReport, run_stage
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import run_stage
 from pipelines.splitting.ledger import INHERITED
 from pipelines.splitting.merges import ACROSS_SPLITS, components, read_merges
+from pipelines.splitting.schemes import SplitConfig
 from tests.pipelines.splitting.test_assignment import population
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, TaskEntry
-from warehouse.schemas import SUBJECTS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import SUBJECTS
 
 MEHRT = SplitConfig(train=0.85, tuning=0.05, held_out=0.10)
 EVEN = SplitConfig(train=0.5, tuning=0.25, held_out=0.25)

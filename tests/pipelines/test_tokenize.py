@@ -11,16 +11,17 @@ import polars as pl
 import pytest
 
 from extractors.events.convert import code_expression
-from pipelines import tokenize, vocabulary
+from pipelines import count, tokenize, vocabulary
 from pipelines.align import CODE_COUNTS
 from pipelines.profiles import built_in, codes_of, pieces_of
+from pipelines.profiles.fitting import extend
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import SUBJECT_SPLITS
-from pipelines.vocabulary import extend
 from tests.support import timelines
 from tests.support.timelines import left_out, named_tokens, usable
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS
 from warehouse.tokens import BOS, IMAGE_TOKENS, RESERVED, UNK, TokenType
 
 MEHRT, EVERYTHING = built_in("mehrt"), built_in("mehrt", namespaces=None)
@@ -300,7 +301,7 @@ def run_all(base: Path, buckets: list[int], previous: Path | None = None) -> tup
     settings = MEHRT.model_dump(mode="json")
     counted = []
     for bucket in buckets:
-        counted += vocabulary.count({"bucket": bucket, "profile": "mehrt", "settings": settings}, base).files
+        counted += count.run({"bucket": bucket, "profile": "mehrt", "settings": settings}, base).files
     params = {
         "profile": "mehrt",
         "settings": settings,
@@ -309,7 +310,7 @@ def run_all(base: Path, buckets: list[int], previous: Path | None = None) -> tup
         "left_out": [],
         "quantiles": None,
     }
-    fitted = vocabulary.fit(params | {"previous": previous and str(previous)}, base)
+    fitted = vocabulary.run(params | {"previous": previous and str(previous)}, base)
     for bucket in buckets:
         tokenize.run({"bucket": bucket, "profile": "mehrt", "settings": settings}, base)
     return read_frame(ReleaseLayout(base).vocabulary("mehrt")), fitted.counts

@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from extractors.events.convert import AVAILABILITY
+from extractors.events.converted import AVAILABILITY
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
 from pipelines.aligning.bucket_rows import KINDS, Narrow, Texts
-from warehouse.order import NO_TIME
+from warehouse.arrays import NO_TIME
 
 
 def narrow(events: pl.DataFrame) -> tuple[Narrow, Texts]:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from pipelines.packing.lay import lay, row_groups
 from pipelines.packing.timelines import read_timelines
-from warehouse.schemas import TIMELINES, write_table
-from warehouse.shards.file import NO_TIME
+from warehouse.arrays import NO_TIME
+from warehouse.modalities import MODALITIES
+from warehouse.parquet import write_table
+from warehouse.schemas import TIMELINES
 from warehouse.shards.packs import Packs, ShardHeader, no_packs
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, PAD, TokenType
+from warehouse.tokens import IMAGE_TOKENS, PAD, TokenType
 
 CONTEXT = 16
 HEADER = ShardHeader("mehrt", "train", 3, CONTEXT, "uint16", "0" * 64, 60_100, {"ct": "random-ct"})

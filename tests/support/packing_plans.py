@@ -6,13 +6,14 @@ from typing import Any
 import polars as pl
 
 from pipelines import pack, subset
-from pipelines.engine.run_stage import StageReport
+from pipelines.engine.context import StageReport
 from pipelines.profiles.plans import PlanConfig, plans_of
 from pipelines.profiles.rules import ProfileConfig
 from tests.support.packing_cases import CONTEXT, HEADER, timelines, unpacked
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import ProfileEntry, TaskEntry
-from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES, VOCABULARY, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import SCHEME_SUBJECTS, TIMELINES, VOCABULARY
 from warehouse.shards.file import read_shard
 from warehouse.vocabulary import vocabulary_hash
 

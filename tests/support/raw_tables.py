@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.events.convert import AVAILABILITY, CONVERTED, Converter
+from extractors.events.convert import Converter
+from extractors.events.converted import AVAILABILITY, CONVERTED
 from extractors.events.joins import attach_rows
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
@@ -19,10 +20,14 @@ from extractors.tables.export import Export
 from pipelines import align, meds
 from pipelines.aligning.segments import SCHEMA, Piece, SegmentReader, read_frame_blob
 from pipelines.config import RunConfig
+from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import LocalEngine, Result, RunContext, StageReport, Task, run_stage
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Result, Task
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.schemas import EVENTS, ITEMS, read_frame, write_table
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS
 
 KEEP: dict[str, Any] = {"mode": "synthetic", "subject_ids": "keep", "dates": "keep"}
 NO_ITEMS = pl.DataFrame(pl.from_arrow(ITEMS.empty_table()))

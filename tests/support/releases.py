@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warehouse.arrays import NO_TIME
 from warehouse.embeddings.store import EmbeddingWriter
 from warehouse.files import hash_file, write_json
 from warehouse.hashing import bucket_of
@@ -23,12 +24,14 @@ from warehouse.manifest import (
     ProfileEntry,
     content_hash,
 )
+from warehouse.modalities import MODALITIES
+from warehouse.parquet import empty_frame, write_table
 from warehouse.publish import publish
-from warehouse.schemas import EVENTS, ITEMS, LAGS, SCHEME_SUBJECTS, SPLIT_LEDGER, VOCABULARY, empty_frame, write_table
+from warehouse.schemas import EVENTS, ITEMS, LAGS, SCHEME_SUBJECTS, SPLIT_LEDGER, VOCABULARY
 from warehouse.shards import file as shards
-from warehouse.shards.file import NO_TIME, Packs, ShardHeader, write_shard
+from warehouse.shards.file import Packs, ShardHeader, write_shard
 from warehouse.shards.times import compact_times
-from warehouse.tokens import BOS, IMAGE_TOKENS, MODALITIES, PAD, RESERVED, TYPE_NAMES, TokenType
+from warehouse.tokens import BOS, IMAGE_TOKENS, PAD, RESERVED, TYPE_NAMES, TokenType
 from warehouse.vocabulary import vocabulary_hash
 
 BUCKETS, GROUPS, CODES, PROFILE = 4, 2, 40, "mehrt"

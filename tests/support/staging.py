@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.splitting.ledger import Freeze
 from tests.support.releases import file_entry
+from warehouse.arrays import NO_TIME
 from warehouse.embeddings.store import EmbeddingWriter
 from warehouse.files import atomic_write, write_json
 from warehouse.hashing import bucket_of
@@ -27,7 +28,9 @@ from warehouse.manifest import (
     ProfileEntry,
     content_hash,
 )
+from warehouse.modalities import MODALITIES
 from warehouse.order import sort_events
+from warehouse.parquet import write_table
 from warehouse.publish import publish
 from warehouse.schemas import (
     EVENTS,
@@ -41,10 +44,9 @@ from warehouse.schemas import (
     SUBJECTS,
     TIMELINES,
     VOCABULARY,
-    write_table,
 )
-from warehouse.shards.file import NO_TIME, Packs, ShardHeader, write_shard
-from warehouse.tokens import EOS, IMAGE_TOKENS, MODALITIES, RESERVED, TokenType
+from warehouse.shards.file import Packs, ShardHeader, write_shard
+from warehouse.tokens import EOS, IMAGE_TOKENS, RESERVED, TokenType
 from warehouse.vocabulary import vocabulary_hash
 
 SCHEME, PROFILE, BUCKETS, CONTEXT = "mehrt", "mehrt", 4, 32

@@ -6,13 +6,14 @@ import polars as pl
 
 from pipelines.profiles.counting import Counts, count_part
 from pipelines.profiles.events import Part
+from pipelines.profiles.fitting import extend, fixed_tokens, with_values, without_the_rest
 from pipelines.profiles.lexicon import Ids, make_lexicon
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoder, choose
 from pipelines.profiles.values import fit
-from pipelines.vocabulary import extend, fixed_tokens, with_values, without_the_rest
 from warehouse.order import sort_events
-from warehouse.schemas import EVENTS, empty_frame
+from warehouse.parquet import empty_frame
+from warehouse.schemas import EVENTS
 from warehouse.vocabulary import QUANTILES
 
 EMPTY = empty_frame(EVENTS)

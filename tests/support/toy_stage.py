@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.run_stage import Result
+from pipelines.engine.task import Result
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 from warehouse.manifest import Deidentification, FileEntry, Manifest, content_hash

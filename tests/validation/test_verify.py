@@ -15,7 +15,8 @@ from warehouse.embeddings.store import EmbeddingWriter, close_stores
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest, write_manifest
-from warehouse.schemas import LEDGER, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import LEDGER
 from warehouse.shards.file import read_shard
 
 

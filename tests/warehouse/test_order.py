@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warehouse.order import (
-    KIND_RANK,
-    NO_TIME,
-    PRECISION_RANK,
-    float_keys,
-    order_events,
-    pack,
-    ranks,
-    sort_events,
-    steps,
-)
+from warehouse.arrays import NO_TIME
+from warehouse.order import KIND_RANK, PRECISION_RANK, order_events, sort_events
 from warehouse.schemas import EVENTS
+from warehouse.sort_keys import float_keys, pack, ranks, steps
 
 NOON, NIGHT = datetime(2020, 1, 1, 12), datetime(2020, 1, 1, 23, 59, 59, 999_999)
 EMPTY = pl.DataFrame(pl.from_arrow(EVENTS.empty_table()))

@@ -15,7 +15,7 @@ import yaml
 from extractors.source import Source, load_source
 from flows.runs.run import Run
 from pipelines.config import parse_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from warehouse.layout import Layout
 from warehouse.publish import current_release
 

@@ -15,7 +15,7 @@ import pytest
 from extractors.tables.database import database_columns, database_frames, database_tables
 from flows.runs.run import Run
 from pipelines.config import load_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from warehouse.layout import Layout, ReleaseLayout
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "omop-gibleed.yaml"

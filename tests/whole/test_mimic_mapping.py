@@ -21,7 +21,7 @@ from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.source import SOURCES, Source, load_source
 from flows.runs.run import Run
 from pipelines.config import parse_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from tests.support.raw_tables import KEEP, convert, csv_text
 from warehouse.layout import Layout
 

@@ -34,8 +34,8 @@ from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, read_manifest
+from warehouse.parquet import read_frame
 from warehouse.publish import current_release
-from warehouse.schemas import read_frame
 
 BUCKETS = 8
 STEPS = ["extract", "embed", "align", "split", "vocabulary", "tokenize", "pack", "validate", "publish"]

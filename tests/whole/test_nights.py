@@ -13,7 +13,7 @@ from extractors.simulate import simulate
 from flows.runs import run as flow
 from flows.runs.run import Outcome, Run
 from pipelines.config import parse_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from tests.support.phantoms import write_series
 from validation.verify import verify_release
 from warehouse import Release

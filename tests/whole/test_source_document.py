@@ -15,7 +15,7 @@ from extractors.source import SOURCES, Source
 from flows.commands.check_source import json_schema
 from flows.runs.run import Run
 from pipelines.config import load_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from tests.support.clinic import EXAMPLES, ROOT, SPOILT, Clinic, timeloom
 from warehouse.layout import Layout
 
@@ -121,7 +121,7 @@ def test_the_documents_raw_rows_are_the_clinics(clinic: Clinic) -> None:
 def test_every_check_and_reason_is_in_the_document() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     assert [name for name in SPOILT.values() if f"`{name}`" not in text] == []
-    from extractors.events.convert import AVAILABILITY, REASONS
+    from extractors.events.converted import AVAILABILITY, REASONS
     from extractors.events.values import FLAGS
     from pipelines.aligning.conflicts import CONFLICTS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from extractors.events.convert import REASONS
+from extractors.events.converted import REASONS
 from extractors.events.values import FLAGS
 from pipelines.aligning.conflicts import CONFLICTS
 from validation.measure.reading import collect, gather, scan

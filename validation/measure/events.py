@@ -9,17 +9,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measure.annotations import FAULTS, NO_MARKS, count_marks, repeated_codes, unlisted_rows
+from validation.measure.annotations import FAULTS, NO_MARKS, count_marks, repeated_codes
 from validation.measure.reading import collect, existing, gather, scan, unreadable
-from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import ITEMS, LEDGER
+from warehouse.schemas import ITEMS
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 EARLIEST, LATEST = datetime(1850, 1, 1), datetime(2300, 1, 1)
-SURPLUS = "further_birth_or_death"
-SUMMED = ("events", "static", "reference", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -173,125 +170,3 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
         pl.lit(len(meds_breaks(tree, buckets))).alias("schema_breaks"),
     )
     return EventMeasures(summary, subjects, marks, item_events)
-
-
-def read_ledger(tree: ReleaseLayout) -> pl.DataFrame:
-    """The ledger, one row per table, outcome and reason; empty where there is none."""
-    return gather([tree.ledger], LEDGER, LEDGER.names)
-
-
-def balance(ledger: pl.DataFrame) -> pl.DataFrame:
-    """One row per table: `raw`, `events`, `static`, `reference`, `quarantined`, `difference`, `emitted`.
-
-    The difference is what DESIGN.md promises to be zero: raw rows less events, static, reference and quarantined rows.
-    """
-
-    def rows(outcome: str) -> pl.Expr:
-        return pl.col("rows").filter(pl.col("outcome") == outcome).sum().alias(outcome)
-
-    made = pl.col("outcome").is_in(["events", "static", "reference"])
-    # a line over all tables, such as the one of conflicts, is no table
-    return (
-        ledger.filter((pl.col("outcome") == "raw").any().over("table"))
-        .group_by("table")
-        .agg(
-            *(rows(name) for name in ("raw", *SUMMED, "partial", "conflict")),
-            pl.col("events").filter(made).sum().alias("emitted"),
-        )
-        .with_columns((pl.col("raw") - pl.sum_horizontal(SUMMED)).alias("difference"))
-        .sort("table")
-    )
-
-
-def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
-    """`balance`, with each table's events in the release beside those that it is said to have made.
-
-    A table of the events that the ledger does not know stands here with `raw` 0, unless all its events are images'.
-    `events_unexplained`, on every row, is what the tables' absolute differences add up to and the ledger does not
-    explain for all tables together. `estimated_share` is of the timed events. `quarantine_unlisted`: see
-    `unlisted_rows`.
-
-    Args:
-        sources: as `count_marks` gives them.
-    """
-    stored = sources.select(pl.col("source").alias("table"), pl.col("rows").alias("stored"), *_STORED)
-    tables = (
-        balance(ledger)
-        .join(stored, on="table", how="full", coalesce=True)
-        .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
-        .join(unlisted_rows(tree, ledger), on="table", how="left")
-        .with_columns(pl.col(pl.Int64).fill_null(0))
-        .with_columns((pl.col("emitted") - pl.col("stored")).alias("events_difference"))
-    )
-    difference = int(tables["events_difference"].abs().sum())
-    return (
-        tables.with_columns(
-            pl.lit(difference - _explained(ledger, difference), pl.Int64).alias("events_unexplained"),
-            (pl.col("quarantined") / pl.col("raw").clip(lower_bound=1)).alias("quarantined_share"),
-            (pl.col("estimated") / pl.col("timed").clip(lower_bound=1)).alias("estimated_share"),
-        )
-        .drop("image_rows")
-        .sort("table")
-    )
-
-
-_STORED = ("image_rows", "timed", "estimated")
-
-
-def _explained(ledger: pl.DataFrame, difference: int) -> int:
-    """The difference, as near as second births and deaths come to it, of which align keeps the first.
-
-    The ledger counts these events over all tables. Rows that made nothing else are in quarantine, and their one or two
-    events are not said to be made.
-    """
-    surplus = pl.col("reason") == SURPLUS
-    events, rows = (
-        int(ledger.filter(surplus & (pl.col("outcome") == outcome))["rows"].sum())
-        for outcome in ("conflict", "quarantined")
-    )
-    return min(max(difference, events - 2 * rows), events - rows)
-
-
-def read_items(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
-    """All items, with the columns that validation judges, and `bucket`."""
-    columns = [name for name in ITEMS.names if name not in {"geometry", "time_source", "time_precision"}]
-    frames = [
-        gather([tree.items(bucket)], ITEMS, columns).with_columns(pl.lit(bucket, pl.Int64).alias("bucket"))
-        for bucket in range(buckets)
-    ]
-    if not frames:
-        raise TimeloomError("a release without buckets", remedy="give the number of buckets of the root")
-    return pl.concat(frames)
-
-
-def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFrame:
-    """One row per modality and verdict, with what is wrong in it.
-
-    Columns: items, units_expected, units_encoded, units_failed, duplicate_keys, ok_incomplete (no subject, time, key,
-    store, encoder or dim), ok_units_off (nothing encoded, or encoded + failed is not expected), ok_events_off (not
-    exactly one event), failed_share (of the modality's items that should have been good).
-    """
-    ok = pl.col("verdict") == "ok"
-    needed = ("subject_id", "time", "available_time", "store", "encoder", "dim")
-    lacking = pl.any_horizontal(*(pl.col(name).is_null() for name in needed), pl.col("item_key") == "")
-    units_off = (pl.col("units_encoded") <= 0) | (
-        pl.col("units_encoded") + pl.col("units_failed") != pl.col("units_expected")
-    ).fill_null(False)
-    duplicate = pl.col("item_key").is_duplicated() & pl.col("item_key").is_first_distinct()
-    failed = pl.col("verdict").str.starts_with("failed_")
-    return (
-        items.join(item_events, on="item_key", how="left")
-        .with_columns(pl.col("events").fill_null(0), duplicate.alias("duplicate"))
-        .with_columns((failed.sum() / (failed | ok).sum()).over("modality").fill_nan(0.0).alias("failed_share"))
-        .group_by("modality", "verdict")
-        .agg(
-            pl.len().cast(pl.Int64).alias("items"),
-            pl.col("units_expected", "units_encoded", "units_failed").cast(pl.Int64).sum(),
-            pl.col("duplicate").sum().cast(pl.Int64).alias("duplicate_keys"),
-            (ok & lacking).sum().cast(pl.Int64).alias("ok_incomplete"),
-            (ok & units_off).sum().cast(pl.Int64).alias("ok_units_off"),
-            (ok & (pl.col("events") != 1)).sum().cast(pl.Int64).alias("ok_events_off"),
-            pl.col("failed_share").first(),
-        )
-        .sort("modality", "verdict")
-    )

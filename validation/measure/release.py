@@ -9,7 +9,9 @@ import polars as pl
 from validation.measure.annotations import changed_lags, measure_codes, uncounted_conflicts
 from validation.measure.budgets import list_budgets
 from validation.measure.coverage import measure_coverage
-from validation.measure.events import measure_events, measure_items, measure_ledger, read_items, read_ledger
+from validation.measure.events import measure_events
+from validation.measure.items import measure_items, read_items
+from validation.measure.ledger import measure_ledger, read_ledger
 from validation.measure.shards import measure_shards
 from validation.measure.splits import disagreements, measure_splits, read_assignments, read_set_aside
 from validation.measure.subjects import (

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from validation.measure.token_sums import hash_tokens, running
-from warehouse.hashing import U64
-from warehouse.shards.file import NO_TIME, ShardHeader
-from warehouse.tokens import IMAGE_TOKENS, MODALITIES, TokenType
-
-I64 = npt.NDArray[np.int64]
+from warehouse.arrays import I64, NO_TIME, U64
+from warehouse.modalities import MODALITIES
+from warehouse.shards.file import ShardHeader
+from warehouse.tokens import IMAGE_TOKENS, TokenType
 
 _SEGMENTS = ("segment_length", "segment_subject", "segment_offset", "segment_origin")
 _SMALL = ("length", *_SEGMENTS, "image_position", "image_key", "image_modality")

@@ -16,9 +16,9 @@ from validation.measure.shard_groups import Group, image_places, read_group, seg
 from validation.measure.token_sums import kept_by, per_subject, timeline_sums
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry, ProfileEntry
+from warehouse.modalities import MODALITIES
 from warehouse.schemas import SCHEME_SUBJECTS, SPLITS, VOCABULARY
 from warehouse.shards.file import ShardHeader, read_header
-from warehouse.tokens import MODALITIES
 from warehouse.vocabulary import vocabulary_hash
 
 MANY_PACKS = 20  # below this a split's last, half empty pack decides its fill

@@ -9,6 +9,7 @@ import polars as pl
 
 from pipelines.splitting.ledger import is_whole, read_freeze
 from validation.measure.reading import collect, gather, scan
+from warehouse.arrays import F64
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE
@@ -19,8 +20,6 @@ LIKE_PAPER, PAPER_SUBJECTS, PAPER_Z = 0.02, 4000, 2.0  # REQUIREMENTS 1.6: how a
 GROSS_Z = 5.0
 GROSS_KS = 2.69  # coefficient of the two-sample Kolmogorov-Smirnov statistic at alpha = 1e-6
 LEAST_KS, LEAST_POINTS = 0.01, 0.1  # differences that are none, however many subjects show them
-
-F64 = npt.NDArray[np.float64]
 
 
 def read_ledger(tree: ReleaseLayout, scheme: str) -> pl.DataFrame:

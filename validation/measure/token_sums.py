@@ -12,13 +12,11 @@ import numpy.typing as npt
 import polars as pl
 
 from validation.measure.reading import collect, existing, scan
-from warehouse.hashing import U64, splitmix64
+from warehouse.arrays import I64, NO_TIME, U64
+from warehouse.hashing import splitmix64
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry
-from warehouse.shards.file import NO_TIME
 from warehouse.tokens import TokenType
-
-I64 = npt.NDArray[np.int64]
 
 SUMS = {"subject_id": pl.Int64, "sum": pl.UInt64}
 _STEP = 1 << 16  # tokens whose columns stay in a core's cache

@@ -7,8 +7,6 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Result
-from validation.measure.budgets import budget_table
-from validation.measure.coverage import coverage_table
 from validation.measure.release import ReleaseProfile
 from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
@@ -22,6 +20,7 @@ from validation.report.ledger_tables import (
     time_format_table,
 )
 from validation.report.table import Column, Format, Row, Table
+from validation.report.vocabulary_tables import budget_table, coverage_table
 from warehouse.schemas import SPLITS
 from warehouse.shards.packs import DEFAULT_PLAN
 

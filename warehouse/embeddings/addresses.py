@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from warehouse.readers.shuffle import Ints
+from warehouse.arrays import I64
 
 # Of one vector an item; sequences have no marks.
 FORMS: dict[int, np.dtype[np.floating]] = {1: np.dtype("<f4"), 2: np.dtype("<f2")}
@@ -26,27 +26,27 @@ _GENERATIONS = 1 << (63 - _ADDRESS_BITS - _FORM_BITS)
 class Marks(Protocol):
     """The marks of a batch's n items; used while no store is closed (`environments.staying_open`)."""
 
-    def read(self) -> Ints:
+    def read(self) -> I64:
         """(n, 2), a copy."""
 
-    def write(self, items: Sequence[int], marks: Ints) -> None:
+    def write(self, items: Sequence[int], marks: I64) -> None:
         """Notes those (m, 2) of some items."""
 
 
 class ArrayMarks:
     """Marks of the items at `which` (n,) in an array (N, 2)."""
 
-    def __init__(self, array: Ints, which: Ints) -> None:
+    def __init__(self, array: I64, which: I64) -> None:
         self._array, self._which = array, which
 
-    def read(self) -> Ints:
+    def read(self) -> I64:
         return self._array[self._which]
 
-    def write(self, items: Sequence[int], marks: Ints) -> None:
+    def write(self, items: Sequence[int], marks: I64) -> None:
         self._array[self._which[items]] = marks
 
 
-def no_marks(items: int) -> Ints:
+def no_marks(items: int) -> I64:
     """(items, 2) of items that nothing is known of."""
     return np.zeros((items, 2), dtype=np.int64)
 
@@ -56,19 +56,19 @@ def address_limit(generation: int) -> int:
     return 1 << _ADDRESS_BITS if generation < _GENERATIONS else 0
 
 
-def new_marks(generation: int, found: Ints) -> Ints:
+def new_marks(generation: int, found: I64) -> I64:
     """(n, 2) of vectors found (n, 3): form, address below `address_limit`, checksum."""
     forms, addresses, checksums = found.T
     return np.stack([(generation << _FORM_BITS | forms) << _ADDRESS_BITS | addresses, checksums], axis=1)
 
 
-def forms_of(marks: Ints, generation: int) -> Ints:
+def forms_of(marks: I64, generation: int) -> I64:
     """(n,) the forms that marks (n, 2) name; 0 where they are of another generation."""
     tags = marks[:, 0] >> _ADDRESS_BITS
     return np.where(tags >> _FORM_BITS == generation, tags & ((1 << _FORM_BITS) - 1), 0)
 
 
-def addresses_of(marks: Ints) -> Ints:
+def addresses_of(marks: I64) -> I64:
     """(n,) where the values begin."""
-    where: Ints = marks[:, 0] & ((1 << _ADDRESS_BITS) - 1)
+    where: I64 = marks[:, 0] & ((1 << _ADDRESS_BITS) - 1)
     return where

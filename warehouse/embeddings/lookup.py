@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from warehouse.arrays import I64
 from warehouse.embeddings.addresses import FORMS, Marks, address_limit, addresses_of, forms_of, new_marks
 from warehouse.embeddings.environments import generation, reading, staying_open
 from warehouse.embeddings.memory import address_of, rows_at
@@ -26,7 +27,6 @@ from warehouse.embeddings.value import (
     store_name,
 )
 from warehouse.errors import TimeloomError
-from warehouse.readers.shuffle import Ints
 
 Floats = npt.NDArray[np.float32]
 Stores = Iterable[tuple[EmbeddingStore, list[int]]]
@@ -71,7 +71,7 @@ def read_vectors(keys: Sequence[str], width: int, marks: Marks, stores: Callable
         return result
 
 
-def _copied(marks: Ints, forms: Ints, width: int) -> Floats:
+def _copied(marks: I64, forms: I64, width: int) -> Floats:
     """(n, width) vectors; rows of items without marks are to be written."""
     result: Floats | None = None
     for form, dtype in FORMS.items():
@@ -84,7 +84,7 @@ def _copied(marks: Ints, forms: Ints, width: int) -> Floats:
     return result
 
 
-def _changed(marks: Ints, forms: Ints) -> list[int]:
+def _changed(marks: I64, forms: I64) -> list[int]:
     """Places of the items whose checksums are not those noted any more."""
     marked = np.flatnonzero(forms)
     mine = marks if len(marked) == len(marks) else marks[marked]
@@ -93,7 +93,7 @@ def _changed(marks: Ints, forms: Ints) -> list[int]:
     return changed
 
 
-def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: Ints, loose: dict[int, Array]) -> None:
+def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: I64, loose: dict[int, Array]) -> None:
     """Writes the marks of the items that `stores` name to `noted`, and the vectors of those that can have none."""
     plain = {plain_header(dtype, width): (form, HEADER_BYTES + width * dtype.itemsize) for form, dtype in FORMS.items()}
     limit = address_limit(now)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from warehouse.readers.shuffle import Ints
+from warehouse.arrays import I64
 
 # A process's own half of a 64-bit address space, without its first page, as numpy takes address 0 for no array.
 _FIRST, _ADDRESSES = 4096, 1 << 48
@@ -27,7 +27,7 @@ def _space(nbytes: int) -> npt.NDArray[np.void]:
     return np.asarray(whole)
 
 
-def addresses(rows: npt.NDArray[Any]) -> Ints:
+def addresses(rows: npt.NDArray[Any]) -> I64:
     """(n,) where each row of a contiguous (n, L) begins: what `rows_at` takes, as long as the array's memory is held.
 
     Raises:
@@ -36,7 +36,7 @@ def addresses(rows: npt.NDArray[Any]) -> Ints:
     if not rows.flags.c_contiguous:
         raise ValueError("rows are not contiguous")
     start = rows.__array_interface__["data"][0] - _FIRST
-    offsets: Ints = np.arange(len(rows), dtype=np.int64) * (rows.shape[1] * rows.itemsize) + start
+    offsets: I64 = np.arange(len(rows), dtype=np.int64) * (rows.shape[1] * rows.itemsize) + start
     return offsets
 
 
@@ -46,7 +46,7 @@ def address_of(value: bytes | memoryview) -> int:
     return start - _FIRST
 
 
-def rows_at(where: Ints, dtype: np.dtype[Any], length: int) -> npt.NDArray[Any]:
+def rows_at(where: I64, dtype: np.dtype[Any], length: int) -> npt.NDArray[Any]:
     """A copy (n, length) of the rows of `dtype` at `where` (n,), which came from `addresses`."""
     found = _space(length * dtype.itemsize)[where]
     return found.view(dtype).reshape(len(where), length)

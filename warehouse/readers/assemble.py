@@ -8,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.losses import loss_table
+from warehouse.modalities import MODALITIES
 from warehouse.readers.batch import Batch, IdBatch
 from warehouse.readers.collate import collate, collate_segments, item_fields, widened
 from warehouse.readers.item_vectors import pooled, sequences
 from warehouse.readers.open_shards import Shelf
 from warehouse.readers.retrieved_items import WindowItems
-from warehouse.readers.shuffle import Ints
-from warehouse.tokens import MODALITIES, TokenType
+from warehouse.tokens import TokenType
 
 Fields = Literal["ids", "segments", "full"]
 Vectors = Literal["pooled", "sequences"] | bool
@@ -73,7 +74,7 @@ def recipe(
 
 
 def assemble(
-    parts: Sequence[tuple[Shelf, Ints]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
+    parts: Sequence[tuple[Shelf, I64]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
 ) -> IdBatch:
     """The batch of packs (n,) of each shelf, one shelf after the other; all of one release, profile and context.
 
@@ -123,7 +124,7 @@ def assemble(
     )
 
 
-def _means(units: npt.NDArray[np.floating], counts: Ints) -> npt.NDArray[np.float32]:
+def _means(units: npt.NDArray[np.floating], counts: I64) -> npt.NDArray[np.float32]:
     if not len(counts):
         return np.empty((0, units.shape[1]), np.float32)
     sums: npt.NDArray[np.float32] = np.add.reduceat(units, np.cumsum(counts) - counts, axis=0, dtype=np.float32)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from warehouse.errors import TimeloomError
-from warehouse.tokens import MODALITIES
+from warehouse.modalities import MODALITIES
 
 MODEL_INPUTS = ("input_ids", "labels", "attention_mask", "position_ids")
 IGNORED = -100  # what torch's and transformers' cross-entropy leave out

@@ -12,15 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from warehouse.arrays import I64, NO_TIME, Bools
 from warehouse.embeddings.addresses import Marks
+from warehouse.modalities import MODALITIES
 from warehouse.readers.batch import SegmentBatch
 from warehouse.readers.open_shards import IMAGE_BYTES, Place, id_bytes, id_dtypes, narrow, stacked
-from warehouse.readers.shuffle import Ints
-from warehouse.shards.times import NO_TIME
-from warehouse.tokens import MODALITIES, UNK
-
-Bools = npt.NDArray[np.bool_]
-
+from warehouse.tokens import UNK
 
 # glibc gives blocks above a threshold back to the kernel as they are freed, and the kernel zeroes each page anew: half
 # the time of a batch. Freeing one block of this size, never touched, raises the threshold to it.
@@ -29,12 +26,12 @@ np.empty(_KEPT_BYTES, np.uint8)
 
 
 @lru_cache(maxsize=1)
-def _counting(tokens: int) -> Ints:
+def _counting(tokens: int) -> I64:
     """0, 1, … tokens - 1; kept, as batches mostly have one size."""
     return np.arange(tokens, dtype=np.int64)
 
 
-def ragged(starts: Ints, counts: Ints) -> Ints:
+def ragged(starts: I64, counts: I64) -> I64:
     """Flat indices of runs: starts[0], …, starts[0] + counts[0] - 1, starts[1], …; (sum of counts,)."""
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
@@ -63,14 +60,14 @@ class Segments:
         padding: (B,) int64, where in `runs` each pack's padding is.
     """
 
-    table: Ints
-    edges: Ints
-    per_pack: Ints
-    ends: Ints
-    runs: Ints
-    starts: Ints
-    place: Ints
-    padding: Ints
+    table: I64
+    edges: I64
+    per_pack: I64
+    ends: I64
+    runs: I64
+    starts: I64
+    place: I64
+    padding: I64
 
     def spread(self, values: npt.NDArray[Any], at_padding: int) -> npt.NDArray[Any]:
         """One value a segment (S,) becomes one a token (B * L,)."""
@@ -102,7 +99,7 @@ def segments(places: Sequence[Place], context: int) -> Segments:
     return Segments(table, edges, per_pack, ends, runs, starts, place, padding)
 
 
-def collate_segments(places: Sequence[Place], context: int, pack_ids: Ints, cursor: tuple[int, ...]) -> SegmentBatch:
+def collate_segments(places: Sequence[Place], context: int, pack_ids: I64, cursor: tuple[int, ...]) -> SegmentBatch:
     """Ids and segment boundaries."""
     found = segments(places, context)
     return SegmentBatch(
@@ -139,7 +136,7 @@ def _types(places: Sequence[Place], context: int) -> npt.NDArray[np.uint8]:
     return stacked(rows, np.dtype(np.uint8), context)
 
 
-def times(places: Sequence[Place], context: int, found: Segments) -> Ints:
+def times(places: Sequence[Place], context: int, found: Segments) -> I64:
     """(B, L) microseconds since 1970, NO_TIME where there is none."""
     parts, kinds = [], []
     for sheet, row, _ in places:
@@ -160,7 +157,7 @@ def times(places: Sequence[Place], context: int, found: Segments) -> Ints:
     return result
 
 
-def _steps(parts: Sequence[memoryview], width: int, unit: int, context: int) -> tuple[Ints, Bools]:
+def _steps(parts: Sequence[memoryview], width: int, unit: int, context: int) -> tuple[I64, Bools]:
     """Rows (n, L) of steps in microseconds, and which are no time."""
     raw = stacked(parts, np.dtype(f"<i{width}"), context)
     none: Bools = np.equal(raw, np.iinfo(raw.dtype).min)
@@ -170,7 +167,7 @@ def _steps(parts: Sequence[memoryview], width: int, unit: int, context: int) -> 
     return steps, none
 
 
-def targets(types: npt.NDArray[np.uint8], ids: npt.NDArray[Any], kinds: Sequence[int], starts: Ints) -> Bools:
+def targets(types: npt.NDArray[np.uint8], ids: npt.NDArray[Any], kinds: Sequence[int], starts: I64) -> Bools:
     """(B, L) bool: tokens of a type in `kinds` that are no special id, and not the first of their segment.
 
     The first token of a segment has nothing before it to be predicted from. A few comparisons of bytes are five times
@@ -189,9 +186,9 @@ class Items:
     """The items (n,) of one modality in a batch: keys, what Batch says of them, and where their vectors are."""
 
     keys: list[str]
-    positions: Ints
-    segment: Ints
-    time_us: Ints
+    positions: I64
+    segment: I64
+    time_us: I64
     marks: Marks
 
 
@@ -203,14 +200,14 @@ class _PageMarks:
     """
 
     places: Sequence[Place]
-    counts: Ints
-    table: Ints
-    which: Ints
+    counts: I64
+    table: I64
+    which: I64
 
-    def read(self) -> Ints:
+    def read(self) -> I64:
         return self.table[self.which, 2:]
 
-    def write(self, items: Sequence[int], marks: Ints) -> None:
+    def write(self, items: Sequence[int], marks: I64) -> None:
         ends = np.cumsum(self.counts)
         which = self.which[items]
         packs = np.searchsorted(ends, which, side="right")
@@ -235,12 +232,12 @@ class Collated:
     """
 
     whole: dict[str, Any]
-    subjects: Ints
+    subjects: I64
     items: dict[str, Items]
-    time: Ints
+    time: I64
     found: Segments
 
-    def spans(self) -> tuple[Ints, Ints]:
+    def spans(self) -> tuple[I64, I64]:
         """The first and the last time of each segment (S,); NO_TIME where it has none."""
         if not len(self.subjects):
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -254,7 +251,7 @@ class Collated:
 def collate(
     places: Sequence[Place],
     context: int,
-    pack_ids: Ints,
+    pack_ids: I64,
     cursor: tuple[int, ...],
     kinds: Sequence[int],
     modalities: Sequence[str],
@@ -279,7 +276,7 @@ def collate(
 
 
 def _tokens_items(
-    places: Sequence[Place], segment_ids: npt.NDArray[Any], time: Ints, found: Segments, modalities: Sequence[str]
+    places: Sequence[Place], segment_ids: npt.NDArray[Any], time: I64, found: Segments, modalities: Sequence[str]
 ) -> dict[str, Items]:
     parts: list[Any] = []
     keys: list[str] = []
@@ -324,10 +321,10 @@ def item_fields(items: Mapping[str, Items]) -> ItemFields:
     }
 
 
-def count_targets(places: Sequence[Place], context: int, kinds: Sequence[int]) -> Ints:
+def count_targets(places: Sequence[Place], context: int, kinds: Sequence[int]) -> I64:
     """(B,) targets of each pack: what `targets` gives, without a batch."""
     found = segments(places, context)
     types = _types(places, context)
     starts = found.starts[found.place]
-    counts: Ints = targets(types, _narrow_ids(places, context), kinds, starts).sum(axis=1, dtype=np.int64)
+    counts: I64 = targets(types, _narrow_ids(places, context), kinds, starts).sum(axis=1, dtype=np.int64)
     return counts

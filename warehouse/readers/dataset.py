@@ -6,13 +6,14 @@ from typing import Any, Generic, Self, cast
 
 import numpy as np
 
+from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.readers.assemble import Fields, Vectors, assemble, recipe
 from warehouse.readers.batch import IdBatch
 from warehouse.readers.open_shards import Shelf
-from warehouse.readers.release import Release
+from warehouse.readers.pinned import PinnedRelease
 from warehouse.readers.retrieved_items import WindowItems
-from warehouse.readers.shuffle import Ints, dealt, global_order
+from warehouse.readers.shuffle import dealt, global_order
 from warehouse.readers.stream import B, Cursor, Reader, Step
 from warehouse.tokens import TokenType
 
@@ -29,7 +30,7 @@ class ShardDataset(Reader[B], Generic[B]):
 
     def __init__(
         self,
-        release: Release,
+        release: PinnedRelease,
         profile: str,
         split: str,
         *,
@@ -72,7 +73,7 @@ class ShardDataset(Reader[B], Generic[B]):
         """Packs of the split, over all ranks."""
         return len(self.shelf)
 
-    def order(self, epoch: int) -> Ints:
+    def order(self, epoch: int) -> I64:
         """(P,) packs in the order in which an epoch reads them."""
         return global_order(self.shelf.pack_ids, self.seed, self.stage, epoch)
 

@@ -7,13 +7,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from warehouse.arrays import I64
 from warehouse.embeddings.lookup import read_vectors
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
 from warehouse.readers.collate import Items
-from warehouse.readers.shuffle import Ints
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ def _stores(layout: Layout, modality: str, store: str, buckets: int) -> list[Emb
 
 
 def _by_store(
-    layout: Layout, modality: str, store: str, subjects: Ints, buckets: int
+    layout: Layout, modality: str, store: str, subjects: I64, buckets: int
 ) -> list[tuple[EmbeddingStore, list[int]]]:
     """The stores that hold items of `subjects` (n,), each with its items' rows."""
     stores = _stores(layout, modality, store, buckets)
@@ -35,7 +35,7 @@ def _by_store(
     return [(stores[bucket], mine) for bucket, mine in sorted(rows.items())]
 
 
-def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, subjects: Ints, buckets: int) -> Floats:
+def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, subjects: I64, buckets: int) -> Floats:
     """(n, width) float32 of `items` (n,) of `subjects` (n,).
 
     Raises:
@@ -50,8 +50,8 @@ def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, 
 
 
 def sequences(
-    layout: Layout, modality: str, store: str, width: int, keys: Sequence[str], subjects: Ints, buckets: int
-) -> tuple[npt.NDArray[np.floating], Ints]:
+    layout: Layout, modality: str, store: str, width: int, keys: Sequence[str], subjects: I64, buckets: int
+) -> tuple[npt.NDArray[np.floating], I64]:
     """The items' units one after the other (U, width) in the stored type, and how many each has (n,).
 
     An item stored as one vector is a sequence of one unit.

@@ -11,12 +11,13 @@ from typing import Any, Generic, Self, cast
 
 import numpy as np
 
+from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.readers.assemble import assemble
 from warehouse.readers.batch import IdBatch
 from warehouse.readers.collate import count_targets
 from warehouse.readers.dataset import ShardDataset, check_seed, check_state, whole_numbers
-from warehouse.readers.shuffle import Ints, dealt
+from warehouse.readers.shuffle import dealt
 from warehouse.readers.stream import B, Cursor, Reader, Step
 
 COUNTED_PACKS = 256
@@ -79,7 +80,7 @@ class Mixture(Reader[B], Generic[B]):
         """Loss-bearing tokens given out so far, over all ranks; counted only where there is a budget."""
         return self.cursor[0]
 
-    def turns(self, taken: Sequence[int], count: int) -> tuple[Ints, Ints]:
+    def turns(self, taken: Sequence[int], count: int) -> tuple[I64, I64]:
         """The next turns (count,): which member, and its how-manieth pack."""
         number = np.asarray(taken, dtype=np.int64)[:, None] + np.arange(count)
         due = ((number + 0.5) / self.weights[:, None]).ravel()
@@ -90,7 +91,7 @@ class Mixture(Reader[B], Generic[B]):
     def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
         tokens, *taken = self.cursor
         world = batch_size * self.world_size
-        orders: list[tuple[int, Ints]] = [(-1, np.empty(0, np.int64))] * len(self.members)
+        orders: list[tuple[int, I64]] = [(-1, np.empty(0, np.int64))] * len(self.members)
         while self.token_budget is None or tokens < self.token_budget:
             member, number = self.turns(taken, world)
             packs = np.empty(world, dtype=np.int64)
@@ -119,7 +120,7 @@ class Mixture(Reader[B], Generic[B]):
         made: IdBatch = assemble(parts, first.recipe, step.after, first.window)
         return cast(B, made)
 
-    def _count(self, member: Ints, packs: Ints) -> int:
+    def _count(self, member: I64, packs: I64) -> int:
         """Targets in packs of all ranks: each pack's are counted when it is first met, from its ids and types."""
         total = 0
         for which, dataset in enumerate(self.members):

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warehouse.arrays import I64
 from warehouse.embeddings.addresses import no_marks
 from warehouse.embeddings.memory import addresses, rows_at
 from warehouse.errors import TimeloomError
-from warehouse.readers.release import REMEDY, Release, check_split
-from warehouse.readers.shuffle import Ints
+from warehouse.modalities import MODALITIES
+from warehouse.readers.pinned import REMEDY, PinnedRelease, check_split
 from warehouse.shards.file import Block, MappedShard, open_shard
 from warehouse.shards.packs import SmallColumns
-from warehouse.tokens import MODALITIES
 from warehouse.vocabulary import hash_of
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
@@ -136,7 +136,7 @@ class _Opened(NamedTuple):
     each: int
 
 
-def _edges(counts: npt.NDArray[Any]) -> Ints:
+def _edges(counts: npt.NDArray[Any]) -> I64:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
@@ -165,7 +165,7 @@ class Shelf:
 
     def __init__(
         self,
-        release: Release,
+        release: PinnedRelease,
         profile: str,
         split: str,
         plan: str,
@@ -233,12 +233,12 @@ class Shelf:
         return int(self._edges[-1])
 
     @cached_property
-    def pack_ids(self) -> Ints:
+    def pack_ids(self) -> I64:
         """(P,) in stored order: the file's number << 32 | its row there."""
         counts = np.diff(self._edges)
         return np.repeat((self.numbers << 32) - self._edges[:-1], counts) + np.arange(len(self), dtype=np.int64)
 
-    def places(self, packs: Ints) -> list[Place]:
+    def places(self, packs: I64) -> list[Place]:
         """Where packs (n,) lie, their files opened and checked before the first use.
 
         Raises:
@@ -260,7 +260,7 @@ class Shelf:
                 found.append(Place(sheets[number], within, pages))
         return found
 
-    def ids(self, packs: Ints) -> npt.NDArray[Any]:
+    def ids(self, packs: I64) -> npt.NDArray[Any]:
         """The ids (n, L) of packs (n,), as narrow as they are stored: what `places` finds, by the shortest way."""
         self._fit_process()
         with self._lock:  # while it is held no map is given up

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warehouse.arrays import I64, NO_TIME
 from warehouse.embeddings.addresses import ArrayMarks, no_marks
+from warehouse.modalities import MODALITIES
 from warehouse.readers.collate import Collated, Items, ragged
-from warehouse.readers.release import Release
-from warehouse.readers.shuffle import Ints
-from warehouse.shards.times import NO_TIME
-from warehouse.tokens import MODALITIES
+from warehouse.readers.pinned import PinnedRelease
 
 _Row = tuple[str, str, int, int, str]
 _COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "store", "verdict")
@@ -32,13 +31,13 @@ class _Index:
     """
 
     keys: list[str]
-    times: Ints
-    subjects: Ints
-    instants: Ints
-    places: Ints
-    marks: Ints
+    times: I64
+    subjects: I64
+    instants: I64
+    places: I64
+    marks: I64
 
-    def bounds(self, subjects: Ints, times: Ints, side: str) -> Ints:
+    def bounds(self, subjects: I64, times: I64, side: str) -> I64:
         """Where (subject, time) would stand among the items."""
         number = np.searchsorted(self.subjects, subjects)
         rank = np.searchsorted(self.instants, times, side="left" if side == "left" else "right")
@@ -48,7 +47,7 @@ class _Index:
 class WindowItems:
     """The release's good items, ready to be found by subject and time; read when first used."""
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: PinnedRelease) -> None:
         self.release = release
         encoders = release.manifest.encoders
         self.encoders = {name: (encoders[name].store, encoders[name].dim) for name in MODALITIES if name in encoders}

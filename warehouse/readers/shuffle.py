@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from warehouse.arrays import I64
 from warehouse.hashing import splitmix64
 
-Ints = npt.NDArray[np.int64]
 
-
-def global_order(pack_ids: npt.NDArray[Any], seed: int | None, stage: int, epoch: int) -> Ints:
+def global_order(pack_ids: npt.NDArray[Any], seed: int | None, stage: int, epoch: int) -> I64:
     """Indices (P,) of packs in the order an epoch reads them: the same on every platform and for every world size.
 
     The pack ids are distinct and splitmix64 with fixed salts is one to one, so no two packs tie. Generators of numpy
@@ -21,6 +20,6 @@ def global_order(pack_ids: npt.NDArray[Any], seed: int | None, stage: int, epoch
     return np.argsort(splitmix64(pack_ids, seed, stage, epoch))
 
 
-def dealt(packs: Ints, rank: int, world_size: int) -> Ints:
+def dealt(packs: I64, rank: int, world_size: int) -> I64:
     """One rank's packs of a global step: every `world_size`-th, as cards are dealt."""
     return packs[rank::world_size]

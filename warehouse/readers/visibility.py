@@ -2,9 +2,9 @@
 
 import torch
 
+from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
 from warehouse.readers.batch import Batch
-from warehouse.shards.times import NO_TIME
 
 
 def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:

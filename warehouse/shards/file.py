@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 from warehouse.shards.packs import (
@@ -33,7 +34,7 @@ from warehouse.shards.packs import (
     no_packs,
     take,
 )
-from warehouse.shards.times import NO_TIME, UNITS_US
+from warehouse.shards.times import UNITS_US
 
 __all__ = [
     "FORMAT_VERSION", "MAX_SEGMENTS", "NO_TIME", "Block", "MappedShard", "Packs", "ShardHeader", "ShardWriter",

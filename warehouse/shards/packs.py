@@ -67,7 +67,7 @@ class SmallColumns:
             (S,); the offset counts the subject's tokens before the segment, the origin is what its times count from,
             in microseconds since 1970.
         images_per_pack, image_position, image_key, image_modality: (P,), (I,), (I,), (I,); position in the pack,
-            key as an Arrow string array, modality as its index in warehouse.tokens.MODALITIES.
+            key as an Arrow string array, modality as its index in warehouse.modalities.MODALITIES.
     """
 
     pack_id: npt.NDArray[np.int64]

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-I64 = npt.NDArray[np.int64]
+from warehouse.arrays import I64, NO_TIME
 
-NO_TIME = np.iinfo(np.int64).min
 UNITS_US = (60_000_000, 1_000_000, 1_000, 1)
 _CHUNK_TOKENS = 1 << 20
 _TRIED = 1 << 12

@@ -20,7 +20,7 @@ from flows.runs.convert import convert as convert_sources
 from flows.runs.settings import RunSettings
 from pipelines import meds
 from pipelines.aligning import gather
-from pipelines.engine.run_stage import StageReport
+from pipelines.engine.context import StageReport
 from tests.support.raw_tables import (
     align_one,
     aligned_events,
@@ -35,7 +35,7 @@ from tests.support.raw_tables import (
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
-from warehouse.schemas import read_frame
+from warehouse.parquet import read_frame
 
 MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}}}"
 GOOD = csv_text(["pid", "at"], [(number, "2020-01-01") for number in range(5)]).encode()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from extractors.events.times import Times, parse_times
 from extractors.source import Source, TimeRule
 from pipelines import meds
-from pipelines.engine.run_stage import StageReport
+from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
 from tests.support.raw_tables import convert, convert_text, csv_text, source_of
 from warehouse.errors import TimeloomError

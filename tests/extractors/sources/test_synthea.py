@@ -13,7 +13,7 @@ from extractors.source import Source, load_source
 from flows.commands.check_source import check
 from flows.runs.run import Run
 from pipelines.config import parse_config
-from pipelines.engine.run_stage import LocalEngine
+from pipelines.engine.local import LocalEngine
 from tests.support.raw_tables import convert, csv_text
 from warehouse.layout import Layout
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.events.convert import AVAILABILITY, CONVERTED
+from extractors.events.converted import AVAILABILITY, CONVERTED
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
 from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, groups
@@ -22,8 +22,10 @@ from pipelines.aligning.left_out import SetAside, further_births_and_deaths
 from pipelines.aligning.segments import SCHEMA, frame_batch
 from pipelines.aligning.statistics import subject_statistics
 from tests.support.narrow_rows import narrow
-from warehouse.order import NO_TIME, order_events, sort_events
-from warehouse.schemas import EVENTS, ITEMS, conform
+from warehouse.arrays import NO_TIME
+from warehouse.order import order_events, sort_events
+from warehouse.parquet import conform
+from warehouse.schemas import EVENTS, ITEMS
 
 NOON = datetime(2020, 1, 1, 12)
 COLUMNS = {**pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema, "row_hash": pl.UInt64(), "rule": pl.UInt16()}

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from extractors.events.times import PRECISIONS
 from pipelines.aligning.columns import NONE_8
 from pipelines.aligning.conflicts import CONFLICTS, earliest, find_conflicts
-from pipelines.engine.run_stage import StageReport
+from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
 from tests.support.narrow_rows import narrow
 from tests.support.raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
+from warehouse.arrays import NO_TIME
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
-from warehouse.order import NO_TIME, sort_events
+from warehouse.order import sort_events
 from warehouse.schemas import EVENTS
 
 SEGMENT = "t-t.csv.segment"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.events.convert import AWAITED, CONVERTED
+from extractors.events.converted import AWAITED, CONVERTED
 from extractors.tables import csv_reader
 from pipelines import meds
 from pipelines.aligning import segments

@@ -15,19 +15,12 @@ import pytest
 
 from flows.runs.log import RunLog
 from flows.runs.settings import RunSettings, engine_ahead
-from pipelines.engine.run_stage import (
-    BeamEngine,
-    Engine,
-    LocalEngine,
-    RunContext,
-    Stage,
-    StageReport,
-    Task,
-    WorkerLostError,
-    execute,
-    make_task,
-    run_stage,
-)
+from pipelines.engine.beam import BeamEngine
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.execute import execute
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import Engine, Stage, Task, WorkerLostError, make_task
 from pipelines.engine.workers import uncollected
 from tests.support import toy_stage
 from warehouse.errors import TimeloomError

@@ -9,10 +9,10 @@ import polars as pl
 
 from pipelines.profiles import built_in
 from pipelines.profiles.counting import count_part
+from pipelines.profiles.fitting import extend, fixed_tokens
 from pipelines.profiles.lexicon import make_lexicon
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import choose
-from pipelines.vocabulary import extend, fixed_tokens
 from tests.support.timelines import events, named_tokens, part_of, usable
 
 PAGE = Path(__file__).parents[3] / "docs" / "profiles.md"

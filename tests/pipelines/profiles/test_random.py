@@ -9,12 +9,14 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.profiles.events import NO_TIME, Part, Texts, read_parts
+from pipelines.profiles.events import Part, Texts, read_parts
 from pipelines.profiles.intervals import LONGEST, MINUTE
 from pipelines.profiles.rules import ProfileConfig
 from tests.support.naive_timelines import Naive
 from tests.support.timelines import events, fitted, named_tokens, part_of, usable
-from warehouse.schemas import EVENTS, write_tables
+from warehouse.arrays import NO_TIME
+from warehouse.parquet import write_tables
+from warehouse.schemas import EVENTS
 from warehouse.tokens import TYPE_NAMES
 
 NAMES = {int(kind): name for kind, name in TYPE_NAMES.items()}

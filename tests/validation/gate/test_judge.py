@@ -14,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import staging
-from validation.gate.judge import EXPECTATIONS, Judgement, judge
+from validation.gate.expectations import EXPECTATIONS
+from validation.gate.judge import Judgement, judge
 from validation.measure.events import misplaced_subjects
 from validation.measure.release import ReleaseProfile, profile_release
 from validation.measure.splits import ks_statistic, measure_splits
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import LAGS, LEDGER, SPLIT_LEDGER, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import LAGS, LEDGER, SPLIT_LEDGER
 from warehouse.shards.file import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]

@@ -29,7 +29,8 @@ from validation.measure.subjects import (
 from validation.report.cells import Cells
 from validation.report.tables import balance_table
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import SUBJECTS, TIMELINES, empty_frame, write_table
+from warehouse.parquet import empty_frame, write_table
+from warehouse.schemas import SUBJECTS, TIMELINES
 from warehouse.tokens import TokenType
 
 START = datetime(2020, 1, 1)

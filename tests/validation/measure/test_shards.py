@@ -18,7 +18,8 @@ from tests.support.packing_cases import CONTEXT, timelines
 from tests.support.packing_plans import Case, release_of
 from validation.measure.shards import measure_shards
 from warehouse.manifest import PlanEntry, ProfileEntry
-from warehouse.schemas import SCHEME_SUBJECTS, write_table
+from warehouse.parquet import write_table
+from warehouse.schemas import SCHEME_SUBJECTS
 from warehouse.shards.file import Packs, read_shard, write_shard
 from warehouse.tokens import IMAGE_TOKENS, TokenType
 

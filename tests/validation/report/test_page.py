@@ -14,12 +14,13 @@ from pipelines.aligning.conflicts import CONFLICTS
 from tests.support import staging
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
-from validation.measure.budgets import BUDGETS, budget_table, list_budgets
+from validation.measure.budgets import BUDGETS, list_budgets
 from validation.measure.release import ReleaseProfile, profile_release
 from validation.report import meanings
 from validation.report.cells import Cells, Hidden
 from validation.report.page import show, write_report
 from validation.report.tables import build_tables
+from validation.report.vocabulary_tables import budget_table
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import BudgetEntry
 

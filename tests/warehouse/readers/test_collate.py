@@ -17,13 +17,14 @@ from tests.support.releases import (
     vector_of,
 )
 from warehouse import Release
+from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
 from warehouse.readers.assemble import recipe
 from warehouse.readers.batch import Batch, IdBatch, SegmentBatch
 from warehouse.readers.collate import collate, count_targets, item_fields
 from warehouse.readers.open_shards import Place, pages_of, sheet_of
 from warehouse.readers.visibility import visible_items
-from warehouse.shards.file import NO_TIME, Block, ShardHeader
+from warehouse.shards.file import Block, ShardHeader
 from warehouse.shards.packs import take
 from warehouse.tokens import BOS, IMAGE_TOKENS, UNK, TokenType
 

@@ -147,7 +147,7 @@ def test_no_batch_uses_a_file_with_a_flipped_bit(copy, fields, place):
 
 
 def test_a_checksum_is_compared_once_and_only_of_files_that_are_used(copy, monkeypatch):
-    from warehouse.readers import release as reader
+    from warehouse.readers import pinned as reader
 
     hashed = []
     usual = reader.xxh3_file

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.packing_cases import CONTEXT, HEADER, LENGTHS, expected, packed, same, timelines, unpacked
+from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
 from warehouse.shards import file as shards
-from warehouse.shards.file import METADATA_KEY, NO_TIME, map_shard, open_shard, read_header, read_shard, write_shard
+from warehouse.shards.file import METADATA_KEY, map_shard, open_shard, read_header, read_shard, write_shard
 from warehouse.shards.packs import FORMAT_VERSION, no_packs
 from warehouse.shards.times import UNITS_US, compact_times, micros
 

@@ -1,0 +1,67 @@
+"""What a conversion gives: columns, the account of its rows, and the words of both."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from extractors.events.times import Times
+from extractors.source import TimeRule
+
+# Why a row made no event, the first that holds.
+REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
+# How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
+# code's results usually take; `awaited` is what the last one is until that is known.
+AVAILABILITY = ("recorded", "time", "estimated", "awaited")
+RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
+# Lags between time and availability are counted in steps of five minutes, up to two weeks.
+LAG_STEP_US = 5 * 60_000_000
+LAG_STEPS = 14 * 24 * 12
+# What a block becomes. `code` and `unit` count in the converter's own lists, `precision` in PRECISIONS, `availability`
+# in AVAILABILITY, `flag` in FLAGS, `rule` in the table's rules.
+CONVERTED: dict[str, pl.DataType] = {
+    "subject_id": pl.Int64(),
+    "time": pl.Datetime("us"),
+    "code": pl.UInt32(),
+    "numeric_value": pl.Float32(),
+    "text_value": pl.String(),
+    "available_time": pl.Datetime("us"),
+    "precision": pl.UInt8(),
+    "unit": pl.UInt32(),
+    "visit_id": pl.Int64(),
+    "rule": pl.UInt16(),
+    "availability": pl.UInt8(),
+    "flag": pl.UInt8(),
+    "row_hash": pl.UInt64(),
+}
+
+
+@dataclass
+class Account:
+    """What became of the rows of one raw file.
+
+    Attributes:
+        raw, events, static, reference: rows; raw = events + static + reference + the sum of quarantined.
+        quarantined: rows that made nothing, by reason.
+        partial: rows that made events although a column of theirs failed, by reason.
+        emitted: events made.
+        times: per column, values that stood there, values that no format fits, and how many each format read.
+    """
+
+    raw: int = 0
+    events: int = 0
+    static: int = 0
+    reference: int = 0
+    emitted: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    partial: Counter[str] = field(default_factory=Counter)
+    times: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def saw_times(self, rule: TimeRule, times: Times, asked: pl.Series) -> None:
+        """Counts a column's values in the rows (n,) bool that some event asked for their time."""
+        seen = self.times.setdefault("|".join(rule.column), {"present": 0, "unreadable": 0})
+        unreadable, read_by = int((times.unreadable & asked).sum()), times.read_by.filter(asked).drop_nulls()
+        seen["present"] += unreadable + len(read_by)
+        seen["unreadable"] += unreadable
+        for number, rows in read_by.value_counts().iter_rows():
+            seen[rule.formats[number]] = seen.get(rule.formats[number], 0) + rows

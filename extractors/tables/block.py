@@ -1,0 +1,73 @@
+"""Rows of a raw table as columns of texts, and what reads them."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from extractors.tables.rows import Column
+
+BATCH_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a raw table, text columns.
+
+    Attributes:
+        columns: by name, (n,) each.
+        first: number of the block's first record; records are counted from 1, the header apart.
+        gaps: places, counted from the block's first record, of records that were malformed and are not in `columns`.
+        hashes: of each row over everything that it holds, uint64; None where they were not asked for.
+    """
+
+    columns: Mapping[str, Column]
+    first: int
+    gaps: tuple[int, ...] = ()
+    hashes: pl.Series | None = None
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """The rows as a frame."""
+        return pl.DataFrame({name: column.rows for name, column in self.columns.items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def numbers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Record numbers of some rows."""
+        if not self.gaps:
+            return rows + self.first
+        before = np.asarray(self.gaps) - np.arange(len(self.gaps))
+        return rows + self.first + np.searchsorted(before, rows, side="right")
+
+
+class Reader(Protocol):
+    """What reads one kind of file.
+
+    Attributes:
+        columns: the table's columns, in its order.
+        malformed: numbers of the records met so far whose number of fields is wrong.
+    """
+
+    columns: list[str]
+    malformed: list[int]
+
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+        """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
+
+        Columns may be numbered where `plain` names them not.
+        """
+
+
+class UnclosedQuoteError(Exception):
+    """A quoted field swallowed the rows after its start."""
+
+
+def hash_of_columns(rows: pl.DataFrame, seed: int) -> pl.Series:
+    """A hash of each row (n,) uint64, whatever the order of its columns."""
+    return rows.select(sorted(rows.columns)).hash_rows(seed=seed)

@@ -1,0 +1,76 @@
+"""Tables that have types, read as texts: Parquet files and DuckDB tables."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from extractors.tables.block import BATCH_ROWS, Block, hash_of_columns
+from extractors.tables.rows import Column
+
+
+class ParquetReader:
+    """A Parquet file; every column as text."""
+
+    def __init__(self, path: Path, null_values: list[str]) -> None:
+        self._path, self._null_values = path, null_values
+        self.columns = list(pq.read_schema(path).names)
+        self.malformed: list[int] = []
+
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+        read = columns if seed is None else self.columns
+        with pq.ParquetFile(self._path) as file:
+            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
+            yield from _numbered(batches, self._null_values, columns, seed)
+
+
+class DatabaseReader:
+    """A table of a DuckDB file."""
+
+    def __init__(self, path: Path, table: str, null_values: list[str]) -> None:
+        from extractors.tables.database import database_columns
+
+        self._path, self._table, self._null_values = path, table, null_values
+        self.columns = database_columns(path, table)
+        self.malformed: list[int] = []
+
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+        from extractors.tables.database import database_frames
+
+        read = columns if seed is None else self.columns
+        yield from _numbered(database_frames(self._path, self._table, read), self._null_values, columns, seed)
+
+
+def _numbered(
+    frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str], columns: list[str], seed: int | None
+) -> Iterator[Block]:
+    first = 1
+    for frame in frames:
+        assert isinstance(frame, pl.DataFrame)
+        text = frame.with_columns(_as_text(frame[name]) for name in frame.columns)
+        text = text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all()))
+        found = {name: Column(text[name]) for name in columns}
+        yield Block(found, first, hashes=None if seed is None else hash_of_columns(text, seed))
+        first += len(frame)
+
+
+def _as_text(values: pl.Series) -> pl.Series:
+    """Typed values as an export would write them."""
+    dtype = values.dtype
+    if dtype.is_float():
+        # An id that some tool made a float is still that id; what is no number is nothing.
+        whole = (values == values.round()) & (values.abs() < 2**53)
+        return values.cast(pl.Int64, strict=False).cast(pl.String).zip_with(
+            whole.fill_null(False), values.fill_nan(None).cast(pl.String)
+        )  # fmt: skip
+    if isinstance(dtype, pl.Datetime):
+        zoned = dtype.time_zone is not None
+        local = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zoned else values
+        written = local.dt.cast_time_unit("us").dt.to_string("%Y-%m-%d %H:%M:%S%.f")
+        return written + "+00:00" if zoned else written
+    if dtype == pl.Binary:
+        return values.bin.encode("hex")
+    if dtype.is_nested():
+        return values.to_frame().select(pl.struct(pl.all()).struct.json_encode()).to_series().alias(values.name)
+    return values.cast(pl.String)

@@ -1,0 +1,35 @@
+"""Texts of several pieces as one dictionary."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.aligning.columns import occurring, renumbered
+from warehouse.arrays import U32
+
+
+def unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
+    """The texts that some blocks' rows use, of which the rows' numbers then are.
+
+    Args:
+        blocks: each block's own texts, and the numbers of its rows (n,), which are changed in place.
+        in_order: whether the texts are sorted.
+    """
+    used = [occurring(numbers, len(texts)) for texts, numbers in blocks]
+    each = [
+        texts if len(mine) == len(texts) else texts.take(pa.array(mine))
+        for (texts, _), mine in zip(blocks, used, strict=True)
+    ]
+    # The chunks share one dictionary; those without a text are left out.
+    chunks = pa.chunked_array(each, pa.large_string()).dictionary_encode().chunks
+    if not chunks:
+        return pa.array([], pa.large_string())
+    united, start = chunks[0].dictionary, 0
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    if in_order:
+        order = pc.array_sort_indices(united)
+        united, places = united.take(order), np.argsort(order.to_numpy())[places]
+    for (texts, numbers), mine in zip(blocks, used, strict=True):
+        numbers[:] = renumbered(numbers, len(texts), mine, places[start : start + len(mine)])
+        start += len(mine)
+    return united

@@ -1,0 +1,73 @@
+"""count: events of one bucket → how often each token of a profile occurs. Schema out: TOKEN_COUNTS and value counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.engine.context import RunContext
+from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
+from pipelines.profiles.counting import Counts, count_part
+from pipelines.profiles.rules import ProfileConfig
+from warehouse.layout import ReleaseLayout, bucket_name
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import TOKEN_COUNTS
+
+STAGE = Stage("count", 2, "pipelines.count:run")
+# A bucket's numbers of one code and unit, by split; only where the profile tells values.
+VALUE_COUNTS = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("unit", pa.string()),
+        pa.field("value", pa.float32(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+
+def plan(
+    context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any], splits: dict[int, str]
+) -> list[Task]:
+    """One task per bucket.
+
+    Args:
+        inputs: per bucket, the hashes of its events and items.
+        splits: per bucket, the hash of its subjects' splits in the profile's scheme.
+    """
+    tree = ReleaseLayout(context.staging / "release")
+    parents = parents_of(tree, profile)
+    return [
+        make_task(
+            STAGE,
+            f"{name}-{bucket_name(bucket)}",
+            context.staging,
+            settings=[profile.token_rules(), profile.scheme],
+            inputs=[hashes, splits.get(bucket), parents_hash(tree, bucket, parents)],
+            params={"bucket": bucket, "profile": name, "settings": profile.model_dump(mode="json")},
+        )
+        for bucket, hashes in inputs.items()
+    ]
+
+
+def run(params: dict[str, Any], base: Path) -> Result:
+    """Counts a bucket's tokens and values by split."""
+    tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
+    profile = ProfileConfig.model_validate(params["settings"])
+    splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
+    splits = splits.select("subject_id", "split")
+    parts = chosen_parts(tree, bucket, profile)
+    counts = Counts.together([count_part(chosen, splits, profile) for chosen in parts])
+    path = tree.token_counts(name, bucket)
+    files: dict[str, int | None] = {}
+    files[str(path.relative_to(base))] = write_table(path, counts.tokens, TOKEN_COUNTS, "token counts")
+    if profile.values != "codes_only":
+        path = values_path(tree, name, bucket)
+        files[str(path.relative_to(base))] = write_table(path, counts.values, VALUE_COUNTS, "value counts")
+    return Result(files, {"left_out": [list(row) for row in counts.left_out.iter_rows()]})
+
+
+def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
+    """A bucket's value counts."""
+    return tree.token_counts(name, bucket).with_name(f"{bucket_name(bucket)}.values.parquet")

@@ -1,0 +1,70 @@
+"""One task, carried out wherever an engine has sent it."""
+
+import errno
+import importlib
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
+from warehouse.errors import TimeloomError
+from warehouse.files import hash_file, write_json
+
+if TYPE_CHECKING:
+    pass
+
+
+def execute(task: Task) -> str:
+    """Runs one task and leaves its record, or the reason why there is none; gives the task's key."""
+    from polars.exceptions import PanicException
+
+    from warehouse.manifest import FileEntry, TaskEntry
+
+    record, failure = Path(task.record), Path(task.record).with_suffix(".error")
+    failure.unlink(missing_ok=True)
+    try:
+        module, name = task.function.split(":")
+        result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base))
+        files = {}
+        for relative, rows in sorted(result.files.items()):
+            path = Path(task.base) / relative
+            strong, fast = hash_file(path)
+            files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
+        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
+        write_json(record, entry.model_dump(mode="json"))
+    except (Exception, PanicException) as error:  # a panic of polars is no Exception
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        reason = _describe(error)
+        try:
+            write_json(failure, reason)
+        except OSError:  # a full disk takes no record either
+            raise TimeloomError(reason["message"], reason["remedy"]) from None
+    return task.key
+
+
+def _describe(error: BaseException) -> dict[str, str]:
+    """What went wrong without any value in it: a library's message may hold a patient's."""
+    where = "".join(f"{frame.filename}:{frame.lineno}\n" for frame in traceback.extract_tb(error.__traceback__))
+    clear = clear_error(error) or TimeloomError(f"{type(error).__name__} in the stage", "see the log; run with --debug")
+    return {"message": clear.message, "remedy": clear.remedy, "where": where}
+
+
+def clear_error(error: BaseException) -> TimeloomError | None:
+    """What a person can mend, if it is that: a clear error itself, a full disk, a forbidden file."""
+    if isinstance(error, TimeloomError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TimeloomError("the disk is full", "free space and run again; it resumes")
+    if isinstance(error, MemoryError):
+        return WorkerLostError("a task ran out of memory", "run again with fewer workers; it resumes")
+    if isinstance(error, PermissionError):
+        return TimeloomError("a file may not be read or written", "mend the permissions")
+    return None
+
+
+def execute_element(element: str) -> str:
+    """`execute` on a task as JSON."""
+    return execute(Task(**json.loads(element)))

@@ -1,0 +1,102 @@
+"""The engine of this machine: spawned processes."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from queue import SimpleQueue
+
+from pipelines.engine.execute import execute
+from pipelines.engine.task import Task, WorkerLostError
+from pipelines.engine.workers import quietly, start_pool
+
+
+class LocalEngine:
+    """Processes of this machine; one worker runs in this process.
+
+    Args:
+        workers: number of processes; the machine's cores where None.
+        here: this process is one of them. It then has nothing else to do, and a task that takes it down takes the run
+            down.
+        modules: what the others import before their first task.
+    """
+
+    def __init__(self, workers: int | None = None, *, here: bool = False, modules: Sequence[str] = ()) -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self._here = here
+        self._modules = modules
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "LocalEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def start(self) -> None:
+        """Starts the other processes ahead of the first tasks."""
+        if self.workers > 1 and self._pool is None:
+            self._pool = start_pool(self._others, self._modules, at_once=True)
+
+    @property
+    def _others(self) -> int:
+        return self.workers - self._here
+
+    def _executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = start_pool(self._others, self._modules)
+        return self._pool
+
+    def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+        """Executes tasks; a process that dies ends the stage with one line."""
+        tasks = sorted(tasks, key=lambda task: -task.weight)
+        if self.workers == 1 or len(tasks) == 1:
+            for task in tasks:
+                done(execute(task))
+            return
+        try:
+            if self._here:
+                _share(self._executor(), self._others, tasks, done)
+                return
+            with quietly():
+                futures = [self._executor().submit(execute, task) for task in tasks]
+            for future in as_completed(futures):
+                done(future.result())
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise WorkerLostError(
+                "a worker process died, perhaps for lack of memory", "run again with fewer workers; it resumes"
+            ) from error
+
+
+def _share(pool: ProcessPoolExecutor, others: int, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+    """Executes tasks, the first ones first, in a pool and in this process: whoever is free takes the next one."""
+    waiting = deque(tasks)
+    finished: SimpleQueue[Future[str]] = SimpleQueue()
+
+    def take() -> Task | None:
+        try:
+            return waiting.popleft()
+        except IndexError:
+            return None
+
+    def feed() -> None:
+        if (task := take()) is not None:
+            future = pool.submit(execute, task)
+            future.add_done_callback(feed_again)
+            future.add_done_callback(finished.put)
+
+    def feed_again(_before: Future[str]) -> None:
+        with suppress(RuntimeError):  # a broken or closed pool: what was in it says so
+            feed()
+
+    with quietly():
+        for _ in range(others):
+            feed()
+    for _ in tasks:
+        own = take() if finished.empty() else None
+        done(finished.get().result() if own is None else execute(own))

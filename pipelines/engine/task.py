@@ -1,0 +1,111 @@
+"""A stage, its tasks, what a task gives back, and what an engine is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from warehouse.errors import TimeloomError
+from warehouse.files import sha256_json
+
+# Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
+DEBUG_VARIABLE = "TIMELOOM_DEBUG"
+
+
+class WorkerLostError(TimeloomError):
+    """A process died and nobody knows why; the next try may succeed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage function made.
+
+    Attributes:
+        files: path relative to the base directory, and its number of rows (None for what is no table).
+        counts: JSON, summed and reported; never a patient's value.
+    """
+
+    files: dict[str, int | None]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, the version that a change of its output raises, and its function as `module:name`."""
+
+    name: str
+    version: int
+    function: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work: JSON all through, so that any runner can carry it.
+
+    Attributes:
+        key: a bucket, a file or a group; unique in its stage.
+        base: the directory that outputs are relative to.
+        record: where the task's record stands.
+        params: what the function gets.
+        fingerprint: changes with the stage's version, its settings and the content of its inputs.
+        intact: `module:name` of a function (params, base) -> bool: whether what the task left outside its files, such
+            as vectors in a store, is still there. An earlier outcome is reused only then.
+        weight: how much work it is, against the others of its stage: the heaviest start first.
+    """
+
+    stage: str
+    function: str
+    key: str
+    base: str
+    record: str
+    params: dict[str, Any]
+    fingerprint: str
+    intact: str | None = None
+    weight: int = 0
+
+
+def make_task(
+    stage: Stage,
+    key: str,
+    staging: Path,
+    *,
+    settings: Any,
+    inputs: Any,
+    params: dict[str, Any],
+    intact: str | None = None,
+    weight: int = 0,
+) -> Task:
+    """A task whose outputs belong to the release.
+
+    Args:
+        settings: JSON that changes what the task makes.
+        inputs: content hashes of what it reads.
+        params: paths and settings, handed to the function.
+    """
+    return Task(
+        stage=stage.name,
+        function=stage.function,
+        key=key,
+        base=str(staging / "release"),
+        record=str(staging / "tasks" / stage.name / f"{key.replace('/', '~')}.json"),
+        params=params,
+        fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
+        intact=intact,
+        weight=weight,
+    )
+
+
+class Engine(Protocol):
+    """Where tasks run: `workers` at a time."""
+
+    workers: int
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+        """Executes every task, in any order, calling `done` as far as it can with each finished key."""

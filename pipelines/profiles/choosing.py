@@ -1,0 +1,38 @@
+"""Which parts of a bucket a profile reads, and by which parents of its codes."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from pipelines.profiles.events import read_parts
+from pipelines.profiles.lexicon import Ids, make_lexicon
+from pipelines.profiles.rules import ProfileConfig
+from pipelines.profiles.timeline import Chosen, choose
+from warehouse.files import sha256_json
+from warehouse.layout import ReleaseLayout
+from warehouse.parquet import read_frame
+
+
+def parents_of(tree: ReleaseLayout, profile: ProfileConfig) -> pl.DataFrame | None:
+    """metadata/codes.parquet where the profile asks for parents."""
+    if not any(rule.parents for rule in profile.codes.values()) or not tree.codes.is_file():
+        return None
+    return read_frame(tree.codes).select("code", "parent_codes").drop_nulls("parent_codes")
+
+
+def parents_hash(tree: ReleaseLayout, bucket: int, parents: pl.DataFrame | None) -> str | None:
+    """A hash of the parents of a bucket's own codes."""
+    if parents is None:
+        return None
+    own = read_frame(tree.codes_of(bucket)).select("code").join(parents, on="code").sort("code")
+    return sha256_json([own["code"].to_list(), own["parent_codes"].to_list()])
+
+
+def chosen_parts(tree: ReleaseLayout, bucket: int, profile: ProfileConfig, ids: Ids | None = None) -> Iterator[Chosen]:
+    """A bucket's events that become tokens, some subjects at a time."""
+    usable = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")["item_key"]
+    codes = read_frame(tree.codes_of(bucket))["code"].sort()
+    lexicon = make_lexicon(codes, profile, parents_of(tree, profile), ids)
+    values = profile.values != "codes_only" or any(rule.only_numeric for rule in profile.codes.values())
+    for part in read_parts(tree.events(bucket), codes, values=values):
+        yield choose(part, lexicon, usable, profile)

@@ -1,0 +1,86 @@
+"""What became of every raw row, held against the files that say so."""
+
+import polars as pl
+
+from validation.measure.annotations import unlisted_rows
+from validation.measure.reading import gather
+from warehouse.layout import ReleaseLayout
+from warehouse.schemas import LEDGER
+
+SURPLUS = "further_birth_or_death"
+SUMMED = ("events", "static", "reference", "quarantined")
+_STORED = ("image_rows", "timed", "estimated")
+
+
+def read_ledger(tree: ReleaseLayout) -> pl.DataFrame:
+    """The ledger, one row per table, outcome and reason; empty where there is none."""
+    return gather([tree.ledger], LEDGER, LEDGER.names)
+
+
+def balance(ledger: pl.DataFrame) -> pl.DataFrame:
+    """One row per table: `raw`, `events`, `static`, `reference`, `quarantined`, `difference`, `emitted`.
+
+    The difference is what DESIGN.md promises to be zero: raw rows less events, static, reference and quarantined rows.
+    """
+
+    def rows(outcome: str) -> pl.Expr:
+        return pl.col("rows").filter(pl.col("outcome") == outcome).sum().alias(outcome)
+
+    made = pl.col("outcome").is_in(["events", "static", "reference"])
+    # a line over all tables, such as the one of conflicts, is no table
+    return (
+        ledger.filter((pl.col("outcome") == "raw").any().over("table"))
+        .group_by("table")
+        .agg(
+            *(rows(name) for name in ("raw", *SUMMED, "partial", "conflict")),
+            pl.col("events").filter(made).sum().alias("emitted"),
+        )
+        .with_columns((pl.col("raw") - pl.sum_horizontal(SUMMED)).alias("difference"))
+        .sort("table")
+    )
+
+
+def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
+    """`balance`, with each table's events in the release beside those that it is said to have made.
+
+    A table of the events that the ledger does not know stands here with `raw` 0, unless all its events are images'.
+    `events_unexplained`, on every row, is what the tables' absolute differences add up to and the ledger does not
+    explain for all tables together. `estimated_share` is of the timed events. `quarantine_unlisted`: see
+    `unlisted_rows`.
+
+    Args:
+        sources: as `count_marks` gives them.
+    """
+    stored = sources.select(pl.col("source").alias("table"), pl.col("rows").alias("stored"), *_STORED)
+    tables = (
+        balance(ledger)
+        .join(stored, on="table", how="full", coalesce=True)
+        .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
+        .join(unlisted_rows(tree, ledger), on="table", how="left")
+        .with_columns(pl.col(pl.Int64).fill_null(0))
+        .with_columns((pl.col("emitted") - pl.col("stored")).alias("events_difference"))
+    )
+    difference = int(tables["events_difference"].abs().sum())
+    return (
+        tables.with_columns(
+            pl.lit(difference - _explained(ledger, difference), pl.Int64).alias("events_unexplained"),
+            (pl.col("quarantined") / pl.col("raw").clip(lower_bound=1)).alias("quarantined_share"),
+            (pl.col("estimated") / pl.col("timed").clip(lower_bound=1)).alias("estimated_share"),
+        )
+        .drop("image_rows")
+        .sort("table")
+    )
+
+
+def _explained(ledger: pl.DataFrame, difference: int) -> int:
+    """The difference, as near as second births and deaths come to it, of which align keeps the first.
+
+    The ledger counts these events over all tables. Rows that made nothing else are in quarantine, and their one or two
+    events are not said to be made.
+    """
+    surplus = pl.col("reason") == SURPLUS
+    events, rows = (
+        int(ledger.filter(surplus & (pl.col("outcome") == outcome))["rows"].sum())
+        for outcome in ("conflict", "quarantined")
+    )
+    return min(max(difference, events - 2 * rows), events - rows)

@@ -1,0 +1,71 @@
+"""Tables of what vocabularies know, and of token budgets."""
+
+from collections.abc import Collection
+
+import polars as pl
+
+from validation.report.cells import WITHHELD, Cell, Cells, Hidden, follow, is_small
+from validation.report.table import Column, Row, Table
+from warehouse.schemas import SPLITS
+
+
+def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
+    """A line per profile and namespace: what became tokens, what did not, and what each split's tokens lack."""
+    rows: list[Row] = []
+    for (profile, namespace), part in coverage.group_by("profile", "namespace", maintain_order=True):
+        of = {line["split"]: line for line in part.iter_rows(named=True)}
+        row: Row = {
+            "profile": str(profile),
+            "namespace": str(namespace),
+            "tokens": cells.rounded(int(part["tokens"].sum())),
+            "dropped": cells.rounded(int(part["dropped"].sum())),
+        }
+        for split in SPLITS:
+            tokens, unknown = (of[split]["tokens"], of[split]["unknown"]) if split in of else (0, 0)
+            hidden = any(isinstance(cell, Hidden) for cell in cells.parts([unknown, tokens - unknown]))
+            row[split] = WITHHELD if hidden else unknown / tokens if tokens else None
+        rows.append(row)
+    columns = [
+        Column("profile", "Profile", "text"),
+        Column("namespace", "Namespace", "text"),
+        Column("tokens", "Tokens"),
+        Column("dropped", "Events left out"),
+        *(Column(split, f"Unknown in {split}", "share") for split in SPLITS),
+    ]
+    note = "Unknown: in no train patient, so [UNK]. Reasons for what is left out: vocabularies/*/coverage.parquet."
+    if not cells.open:
+        note += " Tokens and events are cut to two figures."
+    return Table("coverage", "Vocabulary", columns, rows, note)
+
+
+def budget_table(budgets: pl.DataFrame, known: Collection[int], cells: Cells) -> Table:
+    """Token budgets of train.
+
+    Budgets are prefixes of one order, of several plans too, so the difference of two numbers of patients is itself a
+    number of patients: a budget is withheld where it differs by a small count from one that is shown.
+
+    Args:
+        known: other numbers of patients that the report shows, of whom a budget may hold all but a few.
+    """
+    shown = {0, *known}
+    rows: list[Row] = []
+    for line in budgets.iter_rows(named=True):
+        subjects: Cell = cells.count(line["subjects"])
+        if not cells.open and subjects == line["subjects"]:
+            if any(is_small(line["subjects"] - other) for other in shown):
+                subjects = WITHHELD
+            else:
+                shown.add(line["subjects"])
+        row: Row = {name: line[name] for name in ("profile", "plan", "asked")}
+        row |= {name: follow(subjects, line[name]) for name in ("tokens", "all_tokens")}
+        rows.append(row | {"subjects": subjects})
+    columns = [
+        Column("profile", "Profile", "text"),
+        Column("plan", "Plan", "text"),
+        Column("asked", "Tokens asked"),
+        Column("tokens", "Tokens that bear loss"),
+        Column("all_tokens", "All tokens"),
+        Column("subjects", "Patients"),
+    ]
+    note = "Subsets of train; of one plan, each holds the ones before it. What is asked are tokens that bear loss."
+    return Table("budgets", "Token budgets", columns, rows, note)

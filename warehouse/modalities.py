@@ -1,0 +1,3 @@
+"""The modalities of items, and their places in the vocabulary."""
+
+MODALITIES = ("ct", "wsi", "ecg", "cxr", "note")
