@@ -13,14 +13,13 @@ import numpy.typing as npt
 from warehouse.arrays import I64
 from warehouse.embeddings.addresses import FORMS, Marks, address_limit, addresses_of, forms_of, new_marks
 from warehouse.embeddings.environments import generation, reading, staying_open
-from warehouse.embeddings.memory import address_of, rows_at
+from warehouse.embeddings.memory import address_of, plain_reads, rows_at
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.embeddings.value import (
     CHECKSUM_AT,
     HEADER_BYTES,
     PLAIN_BYTES,
     Array,
-    Buffer,
     check_value,
     decode,
     plain_header,
@@ -46,6 +45,8 @@ def read_vectors(keys: Sequence[str], width: int, marks: Marks, stores: Callable
     Raises:
         TimeloomError: an item is not there, stored bytes have changed, or an array is of another width.
     """
+    if plain_reads():
+        return _without_addresses(keys, width, stores(list(range(len(keys)))))
     with staying_open():
         noted, loose, searched = marks.read(), dict[int, Array](), list[int]()
         while True:
@@ -69,6 +70,19 @@ def read_vectors(keys: Sequence[str], width: int, marks: Marks, stores: Callable
         if searched:
             marks.write(searched, noted[searched])
         return result
+
+
+def _without_addresses(keys: Sequence[str], width: int, stores: Stores) -> Floats:
+    """What `read_vectors` gives, by a search for each item, and by no address."""
+    result = np.empty((len(keys), width), np.float32)
+    for store, places in stores:
+        try:
+            arrays = store.get_many([keys[place] for place in places])
+        except KeyError:
+            raise store.lacking() from None
+        for place, array in zip(places, arrays, strict=True):
+            result[place] = _vector(array, store, width)
+    return result
 
 
 def _copied(marks: I64, forms: I64, width: int) -> Floats:
@@ -112,14 +126,13 @@ def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: I6
                     places.append(place)
                     found.append((form, address, check_value(value, store.path)))
                 else:
-                    loose[place], noted[place] = _vector(value, store, width), 0
+                    loose[place], noted[place] = _vector(decode(value, store.path)[1], store, width), 0
     if found:
         noted[places] = new_marks(now, np.array(found, np.uint64).view(np.int64))
 
 
-def _vector(value: Buffer, store: EmbeddingStore, width: int) -> Array:
+def _vector(array: Array, store: EmbeddingStore, width: int) -> Array:
     """A vector, or the mean of a sequence."""
-    array = decode(value, store.path)[1]
     if array.ndim not in (1, 2) or array.shape[-1] != width:
         raise TimeloomError(
             f"embedding store {store_name(store.path)} holds vectors that are not ({width},)",

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from warehouse.arrays import I64
 from warehouse.embeddings.addresses import no_marks
-from warehouse.embeddings.memory import addresses, rows_at
+from warehouse.embeddings.memory import addresses, plain_reads, rows_at
 from warehouse.errors import TimeloomError
 from warehouse.modalities import MODALITIES
 from warehouse.readers.pinned import REMEDY, PinnedRelease, check_split
@@ -262,16 +262,18 @@ class Shelf:
 
     def ids(self, packs: I64) -> npt.NDArray[Any]:
         """The ids (n, L) of packs (n,), as narrow as they are stored: what `places` finds, by the shortest way."""
-        self._fit_process()
-        with self._lock:  # while it is held no map is given up
-            where = self._id_address[packs]
-            if len(self._maps) < len(self.paths):
-                for file in np.unique(np.searchsorted(self._edges, packs, side="right") - 1).tolist():
-                    self._open(file)
+        if not plain_reads():
+            self._fit_process()
+            with self._lock:  # while it is held no map is given up
                 where = self._id_address[packs]
-            if len(self._id_dtypes) == 1 and (len(self._maps) == len(self.paths) or where.all()):
-                return rows_at(where, next(iter(self._id_dtypes)), self.context)
-        # No packs, packs in more files than may be mapped, or shards of a vocabulary that has outgrown 16 bits since.
+                if len(self._maps) < len(self.paths):
+                    for file in np.unique(np.searchsorted(self._edges, packs, side="right") - 1).tolist():
+                        self._open(file)
+                    where = self._id_address[packs]
+                if len(self._id_dtypes) == 1 and (len(self._maps) == len(self.paths) or where.all()):
+                    return rows_at(where, next(iter(self._id_dtypes)), self.context)
+        # Plain reads, no packs, packs in more files than may be mapped, or shards of a vocabulary that has outgrown 16
+        # bits since.
         places = self.places(packs)
         return narrow([id_bytes(place, self.context) for place in places], id_dtypes(places), self.context)
 
