@@ -15,7 +15,7 @@ from flows.guard import check_ownership
 from warehouse.errors import TimeloomError
 
 if TYPE_CHECKING:
-    from flows.runs.run import Outcome
+    from flows.runs.run import RunOutcome
     from flows.runs.settings import RunSettings
     from warehouse.progress import Progress
 
@@ -143,7 +143,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _in_prefect(settings: "RunSettings", progress: "Progress") -> "Outcome":
+def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.prefect_server import ensure_server

@@ -29,7 +29,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.runs.run import Outcome, Run, open_run
+from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import RunSettings
 from pipelines.engine.execute import clear_error
 from pipelines.engine.task import DEBUG_VARIABLE, WorkerLostError
@@ -137,7 +137,7 @@ def nightly(
     runner: str = "FnApiRunner",
     workers: int | None = None,
     limit: int | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Raw exports to a published release: extract, embed, align, split, vocabulary, tokenize, pack, validate, publish.
 
     Args:
@@ -158,7 +158,7 @@ def nightly(
     return outcome
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: RunOutcome) -> None:
     what = "published" if outcome.published else "unchanged, nothing published"
     with _for_looking():
         steps = [{name: value for name, value in step.items() if name != "devices"} for step in outcome.steps]

@@ -16,7 +16,7 @@ from extractors.events.converted import AVAILABILITY
 from pipelines.aligning.columns import NONE_8, NONE_32
 from pipelines.aligning.conflicts import CONFLICTS, find_conflicts
 from pipelines.aligning.gather import Gathered
-from pipelines.aligning.left_out import SetAside, further_births_and_deaths
+from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.task import Result, Stage, Task, make_task
@@ -96,7 +96,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = read_frame(tree.items(bucket)) if params["items"] else None
-    set_aside = SetAside()
+    set_aside = LeftOut()
     gathered = Gathered.read(params["segments"], images, params["lags"], params["limit"], set_aside.put)
     aligned = Aligned(gathered, set_aside)
     events, subjects, codes = tree.events(bucket), tree.subjects(bucket), tree.codes_of(bucket)
@@ -121,7 +121,7 @@ class Aligned:
         set_aside: takes the account of events that are left out.
     """
 
-    def __init__(self, gathered: Gathered, set_aside: SetAside) -> None:
+    def __init__(self, gathered: Gathered, set_aside: LeftOut) -> None:
         self._gathered, self._set_aside = gathered, set_aside
         self._codes = np.zeros(len(gathered.texts.codes), np.int64)
         self._availability = np.zeros(NONE_8 + 1, np.int64)

@@ -11,7 +11,7 @@ from pipelines.engine.task import Result, Stage, Task, make_task
 from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
-from pipelines.profiles.timeline import Encoded, Encoder
+from pipelines.profiles.timeline import Encoded, TimelineWriter
 from pipelines.vocabulary import slice_hash
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_tables
@@ -63,7 +63,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
 def timelines(tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig) -> Iterator[Encoded]:
     """A bucket's timelines, some subjects at a time."""
     ids = Ids(read_frame(tree.vocabulary(name)))
-    encoder = Encoder(profile, ids, read_frame(tree.quantiles(name)))
+    encoder = TimelineWriter(profile, ids, read_frame(tree.quantiles(name)))
     for chosen in chosen_parts(tree, bucket, profile, ids):
         yield encoder.encode(chosen)
 

@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 600.0  # without a sign of life; far more than any block of un
 
 
 @dataclass(frozen=True)
-class Piece:
+class DecodedPiece:
     """Units of span `number`. `source`: whose memory their pixels lie in, at `offset`."""
 
     number: int
@@ -59,10 +59,10 @@ class Failed:
     kind: str | None
 
 
-Event = Piece | Ended | Failed
+Event = DecodedPiece | Ended | Failed
 
 
-class Source(Protocol):
+class UnitSource(Protocol):
     """Where units come from."""
 
     @property
@@ -81,7 +81,7 @@ class Source(Protocol):
     def events(self, patience: float) -> Sequence[Event]:
         """What has come since the last call, waiting `patience` seconds at most for the first."""
 
-    def release(self, piece: Piece) -> None:
+    def release(self, piece: DecodedPiece) -> None:
         """The piece's pixels are not needed any more."""
 
     def stalled(self) -> set[int]:
@@ -117,11 +117,11 @@ class InProcess:
                 return []
             self._reading = _read(*self._queue.popleft())
         event = next(self._reading)
-        if not isinstance(event, Piece):
+        if not isinstance(event, DecodedPiece):
             self._reading = None
         return [event]
 
-    def release(self, piece: Piece) -> None:
+    def release(self, piece: DecodedPiece) -> None:
         pass
 
     def stalled(self) -> set[int]:
@@ -136,7 +136,7 @@ def _read(number: int, request: SpanRequest) -> Iterator[Event]:
     try:
         for units in read_span(request):
             at = units.upto
-            yield Piece(number, units, source=0)
+            yield DecodedPiece(number, units, source=0)
         yield Ended(number)
     except VerdictError as error:
         yield Failed(number, at, error.verdict, error.kind if isinstance(error, UnreadableError) else None)
@@ -307,7 +307,7 @@ class Decoders:
             return [self._piece(child, message)]
         return []
 
-    def _piece(self, child: _Child, message: dict[str, Any]) -> Piece:
+    def _piece(self, child: _Child, message: dict[str, Any]) -> DecodedPiece:
         child.given[0].at = message["upto"]
         dtype, shape, offset = np.dtype(message["dtype"]), tuple(message["shape"]), message["offset"]
         if offset is None:
@@ -323,7 +323,7 @@ class Decoders:
             places=np.array(message["places"], dtype=np.int32).reshape(shape[0], -1),
             seconds=message["seconds"],
         )
-        return Piece(message["number"], units, child.identity, offset)
+        return DecodedPiece(message["number"], units, child.identity, offset)
 
     def _bury(self, child: _Child) -> None:
         """A decoder is dead, or as good as dead: the span it was on has one more try, in a fresh process."""
@@ -345,7 +345,7 @@ class Decoders:
         self._queue.extend(child.given)
         child.given.clear()
 
-    def release(self, piece: Piece) -> None:
+    def release(self, piece: DecodedPiece) -> None:
         child = self._children.get(piece.source)
         if piece.offset is not None and child is not None:
             if child.full:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedders.decoding.pool import TIMEOUT_SECONDS, Decoders, Event, Failed, InProcess, Piece, Source
+from embedders.decoding.pool import TIMEOUT_SECONDS, DecodedPiece, Decoders, Event, Failed, InProcess, UnitSource
 from embedders.decoding.process import READ_UNITS, READERS, SpanRequest
 from embedders.encoders.build import Encoder, Pending
 from embedders.running.rates import RunFigures
@@ -63,7 +63,7 @@ class _Work:
 class _Waiting:
     """Units of one piece that wait for a batch: those from `taken` on."""
 
-    piece: Piece
+    piece: DecodedPiece
     taken: int = 0
 
 
@@ -80,7 +80,7 @@ class _Queue:
 class _Part:
     """Where units `start` to `stop` of a piece stand in their batch. `last`: the piece ends with them."""
 
-    piece: Piece
+    piece: DecodedPiece
     start: int
     stop: int
     place: int
@@ -117,7 +117,7 @@ def embed_buckets(
             or a decoder does not work.
         MemoryError: this machine has too little.
     """
-    source: Source = InProcess()
+    source: UnitSource = InProcess()
     if settings.decoders:
         source = Decoders(settings.decoders, settings.memory_mb << 20, settings.decode_timeout)
     runner = _Runner(buckets, settings, source, progress)
@@ -134,7 +134,7 @@ class _Runner:
         self,
         buckets: Sequence[Bucket],
         settings: RunnerSettings,
-        source: Source,
+        source: UnitSource,
         progress: Callable[[EmbeddedItem], None] | None,
     ) -> None:
         self._buckets, self._settings, self._source, self._progress = buckets, settings, source, progress
@@ -216,7 +216,7 @@ class _Runner:
 
     def _hear(self, event: Event) -> None:
         work = self._works[event.number]
-        if isinstance(event, Piece):
+        if isinstance(event, DecodedPiece):
             self._figures.decode_seconds += event.units.seconds
             if work.progress.refused:
                 self._source.release(event)

@@ -19,9 +19,9 @@ from extractors.events.converted import Account
 from extractors.events.joins import attach_rows
 from extractors.events.times import Times, parse_times
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
-from extractors.tables.block import Block
+from extractors.tables.block import TableBlock
 from extractors.tables.export import ENDINGS, Export
-from extractors.tables.rows import Column, Rows
+from extractors.tables.rows import Rows, TextColumn
 from warehouse.errors import TimeloomError
 
 ROWS = 10_000
@@ -241,9 +241,9 @@ def _whole(converter: Converter, malformed: int) -> Account:
     return converter.account
 
 
-def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[Block], list[str], int]:
+def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[TableBlock], list[str], int]:
     """The table's first rows, its columns, and how many malformed rows were met on the way."""
-    blocks: list[Block] = []
+    blocks: list[TableBlock] = []
     columns: list[str] = []
     malformed = 0
     for path in export.files(table):
@@ -254,7 +254,7 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
             hashes = block.hashes.head(rows) if block.hashes is not None else None
             first = np.arange(min(rows, len(block)))
             kept = {name: column.take(first) for name, column in block.columns.items()}
-            blocks.append(Block(kept, block.first, block.gaps, hashes))
+            blocks.append(TableBlock(kept, block.first, block.gaps, hashes))
             rows -= len(blocks[-1])
             if rows <= 0:
                 break
@@ -265,7 +265,7 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[B
         names = [*columns, *(name for name in source.tables[table].optional_columns if name not in columns)]
         nothing = pl.Series([], dtype=pl.UInt64)
         empty = pl.Series([], dtype=pl.String)
-        blocks.append(Block({name: Column(empty) for name in names}, 1, hashes=nothing))
+        blocks.append(TableBlock({name: TextColumn(empty) for name in names}, 1, hashes=nothing))
     return blocks, columns, malformed
 
 

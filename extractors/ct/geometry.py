@@ -24,7 +24,7 @@ MAX_SLICES = 10_000
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SliceOrder:
     """A verdict, the order of slices from feet to head, the median gap, and the ends along the normal, in mm."""
 
     verdict: str
@@ -43,13 +43,13 @@ def plausible_spacing(spacing: Floats) -> bool:
     return bool((spacing >= SPACING_MM[0]).all() and (spacing <= SPACING_MM[1]).all())
 
 
-def judge(orientation: Floats, positions: Floats) -> Judgement:
+def judge(orientation: Floats, positions: Floats) -> SliceOrder:
     """Judges slices of one orientation (6,) at positions (n, 3)."""
     row, column = orientation[:3], orientation[3:]
     normal = np.cross(row, column)
     skewed = max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 10 * PLANE_TOLERANCE
     if skewed:
-        return Judgement("failed_inconsistent_geometry", list(range(len(positions))), None)
+        return SliceOrder("failed_inconsistent_geometry", list(range(len(positions))), None)
     if normal[2] < 0:
         normal = -normal
     heights = positions @ normal
@@ -58,7 +58,7 @@ def judge(orientation: Floats, positions: Floats) -> Judgement:
     gaps = steps @ normal
     gap = round(float(np.median(gaps)), 4) if len(gaps) else None
     extent = float(heights.min()), float(heights.max())
-    return Judgement(_verdict(normal, steps, gaps), [int(index) for index in order], gap, extent)
+    return SliceOrder(_verdict(normal, steps, gaps), [int(index) for index in order], gap, extent)
 
 
 def _verdict(normal: Floats, steps: Floats, gaps: Floats) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extractors.ct.geometry import Judgement, judge, same_plane
+from extractors.ct.geometry import SliceOrder, judge, same_plane
 from extractors.ct.header import Findings, SliceHeader, examine
 from extractors.ct.read import read_ct_units, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
@@ -262,7 +262,7 @@ def _reading(ordered: Sequence[SliceHeader]) -> dict[str, Any]:
     return reading
 
 
-def _acquisition(ordered: Sequence[SliceHeader], item: FoundItem, judgement: Judgement) -> Volume:
+def _acquisition(ordered: Sequence[SliceHeader], item: FoundItem, judgement: SliceOrder) -> Volume:
     times = [
         moment.time
         for found in ordered

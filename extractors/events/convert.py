@@ -15,8 +15,8 @@ from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled
 from extractors.events.values import parse_values
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
-from extractors.tables.block import Block
-from extractors.tables.rows import Column, Rows
+from extractors.tables.block import TableBlock
+from extractors.tables.rows import Rows, TextColumn
 from warehouse.hashing import splitmix64
 
 _COMPACTED = 64
@@ -110,7 +110,7 @@ class Converter:
         times = [time for event in self.rule.events for time in (event.time, event.available) if time]
         self.moments = {time.column[0] for time in times if len(time.column) == 1}
 
-    def prepare(self, block: Block) -> Rows:
+    def prepare(self, block: TableBlock) -> Rows:
         """The columns of a block, its records' numbers, and hashes of everything in them.
 
         Args:
@@ -314,10 +314,10 @@ class Converter:
         if rule.value:
             raw = rows.columns[rule.value]
             parsed = parse_values(raw.values)
-            number = Column(parsed["number"], raw.places).rows
+            number = TextColumn(parsed["number"], raw.places).rows
             if parsed["text"].null_count() < len(parsed):
-                text, own_unit = (Column(parsed[name], raw.places).rows for name in ("text", "unit"))
-                flag = Column(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
+                text, own_unit = (TextColumn(parsed[name], raw.places).rows for name in ("text", "unit"))
+                flag = TextColumn(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
         if rule.text:
             told = rows.columns[rule.text].map(filled)
             if told.values.null_count() < len(told.values):
@@ -328,7 +328,7 @@ class Converter:
         name = rule.unit
         if own is not None and own.null_count() < len(own):
             stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own
-            rows, name = rows.with_column("_unit", Column(stated.zip_with(stated.is_not_null(), own))), "_unit"
+            rows, name = rows.with_column("_unit", TextColumn(stated.zip_with(stated.is_not_null(), own))), "_unit"
         if name is None:
             return _nothing(pl.UInt32(), len(rows))
         spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from extractors.events.lookups import HASHES, INDEX_BYTES, Lookup, StoredLookup, hashes_of
 from extractors.source import JoinRule, aggregate
 from extractors.tables.export import Export
-from extractors.tables.rows import Column, Rows
+from extractors.tables.rows import Rows, TextColumn
 from warehouse.arrays import U64
 from warehouse.errors import TimeloomError
 
@@ -34,7 +34,9 @@ def attach_all(
 
     def as_rows(frame: pl.DataFrame) -> Rows:
         rows = len(frame)
-        return Rows({name: Column(frame[name]) for name in frame.columns}, np.arange(rows), np.zeros(rows, np.uint64))
+        return Rows(
+            {name: TextColumn(frame[name]) for name in frame.columns}, np.arange(rows), np.zeros(rows, np.uint64)
+        )
 
     for rows in attach_rows(map(as_rows, blocks), export, joins, scratch):
         yield pl.DataFrame({name: column.rows for name, column in rows.columns.items()})

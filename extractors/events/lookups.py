@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from extractors.tables.rows import Column, Rows
+from extractors.tables.rows import Rows, TextColumn
 from warehouse.arrays import U64
 from warehouse.sort_keys import encode
 
@@ -35,7 +35,7 @@ def hashes_of(keys: pl.DataFrame) -> tuple[U64, U64]:
     return first, second
 
 
-class _Index:
+class _KeyIndex:
     """Where each of some hashes (n,) stands."""
 
     def __init__(self, first: U64) -> None:
@@ -76,7 +76,7 @@ class Lookup:
     def __init__(self, rows: pl.DataFrame) -> None:
         rows = rows.rechunk()
         first, self._second = (rows[name].to_numpy() for name in HASHES)
-        self._index = _Index(first)
+        self._index = _KeyIndex(first)
         self._columns = {name: _Looked.of(rows[name]) for name in rows.columns if name not in HASHES}
 
     @property
@@ -115,10 +115,10 @@ class _Looked:
         values, numbers = encode(column)
         return cls(values.extend_constant(None, 1), np.append(numbers, len(values)).astype(np.uint32))
 
-    def at(self, places: npt.NDArray[np.uint32]) -> Column:
+    def at(self, places: npt.NDArray[np.uint32]) -> TextColumn:
         if self.numbers is None:
-            return Column(self.values.gather(pl.Series(places)))
-        return Column.of_some(self.values, self.numbers[places])
+            return TextColumn(self.values.gather(pl.Series(places)))
+        return TextColumn.of_some(self.values, self.numbers[places])
 
 
 class StoredLookup:
@@ -163,7 +163,7 @@ class StoredLookup:
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._file = pa.ipc.open_file(pa.py_buffer(self._mapped))
         self._starts = np.cumsum([0, *map(len, self._firsts)])
-        self._index = _Index(np.concatenate(self._firsts))
+        self._index = _KeyIndex(np.concatenate(self._firsts))
         self._firsts = []
         return not self._index.repeats
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from extractors.source import TimeRule
-from extractors.tables.rows import Column
+from extractors.tables.rows import TextColumn
 
 _DATES = (
     ("%d", "day"), ("%e", "day"), ("%j", "day"), ("%F", "day"), ("%D", "day"),
@@ -101,7 +101,7 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
     return _settled(time, precision, text.is_not_null() & time.is_null(), read_by, formats, rule)
 
 
-def column_times(texts: Column, rule: TimeRule, zone: str | None = None) -> Times:
+def column_times(texts: TextColumn, rule: TimeRule, zone: str | None = None) -> Times:
     """The same of a column (n,) that holds what the rule's columns say: see `first_filled`.
 
     Where its values are numbered, numbers of values are those of the values.

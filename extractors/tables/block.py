@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from extractors.tables.rows import Column
+from extractors.tables.rows import TextColumn
 
 BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Block:
+class TableBlock:
     """Rows of a raw table, text columns.
 
     Attributes:
@@ -25,7 +25,7 @@ class Block:
         hashes: of each row over everything that it holds, uint64; None where they were not asked for.
     """
 
-    columns: Mapping[str, Column]
+    columns: Mapping[str, TextColumn]
     first: int
     gaps: tuple[int, ...] = ()
     hashes: pl.Series | None = None
@@ -46,7 +46,7 @@ class Block:
         return rows + self.first + np.searchsorted(before, rows, side="right")
 
 
-class Reader(Protocol):
+class TableReader(Protocol):
     """What reads one kind of file.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reader(Protocol):
     columns: list[str]
     malformed: list[int]
 
-    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
 
         Columns may be numbered where `plain` names them not.

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.tables.csv_loops import IRREGULAR, MORE_ROWS, MORE_TEXTS, NOT_A_MOMENT, NUMBERED, SKIPPED, TEXT, Loops
-from extractors.tables.rows import MOMENT_BYTES, Column
+from extractors.tables.rows import MOMENT_BYTES, TextColumn
 from warehouse.arrays import I32, I64
 
 # The loops look at eight bytes at once, also behind the end of what they split.
@@ -34,7 +34,7 @@ class Split:
     """
 
     bounds: I64
-    columns: dict[str, Column]
+    columns: dict[str, TextColumn]
     crowded: tuple[str, ...] = ()
 
 
@@ -143,11 +143,13 @@ class FieldSplitter:
         if status == IRREGULAR:
             return None
         columns = {
-            name: Column(SpanTexts(self._loops, data, starts[place, :rows], widths[place, :rows], self._null_values))
+            name: TextColumn(
+                SpanTexts(self._loops, data, starts[place, :rows], widths[place, :rows], self._null_values)
+            )
             for place, name in enumerate(self._texts)
         }
         for place, name in enumerate(self._numbered):
             count = counts[place]
             texts = SpanTexts(self._loops, data, first[place, :count], length[place, :count], self._null_values)
-            columns[name] = Column(texts.series(), numbers[place, :rows])
+            columns[name] = TextColumn(texts.series(), numbers[place, :rows])
         return Split(bounds[: rows + 1], columns)

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from isal import igzip
 
-from extractors.tables.block import Block, UnclosedQuoteError, hash_of_columns
+from extractors.tables.block import TableBlock, UnclosedQuoteError, hash_of_columns
 from extractors.tables.csv_records import LINE_ENDS, Chunk, Spans, header_of, records_end, records_of
-from extractors.tables.rows import MOMENT_BYTES, Column
+from extractors.tables.rows import MOMENT_BYTES, TextColumn
 
 if TYPE_CHECKING:
     from extractors.tables.csv_fields import FieldSplitter, Split
@@ -42,7 +42,7 @@ _DISTINCT = 0.5
 
 
 class CsvReader:
-    """A CSV file of one header line; see extractors.tables.block.Reader."""
+    """A CSV file of one header line; see extractors.tables.block.TableReader."""
 
     def __init__(self, path: Path, null_values: list[str]) -> None:
         self._path, self._null_values = path, null_values
@@ -61,7 +61,7 @@ class CsvReader:
             return self._path.open("rb")
         return cast(BinaryIO, igzip.IGzipFile(self._path, "rb"))  # type: ignore[no-untyped-call]
 
-    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         # Columns that are read as texts; the others are numbered, until most of their texts turn out to differ.
         texts = set(columns if plain is None else plain)
         compiled = _Compiled(self.columns, columns, self._null_values, texts, self._size)
@@ -80,7 +80,7 @@ class CsvReader:
                 if split is not None:
                     chunk, data = Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
                     hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
-                    yield Block(split.columns, first, (), hashes)
+                    yield TableBlock(split.columns, first, (), hashes)
                     first += len(split.bounds) - 1
                     continue
                 cut, quoted = records_end(data, ended)
@@ -94,7 +94,7 @@ class CsvReader:
                 gaps = tuple(number - first for number in self.malformed[before:])
                 if len(table):
                     hashes = None if seed is None else self._hashes(chunk, quoted, gaps, len(table), first, seed)
-                    yield Block(_columns_of(table, texts), first, gaps, hashes)
+                    yield TableBlock(_columns_of(table, texts), first, gaps, hashes)
                 first += len(table) + len(gaps)
 
     def _split(self, chunk: Chunk, columns: list[str], texts: Collection[str], first: int) -> pa.Table:
@@ -198,27 +198,27 @@ class _Compiled:
                 return found
 
 
-def _is_crowded(column: Column, rows: int) -> bool:
+def _is_crowded(column: TextColumn, rows: int) -> bool:
     """Whether numbering the texts of some rows costs more than it saves."""
     return column.places is not None and len(column.values) > _DISTINCT * rows
 
 
-def _columns_of(table: pa.Table, texts: set[str]) -> dict[str, Column]:
+def _columns_of(table: pa.Table, texts: set[str]) -> dict[str, TextColumn]:
     """The columns of a table; `texts` is brought up to date."""
     found = {}
     for name in table.column_names:
         array = table.column(name).combine_chunks()
         if name in texts:
-            found[name] = Column(ArrowTexts(array))
+            found[name] = TextColumn(ArrowTexts(array))
             continue
-        found[name] = Column.of_dictionary(array)
+        found[name] = TextColumn.of_dictionary(array)
         if _is_crowded(found[name], len(array)):
             texts.add(name)
     return found
 
 
 class ArrowTexts:
-    """Texts (n,) as Arrow's reader gives them; see extractors.tables.rows.Texts."""
+    """Texts (n,) as Arrow's reader gives them; see extractors.tables.rows.UnreadTexts."""
 
     def __init__(self, array: pa.StringArray) -> None:
         self._array = array

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 from isal.igzip_lib import IsalError
 
-from extractors.tables.block import Block, Reader, UnclosedQuoteError
-from extractors.tables.rows import Column
+from extractors.tables.block import TableBlock, TableReader, UnclosedQuoteError
+from extractors.tables.rows import TextColumn
 from extractors.tables.typed_readers import DatabaseReader, ParquetReader
 from warehouse.errors import TimeloomError
 
@@ -89,7 +89,7 @@ class RawTable:
 
     def blocks(
         self, columns: list[str] | None = None, *, seed: int | None = None, plain: Collection[str] | None = None
-    ) -> Iterator[Block]:
+    ) -> Iterator[TableBlock]:
         """Blocks of the wanted columns, all where None, in the file's order; optional ones that are absent as nulls.
 
         Args:
@@ -109,7 +109,7 @@ class RawTable:
             for block in self._reader.blocks(spelt, seed, kept):
                 found = {name: block.columns[self._spelt[name]] for name in wanted}
                 found |= {name: _nothing(len(block)) for name in absent}
-                yield Block(found, block.first, block.gaps, block.hashes)
+                yield TableBlock(found, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:
             raise self._unclosed() from error
         except _UNREADABLE as error:
@@ -118,12 +118,12 @@ class RawTable:
             ) from error
 
 
-def _nothing(rows: int) -> Column:
+def _nothing(rows: int) -> TextColumn:
     """A column of nulls."""
-    return Column(pl.Series([None], dtype=pl.String), np.zeros(rows, np.uint32))
+    return TextColumn(pl.Series([None], dtype=pl.String), np.zeros(rows, np.uint32))
 
 
-def _reader_of(path: Path, table: str, null_values: list[str]) -> Reader:
+def _reader_of(path: Path, table: str, null_values: list[str]) -> TableReader:
     if path.name.lower().endswith(".parquet"):
         return ParquetReader(path, null_values)
     if path.name.lower().endswith(DATABASE):

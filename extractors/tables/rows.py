@@ -26,8 +26,8 @@ Places = npt.NDArray[np.uint32]
 _MOST = 1 << 62
 
 
-class Texts(Protocol):
-    """Texts (m,) as a reader has them, not yet a series."""
+class UnreadTexts(Protocol):
+    """UnreadTexts (m,) as a reader has them, not yet a series."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,7 @@ class Texts(Protocol):
         """The texts as times, where they are all moments to the second or null: quickly, or not at all."""
 
 
-class Column:
+class TextColumn:
     """A column of n rows.
 
     Args:
@@ -46,11 +46,11 @@ class Column:
         places: (n,) of each row its place in `given`, all of which is some row's; None where row i is value i.
     """
 
-    def __init__(self, given: pl.Series | Texts, places: Places | None = None) -> None:
+    def __init__(self, given: pl.Series | UnreadTexts, places: Places | None = None) -> None:
         self._given, self.places = given, places
 
     @classmethod
-    def of_dictionary(cls, array: pa.DictionaryArray) -> "Column":
+    def of_dictionary(cls, array: pa.DictionaryArray) -> "TextColumn":
         """A column of texts as a reader that numbers them gives it."""
         values, numbers = array.dictionary, array.indices
         if numbers.null_count:
@@ -59,7 +59,7 @@ class Column:
         return cls(pl.Series(pl.from_arrow(values)), numbers.to_numpy().view(np.uint32))
 
     @classmethod
-    def of_some(cls, values: pl.Series, places: Places) -> "Column":
+    def of_some(cls, values: pl.Series, places: Places) -> "TextColumn":
         """A column of values (m,) at the rows' places (n,), not all of which need be some row's.
 
         What no row has is left out: a rule would be asked what to make of it, and it may be much more than the rows.
@@ -81,7 +81,7 @@ class Column:
         return self._given if isinstance(self._given, pl.Series) else self._given.series()
 
     @property
-    def texts(self) -> Texts | None:
+    def texts(self) -> UnreadTexts | None:
         """(n,) the texts as the reader has them, where that is how they were given and each row has its own."""
         return None if self.places is not None or isinstance(self._given, pl.Series) else self._given
 
@@ -90,22 +90,22 @@ class Column:
         """(n,) what stands in each row."""
         return self.values if self.places is None else self.values.gather(pl.Series(self.places))
 
-    def map(self, function: Callable[[pl.Series], pl.Series]) -> "Column":
+    def map(self, function: Callable[[pl.Series], pl.Series]) -> "TextColumn":
         """What a function makes of each row; it is asked once a value, and must not mind the others."""
-        return Column(function(self.values), self.places)
+        return TextColumn(function(self.values), self.places)
 
-    def take(self, rows: npt.NDArray[np.intp]) -> "Column":
+    def take(self, rows: npt.NDArray[np.intp]) -> "TextColumn":
         """Some of the rows."""
         if self.places is None:
-            return Column(self.values.gather(pl.Series(rows)))
-        return Column.of_some(self.values, self.places[rows])
+            return TextColumn(self.values.gather(pl.Series(rows)))
+        return TextColumn.of_some(self.values, self.places[rows])
 
-    def numbered(self) -> "Column":
+    def numbered(self) -> "TextColumn":
         """The same column, with each value once."""
         if self.places is not None:
             return self
         values, places = encode(self.values)
-        return Column(values, places.astype(np.uint32))
+        return TextColumn(values, places.astype(np.uint32))
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Rows:
         hashes: (n,) uint64, of everything in the record.
     """
 
-    columns: Mapping[str, Column]
+    columns: Mapping[str, TextColumn]
     number: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.uint64]
 
     @classmethod
     def of_frame(cls, frame: pl.DataFrame) -> "Rows":
         """Rows of a frame that `frame` gave, with further columns or without."""
-        columns = {name: Column(frame[name]) for name in frame.columns if name not in (ROW, ROW_HASH)}
+        columns = {name: TextColumn(frame[name]) for name in frame.columns if name not in (ROW, ROW_HASH)}
         return cls(columns, frame[ROW].to_numpy(), frame[ROW_HASH].to_numpy())
 
     def frame(self) -> pl.DataFrame:
@@ -141,13 +141,13 @@ class Rows:
         columns = {name: self.columns[name].take(rows) for name in names}
         return Rows(columns, self.number[rows], self.hashes[rows])
 
-    def with_column(self, name: str, column: Column) -> "Rows":
+    def with_column(self, name: str, column: TextColumn) -> "Rows":
         """The rows with one column more, or another one."""
         return Rows({**self.columns, name: column}, self.number, self.hashes)
 
     def by(
         self, names: Sequence[str], function: Callable[[pl.DataFrame], pl.Series], *, distinct: bool = False
-    ) -> Column:
+    ) -> TextColumn:
         """What a function makes of each row, asked for the distinct combinations of some columns.
 
         Args:
@@ -157,21 +157,21 @@ class Rows:
         names = list(dict.fromkeys(names))
         columns = [self.columns[name] for name in names]
         if not names:
-            return Column(function(pl.DataFrame({"_nothing": [None]})), np.zeros(len(self), np.uint32))
+            return TextColumn(function(pl.DataFrame({"_nothing": [None]})), np.zeros(len(self), np.uint32))
         if distinct:
             columns = [column.numbered() for column in columns]
         if any(column.places is None for column in columns):
-            return Column(
+            return TextColumn(
                 function(pl.DataFrame({name: column.rows for name, column in zip(names, columns, strict=True)}))
             )
         own, places = _combinations(columns)
         frame = pl.DataFrame(
             {name: column.values.gather(pl.Series(of)) for name, column, of in zip(names, columns, own, strict=True)}
         )
-        return Column(function(frame), places)
+        return TextColumn(function(frame), places)
 
 
-def _combinations(columns: list[Column]) -> tuple[list[Places], Places]:
+def _combinations(columns: list[TextColumn]) -> tuple[list[Places], Places]:
     """Of numbered columns, the places (m,) in each that combinations have, and the combination of each row (n,)."""
     first, *others = columns
     assert first.places is not None

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from extractors.tables.block import BATCH_ROWS, Block, hash_of_columns
-from extractors.tables.rows import Column
+from extractors.tables.block import BATCH_ROWS, TableBlock, hash_of_columns
+from extractors.tables.rows import TextColumn
 
 
 class ParquetReader:
@@ -18,7 +18,7 @@ class ParquetReader:
         self.columns = list(pq.read_schema(path).names)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         read = columns if seed is None else self.columns
         with pq.ParquetFile(self._path) as file:
             batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
@@ -35,7 +35,7 @@ class DatabaseReader:
         self.columns = database_columns(path, table)
         self.malformed: list[int] = []
 
-    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[Block]:
+    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         from extractors.tables.database import database_frames
 
         read = columns if seed is None else self.columns
@@ -44,14 +44,14 @@ class DatabaseReader:
 
 def _numbered(
     frames: Iterator[pl.DataFrame | pl.Series], null_values: list[str], columns: list[str], seed: int | None
-) -> Iterator[Block]:
+) -> Iterator[TableBlock]:
     first = 1
     for frame in frames:
         assert isinstance(frame, pl.DataFrame)
         text = frame.with_columns(_as_text(frame[name]) for name in frame.columns)
         text = text.with_columns(pl.when(~pl.all().is_in(null_values)).then(pl.all()))
-        found = {name: Column(text[name]) for name in columns}
-        yield Block(found, first, hashes=None if seed is None else hash_of_columns(text, seed))
+        found = {name: TextColumn(text[name]) for name in columns}
+        yield TableBlock(found, first, hashes=None if seed is None else hash_of_columns(text, seed))
         first += len(frame)
 
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended.
 
     Attributes:
@@ -405,13 +405,13 @@ class Run:
             else:
                 path.unlink()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RunOutcome:
         """How the run ended."""
         manifest = self._state.manifest
         if manifest is None:
             raise TimeloomError("the run has not ended", remedy="carry out every step")
         release = self.previous.release_id if self._state.unchanged and self.previous else manifest.release_id
-        return Outcome(
+        return RunOutcome(
             release=release,
             published=not self._state.unchanged,
             quarantined=quarantined(manifest, self._state.reports[meds.STAGE.name]),

@@ -40,7 +40,7 @@ _PRECISION_TEXTS, _AVAILABILITY_TEXTS, _FLAG_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Texts:
+class BucketTexts:
     """What a bucket's numbers stand for; `codes`, `units` and `sources` are sorted."""
 
     codes: pa.Array
@@ -56,7 +56,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Narrow:
+class BucketRows:
     """Rows, each column (n,).
 
     Attributes:
@@ -89,11 +89,11 @@ class Narrow:
     def __len__(self) -> int:
         return len(self.subject)
 
-    def take(self, places: I64) -> "Narrow":
+    def take(self, places: I64) -> "BucketRows":
         """The rows at these places, in their order."""
-        return Narrow(**{field.name: getattr(self, field.name).take(places) for field in fields(self)})
+        return BucketRows(**{field.name: getattr(self, field.name).take(places) for field in fields(self)})
 
-    def order(self, texts: Texts, places: I64 | None) -> tuple[I64, Bools]:
+    def order(self, texts: BucketTexts, places: I64 | None) -> tuple[I64, Bools]:
         """Some rows' numbers, or all, in the total order of their events (m,), and which equal the one before (m,)."""
         some = slice(None) if places is None else places
         order, again = total_order(
@@ -104,7 +104,7 @@ class Narrow:
         )
         return order if places is None else places[order], again
 
-    def _ranks(self, name: str, rows: I64, texts: Texts) -> npt.NDArray[Any] | None:
+    def _ranks(self, name: str, rows: I64, texts: BucketTexts) -> npt.NDArray[Any] | None:
         """A column's numbers for some rows, in the order of its texts or values."""
         match name:
             case "numeric_value":
@@ -132,7 +132,7 @@ class Narrow:
                 return self.rule[rows]
         return None
 
-    def table(self, texts: Texts, conflict: U8, conflicts: tuple[str, ...]) -> pa.Table:
+    def table(self, texts: BucketTexts, conflict: U8, conflicts: tuple[str, ...]) -> pa.Table:
         """Columns of EVENTS, texts as dictionaries.
 
         Args:

@@ -6,7 +6,7 @@ The list is of those that are known of real exports; docs/quality.md explains ea
 import numpy as np
 
 from extractors.events.times import PRECISIONS
-from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, Narrow, Texts, groups
+from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, BucketRows, BucketTexts, groups
 from pipelines.aligning.columns import NONE_8, NONE_32
 from warehouse.arrays import I64, NO_TIME, U8, Bools
 
@@ -18,7 +18,7 @@ _NEVER = np.iinfo(np.int64).max
 _UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
 
 
-def find_conflicts(events: Narrow, texts: Texts) -> tuple[U8, dict[str, int]]:
+def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str, int]]:
     """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and how many events each marks.
 
     Args:
@@ -54,7 +54,7 @@ def earliest(time: I64, precision: U8) -> I64:
     return first
 
 
-def _of_subject(events: Narrow, texts: Texts, code: str, instant: I64, otherwise: int) -> I64 | None:
+def _of_subject(events: BucketRows, texts: BucketTexts, code: str, instant: I64, otherwise: int) -> I64 | None:
     """To each event (n,) the instant of its subject's event of a code, or `otherwise`; None where nobody has one."""
     places = np.flatnonzero(events.code == texts.number_of(code))
     places = places[events.time[places] != NO_TIME]
@@ -68,7 +68,7 @@ def _of_subject(events: Narrow, texts: Texts, code: str, instant: I64, otherwise
     return np.repeat(of_subject, np.diff(starts, append=len(subject)))
 
 
-def _visits(events: Narrow, first: I64, timed: Bools) -> tuple[I64, I64]:
+def _visits(events: BucketRows, first: I64, timed: Bools) -> tuple[I64, I64]:
     """Ends before the starts of their own raw rows, and starts before the end of a visit of that table that began
     before: their places."""
     bounds = np.flatnonzero(((events.kind == _START) | (events.kind == _END)) & timed & (events.item == NONE_32))
@@ -89,7 +89,7 @@ def _visits(events: Narrow, first: I64, timed: Bools) -> tuple[I64, I64]:
     return places[wrong], places[is_start & np.repeat(within, lengths)]
 
 
-def _begun_within(events: Narrow, rows: I64, start: I64, end: I64) -> I64:
+def _begun_within(events: BucketRows, rows: I64, start: I64, end: I64) -> I64:
     """Which visits (n,) start before the end of one of the same subject and table that comes before them.
 
     Args:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED
-from pipelines.aligning.bucket_rows import KINDS, Narrow, Texts
+from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
 from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
@@ -31,7 +31,7 @@ PutAside = Callable[[str, str, I64, U64, U16, Bools], None]
 
 
 @dataclass(frozen=True)
-class Block:
+class SourceRows:
     """Rows of one source that stand together: a segment's, or the images of a modality.
 
     Attributes:
@@ -50,8 +50,8 @@ class Block:
 class Gathered:
     """A bucket's rows, and what their numbers stand for."""
 
-    rows: Narrow
-    texts: Texts
+    rows: BucketRows
+    texts: BucketTexts
 
     @classmethod
     def read(
@@ -79,17 +79,17 @@ class Gathered:
                 for batch in batches:
                     columns.add(batch)
                 codes, units = reader.texts(segment["codes"]), reader.texts(segment["units"])
-            blocks.append(Block(segment["source"], segment["kinds"], codes, units, slice(start, columns.rows)))
+            blocks.append(SourceRows(segment["source"], segment["kinds"], codes, units, slice(start, columns.rows)))
         for modality, batch in images:
             start = columns.rows
             columns.add(batch)
             code, none = pa.array([f"IMAGE/{modality.upper()}"], pa.large_string()), pa.array([], pa.large_string())
-            blocks.append(Block(f"images/{modality}", ["image"], code, none, slice(start, columns.rows)))
+            blocks.append(SourceRows(f"images/{modality}", ["image"], code, none, slice(start, columns.rows)))
         return cls._of(columns, blocks, pa.array(keys, pa.string()), lags)
 
     @classmethod
     def _of(
-        cls, columns: PieceColumns, blocks: list[Block], keys: pa.Array, lags: dict[str, dict[str, int]]
+        cls, columns: PieceColumns, blocks: list[SourceRows], keys: pa.Array, lags: dict[str, dict[str, int]]
     ) -> "Gathered":
         rows = columns.rows
         read = {name: values[:rows] for name, values in columns.numbers.items()}
@@ -103,7 +103,7 @@ class Gathered:
             kind[block.part] = of_rule.take(read["rule"][block.part])
         item, items = np.full(rows, NONE_32, np.uint32), keys.dictionary_encode()
         item[rows - len(keys) :] = items.indices.to_numpy()
-        narrow = Narrow(
+        narrow = BucketRows(
             subject=read["subject_id"],
             time=read["time"],
             code=read["code"],
@@ -124,7 +124,7 @@ class Gathered:
             row_hash=read["row_hash"],
         )
         values = unite([(texts, columns.text[part]) for texts, part in columns.pieces], in_order=False)
-        texts = Texts(codes.cast(pa.string()), units.cast(pa.string()), sources, items.dictionary, values)
+        texts = BucketTexts(codes.cast(pa.string()), units.cast(pa.string()), sources, items.dictionary, values)
         _settle(narrow, texts, lags)
         return cls(narrow, texts)
 
@@ -153,7 +153,7 @@ def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_asid
     return kept
 
 
-def _settle(rows: Narrow, texts: Texts, lags: dict[str, dict[str, int]]) -> None:
+def _settle(rows: BucketRows, texts: BucketTexts, lags: dict[str, dict[str, int]]) -> None:
     """Facts that await a lag get theirs, in place; what has none is taken to be known at its time."""
     waits = np.flatnonzero(rows.availability == AWAITED)
     if not len(waits):

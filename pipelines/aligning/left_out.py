@@ -5,13 +5,13 @@ Equal raw rows have the same hash, and each has made one event by each rule that
 
 import numpy as np
 
-from pipelines.aligning.bucket_rows import BIRTH, DEATH, Narrow, Texts, groups
+from pipelines.aligning.bucket_rows import BIRTH, DEATH, BucketRows, BucketTexts, groups
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 
 _COUNTED = ("rows", "events", "timed")
 
 
-class SetAside:
+class LeftOut:
     """Adds up what is taken out: rows, events, and rows with timed events.
 
     Attributes:
@@ -33,13 +33,13 @@ class SetAside:
         has_time = np.logical_or.reduceat(timed[order], whole)
         self._add(reason, source, rows=int(first.sum()), events=len(order), timed=int(first[has_time].sum()))
 
-    def put_all(self, reason: str, rows: Narrow, texts: Texts) -> None:
+    def put_all(self, reason: str, rows: BucketRows, texts: BucketTexts) -> None:
         """Counts events of several tables."""
         for number in np.unique(rows.source).tolist():
             own = rows.take(np.flatnonzero(rows.source == number))
             self.put(reason, texts.sources[number], own.subject, own.row_hash, own.rule, own.time != NO_TIME)
 
-    def put_surplus(self, reason: str, rows: Narrow, surplus: Bools, texts: Texts) -> None:
+    def put_surplus(self, reason: str, rows: BucketRows, surplus: Bools, texts: BucketTexts) -> None:
         """Counts the surplus events (n,) of rows: those of which nothing stays, and those that keep other events."""
         some = np.flatnonzero(np.isin(rows.row_hash, rows.row_hash[surplus]))
         order, starts = groups(rows.subject[some], rows.source[some], rows.row_hash[some])
@@ -61,7 +61,7 @@ class SetAside:
             of[name] += number
 
 
-def further_births_and_deaths(events: Narrow, texts: Texts) -> Bools:
+def further_births_and_deaths(events: BucketRows, texts: BucketTexts) -> Bools:
     """Whether each event (n,), in the total order, is a birth or death of a subject that has an earlier one; a source's
     own priorities stand in its YAML."""
     further = np.zeros(len(events), np.bool_)

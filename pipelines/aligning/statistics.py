@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from pipelines.aligning.bucket_rows import BIRTH, Narrow, Texts
+from pipelines.aligning.bucket_rows import BIRTH, BucketRows, BucketTexts
 from warehouse.arrays import NO_TIME
 
 MODALITIES = ("ct", "wsi")
@@ -12,7 +12,7 @@ NO_STATISTICS = pl.DataFrame(
 )
 
 
-def subject_statistics(events: Narrow, texts: Texts) -> pl.DataFrame:
+def subject_statistics(events: BucketRows, texts: BucketTexts) -> pl.DataFrame:
     """Of events in the total order: per subject the timed ones, the static ones, mean days between distinct times.
 
     A birth is neither.

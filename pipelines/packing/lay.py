@@ -85,7 +85,7 @@ def best_fit(lengths: I64, context: int, max_segments: int = MAX_SEGMENTS) -> I6
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackLayout:
     """Which pack holds which piece of the timelines; S segments, by pack.
 
     Attributes:
@@ -110,7 +110,7 @@ class Layout:
         return int(self.pack[-1]) + 1 if len(self.pack) else 0
 
 
-def lay(timelines: Timelines, mode: str, context: int, max_segments: int = MAX_SEGMENTS) -> Layout:
+def lay(timelines: Timelines, mode: str, context: int, max_segments: int = MAX_SEGMENTS) -> PackLayout:
     """Cuts timelines into segments and gives each its pack.
 
     Args:
@@ -129,7 +129,7 @@ def lay(timelines: Timelines, mode: str, context: int, max_segments: int = MAX_S
         pack, order = pack[by_pack], order[by_pack]
     else:
         pack = np.arange(len(order), dtype=np.int64)
-    return Layout(
+    return PackLayout(
         pack=pack,
         start=(np.cumsum(length) - length)[order],
         length=length[order],
@@ -140,14 +140,14 @@ def lay(timelines: Timelines, mode: str, context: int, max_segments: int = MAX_S
     )
 
 
-def row_groups(timelines: Timelines, layout: Layout, group: int, context: int, rows: int) -> Iterator[Packs]:
+def row_groups(timelines: Timelines, layout: PackLayout, group: int, context: int, rows: int) -> Iterator[Packs]:
     """The packs, `rows` at a time: nothing is held but the timelines and one row group."""
     for first in range(0, layout.packs, rows):
         bounds = np.searchsorted(layout.pack, [first, min(first + rows, layout.packs)])
         yield _packs(timelines, layout, slice(*bounds.tolist()), first, group, context)
 
 
-def _packs(timelines: Timelines, layout: Layout, part: slice, first: int, group: int, context: int) -> Packs:
+def _packs(timelines: Timelines, layout: PackLayout, part: slice, first: int, group: int, context: int) -> Packs:
     pack, length = layout.pack[part] - first, layout.length[part]
     count = int(pack[-1]) + 1
     total = np.bincount(pack, weights=length, minlength=count).astype(np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow.compute as pc
 
-from pipelines.profiles.rules import CodeRule, ProfileConfig
+from pipelines.profiles.rules import NamespaceRule, ProfileConfig
 from warehouse.tokens import INTERVAL, RESERVED, TIMELINE_END, VALUE
 
 COMMON_CHARACTERS = 3
@@ -108,7 +108,7 @@ def _through_parents(codes: pl.Series, profile: ProfileConfig, parents: pl.DataF
     return together.with_columns(_rules_of(together["target"], profile))
 
 
-def _chosen(asked: pl.DataFrame, linked: pl.DataFrame, rule: CodeRule) -> pl.DataFrame:
+def _chosen(asked: pl.DataFrame, linked: pl.DataFrame, rule: NamespaceRule) -> pl.DataFrame:
     """The parents of one rule's codes, as the rule takes them; the codes themselves where it takes none."""
     places = [pl.when(begins_with("target", [one])).then(place) for place, one in enumerate(rule.parents)]
     of_kind = linked.with_columns(pl.coalesce(*places, pl.lit(None, pl.Int32)).alias("kind")).drop_nulls("kind")
@@ -121,7 +121,7 @@ def _chosen(asked: pl.DataFrame, linked: pl.DataFrame, rule: CodeRule) -> pl.Dat
     return pl.concat([best.select(asked.columns), rest])
 
 
-def _in_common(linked: pl.DataFrame, rule: CodeRule) -> pl.DataFrame:
+def _in_common(linked: pl.DataFrame, rule: NamespaceRule) -> pl.DataFrame:
     """What several parents of a code begin with alike, where that is long enough."""
     columns = [name for name in linked.columns if name not in ("place", "target")]
     ends = linked.group_by("place").agg(
@@ -144,7 +144,7 @@ def _alike(one: str, other: str) -> int:
 def _with_tokens(groups: pl.DataFrame, profile: ProfileConfig) -> pl.DataFrame:
     """Adds each group's tokens and its rule's switches."""
     parts = [pl.DataFrame(schema=GROUPS)]
-    rules = [(None, "", CodeRule()), *((number, *one) for number, one in enumerate(profile.codes.items()))]
+    rules = [(None, "", NamespaceRule()), *((number, *one) for number, one in enumerate(profile.codes.items()))]
     by_rule = groups.partition_by("rule", as_dict=True)
     for number, key, rule in rules:
         rows = by_rule.get((number,))
@@ -165,7 +165,7 @@ def _with_tokens(groups: pl.DataFrame, profile: ProfileConfig) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _tokens(key: str, rule: CodeRule, *, fused: bool) -> pl.Expr:
+def _tokens(key: str, rule: NamespaceRule, *, fused: bool) -> pl.Expr:
     target = pl.col("target")
     whole = pl.when(target.str.contains(_TAKEN)).then("CODE/" + target).otherwise(target)
     if fused:

@@ -26,14 +26,14 @@ _COLUMNS = ("subject_id", "time", "available_time", "code", "kind", "time_precis
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextPlaces:
     """A column of texts: the distinct ones, and each row's place among them, -1 for null."""
 
     distinct: pl.Series
     place: I32
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> "Texts":
+    def of(cls, column: pa.ChunkedArray) -> "TextPlaces":
         if column.null_count == len(column):
             return cls(pl.Series(dtype=pl.String), np.full(len(column), -1, np.int32))
         if not pa.types.is_dictionary(column.type):
@@ -48,28 +48,28 @@ class Texts:
         ranks = [order.get(text, 0) for text in self.distinct.to_list()]
         return np.array([*ranks, 0], np.int64)[self.place]
 
-    def in_order(self) -> "Texts":
+    def in_order(self) -> "TextPlaces":
         """The same texts, the distinct ones in order."""
         ordered = sorted(self.distinct.to_list())
         return self._with(pl.Series(ordered, dtype=pl.String))
 
-    def among(self, texts: pl.Series) -> "Texts":
+    def among(self, texts: pl.Series) -> "TextPlaces":
         """The same texts as places among others, which hold them all."""
         return self._with(texts)
 
-    def _with(self, texts: pl.Series) -> "Texts":
+    def _with(self, texts: pl.Series) -> "TextPlaces":
         places = pc.index_in(self.distinct.to_arrow(), value_set=texts.to_arrow())
         if places.null_count:
             raise TimeloomError("codes/ lacks a code of the events", remedy="report this: a stage broke its contract")
-        return Texts(texts, np.append(places.to_numpy(), np.int32(-1))[self.place])
+        return TextPlaces(texts, np.append(places.to_numpy(), np.int32(-1))[self.place])
 
     def is_text(self, text: str) -> Bools:
         """Which rows (n,) are `text`."""
         found = (self.distinct == text).arg_max() if (self.distinct == text).any() else None
         return np.zeros(len(self.place), np.bool_) if found is None else self.place == found
 
-    def take(self, rows: I64) -> "Texts":
-        return Texts(self.distinct, self.place[rows])
+    def take(self, rows: I64) -> "TextPlaces":
+        return TextPlaces(self.distinct, self.place[rows])
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class Part:
     subject: I32
     time: I64
     available: I64
-    code: Texts
-    kind: Texts
-    precision: Texts
-    source: Texts
-    item_key: Texts
+    code: TextPlaces
+    kind: TextPlaces
+    precision: TextPlaces
+    source: TextPlaces
+    item_key: TextPlaces
     value: npt.NDArray[np.float32] | None = None
-    unit: Texts | None = None
-    flag: Texts | None = None
+    unit: TextPlaces | None = None
+    flag: TextPlaces | None = None
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -112,7 +112,7 @@ class Part:
         ids = table["subject_id"].to_numpy()
         new = np.concatenate([np.zeros(min(len(ids), 1), np.int64), np.flatnonzero(ids[1:] != ids[:-1]) + 1])
         starts = np.append(new, len(ids)).astype(np.int64)
-        texts = {name: Texts.of(table[name]) for name in _TEXTS if name in table.column_names}
+        texts = {name: TextPlaces.of(table[name]) for name in _TEXTS if name in table.column_names}
         texts["code"] = texts["code"].in_order() if codes is None else texts["code"].among(codes)
         texts["source"] = texts["source"].in_order()
         value = None
@@ -154,7 +154,7 @@ class Part:
                 time=self.time[taken],
                 available=self.available[taken],
                 value=None if self.value is None else self.value[taken],
-                **{name: Texts(text.distinct, text.place[taken]) for name, text in (texts | further).items()},
+                **{name: TextPlaces(text.distinct, text.place[taken]) for name, text in (texts | further).items()},
             )
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipelines.profiles.codes import begins_with, groups_of
 from pipelines.profiles.demographics import Facts, facts_of
-from pipelines.profiles.events import Texts
+from pipelines.profiles.events import TextPlaces
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
 from warehouse.arrays import I64, U8, U32, Bools
@@ -170,7 +170,7 @@ class ValueLookup:
         else:
             self._ids = ids.of(pl.Series(names))[None, :]
 
-    def rows_of(self, groups: I64, units: Texts) -> I64:
+    def rows_of(self, groups: I64, units: TextPlaces) -> I64:
         """The row of `quantiles` for each group and unit (m,), -1 where there is none."""
         if units.distinct is not self._units:
             self._units = units.distinct

@@ -34,7 +34,7 @@ class Piece(BaseModel):
     namespace: str = Field(min_length=1)
 
 
-class CodeRule(BaseModel):
+class NamespaceRule(BaseModel):
     """How codes of a namespace become tokens; what is not said leaves the code one token.
 
     Attributes:
@@ -119,7 +119,7 @@ class ProfileConfig(BaseModel):
     vocabulary_version: int = Field(default=1, ge=1)
     order: Literal["available_time", "time"] = "available_time"
     namespaces: tuple[str, ...] | None = None
-    codes: dict[str, CodeRule] = Field(default_factory=dict)
+    codes: dict[str, NamespaceRule] = Field(default_factory=dict)
     values: Literal["codes_only", "pair", "fused"] = "codes_only"
     quantiles: int = Field(default=10, ge=2, le=100)
     min_values: int = Field(default=11, ge=1)

@@ -154,7 +154,7 @@ def _outside(length: int, places: I64) -> Bools:
     return mask
 
 
-class Encoder:
+class TimelineWriter:
     """Writes timelines out.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from pipelines.profiles.intervals import SPECIFICATIONS
-from pipelines.profiles.rules import CodeRule, ProfileConfig
+from pipelines.profiles.rules import NamespaceRule, ProfileConfig
 from warehouse.order import KIND_RANK, PRECISION_RANK
 
 Token = tuple[int, str, str, datetime | None, str | None]
@@ -20,10 +20,10 @@ def begins(code: str, beginnings: Any) -> bool:
     return any(code == one or code.startswith(f"{one}/") for one in beginnings)
 
 
-def rule_of(code: str, profile: ProfileConfig) -> tuple[str, CodeRule]:
+def rule_of(code: str, profile: ProfileConfig) -> tuple[str, NamespaceRule]:
     fitting = [key for key in profile.codes if begins(code, [key])]
     key = max(fitting, key=len, default="")
-    return key, profile.codes.get(key, CodeRule())
+    return key, profile.codes.get(key, NamespaceRule())
 
 
 def targets_of(code: str, profile: ProfileConfig, parents: dict[str, list[str]]) -> tuple[list[str], str | None]:

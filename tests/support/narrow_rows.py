@@ -10,11 +10,11 @@ import pyarrow as pa
 from extractors.events.converted import AVAILABILITY
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
-from pipelines.aligning.bucket_rows import KINDS, Narrow, Texts
+from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from warehouse.arrays import NO_TIME
 
 
-def narrow(events: pl.DataFrame) -> tuple[Narrow, Texts]:
+def narrow(events: pl.DataFrame) -> tuple[BucketRows, BucketTexts]:
     """Rows of columns of EVENTS, `row_hash` and `rule`, and what their numbers stand for."""
 
     def texts(column: str) -> list[str]:
@@ -28,7 +28,7 @@ def narrow(events: pl.DataFrame) -> tuple[Narrow, Texts]:
         return events[column].to_physical().fill_null(none).to_numpy()
 
     codes, units, sources, items, others = map(texts, ("code", "unit", "source", "item_key", "text_value"))
-    rows = Narrow(
+    rows = BucketRows(
         subject=values("subject_id"),
         time=values("time", NO_TIME),
         code=numbers("code", codes, np.uint32),
@@ -50,4 +50,4 @@ def narrow(events: pl.DataFrame) -> tuple[Narrow, Texts]:
         row_hash=values("row_hash").astype(np.uint64),
     )
     arrays = (pa.array(one, pa.string()) for one in (codes, units))
-    return rows, Texts(*arrays, sources, pa.array(items, pa.string()), pa.array(others[::-1], pa.large_string()))
+    return rows, BucketTexts(*arrays, sources, pa.array(items, pa.string()), pa.array(others[::-1], pa.large_string()))

@@ -9,7 +9,7 @@ from pipelines.profiles.events import Part
 from pipelines.profiles.fitting import extend, fixed_tokens, with_values, without_the_rest
 from pipelines.profiles.lexicon import Ids, make_lexicon
 from pipelines.profiles.rules import ProfileConfig
-from pipelines.profiles.timeline import Encoder, choose
+from pipelines.profiles.timeline import TimelineWriter, choose
 from pipelines.profiles.values import fit
 from warehouse.order import sort_events
 from warehouse.parquet import empty_frame
@@ -73,7 +73,7 @@ def named_tokens(
     lexicon = make_lexicon(part.code.distinct, profile, parents, ids)
     chosen = choose(part, lexicon, usable() if items is None else items, profile)
     known = empty_frame(QUANTILES) if quantiles is None else quantiles
-    made = pl.DataFrame(pl.from_arrow(Encoder(profile, ids, known).encode(chosen).table()))
+    made = pl.DataFrame(pl.from_arrow(TimelineWriter(profile, ids, known).encode(chosen).table()))
     names = vocabulary.select("token_id", "token")
     return made.with_columns(pl.col("item_key").cast(pl.String)).join(
         names, on="token_id", how="left", maintain_order="left"

@@ -26,7 +26,7 @@ import yaml
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.simulate import simulate
 from flows.prefect_server import start_server
-from flows.runs.run import Outcome, Run, open_run
+from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import RunSettings
 from warehouse.embeddings.store import close_stores, content_hash
 from warehouse.errors import TimeloomError
@@ -84,7 +84,7 @@ class Site:
         self.config.write_text(yaml.safe_dump(plain))
         return self
 
-    def run(self, engine: str = "local", workers: int = 1) -> Outcome:
+    def run(self, engine: str = "local", workers: int = 1) -> RunOutcome:
         """One night, in this process."""
         settings = RunSettings(self.config, self.root, engine, workers=workers)
         try:

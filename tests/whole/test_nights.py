@@ -11,7 +11,7 @@ import pytest
 from extractors.deid import Deidentifier, load_key
 from extractors.simulate import simulate
 from flows.runs import run as flow
-from flows.runs.run import Outcome, Run
+from flows.runs.run import Run, RunOutcome
 from pipelines.config import parse_config
 from pipelines.engine.local import LocalEngine
 from tests.support.phantoms import write_series
@@ -46,7 +46,7 @@ class Site:
             "limits": {"unparsable_times": 0.01},
         }
 
-    def night(self, until: str | None = None, limit: int | None = None) -> Outcome | None:
+    def night(self, until: str | None = None, limit: int | None = None) -> RunOutcome | None:
         """One run; `until` leaves it, like a kill, before that step."""
         config = parse_config(self.config, self.folder, "test")
         with Run(config, self.folder, self.layout, LocalEngine(1), limit=limit) as run:

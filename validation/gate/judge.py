@@ -1,6 +1,6 @@
 """The gate: Great Expectations suites over the release profile. A failing critical expectation publishes nothing.
 
-Great Expectations sees aggregates only (the frames of ReleaseProfile) and answers with booleans only, so neither its
+Great Expectations sees aggregates only (the frames of Measurements) and answers with booleans only, so neither its
 results nor its Data Docs can carry a value of a patient.
 """
 
@@ -13,11 +13,11 @@ import polars as pl
 from validation.gate.expectation import Expectation, Kind, Severity
 from validation.gate.expectations import EXPECTATIONS
 from validation.gate.great_expectations import make_offline, run_suites
-from validation.measure.release import AREAS, ReleaseProfile
+from validation.measure.release import AREAS, Measurements
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """What became of one expectation.
 
     Attributes:
@@ -40,10 +40,10 @@ class Judgement:
     """The gate's answer: `passed` unless a critical expectation failed or could not be evaluated."""
 
     passed: bool
-    results: list[Result]
+    results: list[Outcome]
 
     @property
-    def failures(self) -> list[Result]:
+    def failures(self) -> list[Outcome]:
         """Failed expectations, critical ones first."""
         return sorted((result for result in self.results if not result.success), key=lambda result: result.severity)
 
@@ -71,7 +71,7 @@ def _rule(expectation: Expectation) -> str:
     return f"at least {low:g}" if high is None else f"at most {high:g}"
 
 
-def judge(profile: ReleaseProfile, docs_dir: Path | None) -> Judgement:
+def judge(profile: Measurements, docs_dir: Path | None) -> Judgement:
     """Holds a profile to all suites.
 
     Args:
@@ -85,7 +85,7 @@ def judge(profile: ReleaseProfile, docs_dir: Path | None) -> Judgement:
     if docs_dir is not None:
         make_offline(docs_dir)
     results = [
-        Result(
+        Outcome(
             suite=expectation.suite,
             name=expectation.name,
             sentence=expectation.sentence,

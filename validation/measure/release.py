@@ -29,7 +29,7 @@ AREAS = ("events", "ledger", "items", "splits", "shards")
 
 
 @dataclass(frozen=True)
-class ReleaseProfile:
+class Measurements:
     """Aggregates of one release; no row of it is a subject's. Columns: see the function named.
 
     Attributes:
@@ -70,7 +70,7 @@ def profile_release(
     others: Mapping[str, Mapping[str, float]] | None = None,
     latest: datetime | None = None,
     before: ReleaseLayout | None = None,
-) -> ReleaseProfile:
+) -> Measurements:
     """Measures a staging tree or a published release; changes nothing.
 
     One bucket's columns are in memory at a time, and of all subjects a few numbers each.
@@ -109,7 +109,7 @@ def profile_release(
         for name, targets in schemes.items()
     ]
     splits = list(schemes[scheme])
-    return ReleaseProfile(
+    return Measurements(
         events=events.summary.with_columns(
             pl.lit(uncounted_conflicts(events.sources, ledger)).alias("conflicts_uncounted"),
             pl.lit(changed_lags(tree, before) if before else 0).alias("lags_changed"),

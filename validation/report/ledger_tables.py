@@ -2,13 +2,13 @@
 
 import polars as pl
 
-from validation.measure.release import ReleaseProfile
+from validation.measure.release import Measurements
 from validation.report import meanings
 from validation.report.cells import LARGEST_SMALL, SMALL, WITHHELD, Cells, Hidden, follow
 from validation.report.table import Column, Row, Table
 
 
-def ledger_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def ledger_table(profile: Measurements, cells: Cells) -> Table:
     """Counts per raw table: raw = events + static + reference + quarantined."""
     rows: list[Row] = []
     for line in profile.ledger.iter_rows(named=True):
@@ -39,7 +39,7 @@ def ledger_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("counts", "Counts per table", columns, rows, note)
 
 
-def quarantine_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Table:
+def quarantine_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
     """Quarantined rows by table and reason."""
     quarantined = profile.outcomes.filter((pl.col("outcome") == "quarantined") & (pl.col("rows") > 0))
     shown = {row["table"]: row for row in ledger.rows}
@@ -64,7 +64,7 @@ def quarantine_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Ta
     return Table("quarantine", "Quarantined rows", columns, rows, "Rows that made nothing, by the first reason.")
 
 
-def partial_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def partial_table(profile: Measurements, cells: Cells) -> Table:
     """Rows that were kept although something about them is missing or unreadable."""
     kept = profile.outcomes.filter((pl.col("outcome") == "partial") & (pl.col("rows") > 0))
     rows: list[Row] = [
@@ -86,7 +86,7 @@ def partial_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("partial", "Kept, with a reservation", columns, rows, note)
 
 
-def conflict_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def conflict_table(profile: Measurements, cells: Cells) -> Table:
     """Events that contradict another fact."""
     counted = profile.outcomes.filter((pl.col("outcome") == "conflict") & (pl.col("rows") > 0))
     summed = counted.group_by("reason").agg(pl.col("rows").sum()).sort("reason")
@@ -106,7 +106,7 @@ def conflict_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("conflicts", "Contradictions", columns, rows, note)
 
 
-def availability_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Table:
+def availability_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
     """Events by how the moment is known at which they could be known."""
     stored = {row["table"]: row["stored"] for row in ledger.rows}
     rows: list[Row] = []
@@ -143,7 +143,7 @@ _AVAILABILITY = {
 }
 
 
-def time_format_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> Table:
+def time_format_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
     """Values of each time column by the format that read them."""
     raw = {line["table"]: line["raw"] for line in profile.ledger.iter_rows(named=True)}
     read = (
@@ -175,7 +175,7 @@ def time_format_table(profile: ReleaseProfile, ledger: Table, cells: Cells) -> T
     )
 
 
-def code_table(profile: ReleaseProfile) -> Table:
+def code_table(profile: Measurements) -> Table:
     """Codes by namespace, and how many of them say what they mean; counts of codes, not of patients."""
     rows: list[Row] = [
         {

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from validation.gate.judge import Judgement
-from validation.measure.release import ReleaseProfile
+from validation.measure.release import Measurements
 from validation.report.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
 from validation.report.figures import length_figure, modality_figure
 from validation.report.table import Column, Format, Row, Table
@@ -104,14 +104,14 @@ def _given(context: Mapping[str, Any]) -> dict[str, Table]:
     }
 
 
-def _tokens(profile: ReleaseProfile) -> int:
+def _tokens(profile: Measurements) -> int:
     """Tokens of the profiles' own plans: further plans hold the same ones again."""
     if profile.shards.is_empty():
         return 0
     return int(profile.shards.filter(profile.shards["plan"] == DEFAULT_PLAN)["tokens_shards"].sum())
 
 
-def _headline(profile: ReleaseProfile, cells: Cells) -> list[tuple[str, str]]:
+def _headline(profile: Measurements, cells: Cells) -> list[tuple[str, str]]:
     usable = profile.items.filter(profile.items["verdict"] == "ok")["items"].sum()
     figures = {
         "patients": int(profile.events["subjects"].item()),
@@ -143,9 +143,7 @@ def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str
             temporary.write_bytes(picture)
 
 
-def write_report(
-    tree: ReleaseLayout, profile: ReleaseProfile, judgement: Judgement, context: Mapping[str, Any]
-) -> None:
+def write_report(tree: ReleaseLayout, profile: Measurements, judgement: Judgement, context: Mapping[str, Any]) -> None:
     """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
 
     Args:

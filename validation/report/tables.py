@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from extractors.items import VERDICTS
-from validation.gate.judge import Judgement, Result
-from validation.measure.release import ReleaseProfile
+from validation.gate.judge import Judgement, Outcome
+from validation.measure.release import Measurements
 from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
@@ -31,7 +31,7 @@ INTERVAL_HEADINGS = {
 }
 
 
-def verdict_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def verdict_table(profile: Measurements, cells: Cells) -> Table:
     """Images by modality and verdict."""
     names = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray"}
     rows: list[Row] = []
@@ -56,7 +56,7 @@ def verdict_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("verdicts", "Images", columns, rows, note)
 
 
-def sets_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def sets_table(profile: Measurements, cells: Cells) -> Table:
     """Figure A1's figures: subjects by modality set and split."""
     rows: list[Row] = []
     for (split,), part in profile.sets.group_by("split", maintain_order=True):
@@ -72,7 +72,7 @@ def sets_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("figure_a1", "Modalities by split", columns, rows)
 
 
-def histogram_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def histogram_table(profile: Measurements, cells: Cells) -> Table:
     """Subjects by length and split."""
     rows: list[Row] = []
     for (split,), part in profile.histogram.group_by("split", maintain_order=True):
@@ -97,7 +97,7 @@ def _points(line: Mapping[str, Any], cells: Cells) -> Cell:
     return round(points / coarse) * coarse if coarse <= 1 else WITHHELD
 
 
-def balance_table(profile: ReleaseProfile, cells: Cells) -> Table:
+def balance_table(profile: Measurements, cells: Cells) -> Table:
     """How alike the splits of each scheme are, and how many patients are set aside."""
     figures = ("length_ks", "length_smd", "interval_smd", "modality_points")
     rows: list[Row] = []
@@ -130,7 +130,7 @@ def balance_table(profile: ReleaseProfile, cells: Cells) -> Table:
     return Table("balance", "How alike the splits are", columns, rows, note)
 
 
-def cohort_table(profile: ReleaseProfile, sets: Table, population: str, cells: Cells) -> Table:
+def cohort_table(profile: Measurements, sets: Table, population: str, cells: Cells) -> Table:
     """Table A1 (all patients) or A2 (patients with images), a row per split."""
     part = profile.cohorts.filter(pl.col("population") == population)
     shown = cells.parts(part["subjects"].to_list())
@@ -189,7 +189,7 @@ def _headings(prefix: str, heading: str) -> list[Column]:
     return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
-def shard_table(profile: ReleaseProfile, cohort: Table, cells: Cells) -> Table:
+def shard_table(profile: Measurements, cohort: Table, cells: Cells) -> Table:
     """Shards by profile, plan and split; what would give a hidden number of patients away is hidden too."""
     known = {row["split"]: row["subjects"] for row in cohort.rows}
     names = ("packs", "tokens_timeline", "tokens_dropped", "tokens_shards", "token_difference", "fill", "max_segments",
@@ -245,13 +245,13 @@ def expectation_table(judgement: Judgement, cells: Cells) -> Table:
         }
         for result in judgement.results
     ]
-    headings = {"suite": "Suite", "sentence": "Expectation", "severity": "Severity", "result": "Result"}
+    headings = {"suite": "Suite", "sentence": "Expectation", "severity": "Severity", "result": "Outcome"}
     columns = [Column(name, heading, "text") for name, heading in headings.items()]
     columns += [Column("observed", "Observed", "number"), Column("rule", "Required", "text")]
     return Table("expectations", "Expectations", columns, rows)
 
 
-def _observed(result: Result, cells: Cells) -> Cell:
+def _observed(result: Outcome, cells: Cells) -> Cell:
     """The figure behind a result; a share or deviation of few subjects would give their number away."""
     value = result.observed
     if value is None or cells.open or result.kind == "number":
@@ -271,7 +271,7 @@ def listed(
     return Table(name, title, columns, [{column.name: entry.get(column.name) for column in columns} for entry in given])
 
 
-def build_tables(profile: ReleaseProfile, judgement: Judgement, cells: Cells) -> dict[str, Table]:
+def build_tables(profile: Measurements, judgement: Judgement, cells: Cells) -> dict[str, Table]:
     """All tables by name."""
     ledger, sets = ledger_table(profile, cells), sets_table(profile, cells)
     first, second = (cohort_table(profile, sets, population, cells) for population in (STRUCTURED, IMAGING))

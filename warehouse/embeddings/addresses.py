@@ -23,7 +23,7 @@ _ADDRESS_BITS, _FORM_BITS = 48, 2
 _GENERATIONS = 1 << (63 - _ADDRESS_BITS - _FORM_BITS)
 
 
-class Marks(Protocol):
+class VectorAddresses(Protocol):
     """The marks of a batch's n items; used while no store is closed (`environments.staying_open`)."""
 
     def read(self) -> I64:
@@ -33,8 +33,8 @@ class Marks(Protocol):
         """Notes those (m, 2) of some items."""
 
 
-class ArrayMarks:
-    """Marks of the items at `which` (n,) in an array (N, 2)."""
+class ArrayAddresses:
+    """VectorAddresses of the items at `which` (n,) in an array (N, 2)."""
 
     def __init__(self, array: I64, which: I64) -> None:
         self._array, self._which = array, which

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from warehouse.arrays import I64
-from warehouse.embeddings.addresses import FORMS, Marks, address_limit, addresses_of, forms_of, new_marks
+from warehouse.embeddings.addresses import FORMS, VectorAddresses, address_limit, addresses_of, forms_of, new_marks
 from warehouse.embeddings.environments import generation, reading, staying_open
 from warehouse.embeddings.memory import address_of, plain_reads, rows_at
 from warehouse.embeddings.store import EmbeddingStore
@@ -31,7 +31,9 @@ Floats = npt.NDArray[np.float32]
 Stores = Iterable[tuple[EmbeddingStore, list[int]]]
 
 
-def read_vectors(keys: Sequence[str], width: int, marks: Marks, stores: Callable[[list[int]], Stores]) -> Floats:
+def read_vectors(
+    keys: Sequence[str], width: int, marks: VectorAddresses, stores: Callable[[list[int]], Stores]
+) -> Floats:
     """(n, width) of the items with `keys` (n,).
 
     A row is the item's vector, or the mean of its sequence. A value is compared with its checksum when the process

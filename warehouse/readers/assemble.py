@@ -15,7 +15,7 @@ from warehouse.modalities import MODALITIES
 from warehouse.readers.batch import Batch, IdBatch
 from warehouse.readers.collate import collate, collate_segments, item_fields, widened
 from warehouse.readers.item_vectors import pooled, sequences
-from warehouse.readers.open_shards import Shelf
+from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.retrieved_items import WindowItems
 from warehouse.tokens import TokenType
 
@@ -74,7 +74,7 @@ def recipe(
 
 
 def assemble(
-    parts: Sequence[tuple[Shelf, I64]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
+    parts: Sequence[tuple[OpenShards, I64]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
 ) -> IdBatch:
     """The batch of packs (n,) of each shelf, one shelf after the other; all of one release, profile and context.
 

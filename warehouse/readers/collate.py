@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from warehouse.arrays import I64, NO_TIME, Bools
-from warehouse.embeddings.addresses import Marks
+from warehouse.embeddings.addresses import VectorAddresses
 from warehouse.modalities import MODALITIES
 from warehouse.readers.batch import SegmentBatch
-from warehouse.readers.open_shards import IMAGE_BYTES, Place, id_bytes, id_dtypes, narrow, stacked
+from warehouse.readers.open_shards import IMAGE_BYTES, PackAddress, id_bytes, id_dtypes, narrow, stacked
 from warehouse.tokens import UNK
 
 # glibc gives blocks above a threshold back to the kernel as they are freed, and the kernel zeroes each page anew: half
@@ -42,7 +42,7 @@ def widened(ids: npt.NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def _narrow_ids(places: Sequence[Place], context: int) -> npt.NDArray[Any]:
+def _narrow_ids(places: Sequence[PackAddress], context: int) -> npt.NDArray[Any]:
     return narrow([id_bytes(place, context) for place in places], id_dtypes(places), context)
 
 
@@ -51,7 +51,7 @@ class Segments:
     """The segments of a batch's packs.
 
     Attributes:
-        table: (S, 4) int64, see warehouse.readers.open_shards.Pages.
+        table: (S, 4) int64, see warehouse.readers.open_shards.PackColumns.
         edges: (S + 1,) int64, where segments begin among the tokens without padding.
         per_pack, ends: (B,) int64, segments of each pack, and of it and those before.
         runs: (S + B,) int64, the segments' lengths, after each pack's its padding, zero or more.
@@ -76,7 +76,7 @@ class Segments:
         return np.repeat(whole, self.runs)
 
 
-def segments(places: Sequence[Place], context: int) -> Segments:
+def segments(places: Sequence[PackAddress], context: int) -> Segments:
     """The segments of packs whose pages were read."""
     parts: list[Any] = []
     counts = []
@@ -99,7 +99,9 @@ def segments(places: Sequence[Place], context: int) -> Segments:
     return Segments(table, edges, per_pack, ends, runs, starts, place, padding)
 
 
-def collate_segments(places: Sequence[Place], context: int, pack_ids: I64, cursor: tuple[int, ...]) -> SegmentBatch:
+def collate_segments(
+    places: Sequence[PackAddress], context: int, pack_ids: I64, cursor: tuple[int, ...]
+) -> SegmentBatch:
     """Ids and segment boundaries."""
     found = segments(places, context)
     return SegmentBatch(
@@ -131,12 +133,12 @@ def _runs(found: Segments, context: int) -> dict[str, Any]:
     }
 
 
-def _types(places: Sequence[Place], context: int) -> npt.NDArray[np.uint8]:
+def _types(places: Sequence[PackAddress], context: int) -> npt.NDArray[np.uint8]:
     rows = [sheet.types[row * context : (row + 1) * context] for sheet, row, _ in places]
     return stacked(rows, np.dtype(np.uint8), context)
 
 
-def times(places: Sequence[Place], context: int, found: Segments) -> I64:
+def times(places: Sequence[PackAddress], context: int, found: Segments) -> I64:
     """(B, L) microseconds since 1970, NO_TIME where there is none."""
     parts, kinds = [], []
     for sheet, row, _ in places:
@@ -189,17 +191,17 @@ class Items:
     positions: I64
     segment: I64
     time_us: I64
-    marks: Marks
+    marks: VectorAddresses
 
 
 @dataclass(frozen=True)
-class _PageMarks:
-    """Marks of a batch's items at `which` (n,) among those of its packs, which have `counts` (B,) and a `table` (I, 4).
+class _PackAddresses:
+    """Where the vectors of a batch's items at `which` (n,) were found: packs have `counts` (B,) and a `table` (I, 4).
 
     They are copied from and to the pages by memoryviews, during which no other thread runs.
     """
 
-    places: Sequence[Place]
+    places: Sequence[PackAddress]
     counts: I64
     table: I64
     which: I64
@@ -249,7 +251,7 @@ class Collated:
 
 
 def collate(
-    places: Sequence[Place],
+    places: Sequence[PackAddress],
     context: int,
     pack_ids: I64,
     cursor: tuple[int, ...],
@@ -276,7 +278,7 @@ def collate(
 
 
 def _tokens_items(
-    places: Sequence[Place], segment_ids: npt.NDArray[Any], time: I64, found: Segments, modalities: Sequence[str]
+    places: Sequence[PackAddress], segment_ids: npt.NDArray[Any], time: I64, found: Segments, modalities: Sequence[str]
 ) -> dict[str, Items]:
     parts: list[Any] = []
     keys: list[str] = []
@@ -297,7 +299,7 @@ def _tokens_items(
     for modality in modalities:
         which = np.flatnonzero(kind == MODALITIES.index(modality))
         mine = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
-        marks = _PageMarks(places, counts, table, which)
+        marks = _PackAddresses(places, counts, table, which)
         result[modality] = Items(mine, where[which], segment[which], when[which], marks)
     return result
 
@@ -321,7 +323,7 @@ def item_fields(items: Mapping[str, Items]) -> ItemFields:
     }
 
 
-def count_targets(places: Sequence[Place], context: int, kinds: Sequence[int]) -> I64:
+def count_targets(places: Sequence[PackAddress], context: int, kinds: Sequence[int]) -> I64:
     """(B,) targets of each pack: what `targets` gives, without a batch."""
     found = segments(places, context)
     types = _types(places, context)

@@ -10,18 +10,18 @@ from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.readers.assemble import Fields, Vectors, assemble, recipe
 from warehouse.readers.batch import IdBatch
-from warehouse.readers.open_shards import Shelf
+from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.pinned import PinnedRelease
 from warehouse.readers.retrieved_items import WindowItems
 from warehouse.readers.shuffle import dealt, global_order
-from warehouse.readers.stream import B, Cursor, Reader, Step
+from warehouse.readers.stream import B, BatchReader, Cursor, Step
 from warehouse.tokens import TokenType
 
 SORTED_STEPS = 1024
 BOUND = ("manifest", "profile", "split", "plan", "budget", "stage")
 
 
-class ShardDataset(Reader[B], Generic[B]):
+class ShardDataset(BatchReader[B], Generic[B]):
     """The packs of one split, in a global order that every rank agrees on; made by `Release.shards`.
 
     It holds a cursor: (epoch, packs consumed by all ranks together). Iterating continues at the cursor, and starts the
@@ -47,7 +47,7 @@ class ShardDataset(Reader[B], Generic[B]):
     ) -> None:
         super().__init__(rank, world_size)
         self.recipe = recipe(fields, loss, vectors, items_per_segment)
-        self.shelf = Shelf(release, profile, split, plan, budget)
+        self.shelf = OpenShards(release, profile, split, plan, budget)
         self.release, self.profile, self.split, self.plan, self.budget = release, profile, split, plan, budget
         if isinstance(stage, bool) or not isinstance(stage, int):
             raise TimeloomError("the stage is no whole number", remedy="number the stages of a curriculum 0, 1, …")

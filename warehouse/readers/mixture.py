@@ -18,12 +18,12 @@ from warehouse.readers.batch import IdBatch
 from warehouse.readers.collate import count_targets
 from warehouse.readers.dataset import ShardDataset, check_seed, check_state, whole_numbers
 from warehouse.readers.shuffle import dealt
-from warehouse.readers.stream import B, Cursor, Reader, Step
+from warehouse.readers.stream import B, BatchReader, Cursor, Step
 
 COUNTED_PACKS = 256
 
 
-class Mixture(Reader[B], Generic[B]):
+class Mixture(BatchReader[B], Generic[B]):
     """Packs of several datasets of one release and profile in fixed proportions; every batch may hold packs of each.
 
     A member that is through starts its next epoch, in another order. Without a token budget it has no end. Its cursor
@@ -170,7 +170,7 @@ def _check_fits(first: ShardDataset[B], other: ShardDataset[B]) -> None:
         raise TimeloomError(f"plan {other.plan} has no packs of split {other.split}", remedy="leave this member out")
 
 
-class Curriculum(Reader[B], Generic[B]):
+class Curriculum(BatchReader[B], Generic[B]):
     """Readers one after the other, each shuffled with its place as salt; one state for all.
 
     Its cursor is (stage, the stage's own cursor).
@@ -182,7 +182,7 @@ class Curriculum(Reader[B], Generic[B]):
         TimeloomError: no stages, a mixture without a budget, or other ranks or world sizes.
     """
 
-    def __init__(self, stages: Sequence[tuple[Reader[B], int]]) -> None:
+    def __init__(self, stages: Sequence[tuple[BatchReader[B], int]]) -> None:
         if not stages or any(epochs < 1 for _, epochs in stages):
             raise TimeloomError(
                 "a curriculum lacks stages or has one of no epochs", remedy="give at least one epoch each"

@@ -23,13 +23,13 @@ from warehouse.embeddings.memory import addresses, plain_reads, rows_at
 from warehouse.errors import TimeloomError
 from warehouse.modalities import MODALITIES
 from warehouse.readers.pinned import REMEDY, PinnedRelease, check_split
-from warehouse.shards.file import Block, MappedShard, open_shard
+from warehouse.shards.file import MappedRows, MappedShard, open_shard
 from warehouse.shards.packs import SmallColumns
 from warehouse.vocabulary import hash_of
 
 MAPS = 256  # each holds a file descriptor; processes often may have 1,024
 SMALL_BYTES = 256 << 20
-IMAGE_BYTES = 32  # of Pages.images, an image
+IMAGE_BYTES = 32  # of PackColumns.images, an image
 
 # Held while a shelf is made fit for a forked process; a child makes its own, as a thread of its parent may hold this.
 _guard = threading.Lock()
@@ -44,7 +44,7 @@ os.register_at_fork(after_in_child=_own_guard)
 
 
 @dataclass(frozen=True)
-class Pages:
+class PackColumns:
     """The small columns of one row group, laid out so that one pack's are one slice.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pages:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PackMatrices:
     """The matrices of one row group as bytes, mapped: a slice of a memoryview costs a third of an array's row.
 
     Attributes:
@@ -102,37 +102,37 @@ def narrow(rows: Sequence[memoryview], dtypes: set[np.dtype[Any]], context: int)
     return np.concatenate([np.empty(0, np.uint32), *wide]).reshape(len(rows), context)
 
 
-class Place(NamedTuple):
+class PackAddress(NamedTuple):
     """One pack in its row group."""
 
-    sheet: Sheet
+    sheet: PackMatrices
     row: int
-    pages: Pages
+    pages: PackColumns
 
 
-def id_bytes(place: Place, context: int) -> memoryview:
+def id_bytes(place: PackAddress, context: int) -> memoryview:
     """A pack's ids."""
     width = context * place.sheet.id_dtype.itemsize
     return place.sheet.ids[place.row * width : (place.row + 1) * width]
 
 
-def id_dtypes(places: Sequence[Place]) -> set[np.dtype[Any]]:
+def id_dtypes(places: Sequence[PackAddress]) -> set[np.dtype[Any]]:
     """The types that packs' ids are stored in, mostly one."""
     return set({id(sheet): sheet.id_dtype for sheet, _, _ in places}.values())
 
 
-def sheet_of(block: Block, unit_us: int) -> Sheet:
-    """A mapped row group as a Sheet."""
+def sheet_of(block: MappedRows, unit_us: int) -> PackMatrices:
+    """A mapped row group as a PackMatrices."""
     matrices = (block.input_ids, block.token_type, block.time)
     ids, types, time = (matrix.reshape(-1).view(np.uint8).data for matrix in matrices)
-    return Sheet(ids, types, time, block.input_ids.dtype, block.time.dtype, unit_us)
+    return PackMatrices(ids, types, time, block.input_ids.dtype, block.time.dtype, unit_us)
 
 
 class _Opened(NamedTuple):
     """An open shard: its row groups have `each` packs, the last one fewer."""
 
     shard: MappedShard
-    sheets: list[Sheet]
+    sheets: list[PackMatrices]
     each: int
 
 
@@ -140,10 +140,10 @@ def _edges(counts: npt.NDArray[Any]) -> I64:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def pages_of(small: SmallColumns) -> Pages:
-    """The small columns of a row group as Pages."""
+def pages_of(small: SmallColumns) -> PackColumns:
+    """The small columns of a row group as PackColumns."""
     columns = (small.segment_length, small.segment_subject, small.segment_offset, small.segment_origin)
-    return Pages(
+    return PackColumns(
         segments=_bytes(columns),
         segment_edges=_edges(small.segments_per_pack).data,
         images=_bytes((small.image_position, small.image_modality, *no_marks(len(small.image_position)).T)),
@@ -156,7 +156,7 @@ def _bytes(columns: tuple[npt.NDArray[Any], ...]) -> memoryview:
     return np.stack([column.astype(np.int64) for column in columns], axis=1).reshape(-1).view(np.uint8).data
 
 
-class Shelf:
+class OpenShards:
     """The packs of one split of one plan, numbered 0 to P - 1 in stored order; opens no file when it is made.
 
     Raises:
@@ -201,7 +201,7 @@ class Shelf:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._maps: OrderedDict[int, _Opened] = OrderedDict()
-        self._pages: OrderedDict[tuple[int, int], Pages] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, int], PackColumns] = OrderedDict()
         self._bytes = 0
         self._id_dtypes: set[np.dtype[Any]] = set()
         self._id_address = np.zeros(len(self), np.int64)  # where each pack's ids are mapped, 0 where its file is not
@@ -238,7 +238,7 @@ class Shelf:
         counts = np.diff(self._edges)
         return np.repeat((self.numbers << 32) - self._edges[:-1], counts) + np.arange(len(self), dtype=np.int64)
 
-    def places(self, packs: I64) -> list[Place]:
+    def places(self, packs: I64) -> list[PackAddress]:
         """Where packs (n,) lie, their files opened and checked before the first use.
 
         Raises:
@@ -257,7 +257,7 @@ class Shelf:
                 if (file, number) != before:
                     before = file, number
                     pages = self._small(file, number, shard)
-                found.append(Place(sheets[number], within, pages))
+                found.append(PackAddress(sheets[number], within, pages))
         return found
 
     def ids(self, packs: I64) -> npt.NDArray[Any]:
@@ -297,7 +297,7 @@ class Shelf:
             self._maps.move_to_end(file)
         return found
 
-    def _small(self, file: int, number: int, shard: MappedShard) -> Pages:
+    def _small(self, file: int, number: int, shard: MappedShard) -> PackColumns:
         key = file, number
         pages = self._pages.get(key)
         if pages is None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warehouse.arrays import I64, NO_TIME
-from warehouse.embeddings.addresses import ArrayMarks, no_marks
+from warehouse.embeddings.addresses import ArrayAddresses, no_marks
 from warehouse.modalities import MODALITIES
 from warehouse.readers.collate import Collated, Items, ragged
 from warehouse.readers.pinned import PinnedRelease
@@ -24,7 +24,7 @@ _COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "sto
 
 
 @dataclass(frozen=True)
-class _Index:
+class _ItemIndex:
     """Items (n,) of one modality by subject and time; `ranks` are those of `instants`, the distinct times.
 
     `marks` (n, 2) are written as their vectors are found, see warehouse.embeddings.addresses.
@@ -56,7 +56,7 @@ class WindowItems:
         return {"release": self.release, "encoders": self.encoders}
 
     @cached_property
-    def _indices(self) -> dict[str, _Index]:
+    def _indices(self) -> dict[str, _ItemIndex]:
         layout, buckets = self.release.files, self.release.manifest.buckets
         rows: list[_Row] = []
         for path in self.release.present([layout.items(bucket) for bucket in range(buckets)]):
@@ -85,17 +85,17 @@ class WindowItems:
                 np.full((len(which), 2), -1, dtype=np.int64),
                 np.repeat(np.arange(len(subjects)), end - kept),
                 index.times[which],
-                ArrayMarks(index.marks, which),
+                ArrayAddresses(index.marks, which),
             )
             dropped[modality] = int((kept - start).sum())
         return items, dropped
 
 
-def _index(rows: Sequence[_Row], modality: str, store: str) -> _Index:
+def _index(rows: Sequence[_Row], modality: str, store: str) -> _ItemIndex:
     mine = sorted((subject, time, key) for of, its, subject, time, key in rows if (of, its) == (modality, store))
     owners = np.array([subject for subject, _, _ in mine], dtype=np.int64)
     times = np.array([time for _, time, _ in mine], dtype=np.int64)
     subjects, number = np.unique(owners, return_inverse=True)
     instants, rank = np.unique(times, return_inverse=True)
     keys = [key for _, _, key in mine]
-    return _Index(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(mine)))
+    return _ItemIndex(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(mine)))

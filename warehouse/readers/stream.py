@@ -23,7 +23,7 @@ class Step(NamedTuple):
     after: Cursor
 
 
-class Reader(IterableDataset[B], Generic[B]):
+class BatchReader(IterableDataset[B], Generic[B]):
     """Base of what gives batches. A subclass says what the steps are and loads one; the cursor is its whole state."""
 
     seed: int | None
@@ -105,14 +105,14 @@ class Reader(IterableDataset[B], Generic[B]):
 
 
 class BatchStream(IterableDataset[B], Generic[B]):
-    """One rank's batches to the end; made by `Reader.batches`.
+    """One rank's batches to the end; made by `BatchReader.batches`.
 
     Under a torch DataLoader (`DataLoader(stream, batch_size=None, num_workers=2)`) the workers take turns. They work on
     copies of the cursor: call `set_epoch` before each epoch, and take states with `state_dict(after=batch)`.
     """
 
     def __init__(
-        self, reader: Reader[B], batch_size: int, prefetch: int, drop_last: bool, device: torch.device | None
+        self, reader: BatchReader[B], batch_size: int, prefetch: int, drop_last: bool, device: torch.device | None
     ) -> None:
         self.reader, self.batch_size, self.prefetch, self.drop_last = reader, batch_size, prefetch, drop_last
         self.device = device

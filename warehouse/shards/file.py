@@ -37,7 +37,7 @@ from warehouse.shards.packs import (
 from warehouse.shards.times import UNITS_US
 
 __all__ = [
-    "FORMAT_VERSION", "MAX_SEGMENTS", "NO_TIME", "Block", "MappedShard", "Packs", "ShardHeader", "ShardWriter",
+    "FORMAT_VERSION", "MAX_SEGMENTS", "NO_TIME", "MappedRows", "MappedShard", "Packs", "ShardHeader", "ShardWriter",
     "SmallColumns", "map_shard", "open_shard", "open_writer", "read_header", "read_shard", "row_group_rows",
     "write_shard",
 ]  # fmt: skip
@@ -51,7 +51,7 @@ _REMEDY = "run `timeloom verify`, delete the damaged file and run again"
 
 
 @dataclass(frozen=True)
-class Block:
+class MappedRows:
     """A row group of a shard, its matrices mapped from the file: pages of the file, read as they are touched.
 
     Attributes:
@@ -265,7 +265,7 @@ class MappedShard:
         with path.open("rb") as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         place = {metadata.schema.column(one).path: one for one in range(len(metadata.schema))}
-        self.blocks: list[Block] = []
+        self.blocks: list[MappedRows] = []
         first = 0
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group)
@@ -273,7 +273,7 @@ class MappedShard:
                 name: self._mapped(whole, rows.column(place[name]), dtype, rows.num_rows)
                 for name, dtype in header.dtypes().items()
             }
-            self.blocks.append(Block(first, rows.num_rows, **matrices))
+            self.blocks.append(MappedRows(first, rows.num_rows, **matrices))
             first += rows.num_rows
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedders.decoding.pool import Decoders, Ended, Event, Failed, Piece
+from embedders.decoding.pool import DecodedPiece, Decoders, Ended, Event, Failed
 from embedders.decoding.process import SpanRequest
 from embedders.decoding.ring_buffer import Ring
 from embedders.encoders.build import Encoder, EncoderConfig, get_encoder
@@ -41,7 +41,7 @@ def everything(pool: Decoders, requests: list[SpanRequest]) -> list[Event]:
         while waiting and pool.wanted:
             pool.put(*waiting.pop(0))
         for event in pool.events(0.1):
-            if isinstance(event, Piece):
+            if isinstance(event, DecodedPiece):
                 assert np.array_equal(event.units.pixels, unit_readers.pixels(event.number, event.units.indices))
                 pool.release(event)
             found.append(event)
@@ -73,7 +73,7 @@ def test_units_come_in_order_through_any_memory(processes: int, memory: int, tmp
     with Decoders(processes, memory) as pool:
         events = everything(pool, [request(item) for item in items])
     for number in range(3):
-        pieces = [event for event in events if isinstance(event, Piece) and event.number == number]
+        pieces = [event for event in events if isinstance(event, DecodedPiece) and event.number == number]
         assert [piece.units.first for piece in pieces] == [0, *(piece.units.upto for piece in pieces[:-1])]
         assert pieces[-1].units.upto == 37
         indices = np.concatenate([piece.units.indices for piece in pieces])
@@ -91,13 +91,13 @@ def test_a_decoder_that_goes_on_waiting_says_so_again(tmp_path: Path) -> None:
     with Decoders(1, 1 << 20, timeout=2.5) as pool:
         pool.put(0, small)
         pool.put(1, large)
-        pieces: list[Piece] = []
+        pieces: list[DecodedPiece] = []
 
         def listen(seconds: float) -> bool:
             """Whether the decoder waits for memory at the end."""
             end = time.monotonic() + seconds
             while time.monotonic() < end:
-                pieces.extend(event for event in pool.events(0.05) if isinstance(event, Piece))
+                pieces.extend(event for event in pool.events(0.05) if isinstance(event, DecodedPiece))
             return bool(pool.stalled())
 
         pid = set(pool.pids)
@@ -162,7 +162,7 @@ def test_what_died_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     item = unit_readers.item(tmp_path / "x", 0, 48, crash_once=33, marker=str(tmp_path / "marker"), log=str(log))
     with Decoders(1, 1 << 20) as pool:
         events = everything(pool, [request(item)])
-    assert [(event.units.first, event.units.upto) for event in events if isinstance(event, Piece)] == [
+    assert [(event.units.first, event.units.upto) for event in events if isinstance(event, DecodedPiece)] == [
         (0, 16),
         (16, 32),
         (32, 48),

@@ -13,14 +13,14 @@ from extractors.events.joins import attach_all
 from extractors.events.lookups import HASHES, Lookup, StoredLookup
 from extractors.source import JoinRule, Source
 from extractors.tables.export import Export
-from extractors.tables.rows import Column, Rows
+from extractors.tables.rows import Rows, TextColumn
 
 RULE = JoinRule.model_validate({"table": "u", "key": "k", "columns": {"found": "value", "kind": "kind"}})
 
 
 def rows_of(**columns: list[str | None]) -> Rows:
     number = len(next(iter(columns.values())))
-    given = {name: Column(pl.Series(texts, dtype=pl.String)) for name, texts in columns.items()}
+    given = {name: TextColumn(pl.Series(texts, dtype=pl.String)) for name, texts in columns.items()}
     return Rows(given, np.arange(number), np.zeros(number, np.uint64))
 
 

@@ -18,7 +18,7 @@ from extractors.events.values import FLAGS
 from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, groups
 from pipelines.aligning.columns import NONE_8, NONE_32, PieceColumns, masked, occurring, renumbered
 from pipelines.aligning.gather import Gathered
-from pipelines.aligning.left_out import SetAside, further_births_and_deaths
+from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.segments import SCHEMA, frame_batch
 from pipelines.aligning.statistics import subject_statistics
 from tests.support.narrow_rows import narrow
@@ -217,7 +217,7 @@ def test_images_of_one_key_are_ordered_by_what_else_is_known_of_them() -> None:
     rows = [image | {"time": NOON, "item_key": key, "available_time": at} for key, at in known]
     for some in (rows, rows[::-1]):
         items = pl.DataFrame(some, schema=pl.DataFrame(pl.from_arrow(ITEMS.empty_table())).schema)
-        found = Gathered.read([], items, {}, None, SetAside().put)
+        found = Gathered.read([], items, {}, None, LeftOut().put)
         order, again = found.rows.order(found.texts, None)
         told = pl.from_arrow(found.rows.take(order).table(found.texts, np.full(4, NONE_8, np.uint8), ()))
         assert isinstance(told, pl.DataFrame)
@@ -271,7 +271,7 @@ def test_what_is_taken_out_is_counted_by_raw_row(rows: list[dict[str, Any]], dra
     frame = frame_of(rows)
     events, texts = narrow(frame)
     surplus = np.array(drawn[: len(rows)])
-    account = SetAside()
+    account = LeftOut()
     account.put_surplus("r", events, surplus, texts)
     plain: dict[str, Counter[str]] = {}
 

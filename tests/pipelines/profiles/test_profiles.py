@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.profiles import CodeRule, Piece, ProfileConfig, built_in, codes_of, pieces_of, with_rules
+from pipelines.profiles import NamespaceRule, Piece, ProfileConfig, built_in, codes_of, pieces_of, with_rules
 from pipelines.profiles.codes import groups_of
 from pipelines.profiles.intervals import DAY, SPECIFICATIONS, between, interval_tokens
 from tests.support.timelines import events, fitted, left_out, named_tokens, usable
@@ -132,7 +132,7 @@ def test_several_parents_may_leave_the_code_itself() -> None:
 
 def test_each_parent_is_a_group_with_its_own_value() -> None:
     rules = ProfileConfig(
-        codes={"A": CodeRule(parents=("B",)), "B": CodeRule(values=True)}, values="pair", min_values=1
+        codes={"A": NamespaceRule(parents=("B",)), "B": NamespaceRule(values=True)}, values="pair", min_values=1
     )
     given_rows = [{"code": "A/1", "numeric_value": float(one), "time": NOON + timedelta(hours=one)} for one in (1, 2)]
     parents = pl.DataFrame({"code": ["A/1"], "parent_codes": [["B/1", "B/2"]]})
@@ -344,7 +344,7 @@ def test_rules_that_would_give_a_token_two_meanings(codes: dict[str, Any], said:
 
 
 def test_pieces_may_be_named() -> None:
-    named = CodeRule(pieces=(Piece(length=2, namespace="A"), Piece(length=1, namespace="A/rest")))
+    named = NamespaceRule(pieces=(Piece(length=2, namespace="A"), Piece(length=1, namespace="A/rest")))
     assert pieces("A/12345", ProfileConfig(codes={"A": named})) == ["A/12", "A/rest/345"]
 
 

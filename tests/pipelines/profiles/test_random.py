@@ -9,7 +9,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.profiles.events import Part, Texts, read_parts
+from pipelines.profiles.events import Part, TextPlaces, read_parts
 from pipelines.profiles.intervals import LONGEST, MINUTE
 from pipelines.profiles.rules import ProfileConfig
 from tests.support.naive_timelines import Naive
@@ -176,7 +176,7 @@ def test_a_files_row_groups_are_one_part(tmp_path: Path) -> None:
         assert [key for key, kind in zip(keys, frame["kind"], strict=True) if kind == "image"] == ["a", "a", "b"]
 
 
-def texts(of: Texts | None) -> list[str | None]:
+def texts(of: TextPlaces | None) -> list[str | None]:
     assert of is not None
     return [None if place < 0 else of.distinct[place] for place in of.place.tolist()]
 

@@ -17,7 +17,7 @@ from tests.support import staging
 from validation.gate.expectations import EXPECTATIONS
 from validation.gate.judge import Judgement, judge
 from validation.measure.events import misplaced_subjects
-from validation.measure.release import ReleaseProfile, profile_release
+from validation.measure.release import Measurements, profile_release
 from validation.measure.splits import ks_statistic, measure_splits
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
@@ -41,7 +41,7 @@ def before_of(tree: ReleaseLayout) -> ReleaseLayout:
     return ReleaseLayout(tree.path.with_name("before"))
 
 
-def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> ReleaseProfile:
+def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> Measurements:
     return profile_release(
         tree,
         scheme=staging.SCHEME,
@@ -567,7 +567,7 @@ def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str
 
 def test_an_expectation_that_cannot_be_evaluated_fails(tree: ReleaseLayout) -> None:
     whole = profile(tree)
-    lacking = ReleaseProfile(**vars(whole) | {"shards": whole.shards.drop("token_difference")})
+    lacking = Measurements(**vars(whole) | {"shards": whole.shards.drop("token_difference")})
     judgement = judge(lacking, None)
     assert failed(judgement) == {"shards.token_difference"}
     assert not judgement.passed

@@ -15,7 +15,7 @@ from tests.support import staging
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
 from validation.measure.budgets import BUDGETS, list_budgets
-from validation.measure.release import ReleaseProfile, profile_release
+from validation.measure.release import Measurements, profile_release
 from validation.report import meanings
 from validation.report.cells import Cells, Hidden
 from validation.report.page import show, write_report
@@ -39,7 +39,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLayout:
 
 
 @pytest.fixture(scope="module")
-def profile(tree: ReleaseLayout) -> ReleaseProfile:
+def profile(tree: ReleaseLayout) -> Measurements:
     return profile_release(
         tree,
         scheme=staging.SCHEME,
@@ -49,13 +49,13 @@ def profile(tree: ReleaseLayout) -> ReleaseProfile:
     )
 
 
-def written(tree: ReleaseLayout, profile: ReleaseProfile, **context: object) -> tuple[str, dict[str, list[dict]]]:
+def written(tree: ReleaseLayout, profile: Measurements, **context: object) -> tuple[str, dict[str, list[dict]]]:
     write_report(tree, profile, judge(profile, None), CONTEXT | context)
     tables = json.loads((tree.quality / "tables.json").read_text(encoding="utf-8"))
     return tree.report.read_text(encoding="utf-8"), {name: table["rows"] for name, table in tables.items()}
 
 
-def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, profile: Measurements) -> None:
     page, tables = written(tree, profile, deid_mode="synthetic")
     assert "Published" in page
     assert "2026-11-20T02-00-00Z" in page
@@ -82,7 +82,7 @@ def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout
     assert "1–10" not in page
 
 
-def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, profile: Measurements) -> None:
     page, _ = written(tree, profile, deid_mode="synthetic")
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
@@ -90,8 +90,8 @@ def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, profile: Relea
     assert "url(" not in page
 
 
-def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
-    broken = ReleaseProfile(**vars(profile) | {"events": profile.events.with_columns(pl.lit(12).alias("empty_codes"))})
+def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: Measurements) -> None:
+    broken = Measurements(**vars(profile) | {"events": profile.events.with_columns(pl.lit(12).alias("empty_codes"))})
     page, tables = written(tree, broken, deid_mode="synthetic")
     assert "Refused: nothing was published" in page
     assert page.index("no code is empty") < page.index("<h2>Expectations")
@@ -102,7 +102,7 @@ def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: ReleaseProfile) -
 
 @pytest.mark.parametrize("context", [{"deid_mode": "expert"}, {"deid_mode": "limited"}, {}])
 def test_small_cells_are_hidden_unless_patients_are_simulated(
-    tree: ReleaseLayout, profile: ReleaseProfile, context: dict[str, str]
+    tree: ReleaseLayout, profile: Measurements, context: dict[str, str]
 ) -> None:
     page, tables = written(tree, profile, **context)
     labs = next(row for row in tables["counts"] if row["table"] == "labs")
@@ -143,7 +143,7 @@ def test_small_cells_are_hidden_unless_patients_are_simulated(
             assert not hidden or all(value is None for key, value in row.items() if key not in {"split", "withheld"})
 
 
-def with_budgets(profile: ReleaseProfile, *subjects: int, plan: str = "scaling") -> ReleaseProfile:
+def with_budgets(profile: Measurements, *subjects: int, plan: str = "scaling") -> Measurements:
     """The profile with a plan of token budgets that hold so many patients."""
     budgets = tuple(
         BudgetEntry(asked=1000 * place + 1, tokens=1000 * place + 40, all_tokens=1300 * place, subjects=number, files=1)
@@ -152,10 +152,10 @@ def with_budgets(profile: ReleaseProfile, *subjects: int, plan: str = "scaling")
     entry = staging.profile_entries()[staging.PROFILE]
     scaled = entry.model_copy(update={"plans": {plan: entry.plans["default"].model_copy(update={"budgets": budgets})}})
     listed = pl.concat([profile.budgets, list_budgets({staging.PROFILE: scaled})])
-    return ReleaseProfile(**vars(profile) | {"budgets": listed})
+    return Measurements(**vars(profile) | {"budgets": listed})
 
 
-def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profile: Measurements) -> None:
     page, tables = written(tree, profile, deid_mode="synthetic")
     assert "<h2>Token budgets" not in page and tables["budgets"] == []
     page, tables = written(tree, with_budgets(profile, 3, 20), deid_mode="synthetic")
@@ -166,7 +166,7 @@ def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profil
 
 
 def test_budgets_of_few_patients_and_those_that_differ_by_few_are_hidden(
-    tree: ReleaseLayout, profile: ReleaseProfile
+    tree: ReleaseLayout, profile: Measurements
 ) -> None:
     """Train has 32 patients and says so: 20 and 28 would tell of 8 and of 4."""
     both = with_budgets(with_budgets(profile, 4, 20, 28, 32), 12, 20, plan="other")
@@ -193,14 +193,14 @@ def test_no_two_budgets_that_are_shown_differ_by_few_patients(subjects: list[int
     assert [row["subjects"] for row in budget_table(frame, known, Cells(open=True)).rows] == subjects
 
 
-def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, profile: ReleaseProfile) -> None:
+def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, profile: Measurements) -> None:
     _, tables = written(tree, profile, deid_mode="expert")
     for name, rows in tables.items():
         assert pl.read_parquet(tree.quality / f"{name}.parquet").to_dicts() == rows
     assert (tree.quality / "figure_a1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_percentiles_of_few_patients_are_withheld(profile: ReleaseProfile) -> None:
+def test_percentiles_of_few_patients_are_withheld(profile: Measurements) -> None:
     rng = np.random.default_rng(1)
     subjects = pl.DataFrame(
         {
@@ -216,7 +216,7 @@ def test_percentiles_of_few_patients_are_withheld(profile: ReleaseProfile) -> No
         }
     )
     cohorts = subjects.measure_cohorts(subjects, list(staging.FRACTIONS))
-    wide = ReleaseProfile(**vars(profile) | {"cohorts": cohorts})
+    wide = Measurements(**vars(profile) | {"cohorts": cohorts})
     train, tuning, held_out = build_tables(wide, judge(wide, None), Cells(open=False))["table_a1"].rows
     assert isinstance(train["length_p1"], float)
     assert isinstance(tuning["length_p1"], Hidden)

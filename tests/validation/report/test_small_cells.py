@@ -6,7 +6,7 @@ from typing import Any, cast
 import polars as pl
 import pytest
 
-from validation.measure.release import ReleaseProfile
+from validation.measure.release import Measurements
 from validation.report.cells import SMALL, WITHHELD, Cells, Hidden
 from validation.report.ledger_tables import availability_table
 from validation.report.table import Table
@@ -16,8 +16,8 @@ CLOSED, OPEN = Cells(open=False), Cells(open=True)
 SPLITS = ["train", "tuning", "held_out"]
 
 
-def profile(**frames: pl.DataFrame) -> ReleaseProfile:
-    return cast(ReleaseProfile, SimpleNamespace(**frames))
+def profile(**frames: pl.DataFrame) -> Measurements:
+    return cast(Measurements, SimpleNamespace(**frames))
 
 
 def shards() -> pl.DataFrame:

@@ -15,11 +15,11 @@ import pytest
 from tests.support.releases import DIMS, fabricate, markov_timelines, vector_of
 from warehouse import Release
 from warehouse.embeddings import addresses, environments, lookup
-from warehouse.embeddings.addresses import ArrayMarks, no_marks
+from warehouse.embeddings.addresses import ArrayAddresses, no_marks
 from warehouse.embeddings.lookup import Stores, read_vectors
 from warehouse.embeddings.store import EmbeddingStore, EmbeddingWriter, StoreDamagedError, close_stores
 from warehouse.errors import TimeloomError
-from warehouse.readers.open_shards import Shelf
+from warehouse.readers.open_shards import OpenShards
 
 WIDTH = 1024
 Arrays = dict[str, npt.NDArray[np.floating]]
@@ -61,7 +61,7 @@ class Items:
                 mine.setdefault(self.expected[keys[place]][0], []).append(place)
             return [(EmbeddingStore(path), some) for path, some in mine.items()]
 
-        return read_vectors(keys, width, ArrayMarks(self.marks, which), stores)
+        return read_vectors(keys, width, ArrayAddresses(self.marks, which), stores)
 
     def wanted(self, width: int = WIDTH) -> npt.NDArray[np.float32]:
         rows = [self.expected[key][1].reshape(-1, width).mean(axis=0, dtype=np.float32) for key in self.keys]
@@ -313,7 +313,7 @@ def test_an_epoch_searches_for_each_item_once_while_its_row_group_is_held(
     monkeypatch.setattr(lookup, "_search", counting)
     dataset = release.shards("mehrt", split="train", seed=7, **options)
     if small_bytes:
-        dataset.shelf = Shelf(release, "mehrt", "train", "default", None, small_bytes=small_bytes)
+        dataset.shelf = OpenShards(release, "mehrt", "train", "default", None, small_bytes=small_bytes)
     for epoch in range(3):
         searched.clear()
         keys: list[str] = []

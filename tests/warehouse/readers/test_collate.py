@@ -22,9 +22,9 @@ from warehouse.errors import TimeloomError
 from warehouse.readers.assemble import recipe
 from warehouse.readers.batch import Batch, IdBatch, SegmentBatch
 from warehouse.readers.collate import collate, count_targets, item_fields
-from warehouse.readers.open_shards import Place, pages_of, sheet_of
+from warehouse.readers.open_shards import PackAddress, pages_of, sheet_of
 from warehouse.readers.visibility import visible_items
-from warehouse.shards.file import Block, ShardHeader
+from warehouse.shards.file import MappedRows, ShardHeader
 from warehouse.shards.packs import take
 from warehouse.tokens import BOS, IMAGE_TOKENS, UNK, TokenType
 
@@ -78,9 +78,9 @@ def places_of(packs, unit=None):
         if width is not None:
             part, header = compact(part, header)
             step = header.time_unit_us
-        sheet = sheet_of(Block(0, len(part), part.input_ids, part.token_type, part.time), step)
+        sheet = sheet_of(MappedRows(0, len(part), part.input_ids, part.token_type, part.time), step)
         pages = pages_of(part)
-        halves += [Place(sheet, row, pages) for row in range(len(part))]
+        halves += [PackAddress(sheet, row, pages) for row in range(len(part))]
     return halves
 
 

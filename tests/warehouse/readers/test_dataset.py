@@ -23,7 +23,7 @@ from warehouse import Release
 from warehouse.embeddings.store import close_stores
 from warehouse.errors import TimeloomError
 from warehouse.readers import open_shards as shelf_module
-from warehouse.readers.open_shards import Shelf
+from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.shuffle import global_order
 from warehouse.shards.file import open_shard
 from warehouse.tokens import TokenType
@@ -334,7 +334,7 @@ def test_no_file_is_opened_before_the_first_batch(release, monkeypatch):
 def test_what_is_held_does_not_grow_with_the_shards(release, copies):
     """A dozen times the shards and the reader holds as much as with one: so many maps, so many bytes."""
     dataset = train(release)
-    shelf = Shelf(release, "mehrt", "train", "default", None, maps=2, small_bytes=20_000)
+    shelf = OpenShards(release, "mehrt", "train", "default", None, maps=2, small_bytes=20_000)
     shelf.paths *= copies
     shelf.numbers = np.tile(shelf.numbers, copies)
     edges = np.diff(shelf._edges)
@@ -349,7 +349,7 @@ def test_what_is_held_does_not_grow_with_the_shards(release, copies):
 
 @pytest.mark.parametrize("maps", [1, 2, 256])
 def test_ids_by_address_are_the_rows_also_where_maps_are_given_up(release, maps):
-    shelf = Shelf(release, "mehrt", "train", "default", None, maps=maps)
+    shelf = OpenShards(release, "mehrt", "train", "default", None, maps=maps)
     whole = np.concatenate([block.input_ids for path in shelf.paths for block in open_shard(path).blocks])
     random = np.random.default_rng(0)
     for size in (0, 1, 1, 1, 3, len(shelf), 2, 2):
@@ -362,7 +362,7 @@ def test_ids_by_address_are_the_rows_also_where_maps_are_given_up(release, maps)
 
 def test_threads_of_a_forked_process_wait_for_the_one_that_makes_the_shelf_fit(release, monkeypatch):
     """In the parent a thread held the lock; in the child one thread makes it anew while another arrives."""
-    shelf = Shelf(release, "mehrt", "train", "default", None)
+    shelf = OpenShards(release, "mehrt", "train", "default", None)
     shelf._process = -1
     assert shelf._lock.acquire()
     late, given = [], []
@@ -380,7 +380,7 @@ def test_threads_of_a_forked_process_wait_for_the_one_that_makes_the_shelf_fit(r
 
 
 def test_a_child_forked_while_the_guard_is_held_reads(release):
-    shelf = Shelf(release, "mehrt", "train", "default", None)
+    shelf = OpenShards(release, "mehrt", "train", "default", None)
     with shelf_module._guard, shelf._lock:
         child = os.fork()
         if not child:
