@@ -6,7 +6,7 @@ from pathlib import Path
 
 from warehouse.errors import TimeloomError
 
-PACKAGES = ("warehouse", "extractors", "embedders", "pipelines", "validation", "flows")
+PACKAGES = ("warehouse", "extractors", "embedders", "pipelines", "validation", "flows", "trainers")
 
 
 def owners(package: str, search: list[str] | None = None) -> set[Path]:

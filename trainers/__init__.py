@@ -1,0 +1,1 @@
+"""Reference trainers: they import `warehouse` alone, as any modeler does, and so prove what a release promises."""
