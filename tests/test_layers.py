@@ -117,7 +117,7 @@ def test_a_circle_of_two_folders_by_types_alone_is_caught(house: Path) -> None:
 def test_an_upward_import_inside_the_warehouse_is_caught(house: Path, module: str, imported: str) -> None:
     plant(house.joinpath(*module.split(".")).with_suffix(".py"), f"import {imported}")
     names, printed = broken(house)
-    assert names == [WAREHOUSE]
+    assert WAREHOUSE in names
     assert f"{module} -> {imported}" in printed
 
 
