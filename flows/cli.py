@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.commands.terminal import StageProgress, console, say, show_error
+from flows.extras import require
 from flows.guard import check_ownership
 from warehouse.errors import TimeloomError
 
@@ -181,6 +182,8 @@ def demo(
     The hospital has faults planted on purpose, so the demo ends with exit code 2: published, with quarantined items.
     """
     _set_debug(debug)
+    require("pipeline", "runs")
+    require("images", "simulated images")
     from extractors.simulate import simulate
     from flows.commands.demo import write_config
     from flows.runs.settings import RunSettings
@@ -213,6 +216,7 @@ def run(
 ) -> None:
     """Turn raw exports into a published release. A run that was killed resumes; an unchanged one publishes nothing."""
     _set_debug(debug)
+    require("pipeline", "runs")
     from flows.runs.settings import RunSettings
 
     _carry_out(RunSettings(config, root, engine.value, runner, workers, limit), direct=direct, as_json=as_json)
@@ -236,6 +240,7 @@ def meds(
     Run again, it converts what changed. Exit code 2: converted, and some raw rows are quarantined.
     """
     _set_debug(debug)
+    require("pipeline", "conversions")
     from flows.runs.settings import RunSettings, engine_ahead
     from pipelines.engine.workers import leave_out_pandas, uncollected
 
@@ -281,6 +286,7 @@ def verify(
 ) -> None:
     """Recompute every checksum and cross-reference of the current release. Exit code 1 where one does not hold."""
     _set_debug(debug)
+    require("pipeline", "checks of releases")
     from validation.verify import verify_release
 
     with StageProgress(quiet=as_json) as progress:
@@ -321,6 +327,7 @@ def simulate(
 ) -> None:
     """Write a simulated cancer hospital as a hospital would export it: tables, CT series, slides."""
     _set_debug(debug)
+    require("images", "simulated images")
     from extractors.simulate import simulate as write_hospital
 
     with StageProgress() as progress:
@@ -348,6 +355,7 @@ def check_source(
     Exit codes: 0 clean; 1 the YAML or a table has an error, and a run would stop; 2 something is suspicious.
     """
     _set_debug(debug)
+    require("pipeline", "checks of sources")
     from flows.commands.check_source import check, json_schema, print_check
 
     if schema:
@@ -380,6 +388,7 @@ def index(
     Exit codes: 0 nothing failed; 1 there is no such folder; 2 some items failed (docs/verdicts.md says why).
     """
     _set_debug(debug)
+    require("images", "images")
     from flows.commands.index_images import index_tree, print_index, write_items
 
     with StageProgress(quiet=as_json) as progress:
@@ -403,6 +412,7 @@ def serve(
 ) -> None:
     """Run the nightly flow on a schedule on this machine, with the Prefect UI to watch it. Ctrl-C ends it."""
     _set_debug(debug)
+    require("pipeline", "schedules")
     from flows.serve import serve_nightly
 
     serve_nightly(config, root, cron, port, say)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from extractors.deid import Deidentifier
+from flows.extras import require
 from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
@@ -423,6 +424,8 @@ class Run:
 def open_run(settings: RunSettings, progress: Progress | None) -> Run:
     """A run, ready to be entered."""
     config = load_config(settings.config)
+    if config.images:
+        require("images", "images")
     layout = Layout(root_of(config, settings.root))
     return Run(
         config,

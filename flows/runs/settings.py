@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from flows.extras import require
 from pipelines.engine.beam import BeamEngine
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Engine
@@ -52,6 +53,7 @@ def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
     if settings.engine == "local":
         return LocalEngine(workers)
     if settings.engine == "beam":
+        require("beam", "runs on Beam")
         return BeamEngine(settings.runner, workers or 1)
     raise TimeloomError(f"there is no engine {settings.engine}", remedy="use local or beam")
 
