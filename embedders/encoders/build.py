@@ -1,7 +1,7 @@
 """The encoders: real architectures with weights from a local path, and a small random stand-in that says so.
 
 A new encoder is one entry in `embedders.encoders.spec.ARCHITECTURES` and one in `_BUILDERS`; a new modality is one
-preprocessing spec in `embedders.encoders.spec.SPECS`, one reader of its units and one golden phantom.
+input in `embedders.inputs.registry.SPECS`, with its golden phantom.
 """
 
 from collections.abc import Callable, Mapping

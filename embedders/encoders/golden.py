@@ -5,7 +5,7 @@ other weights under the same name, a device or library that computes otherwise.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from embedders.encoders.device import device_name
 from embedders.encoders.encoder import Encoder
+from embedders.inputs.common import PHANTOMS, described
 from warehouse.errors import TimeloomError
 from warehouse.files import write_json
 
 RECORD = "encoder.json"
-PHANTOMS, SIDE = 3, 256
 # Between devices and library versions, by precision: the least cosine similarity, the largest error relative to a
 # vector's largest value. Within one environment the bits must be equal, unless torch.compile is in use: each process
 # times its kernels and may choose others.
@@ -80,38 +80,9 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
     return GoldenCheck(False, exact, cosine, error, invariant)
 
 
-def phantom(kind: str) -> npt.NDArray[Any]:
-    """Units for a preprocessing spec, by its class, in integer arithmetic: the same everywhere and for ever.
-
-    "CtSpec": (3, 256, 288) float32 HU. "TileSpec": (3, 256, 256, 3) uint8.
-    """
-    return _PHANTOMS[kind](SIDE)
-
-
-def _ct(side: int) -> npt.NDArray[Any]:
-    columns = side + side // 8
-    number, y, x = np.ogrid[:PHANTOMS, :side, :columns]
-    radius = (2 * y - side) ** 2 + (2 * x - columns) ** 2
-    inside = radius * (number + 2) < side * side
-    texture = (x * (3 + number) + y * (5 - number) + x * y // (7 + number)) % 400
-    hounsfield: npt.NDArray[Any] = np.where(inside, texture - 100 + 300 * number, -1000)
-    return hounsfield.astype(np.float32)
-
-
-def _wsi(side: int) -> npt.NDArray[Any]:
-    number, y, x, channel = np.ogrid[:PHANTOMS, :side, :side, :3]
-    stripes = (x * (1 + number) + y * (2 + channel) + x * y // (16 + 8 * number)) % 128
-    colours: npt.NDArray[Any] = stripes + 40 * channel + 20 * number
-    return colours.astype(np.uint8)
-
-
-_PHANTOMS: Mapping[str, Callable[[int], npt.NDArray[Any]]] = {"CtSpec": _ct, "TileSpec": _wsi}
-
-
 def _embed(encoder: Encoder) -> tuple[npt.NDArray[np.float32], bool]:
     """The phantoms' vectors (3, width), and whether they are the same in another order, at other places of a batch."""
-    kind = type(encoder.spec.preprocess).__name__
-    units = phantom(kind)
+    units = encoder.spec.preprocess.phantom()
     vectors = encoder.encode(units)
     order = np.arange(encoder.rows, 0, -1) % PHANTOMS
     again = encoder.submit([units[order]]).result()
@@ -172,7 +143,7 @@ def _record(
         "width": spec.width,
         "weights_sha256": spec.weights_sha256,
         "architecture": dict(spec.architecture),
-        "preprocess": {"kind": type(spec.preprocess).__name__, **vars(spec.preprocess)},
+        "preprocess": described(spec.preprocess),
         "batch_size": spec.batch_size,
         "output": spec.output,
         "store_dtype": spec.store_dtype,

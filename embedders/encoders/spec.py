@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embedders.encoders.device import wanted_device
 from embedders.encoders.weights import hub_snapshot, weights_sha256
-from embedders.inputs.common import CtSpec, PreprocessSpec, TileSpec, spec_hash
+from embedders.inputs.common import PreprocessSpec, spec_hash
+from embedders.inputs.registry import SPECS
 from warehouse.errors import TimeloomError
 
 EncoderName = Literal["dinov2-vitl14", "gigapath-tile", "random-dinov2"]
@@ -37,7 +38,6 @@ ARCHITECTURES: Mapping[EncoderName, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
-SPECS: Mapping[str, PreprocessSpec] = {"ct": CtSpec(), "wsi": TileSpec()}
 BATCH_SIZES: Mapping[str, int] = {"cpu": 32, "cuda": 128}
 
 

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from embedders.encoders.build import ARCHITECTURES, EncoderConfig, build_encoder, encoder_spec, get_encoder
 from embedders.encoders.heads import dinov2
 from embedders.encoders.weights import load_weights, weights_sha256
-from embedders.inputs.common import CtSpec, TileSpec, spec_hash
+from embedders.inputs.common import spec_hash
+from embedders.inputs.ct import CtSpec
+from embedders.inputs.wsi import TileSpec
 from tests.support.phantoms import disc, stained
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
@@ -213,6 +215,22 @@ def test_the_store_name_follows_everything_that_makes_a_vector(checkpoint: Path,
     assert encoder_spec(on_gpu, "ct").store_name == names[0]
     for change in ({"side": 518}, {"windows": ((0.0, 1.0),) * 3}, {"air_hu": -1000.0}):
         assert spec_hash(dataclasses.replace(CtSpec(), **change)) != spec_hash(CtSpec())
+
+
+def test_hashes_and_stores_are_those_of_earlier_versions() -> None:
+    """A class may be renamed; what enters a hash may not, or every store would be filled anew."""
+    assert spec_hash(CtSpec()) == "a832eda9f5a8d555620aef1a90b98ceaeddad62c341d1c2bcc3b8af2105d417b"
+    assert spec_hash(TileSpec()) == "adbe69c9ed780545b5fd7bc2627549b368ac2b3111f3bd4ffa23a104124bdf85"
+    demo = EncoderConfig(name="random-dinov2", width=1024)
+    assert encoder_spec(demo, "ct").store_name == "random-dinov2-03c5b76366a3"
+    demo = EncoderConfig(name="random-dinov2", width=1536)
+    assert encoder_spec(demo, "wsi").store_name == "random-dinov2-c081f0e6377e"
+
+    @dataclasses.dataclass(frozen=True)
+    class Renamed(CtSpec):
+        pass
+
+    assert spec_hash(Renamed()) == spec_hash(CtSpec())
 
 
 def test_an_unknown_modality_is_one_line() -> None:

@@ -21,7 +21,7 @@ from embedders.encoders.encoder import Encoder
 from embedders.encoders.flops import flops_per_unit
 from embedders.encoders.heads import dinov2
 from embedders.encoders.spec import ARCHITECTURES, EncoderName
-from embedders.inputs.common import CtSpec
+from embedders.inputs.ct import CtSpec
 from warehouse.errors import TimeloomError
 
 TINY: dict[EncoderName, dict[str, Any]] = {

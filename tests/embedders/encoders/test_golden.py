@@ -14,8 +14,10 @@ from torch import nn
 
 from embedders.encoders import device
 from embedders.encoders.build import Encoder, EncoderConfig, build_encoder, check_golden, encoder_spec, get_encoder
-from embedders.encoders.golden import PHANTOMS, RECORD, phantom
+from embedders.encoders.golden import RECORD
 from embedders.encoders.spec import EncoderSpec
+from embedders.inputs.common import PHANTOMS
+from embedders.inputs.registry import SPECS
 from warehouse.errors import TimeloomError
 
 WIDTH = 64
@@ -48,11 +50,11 @@ def altered(encoder: Encoder, change: Callable[[torch.Tensor], torch.Tensor], **
 
 
 @pytest.mark.parametrize(
-    ("kind", "digest"),
-    [("CtSpec", "8f1529e8a03a"), ("TileSpec", "9b5c7a3efb47")],
+    ("modality", "digest"),
+    [("ct", "8f1529e8a03a"), ("wsi", "9b5c7a3efb47")],
 )
-def test_phantoms_never_change(kind: str, digest: str) -> None:
-    units = phantom(kind)
+def test_phantoms_never_change(modality: str, digest: str) -> None:
+    units = SPECS[modality].phantom()
     assert len(units) == PHANTOMS and hashlib.sha256(units.tobytes()).hexdigest()[:12] == digest
 
 
@@ -60,9 +62,7 @@ def test_the_first_worker_records_and_later_ones_compare(tmp_path: Path, encoder
     first = check_golden(encoder, tmp_path / encoder.spec.store_name)
     record = json.loads((tmp_path / encoder.spec.store_name / RECORD).read_text())
     assert first.recorded and first.batch_invariant and record["batch_invariant"] is True
-    assert np.array_equal(
-        np.array(record["vectors"], np.float32), encoder.encode(phantom(record["preprocess"]["kind"]))
-    )
+    assert np.array_equal(np.array(record["vectors"], np.float32), encoder.encode(encoder.spec.preprocess.phantom()))
     assert record["spec_hash"] == encoder.spec.spec_hash and record["label"] == encoder.spec.label
     assert {"torch", "transformers", "device", "precision", "threads", "compiled"} == record["environment"].keys()
     again = check_golden(encoder, tmp_path / encoder.spec.store_name)
@@ -119,7 +119,7 @@ def test_other_vectors_are_refused_in_any_environment(
 
 
 def test_other_weights_behind_the_same_spec_are_found(tmp_path: Path, encoder: Encoder) -> None:
-    modality = "ct" if type(encoder.spec.preprocess).__name__ == "CtSpec" else "wsi"
+    modality = "ct" if encoder.spec.preprocess == SPECS["ct"] else "wsi"
     check_golden(encoder, tmp_path)
     elsewhere(tmp_path)
     other = build_encoder(config(seed=1), modality)
