@@ -36,7 +36,7 @@ from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.execute import execute
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import run_stage
-from pipelines.engine.task import Stage, Task
+from pipelines.engine.task import StageFunction, Task
 from pipelines.profiles import ProfileConfig, built_in
 from pipelines.split import SUBJECT_SPLITS
 from warehouse.hashing import bucket_of, splitmix64
@@ -116,7 +116,7 @@ def vocabulary_of_codes() -> pa.Schema:
     return CODES
 
 
-def best_of(stage: Stage, tasks: list[Task], context: RunContext) -> tuple[StageReport, float]:
+def best_of(stage: StageFunction, tasks: list[Task], context: RunContext) -> tuple[StageReport, float]:
     """What a stage did, and the processor's seconds of the best of three runs of its tasks."""
     report = run_stage(stage, tasks, context)
     seconds = []
@@ -133,11 +133,11 @@ def measure(name: str, profile: ProfileConfig, staging: Path) -> dict[str, float
     context = RunContext(LocalEngine(1), staging, None, None)
     inputs: dict[int, Any] = dict.fromkeys(range(BUCKETS), "x")
     splits = dict.fromkeys(range(BUCKETS), "x")
-    counts, counting = best_of(count.STAGE, count.plan(context, name, profile, inputs, splits), context)
-    _, fitting = best_of(vocabulary.STAGE, [vocabulary.plan(context, name, profile, counts)], context)
-    lines, tokenizing = best_of(tokenize.STAGE, tokenize.plan(context, name, profile, inputs), context)
+    counts, counting = best_of(count.STAGE, count.tasks_of(context, name, profile, inputs, splits), context)
+    _, fitting = best_of(vocabulary.STAGE, [vocabulary.task_of(context, name, profile, counts)], context)
+    lines, tokenizing = best_of(tokenize.STAGE, tokenize.tasks_of(context, name, profile, inputs), context)
     words = read_frame(ReleaseLayout(staging / "release").vocabulary(name))
-    tasks = pack.plan(context, name, profile, [list(range(BUCKETS))], lines, splits, words, {})
+    tasks = pack.tasks_of(context, name, profile, [list(range(BUCKETS))], lines, splits, words, {})
     packs, packing = best_of(pack.STAGE, tasks, context)
     (counted,) = (entry.counts for entry in packs.entries.values())
     left_out = sum(sum(one["dropped"].values()) for one in counted["splits"].values())

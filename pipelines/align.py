@@ -19,32 +19,47 @@ from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
 from pipelines.lags import awaited
+from pipelines.night import Night, Stage
+from pipelines.trial import trial_bound
 from warehouse.arrays import I64
+from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table, write_tables
 from warehouse.schemas import EVENTS, SUBJECTS
 
-STAGE = Stage("align", 3, "pipelines.align:run")
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])
 
 
-def plan(
+def plan(night: Night) -> list[Task]:
+    """One task per bucket, fed only by the segments that have rows in it."""
+    return tasks_of(
+        night.context,
+        night.layout,
+        night.config.buckets,
+        night.report("meds"),
+        night.report_if_run("embed"),
+        read_frame(night.tree.lags),
+        trial_bound(night),
+    )
+
+
+def tasks_of(
     context: RunContext,
     layout: Layout,
     buckets: int,
     meds: StageReport,
     items: StageReport | None,
     lags: pl.DataFrame,
-    limit: str | None,
+    bound: str | None,
 ) -> list[Task]:
     """One task per bucket, fed only by the segments that have rows in it.
 
     Args:
         items: None where there are no images at all.
         lags: columns of LAGS.
-        limit: hexadecimal bound on the subjects' hash, for a trial run on a few.
+        bound: hexadecimal bound on the subjects' hash, for a trial run on a few.
     """
     hashes = items.hashes() if items else {}
     tasks = []
@@ -77,14 +92,14 @@ def plan(
                 STAGE,
                 bucket_name(bucket),
                 context.staging,
-                settings=limit,
+                settings=bound,
                 inputs=[sorted(inputs), known, hashes[item_file] if item_file else None],
                 params={
                     "bucket": bucket,
                     "segments": segments,
                     "lags": known,
                     "items": items is not None,
-                    "limit": limit,
+                    "trial_bound": bound,
                 },
                 weight=rows,
             )
@@ -97,7 +112,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = read_frame(tree.items(bucket)) if params["items"] else None
     set_aside = LeftOut()
-    gathered = Gathered.read(params["segments"], images, params["lags"], params["limit"], set_aside.put)
+    gathered = Gathered.read(params["segments"], images, params["lags"], params["trial_bound"], set_aside.put)
     aligned = Aligned(gathered, set_aside)
     events, subjects, codes = tree.events(bucket), tree.subjects(bucket), tree.codes_of(bucket)
     written = {events: write_tables(events, map(aligned.take, gathered.ranges()), EVENTS, "data")}
@@ -163,3 +178,28 @@ class Aligned:
     def subjects(self) -> pl.DataFrame:
         """What is said of each subject, columns of NO_STATISTICS."""
         return pl.concat(self._statistics)
+
+
+def has_events(report: StageReport, night: Night) -> None:
+    """Stops a run of which nothing came out.
+
+    Raises:
+        TimeloomError: no events.
+    """
+    if report.total("events") == 0:
+        raise TimeloomError(
+            "no events came out of the sources",
+            remedy="look at the ledger and the source's YAML, or try `timeloom check-source`",
+        )
+
+
+STAGE = Stage(
+    "align",
+    version=3,
+    run="pipelines.align:run",
+    step="align",
+    after=("meds", "lags", "embed"),
+    in_conversion=True,
+    plan=plan,
+    check=has_events,
+)

@@ -6,15 +6,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.context import RunContext
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
 from pipelines.profiles.counting import Counts, count_part
 from pipelines.profiles.rules import ProfileConfig
+from pipelines.split import hashes_of
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import TOKEN_COUNTS
 
-STAGE = Stage("count", 2, "pipelines.count:run")
 # A bucket's numbers of one code and unit, by split; only where the profile tells values.
 VALUE_COUNTS = pa.schema(
     [
@@ -27,7 +28,17 @@ VALUE_COUNTS = pa.schema(
 )
 
 
-def plan(
+def plan(night: Night) -> list[Task]:
+    """One task per profile and bucket."""
+    inputs = night.bucket_inputs()
+    return [
+        task
+        for name, profile in night.profiles
+        for task in tasks_of(night.context, name, profile, inputs, hashes_of(night, str(profile.scheme)))
+    ]
+
+
+def tasks_of(
     context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any], splits: dict[int, str]
 ) -> list[Task]:
     """One task per bucket.
@@ -71,3 +82,6 @@ def run(params: dict[str, Any], base: Path) -> Result:
 def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
     """A bucket's value counts."""
     return tree.token_counts(name, bucket).with_name(f"{bucket_name(bucket)}.values.parquet")
+
+
+STAGE = Stage("count", 2, "pipelines.count:run", step="vocabulary", after=("align", "embed", "split"), plan=plan)

@@ -8,52 +8,35 @@ from typing import Any
 
 import polars as pl
 
-from embedders.encoders.spec import encoder_spec
-from pipelines.config import RunConfig
+from pipelines.aligning.bound import within_bound
 from pipelines.encode import known_outcomes, store_of, usable_items
-from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.context import StageReport
+from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket
-from pipelines.trial import within_limit
+from pipelines.night import Night, Stage
+from pipelines.trial import trial_bound
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
-from warehouse.manifest import EncoderEntry
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import ITEMS
 
-STAGE = Stage("embed", 2, "pipelines.embed:run")
 
-
-def encoders(config: RunConfig) -> dict[str, EncoderEntry]:
-    """What each modality's vectors are made by.
-
-    Raises:
-        TimeloomError: weights that are missing.
-    """
-    entries: dict[str, EncoderEntry] = {}
-    for modality in sorted(config.images):
-        spec = encoder_spec(config.encoders[modality], modality)
-        entries[modality] = EncoderEntry(
-            label=spec.label, store=spec.store_name, dim=spec.width, weights_sha256=spec.weights_sha256
-        )
-    return entries
-
-
-def plan(config: RunConfig, context: RunContext, layout: Layout, index: StageReport, limit: str | None) -> list[Task]:
+def plan(night: Night) -> list[Task]:
     """One task per bucket. It is up to date as long as the bucket's items and their encoders are."""
-    segments = [str(layout.segments / path) for path in sorted(index.hashes())]
-    made_by = encoders(config)
+    config, layout = night.config, night.layout
+    segments = [str(layout.segments / path) for path in sorted(night.report("index").hashes())]
+    made_by, bound = night.encoders, trial_bound(night)
     hashes = _bucket_hashes([Path(path) for path in segments], config.buckets)
     return [
         make_task(
             STAGE,
             bucket_name(bucket),
-            context.staging,
-            settings=[limit, {name: entry.store for name, entry in made_by.items()}],
+            night.context.staging,
+            settings=[bound, {name: entry.store for name, entry in made_by.items()}],
             inputs=hashes.get(bucket),
             params={
                 "bucket": bucket,
-                "limit": limit,
+                "trial_bound": bound,
                 "segments": segments,
                 "root": str(layout.root),
                 "private": str(layout.private),
@@ -106,7 +89,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """
     bucket = params["bucket"]
     items = items_of_bucket([Path(path) for path in params["segments"]], bucket)
-    items = items.filter(within_limit(items, params["limit"]))
+    items = items.filter(within_bound(items, params["trial_bound"]))
     outcomes = []
     for modality, usable in usable_items(params, bucket):
         _, entry = store_of(params, modality, bucket)
@@ -152,3 +135,48 @@ def run(params: dict[str, Any], base: Path) -> Result:
     for modality_name, verdict, number in counted.iter_rows():
         verdicts.setdefault(modality_name, {})[verdict] = number
     return Result({str(path.relative_to(base)): rows}, {"verdicts": verdicts, "items": rows})
+
+
+def ready(night: Night) -> None:
+    """Finds weights that are missing before hours of work.
+
+    Raises:
+        TimeloomError: weights that are missing.
+    """
+    _ = night.encoders
+
+
+def declare(night: Night) -> dict[str, Any]:
+    """Which encoders made the vectors, and the items by modality and verdict."""
+    total: dict[str, dict[str, int]] = {}
+    for entry in night.report(STAGE.name).entries.values():
+        for modality, counted in entry.counts["verdicts"].items():
+            verdicts = total.setdefault(modality, {})
+            for verdict, number in counted.items():
+                verdicts[verdict] = verdicts.get(verdict, 0) + number
+    ordered = {modality: dict(sorted(verdicts.items())) for modality, verdicts in sorted(total.items())}
+    return {"encoders": night.encoders, "verdicts": ordered}
+
+
+def failed_items(report: StageReport) -> int:
+    """Items that failed; what a rule refuses did not."""
+    return sum(
+        number
+        for entry in report.entries.values()
+        for counted in entry.counts["verdicts"].values()
+        for verdict, number in counted.items()
+        if verdict.startswith("failed_")
+    )
+
+
+STAGE = Stage(
+    "embed",
+    version=2,
+    run="pipelines.embed:run",
+    step="embed",
+    after=("meds", "index"),
+    plan=plan,
+    ready=ready,
+    declare=declare,
+    quarantined=failed_items,
+)

@@ -6,7 +6,7 @@ figures only, and whether there is anything to do is read from the stores themse
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec
-from pipelines.config import RunConfig
-from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.aligning.bound import within_bound
+from pipelines.engine.context import StageReport
+from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket, private_paths
-from pipelines.trial import within_limit
+from pipelines.night import Figures, Night, Stage
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
     from embedders.encoders.build import Encoder
     from embedders.running.runner import EmbeddedItem, ItemToEmbed
 
-STAGE = Stage("encode", 1, "pipelines.encode:run")
 
-
-def plan(config: RunConfig, context: RunContext, stale: Sequence[Task]) -> list[Task]:
+def plan(night: Night) -> list[Task]:
     """One task per device worker, over the buckets of those tasks of the stage `embed` that are out of date.
 
     On GPUs a worker each, which the machine's cores read images for. On the CPU a worker per process of the engine,
     which reads its images itself, so that every core is used once.
     """
+    config, context, stale = night.config, night.context, night.stale
     if not stale or not config.images:
         return []
     gpu = any(config.encoders[modality].device_kind == "cuda" for modality in config.images)
@@ -72,7 +71,7 @@ def _gpus() -> int:
 def usable_items(params: dict[str, Any], bucket: int) -> Iterator[tuple[str, pl.DataFrame]]:
     """Per modality, the items of a bucket that the index found usable."""
     items = items_of_bucket([Path(path) for path in params["segments"]], bucket)
-    usable = items.filter(within_limit(items, params["limit"])).filter(pl.col("verdict") == "ok")
+    usable = items.filter(within_bound(items, params["trial_bound"])).filter(pl.col("verdict") == "ok")
     for (modality,), part in sorted(usable.partition_by("modality", as_dict=True).items()):
         yield str(modality), part
 
@@ -180,3 +179,16 @@ def described(worker: dict[str, Any]) -> str:
         f" ({worker['units_per_second'] or 0} a second){known}, {worker['decode_seconds']:.1f} s of decoding,"
         f" rounding error {worker['rounding_error']:.1e}"
     )
+
+
+STAGE = Stage(
+    "encode",
+    version=1,
+    run="pipelines.encode:run",
+    step="embed",
+    after=("index",),
+    prepares="embed",
+    in_release=False,
+    plan=plan,
+    figures=Figures(rows=figures, line=described),
+)

@@ -15,25 +15,25 @@ from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.events.times import parse_times
 from extractors.items import OK, FoundItem
 from extractors.source import TimeRule
-from pipelines.config import CrosswalkConfig, RunConfig
+from pipelines.config import CrosswalkConfig
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.task import Result, Stage, Task
+from pipelines.engine.task import Result, Task
 from pipelines.items import private_paths
+from pipelines.night import Night, Stage
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json, write_json
 from warehouse.hashing import bucket_of
-from warehouse.layout import Layout
 
-STAGE = Stage("index", 2, "pipelines.index:run")
 _CROSSWALK = ("match", "subject_id", "time", "available_time", "mpp")
 
 
-def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[Task]:
+def plan(night: Night) -> list[Task]:
     """One task per modality.
 
     Raises:
         TimeloomError: a folder or crosswalk is missing.
     """
+    config, layout, fingerprints = night.config, night.layout, night.fingerprints
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
     for modality, images in sorted(config.images.items()):
@@ -66,7 +66,7 @@ def plan(config: RunConfig, layout: Layout, fingerprints: Fingerprints) -> list[
         tasks.append(
             Task(
                 stage=STAGE.name,
-                function=STAGE.function,
+                function=STAGE.run,
                 key=modality,
                 base=str(layout.segments),
                 record=str(record),
@@ -238,3 +238,6 @@ def _relink(frame: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
         pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),
         pl.coalesce("_precision", "time_precision").alias("time_precision"),
     ).select(frame.columns)
+
+
+STAGE = Stage("index", 2, "pipelines.index:run", step="extract", in_release=False, plan=plan)

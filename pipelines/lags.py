@@ -12,37 +12,33 @@ import polars as pl
 
 from extractors.events.converted import LAG_STEP_US
 from pipelines.aligning.segments import read_frame_blob, read_texts
-from pipelines.engine.context import Inherited, RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
 from pipelines.meds import LAGS as COUNTED
-from warehouse.layout import Layout, ReleaseLayout
+from pipelines.night import Night, Stage
+from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, read_frame, write_table
 from warehouse.schemas import LAGS
 
-STAGE = Stage("lags", 1, "pipelines.lags:run")
 PERCENTILE = 0.95
 # With fewer rows a code takes its table's lag.
 MIN_ROWS = 100
 WHOLE_TABLE = ""
 
 
-def plan(context: RunContext, layout: Layout, meds: StageReport, before: Inherited | None) -> list[Task]:
-    """One task over every segment that counted lags.
-
-    Args:
-        before: the lags that were given out so far.
-    """
+def plan(night: Night) -> list[Task]:
+    """One task over every segment that counted lags, and over the lags that were given out so far."""
+    before = night.context.inherited(ReleaseLayout(Path()).lags)
     segments = [
-        {"source": entry.counts["table"], "path": str(layout.segments / entry.counts["segment"])}
+        {"source": entry.counts["table"], "path": str(night.layout.segments / entry.counts["segment"])}
         | {name: entry.counts["blobs"][name] for name in ("codes", "lags")}
-        for entry in meds.entries.values()
+        for entry in night.report("meds").entries.values()
         if entry.counts["blobs"]
     ]
     return [
         make_task(
             STAGE,
             "all",
-            context.staging,
+            night.context.staging,
             settings=[PERCENTILE, MIN_ROWS],
             inputs=[
                 sorted([one["source"], one["codes"][-1], one["lags"][-1]] for one in segments),
@@ -106,3 +102,6 @@ def awaited(lags: pl.DataFrame, wanted: dict[str, set[str]]) -> dict[str, dict[s
         of = known[source]
         found[source] = {code: of.get(code, of.get(WHOLE_TABLE)) for code in sorted(codes)}
     return {source: {code: lag for code, lag in of.items() if lag is not None} for source, of in found.items()}
+
+
+STAGE = Stage("lags", 1, "pipelines.lags:run", step="align", after=("meds",), in_conversion=True, plan=plan)

@@ -17,43 +17,37 @@ from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows
-from extractors.source import Source, load_source
+from extractors.source import Source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
 from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
-from pipelines.config import RunConfig
 from pipelines.engine.context import StageReport
-from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.task import Result, Stage, Task
+from pipelines.engine.task import Result, Task
+from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
-from warehouse.layout import Layout
 
-STAGE = Stage("meds", 2, "pipelines.meds:run")
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
 
 
-def exports(config: RunConfig, base: Path) -> list[Export]:
-    """The exports that a configuration names.
-
-    Raises:
-        TimeloomError: no such source, or a crosswalk that it does not know.
-    """
-    return [Export(one.path, load_source(one.source, base), dict(one.crosswalks)) for one in config.sources]
+def ready(night: Night) -> None:
+    """Reads the raw files for their hashes, several at a time."""
+    night.fingerprints.read_ahead(sorted(raw_files(night.exports)), night.context.engine.workers)
 
 
-def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprints) -> list[Task]:
+def plan(night: Night) -> list[Task]:
     """One task per raw file.
 
     Raises:
         TimeloomError: a table is missing.
     """
+    config, layout, fingerprints = night.config, night.layout, night.fingerprints
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
-    for number, export in enumerate(exports(config, base)):
+    for number, export in enumerate(night.exports):
         source = export.source
         found = export.mapped()
         # An unmapped file is called by a hash: its name is nobody's choice here, and may be a patient's.
@@ -73,7 +67,7 @@ def plan(config: RunConfig, base: Path, layout: Layout, fingerprints: Fingerprin
                 tasks.append(
                     Task(
                         stage=STAGE.name,
-                        function=STAGE.function,
+                        function=STAGE.run,
                         key=f"{number}-{table}-{part}",
                         base=str(layout.segments),
                         record=str(layout.segments / f"{fingerprint[:24]}.json"),
@@ -220,3 +214,44 @@ def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
     if subjects["subject_id"].n_unique() < len(subjects):
         raise TimeloomError("two subject ids share one hash", remedy="start another root with another key")
     return subjects
+
+
+def check(report: StageReport, night: Night) -> None:
+    """Looks at the times that could be read, and at the hashes of subject ids.
+
+    Raises:
+        TimeloomError: too many times of a column cannot be read, or two raw ids share one hash.
+    """
+    check_times(report, night.config.limits.unparsable_times)
+    subjects_of(report, night.layout.segments)
+
+
+def declare(night: Night) -> dict[str, Any]:
+    """The fingerprint of each raw file."""
+    entries = night.report(STAGE.name).entries.values()
+    return {
+        "sources": {
+            f"{entry.counts['source']}/{entry.counts['table']}/{number}": entry.fingerprint
+            for number, entry in enumerate(entries)
+        }
+    }
+
+
+def quarantined(report: StageReport) -> int:
+    """Raw rows that made nothing and are no duplicates."""
+    return sum(sum(entry.counts["quarantined"].values()) for entry in report.entries.values())
+
+
+STAGE = Stage(
+    "meds",
+    version=2,
+    run="pipelines.meds:run",
+    step="extract",
+    in_release=False,
+    in_conversion=True,
+    plan=plan,
+    ready=ready,
+    check=check,
+    declare=declare,
+    quarantined=quarantined,
+)

@@ -12,16 +12,15 @@ from extractors.events.dictionaries import describe
 from extractors.source import Source
 from extractors.tables.export import Export
 from pipelines.aligning.segments import read_frame_blob
-from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.context import StageReport
+from pipelines.engine.task import Result, Task, make_task
 from pipelines.meds import QUARANTINE as ROWS
+from pipelines.night import Night, Stage
 from warehouse.files import write_json
-from warehouse.layout import Layout, ReleaseLayout
+from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame, write_table, write_tables
 from warehouse.schemas import LEDGER, QUARANTINE
 
-STAGE = Stage("metadata", 2, "pipelines.metadata:run")
 CODES = pa.schema(
     [
         pa.field("code", pa.string(), nullable=False),
@@ -31,16 +30,10 @@ CODES = pa.schema(
 )
 
 
-def plan(
-    context: RunContext,
-    name: str,
-    layout: Layout,
-    exports: list[Export],
-    fingerprints: Fingerprints,
-    meds: StageReport,
-    align: StageReport,
-) -> list[Task]:
+def plan(night: Night) -> list[Task]:
     """One task over every bucket's codes, every table's account and the sources' dictionaries."""
+    meds, align, layout, fingerprints = night.report("meds"), night.report("align"), night.layout, night.fingerprints
+    name = night.config.name
     rows = ledger_rows(meds, align)
     codes = {path: digest for path, digest in align.hashes().items() if path.startswith("codes/")}
     quarantines = [
@@ -51,7 +44,7 @@ def plan(
     ]
     dictionaries = []
     inputs: list[Any] = [codes, rows, [[one["table"], one["part"], one["rows"][-1]] for one in quarantines]]
-    for export in exports:
+    for export in night.exports:
         rules = export.source.codes
         tables = {name for rule in rules for name in (rule.table, *(join.table for join in rule.joins))}
         files = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in sorted(tables)]
@@ -68,7 +61,7 @@ def plan(
         make_task(
             STAGE,
             "all",
-            context.staging,
+            night.context.staging,
             settings=dataset_metadata(name),
             inputs=inputs,
             params={
@@ -177,3 +170,14 @@ def dataset_metadata(name: str) -> dict[str, Any]:
             "available_time", "time_precision", "kind", "source", "availability", "value_flag", "conflict",
         ],
     }  # fmt: skip
+
+
+STAGE = Stage(
+    "metadata",
+    version=2,
+    run="pipelines.metadata:run",
+    step="align",
+    after=("meds", "align"),
+    in_conversion=True,
+    plan=plan,
+)

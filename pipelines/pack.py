@@ -16,15 +16,17 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.packing.lay import lay, row_groups, select
 from pipelines.packing.timelines import Timelines, joined, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
+from pipelines.split import hashes_of
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout, bucket_name
-from warehouse.manifest import BudgetEntry, PlanEntry
+from warehouse.manifest import BudgetEntry, PlanEntry, ProfileEntry
 from warehouse.parquet import read_frame
 from warehouse.schemas import SPLITS
 from warehouse.shards.file import open_writer, row_group_rows
@@ -35,10 +37,26 @@ from warehouse.vocabulary import vocabulary_hash
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig
 
-STAGE = Stage("pack", 2, "pipelines.pack:run")
+
+def plan(night: Night) -> list[Task]:
+    """One task for each plan of each profile and pack group."""
+    return [
+        task
+        for name, profile in night.profiles
+        for task in tasks_of(
+            night.context,
+            name,
+            profile,
+            night.pack_groups,
+            night.report("tokenize"),
+            hashes_of(night, str(profile.scheme)),
+            read_frame(night.tree.vocabulary(name)),
+            {modality: entry.store for modality, entry in night.encoders.items()},
+        )
+    ]
 
 
-def plan(
+def tasks_of(
     context: RunContext,
     name: str,
     profile: "ProfileConfig",
@@ -126,20 +144,21 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Packs one group under one plan."""
     tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
     shards, given, over_budget = _gathered(tree, params, config)
-    result = Result({}, {"packs": 0, "tokens": 0, "images": 0, "max_segments": 0, "splits": {}})
+    files: dict[str, int | None] = {}
+    counts: dict[str, Any] = {"packs": 0, "tokens": 0, "images": 0, "max_segments": 0, "splits": {}}
     for split in SPLITS:
         dropped = Counter({"over_budget": over_budget} if split == "train" and over_budget else {})
         tokens = 0
         for shard in [one for one in shards.values() if one.split == split]:
-            tokens += _write(tree, params, config, shard, result)
+            tokens += _write(tree, params, config, shard, files, counts)
             dropped.update(shard.dropped)
         lost = given[split] - tokens - dropped.total()
         if lost:
             raise TimeloomError(f"packing {split} lost {lost} tokens", remedy="report this")
-        result.counts["splits"][split] = {"tokens": tokens, "dropped": dict(sorted(dropped.items()))}
-        result.counts["tokens"] += tokens
-    result.counts["fill"] = result.counts["tokens"] / max(1, result.counts["packs"] * config.length)
-    return result
+        counts["splits"][split] = {"tokens": tokens, "dropped": dict(sorted(dropped.items()))}
+        counts["tokens"] += tokens
+    counts["fill"] = counts["tokens"] / max(1, counts["packs"] * config.length)
+    return Result(files, counts)
 
 
 def _gathered(
@@ -185,7 +204,14 @@ def _place(subjects: npt.NDArray[np.int64], places: pl.DataFrame) -> tuple[npt.N
     return found["split"].fill_null("").to_numpy(), found["tier"].fill_null(-1).to_numpy()
 
 
-def _write(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig, shard: _Shard, result: Result) -> int:
+def _write(
+    tree: ReleaseLayout,
+    params: dict[str, Any],
+    config: PlanConfig,
+    shard: _Shard,
+    files: dict[str, int | None],
+    counts: dict[str, Any],
+) -> int:
     """Packs and writes one shard, adds it to the result, and gives the tokens written."""
     timelines = joined(shard.parts)
     most = MAX_SEGMENTS if config.mode == "packed" else 1
@@ -212,13 +238,11 @@ def _write(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig, shar
                 raise TimeloomError(f"packs of {header.split} do not add up to their segments", remedy="report this")
             tokens += written
             packs_written += len(packs)
-            result.counts["images"] += len(packs.image_key)
-            result.counts["max_segments"] = max(
-                result.counts["max_segments"], int(packs.segments_per_pack.max(initial=0))
-            )
+            counts["images"] += len(packs.image_key)
+            counts["max_segments"] = max(counts["max_segments"], int(packs.segments_per_pack.max(initial=0)))
             writer.write(packs)
-    result.counts["packs"] += packs_written
-    result.files[str(path.relative_to(tree.path))] = packs_written
+    counts["packs"] += packs_written
+    files[str(path.relative_to(tree.path))] = packs_written
     return tokens
 
 
@@ -260,3 +284,30 @@ def _entry(
         tokens={split: sum(count[split]["tokens"] for count in counts) for split in SPLITS},
         dropped={split: dict(sorted(dropped[split].items())) for split in SPLITS},
     )
+
+
+def declare(night: Night) -> dict[str, Any]:
+    """What the manifest says of each profile: its vocabulary, its rules, its plans."""
+    fitted, packed, subsets = (night.report(name) for name in ("vocabulary", STAGE.name, "subset"))
+    profiles = {
+        name: ProfileEntry(
+            vocabulary_hash=fitted.entries[name].counts["hash"],
+            vocabulary_size=fitted.entries[name].counts["size"],
+            scheme=str(profile.scheme),
+            rules_hash=sha256_json(profile.token_rules()),
+            plans=plan_entries(name, profile, night.config.pack_groups, packed, subsets),
+        )
+        for name, profile in night.profiles
+    }
+    return {"profiles": profiles}
+
+
+STAGE = Stage(
+    "pack",
+    version=2,
+    run="pipelines.pack:run",
+    step="pack",
+    after=("embed", "split", "vocabulary", "tokenize", "subset"),
+    plan=plan,
+    declare=declare,
+)

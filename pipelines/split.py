@@ -18,9 +18,10 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.splitting.ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
-from pipelines.splitting.merges import ACROSS_SPLITS, judge_merges, unknown_ids, write_merges
+from pipelines.splitting.merges import ACROSS_SPLITS, judge_merges, read_merges, unknown_ids, write_merges
 from pipelines.splitting.order import order_of
 from pipelines.splitting.quota import Quota, choose_phases
 from pipelines.splitting.strata import STRATIFIED, lined_up, quartiles, strata
@@ -34,7 +35,6 @@ from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE, S
 if TYPE_CHECKING:
     from pipelines.splitting.schemes import SplitConfig
 
-STAGE = Stage("split", 3, "pipelines.split:run")
 MOST_TRIES = 16
 TRIED_SUBJECTS = 400_000  # lines of few subjects are drawn several times, and the most even one is dealt
 SUBJECT_SPLITS = pa.schema(
@@ -42,7 +42,26 @@ SUBJECT_SPLITS = pa.schema(
 )
 
 
-def plan(
+def ready(night: Night) -> None:
+    """Reads the merges: a file that is wrong should not be found out after hours of encoding.
+
+    Raises:
+        TimeloomError: the file is missing or wrong.
+    """
+    _merges(night)
+
+
+def _merges(night: Night) -> "pl.DataFrame | None":
+    config = night.config
+    return read_merges(config.merges, config.deid, night.layout.private) if config.merges else None
+
+
+def plan(night: Night) -> list[Task]:
+    """One task per scheme, over every bucket's subjects and the scheme's ledger so far."""
+    return tasks_of(night.context, night.config.splits, night.report("align"), _merges(night))
+
+
+def tasks_of(
     context: RunContext,
     schemes: Mapping[str, "SplitConfig"],
     align: StageReport,
@@ -253,3 +272,39 @@ def slice_hashes(path: Path, buckets: int) -> dict[int, str]:
         .agg("subject_id", "split")
     )
     return {bucket: sha256_json([ids, splits]) for bucket, ids, splits in grouped.iter_rows()}
+
+
+def hashes_of(night: Night, scheme: str) -> dict[int, str]:
+    """Per bucket, a hash of its subjects' splits in a scheme; for stages after `split`."""
+    night.report(STAGE.name)
+    path = night.tree.scheme_subjects(scheme)
+    return night.once(("splits", scheme), lambda: slice_hashes(path, night.config.buckets))
+
+
+def check(report: StageReport, night: Night) -> None:
+    """Says how many merged ids nobody has."""
+    if unknown := report.entries[night.config.primary_scheme].counts["merged_ids_unknown"]:
+        night.log(f"split: {unknown} ids of the merges are in no table of this or an earlier night")
+
+
+def declare(night: Night) -> dict[str, Any]:
+    """The scheme that MEDS tools see, and the hash of its splits."""
+    hashes = night.report(STAGE.name).hashes()
+    return {
+        "split_scheme": night.config.primary_scheme,
+        "split_hash": hashes[str(ReleaseLayout(Path()).subject_splits)],
+    }
+
+
+STAGE = Stage(
+    "split",
+    version=3,
+    run="pipelines.split:run",
+    step="split",
+    after=("align",),
+    plan=plan,
+    ready=ready,
+    check=check,
+    declare=declare,
+    lasting=("splits/*/ledger.parquet", "splits/*/freeze.json"),
+)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.packing.lay import cut, select
 from pipelines.packing.timelines import Timelines, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
@@ -26,10 +27,20 @@ from warehouse.schemas import SUBSETS
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig
 
-STAGE = Stage("subset", 1, "pipelines.subset:run")
+
+def plan(night: Night) -> list[Task]:
+    """One task for each plan with budgets of each profile."""
+    timelines = night.report("tokenize")
+    return [
+        task
+        for name, profile in night.profiles
+        for task in tasks_of(night.context, name, profile, night.config.buckets, timelines)
+    ]
 
 
-def plan(context: RunContext, name: str, profile: "ProfileConfig", buckets: int, timelines: StageReport) -> list[Task]:
+def tasks_of(
+    context: RunContext, name: str, profile: "ProfileConfig", buckets: int, timelines: StageReport
+) -> list[Task]:
     """One task for each plan with budgets.
 
     Args:
@@ -113,3 +124,6 @@ def figures(subset: pl.DataFrame, budgets: tuple[int, ...]) -> list[dict[str, in
         for number, asked in enumerate(budgets)
         for held in [subset.filter(pl.col("tier") <= number)]
     ]
+
+
+STAGE = Stage("subset", 1, "pipelines.subset:run", step="pack", after=("split", "tokenize"), plan=plan)

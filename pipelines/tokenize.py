@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engine.context import RunContext
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
@@ -18,12 +19,17 @@ from warehouse.parquet import read_frame, write_tables
 from warehouse.schemas import TIMELINES
 from warehouse.tokens import UNK
 
-STAGE = Stage("tokenize", 4, "pipelines.tokenize:run")
 # Smaller than as dictionaries, and written in half the time.
 ENCODINGS = {"subject_id": "PLAIN", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN", "time": "PLAIN"}
 
 
-def plan(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
+def plan(night: Night) -> list[Task]:
+    """One task per profile and bucket."""
+    inputs = night.bucket_inputs()
+    return [task for name, profile in night.profiles for task in tasks_of(night.context, name, profile, inputs)]
+
+
+def tasks_of(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
     """One task per bucket, up to date as long as its events, its tokens' ids and breaks and its codes' parents are.
 
     Args:
@@ -74,3 +80,13 @@ def _counted(encoded: Encoded, made: dict[str, int]) -> pa.Table:
     made["largest_id"] = max(made["largest_id"], int(encoded.ids.max(initial=0)))
     made["values_without_quantiles"] += encoded.without_breaks
     return encoded.table()
+
+
+STAGE = Stage(
+    "tokenize",
+    version=4,
+    run="pipelines.tokenize:run",
+    step="tokenize",
+    after=("align", "embed", "vocabulary"),
+    plan=plan,
+)

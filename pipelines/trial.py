@@ -1,26 +1,25 @@
 """A trial: a run on a few subjects, those with the smallest hashes."""
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import polars as pl
 
+from pipelines.meds import subjects_of
+from pipelines.night import Night
 from warehouse.hashing import splitmix64
 
-if TYPE_CHECKING:
-    import polars as pl
+
+def trial_bound(night: Night) -> str | None:
+    """The hash of the last subject of a trial, hexadecimal; None where a run is no trial. For stages after `meds`."""
+    number = night.trial_subjects
+    if number is None:
+        return None
+    return night.once("trial_bound", lambda: bound_of(_subjects(night)["subject_id"], number))
 
 
-def within_limit(frame: pl.DataFrame, limit: str | None) -> pl.Series:
-    """Whether each row's subject has a hash of at most `limit`; rows without a subject have none."""
-    if limit is None:
-        return pl.Series([True]).new_from_index(0, len(frame))
-    subjects = frame["subject_id"]
-    within = splitmix64(subjects.fill_null(0).to_numpy()) <= np.uint64(int(limit, 16))
-    return pl.Series(within) & subjects.is_not_null()
+def _subjects(night: Night) -> pl.DataFrame:
+    return subjects_of(night.report("meds"), night.layout.segments)
 
 
-def trial_bound(subjects: "pl.Series", number: int) -> str:
+def bound_of(subjects: pl.Series, number: int) -> str:
     """The hash of the last of that many subjects, in the order of their hashes."""
     hashes = sorted(splitmix64(subjects.to_numpy()).tolist())
     return f"{hashes[min(number, len(hashes)) - 1]:016x}" if hashes else "0"

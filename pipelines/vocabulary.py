@@ -12,7 +12,8 @@ import polars as pl
 
 from pipelines.count import VALUE_COUNTS, values_path
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Result, Stage, Task, make_task
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
 from pipelines.profiles.counting import LEFT_OUT
 from pipelines.profiles.fitting import (
     covered,
@@ -32,15 +33,23 @@ from warehouse.parquet import empty_frame, read_frame, write_table
 from warehouse.schemas import TOKEN_COUNTS, VOCABULARY
 from warehouse.vocabulary import COVERAGE, QUANTILES, vocabulary_hash
 
-STAGE = Stage("vocabulary", 2, "pipelines.vocabulary:run")
-
 
 def record_path(tree: ReleaseLayout, name: str) -> Path:
     """What a vocabulary was fitted with: version, scheme and quantiles."""
     return tree.vocabulary(name).with_name("vocabulary.json")
 
 
-def plan(context: RunContext, name: str, profile: ProfileConfig, counts: StageReport) -> Task:
+def plan(night: Night) -> list[Task]:
+    """One task per profile.
+
+    Raises:
+        TimeloomError: a vocabulary before was fitted for other splits or quantiles, or has a higher version.
+    """
+    counts = night.report("count")
+    return [task_of(night.context, name, profile, counts) for name, profile in night.profiles]
+
+
+def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: StageReport) -> Task:
     """One task over every bucket's counts, and the vocabulary and quantiles of the release before.
 
     Raises:
@@ -151,3 +160,14 @@ def slice_hash(tree: ReleaseLayout, name: str, bucket: int, profile: ProfileConf
             wanted.append(fused_tokens(own["code"], profile).select("token"))
     found = pl.concat(wanted).unique().join(vocabulary, on="token")
     return sha256_json([vocabulary_hash(found), breaks])
+
+
+STAGE = Stage(
+    "vocabulary",
+    version=2,
+    run="pipelines.vocabulary:run",
+    step="vocabulary",
+    after=("count",),
+    plan=plan,
+    lasting=("vocabularies/*/*",),
+)

@@ -3,26 +3,26 @@
 import json
 import math
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from extractors.deid import Deidentifier
+from flows.runs.record import quarantined
 from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine
-from pipelines import align, lags, meds, metadata
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.context import Inherited, RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import Engine
+from pipelines.night import Night, carry_out, exports_of, raw_files
+from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
-from warehouse.layout import Layout, ReleaseLayout
-from warehouse.parquet import read_frame
+from warehouse.layout import Layout
 from warehouse.progress import Progress
 from warehouse.publish import exclusive
 
+CONVERSION = tuple(stage for stage in STAGES if stage.in_conversion)
 # Raw bytes, as exports are compressed, that make a bucket of a few hundred thousand events.
 BUCKET_BYTES = 6 << 20
 MOST_BUCKETS = 1024
@@ -72,53 +72,56 @@ def convert(
         staging = layout.conversion
         (staging / "release").mkdir(parents=True, exist_ok=True)
         with engine or make_engine(settings, config) as running:
-            context = RunContext(running, staging, None, None, progress)
-            reports = _stages(config, base, layout, context)
-        _put(ReleaseLayout(staging / "release"), reports, out)
-    extracted, aligned = reports[meds.STAGE.name], reports[align.STAGE.name]
-    reasons: Counter[str] = Counter()
-    for entry in extracted.entries.values():
-        reasons.update(entry.counts["quarantined"])
+            context = _Conversion(running, staging, None, None, progress)
+            night = Night(config, base, layout, context, Fingerprints(layout.private))
+            _carry_out(night)
+        _put(night, out)
+    aligned = next(report for report in night.reports.values() if _of(report, "data/"))
     return Converted(
-        events=aligned.total("events"),
-        subjects=aligned.total("subjects"),
-        codes=reports[metadata.STAGE.name].total("codes"),
-        quarantined=sum(reasons.values()),
+        events=sum(_of(aligned, "data/").values()),
+        subjects=sum(_of(aligned, "subjects/").values()),
+        codes=sum(rows for report in night.reports.values() for rows in _of(report, "metadata/codes").values()),
+        quarantined=quarantined(night, CONVERSION),
         buckets=config.buckets,
         rewritten=aligned.ran,
     )
 
 
-def _stages(config: RunConfig, base: Path, layout: Layout, context: RunContext) -> dict[str, StageReport]:
-    fingerprints = Fingerprints(layout.private)
-    fingerprints.read_ahead(_raw_files(config, base), context.engine.workers)
-    extracted = run_stage(meds.STAGE, meds.plan(config, base, layout, fingerprints), context)
-    meds.check_times(extracted, config.limits.unparsable_times)
-    meds.subjects_of(extracted, layout.segments)
-    estimated = run_stage(lags.STAGE, lags.plan(context, layout, extracted, _lags_before(context)), context)
-    known = read_frame(ReleaseLayout(context.staging / "release").lags)
-    aligned = run_stage(align.STAGE, align.plan(context, layout, config.buckets, extracted, None, known, None), context)
-    if aligned.total("events") == 0:
-        raise TimeloomError("no events came out of the sources", remedy="try `timeloom check-source`")
-    described = run_stage(
-        metadata.STAGE,
-        metadata.plan(context, config.name, layout, meds.exports(config, base), fingerprints, extracted, aligned),
-        context,
-    )
-    fingerprints.save()
-    kept = {Path(name).stem for name in extracted.hashes()}
-    for path in layout.segments.glob("*"):
+def _of(report: StageReport, prefix: str) -> dict[str, int]:
+    """Rows of a stage's files below a folder."""
+    return {
+        path: file.rows or 0
+        for entry in report.entries.values()
+        for path, file in entry.files.items()
+        if path.startswith(prefix)
+    }
+
+
+def _carry_out(night: Night) -> None:
+    """Runs the stages that a conversion needs, and removes segments of rows that are gone."""
+    for stage in CONVERSION:
+        if stage.ready:
+            stage.ready(night.seen_by(stage))
+    for stage in CONVERSION:
+        carry_out(stage, night, CONVERSION)
+    night.fingerprints.save()
+    kept = {
+        Path(name).stem for stage in CONVERSION if not stage.in_release for name in night.reports[stage.name].hashes()
+    }
+    for path in night.layout.segments.glob("*"):
         if path.stem not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return {report.name: report for report in (extracted, estimated, aligned, described)}
 
 
-def _lags_before(context: RunContext) -> Inherited | None:
-    """The lags of the conversion before, which hold; a copy, because the new ones take their file's place."""
-    given, kept = ReleaseLayout(context.staging / "release").lags, context.staging / "lags.parquet"
-    if given.is_file():
-        link_or_copy(given, kept)
-    return Inherited(kept, sha256_file(kept)) if kept.is_file() else None
+class _Conversion(RunContext):
+    """A conversion has no release before. What a night would take from one lies where the last conversion left it."""
+
+    def inherited(self, relative: Path) -> Inherited | None:
+        """The file of the conversion before; a copy, because the new one takes its file's place."""
+        given, kept = self.staging / "release" / relative, self.staging / relative.name
+        if given.is_file():
+            link_or_copy(given, kept)
+        return Inherited(kept, sha256_file(kept)) if kept.is_file() else None
 
 
 def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
@@ -128,14 +131,9 @@ def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
     if layout.settings.exists():
         buckets = json.loads(layout.settings.read_text(encoding="utf-8"))["buckets"]
     else:
-        size = sum(path.stat().st_size for path in _raw_files(config, base))
+        size = sum(path.stat().st_size for path in raw_files(exports_of(config, base)))
         buckets = min(MOST_BUCKETS, max(2, 2 * math.ceil(size / BUCKET_BYTES / 2)))
     return config.model_copy(update={"buckets": buckets})
-
-
-def _raw_files(config: RunConfig, base: Path) -> set[Path]:
-    """The files of every table that a source maps; a database is one."""
-    return {path for export in meds.exports(config, base) for of in export.mapped().values() for path in of}
 
 
 def _refuse_strangers(out: Path) -> None:
@@ -151,15 +149,15 @@ def _refuse_strangers(out: Path) -> None:
         raise TimeloomError(f"{out.name} holds something else than a converted dataset", remedy="give another --out")
 
 
-def _put(tree: ReleaseLayout, reports: dict[str, StageReport], out: Path) -> None:
+def _put(night: Night, out: Path) -> None:
     """The dataset as links, in place of the one before by two renames."""
     new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     for path in (new, old):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (align.STAGE.name, metadata.STAGE.name, lags.STAGE.name):
-        for relative in reports[name].hashes():
+    for stage in CONVERSION:
+        for relative in night.reports[stage.name].hashes() if stage.in_release else ():
             if not relative.startswith(("codes/", "subjects/")):
-                link_or_copy(tree.path / relative, new / relative)
+                link_or_copy(night.tree.path / relative, new / relative)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rename(old)

@@ -7,9 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,39 +20,21 @@ from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine, root_of
-from pipelines import (
-    align,
-    count,
-    embed,
-    encode,
-    index,
-    lags,
-    meds,
-    metadata,
-    pack,
-    split,
-    subset,
-    tokenize,
-    vocabulary,
-)
 from pipelines.config import RunConfig, load_config
-from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.context import RunContext
 from pipelines.engine.fingerprints import Fingerprints
-from pipelines.engine.run_stage import run_stage
-from pipelines.engine.task import Engine, Task
-from pipelines.profiles.rules import ProfileConfig
-from pipelines.splitting.merges import read_merges
-from pipelines.trial import trial_bound
+from pipelines.engine.task import Engine
+from pipelines.night import Night, Stage, carry_out
+from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import EncoderEntry, Manifest, TaskEntry, read_manifest
-from warehouse.parquet import read_frame
+from warehouse.manifest import Manifest, TaskEntry, read_manifest
 from warehouse.progress import Progress
 from warehouse.publish import complete_publication, current_release, exclusive, publish
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 
 @dataclass(frozen=True)
@@ -78,14 +61,8 @@ class RunOutcome:
 
 @dataclass
 class _State:
-    """What steps hand on to later steps."""
+    """How far the run has come."""
 
-    reports: dict[str, StageReport] = field(default_factory=dict)
-    tasks: dict[str, TaskEntry] = field(default_factory=dict)
-    splits: dict[str, dict[int, str]] = field(default_factory=dict)  # scheme to bucket to the hash of its splits
-    stores: dict[str, EncoderEntry] = field(default_factory=dict)
-    merges: "pl.DataFrame | None" = None
-    limit: str | None = None
     manifest: Manifest | None = None
     unchanged: bool = False  # equal to the current release, and that one is whole
     published: bool = False
@@ -97,6 +74,7 @@ class Run:
     Args:
         base: the folder that the configuration's source files are relative to.
         limit: run on that many subjects only, those with the smallest hash.
+        stages: what a night consists of.
     """
 
     def __init__(
@@ -108,10 +86,12 @@ class Run:
         *,
         limit: int | None = None,
         progress: Progress | None = None,
+        stages: Sequence[Stage] = STAGES,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
         self.limit_subjects = limit
         self.progress = progress
+        self.stages = stages
         self.summaries: list[dict[str, Any]] = []
         self._state = _State()
         self._stack = ExitStack()
@@ -167,28 +147,29 @@ class Run:
             previous_path=current.path if current else None,
             progress=self.progress,
         )
+        self.night = Night(
+            config=self.config,
+            base=self.base,
+            layout=self.layout,
+            context=self.context,
+            fingerprints=Fingerprints(self.layout.private),
+            trial_subjects=self.limit_subjects,
+            log=self.log.line,
+        )
 
     @property
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
-        """Name and function of each step, in order."""
-        return [
-            ("extract", self._extract),
-            ("embed", self._embed),
-            ("align", self._align),
-            ("split", self._split),
-            ("vocabulary", self._vocabulary),
-            ("tokenize", self._tokenize),
-            ("pack", self._pack),
-            ("validate", self._validate),
-            ("publish", self._publish),
-        ]
+        """Name and function of each step, in order: those of the stages, then the judgement and the publication."""
+        named = dict.fromkeys(stage.step for stage in self.stages)
+        work: list[tuple[str, Callable[[], None]]] = [(name, partial(self._work, name)) for name in named]
+        return [*work, ("validate", self._validate), ("publish", self._publish)]
 
     def carry_out(self, name: str, step: Callable[[], None]) -> dict[str, Any]:
         """Runs one step and says what it did."""
-        before = set(self._state.reports)
+        before = set(self.night.reports)
         start = time.monotonic()
         step()
-        new = [report for key, report in self._state.reports.items() if key not in before]
+        new = [report for key, report in self.night.reports.items() if key not in before]
         summary = {
             "step": name,
             "ran": sum(report.ran for report in new),
@@ -197,156 +178,53 @@ class Run:
             "seconds": round(time.monotonic() - start, 2),
         }
         self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed")
-        devices = [one for report in new if report.name == encode.STAGE.name for one in encode.figures(report)]
+        devices = []
+        for stage in self.stages:
+            if stage.figures and stage.name not in before and stage.name in self.night.reports:
+                rows = stage.figures.rows(self.night.reports[stage.name])
+                devices += rows
+                for row in rows:
+                    self.log.line(f"{name}: {stage.figures.line(row)}")
         if devices:
             summary["devices"] = devices
-            for device in devices:
-                self.log.line(f"{name}: {encode.described(device)}")
         self.summaries.append(summary)
         return summary
 
-    def _run(
-        self,
-        stage: Any,
-        tasks: list[Task],
-        *,
-        in_release: bool = True,
-        prepare: Callable[[Sequence[Task]], None] | None = None,
-    ) -> StageReport:
-        report = run_stage(stage, tasks, self.context, prepare)
-        known = self._state.reports.get(stage.name)
-        if known is not None:
-            report.entries = known.entries | report.entries
-            report.ran, report.linked = report.ran + known.ran, report.linked + known.linked
-            report.resumed += known.resumed
-        self._state.reports[stage.name] = report
-        if in_release:
-            self._state.tasks |= {f"{stage.name}/{key}": entry for key, entry in report.entries.items()}
-        return report
-
-    def _extract(self) -> None:
-        if self.config.merges:
-            # Used by the splits only, but a file that is wrong should not be found out after hours of encoding.
-            self._state.merges = read_merges(self.config.merges, self.config.deid, self.layout.private)
-        self._fingerprints = fingerprints = Fingerprints(self.layout.private)
-        extracted = self._run(
-            meds.STAGE, meds.plan(self.config, self.base, self.layout, fingerprints), in_release=False
-        )
-        meds.check_times(extracted, self.config.limits.unparsable_times)
-        subjects = meds.subjects_of(extracted, self.layout.segments)
-        self._run(index.STAGE, index.plan(self.config, self.layout, fingerprints), in_release=False)
-        fingerprints.save()
-        self._state.stores = embed.encoders(self.config)
-        if self.limit_subjects is not None:
-            self._state.limit = trial_bound(subjects["subject_id"], self.limit_subjects)
-
-    def _embed(self) -> None:
-        indexed = self._state.reports[index.STAGE.name]
-        tasks = embed.plan(self.config, self.context, self.layout, indexed, self._state.limit)
-
-        def fill_stores(stale: Sequence[Task]) -> None:
-            self._run(encode.STAGE, encode.plan(self.config, self.context, stale), in_release=False)
-
-        self._run(embed.STAGE, tasks, prepare=fill_stores)
-
-    def _align(self) -> None:
-        reports = self._state.reports
-        before = self.context.inherited(ReleaseLayout(Path()).lags)
-        self._run(lags.STAGE, lags.plan(self.context, self.layout, reports[meds.STAGE.name], before))
-        tasks = align.plan(
-            self.context,
-            self.layout,
-            self.config.buckets,
-            reports[meds.STAGE.name],
-            reports[embed.STAGE.name],
-            read_frame(self._tree.lags),
-            self._state.limit,
-        )
-        aligned = self._run(align.STAGE, tasks)
-        if aligned.total("events") == 0:
-            raise TimeloomError("no events came out of the sources", remedy="look at the ledger and the source's YAML")
-        self._run(
-            metadata.STAGE,
-            metadata.plan(
-                self.context,
-                self.config.name,
-                self.layout,
-                meds.exports(self.config, self.base),
-                self._fingerprints,
-                reports[meds.STAGE.name],
-                aligned,
-            ),
-        )
-
-    def _split(self) -> None:
-        aligned = self._state.reports[align.STAGE.name]
-        tasks = split.plan(self.context, self.config.splits, aligned, self._state.merges)
-        first = self._run(split.STAGE, tasks).entries[self.config.primary_scheme]
-        if unknown := first.counts["merged_ids_unknown"]:
-            self.log.line(f"split: {unknown} ids of the merges are in no table of this or an earlier night")
-        self._state.splits = {
-            scheme: split.slice_hashes(self._tree.scheme_subjects(scheme), self.config.buckets)
-            for scheme in self.config.splits
-        }
-
-    @property
-    def _profiles(self) -> list[tuple[str, ProfileConfig, dict[int, str]]]:
-        """Each profile's name and rules, and the hashes of its scheme's splits."""
-        named = [(name, self.config.profile(name)) for name in self.config.profiles]
-        return [(name, profile, self._state.splits[str(profile.scheme)]) for name, profile in named]
+    def _work(self, step: str) -> None:
+        """Carries out the stages of a step."""
+        stages = [stage for stage in self.stages if stage.step == step]
+        if self.stages[0] in stages:
+            for stage in self.stages:
+                if stage.ready:
+                    stage.ready(self.night.seen_by(stage))
+        for stage in stages:
+            if not stage.prepares:
+                carry_out(stage, self.night, self.stages)
+        self.night.fingerprints.save()
 
     @property
     def _tree(self) -> ReleaseLayout:
-        return ReleaseLayout(self.staging / "release")
+        return self.night.tree
 
-    def _bucket_inputs(self) -> dict[int, Any]:
-        events, items = (self._state.reports[stage.name].hashes() for stage in (align.STAGE, embed.STAGE))
-        relative = ReleaseLayout(Path())
+    def _tasks(self) -> dict[str, TaskEntry]:
+        """By `stage/key`, the tasks whose files belong to the release."""
         return {
-            bucket: [events[str(relative.events(bucket))], items[str(relative.items(bucket))]]
-            for bucket in range(self.config.buckets)
+            f"{stage.name}/{key}": entry
+            for stage in self.stages
+            if stage.in_release
+            for key, entry in self.night.reports[stage.name].entries.items()
         }
 
-    def _vocabulary(self) -> None:
-        inputs = self._bucket_inputs()
-        for name, profile, splits in self._profiles:
-            tasks = count.plan(self.context, name, profile, inputs, splits)
-            counts = self._run(count.STAGE, tasks)
-            self._run(vocabulary.STAGE, [vocabulary.plan(self.context, name, profile, counts)])
-
-    def _tokenize(self) -> None:
-        inputs = self._bucket_inputs()
-        for name, profile, _ in self._profiles:
-            self._run(tokenize.STAGE, tokenize.plan(self.context, name, profile, inputs))
-
-    def _pack(self) -> None:
-        buckets, number = self.config.buckets, self.config.pack_groups
-        groups = [list(range(buckets * one // number, buckets * (one + 1) // number)) for one in range(number)]
-        tokenized = self._state.reports[tokenize.STAGE.name]
-        for name, profile, splits in self._profiles:
-            self._run(subset.STAGE, subset.plan(self.context, name, profile, buckets, tokenized))
-            tasks = pack.plan(
-                self.context,
-                name,
-                profile,
-                groups,
-                tokenized,
-                splits,
-                read_frame(self._tree.vocabulary(name)),
-                {modality: entry.store for modality, entry in self._state.stores.items()},
-            )
-            self._run(pack.STAGE, tasks)
-
-    def _carry_forward(self) -> None:
-        """Ledgers of schemes and vocabularies of profiles that this run does not use: they hold for ever.
+    def _carry_forward(self, tasks: dict[str, TaskEntry]) -> dict[str, TaskEntry]:
+        """What stages declare as lasting and this run did not make: ledgers of schemes, vocabularies of profiles.
 
         Dropping them would move subjects, or renumber tokens, when a scheme or profile comes back.
         """
-        known = {path for entry in self._state.tasks.values() for path in entry.files}
+        known = {path for entry in tasks.values() for path in entry.files}
+        patterns = [pattern for stage in self.stages for pattern in stage.lasting]
+        carried = {}
         for path, file in self.previous.files.items() if self.previous else ():
-            lasting = (path.startswith("splits/") and path.endswith(("/ledger.parquet", "/freeze.json"))) or (
-                path.startswith("vocabularies/") and "/counts/" not in path
-            )
+            lasting = any(PurePosixPath(path).match(pattern) for pattern in patterns)
             inherited = self.context.inherited(Path(path))
             if lasting and path not in known and inherited is not None:
                 if not inherited.path.is_file() or sha256_file(inherited.path) != file.sha256:
@@ -354,20 +232,15 @@ class Run:
                         f"{path} of the current release is damaged", remedy="point `current` at an older release"
                     )
                 link_or_copy(inherited.path, self._tree.path / path)
-                self._state.tasks[f"carried/{path}"] = TaskEntry(fingerprint=file.sha256, files={path: file})
+                carried[f"carried/{path}"] = TaskEntry(fingerprint=file.sha256, files={path: file})
+        return carried
 
     def _validate(self) -> None:
         """Judges the staging tree; an unchanged one was judged when it was published."""
-        self._carry_forward()
-        self._state.manifest = make_manifest(
-            self.config,
-            self.layout,
-            self.run_id,
-            self.previous.release_id if self.previous else None,
-            self._state.reports,
-            self._state.tasks,
-            self._state.stores,
-        )
+        tasks = self._tasks()
+        tasks |= self._carry_forward(tasks)
+        parent = self.previous.release_id if self.previous else None
+        self._state.manifest = make_manifest(self.night, self.stages, self.run_id, parent, tasks)
         same = self.previous is not None and same_release(self.previous, self._state.manifest)
         self._state.unchanged = same and not self.context.damaged
         if self._state.unchanged:
@@ -396,8 +269,8 @@ class Run:
         self._forget_old_segments()
 
     def _forget_old_segments(self) -> None:
-        reports = [self._state.reports[stage.name] for stage in (meds.STAGE, index.STAGE)]
-        kept = {Path(name).stem for report in reports for name in report.hashes()}
+        reports = [self.night.reports.get(stage.name) for stage in self.stages if not stage.in_release]
+        kept = {Path(name).stem for report in reports if report for name in report.hashes()}
         for path in (*self.layout.segments.glob("*"), *(self.layout.private / "items").glob("*")):
             if path.stem in kept:
                 continue
@@ -415,7 +288,7 @@ class Run:
         return RunOutcome(
             release=release,
             published=not self._state.unchanged,
-            quarantined=quarantined(manifest, self._state.reports[meds.STAGE.name]),
+            quarantined=quarantined(self.night, self.stages),
             report=ReleaseLayout(self.layout.releases / release).report,
             steps=self.summaries,
         )

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED
+from pipelines.aligning.bound import within_bound
 from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
 from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
 from pipelines.aligning.texts import unite
-from pipelines.trial import within_limit
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 
 # Rows that are held at once in their full width.
@@ -145,7 +145,7 @@ class Gathered:
 
 def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_aside: PutAside) -> list[pa.RecordBatch]:
     table = pa.Table.from_batches(batches, SCHEMA)
-    inside = within_limit(pl.DataFrame({"subject_id": pl.from_arrow(table.column("subject_id"))}), limit).to_arrow()
+    inside = within_bound(pl.DataFrame({"subject_id": pl.from_arrow(table.column("subject_id"))}), limit).to_arrow()
     outside = table.filter(pc.invert(inside)).combine_chunks()
     subject, row_hash, rule = (outside.column(name).to_numpy() for name in ("subject_id", "row_hash", "rule"))
     put_aside("outside_limit", source, subject, row_hash, rule, outside.column("time").is_valid().to_numpy())

@@ -32,7 +32,7 @@ def execute(task: Task) -> str:
             path = Path(task.base) / relative
             strong, fast = hash_file(path)
             files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
-        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
+        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts))
         write_json(record, entry.model_dump(mode="json"))
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):

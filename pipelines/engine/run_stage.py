@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.engine.context import RunContext, StageReport
-from pipelines.engine.task import Stage, Task
+from pipelines.engine.task import StageFunction, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file, write_json
 
@@ -79,7 +79,7 @@ def _linked(task: Task, context: RunContext) -> "TaskEntry | None":
 
 
 def run_stage(
-    stage: Stage,
+    stage: StageFunction,
     tasks: Sequence[Task],
     context: RunContext,
     prepare: Callable[[Sequence[Task]], None] | None = None,

@@ -1,6 +1,6 @@
-"""A stage, its tasks, what a task gives back, and what an engine is."""
+"""What an engine runs: a stage's function, its tasks, what a task gives back; and what an engine is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,16 +27,21 @@ class Result:
     """
 
     files: dict[str, int | None]
-    counts: dict[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage's name, the version that a change of its output raises, and its function as `module:name`."""
+class StageFunction:
+    """What an engine runs for a stage.
+
+    Attributes:
+        version: a change of the stage's output raises it: older outputs are then out of date.
+        run: `module:name` of a function (params, base) -> Result.
+    """
 
     name: str
     version: int
-    function: str
+    run: str
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,13 @@ class Task:
 
 
 def make_task(
-    stage: Stage,
+    stage: StageFunction,
     key: str,
     staging: Path,
     *,
     settings: Any,
     inputs: Any,
-    params: dict[str, Any],
+    params: Mapping[str, Any],
     intact: str | None = None,
     weight: int = 0,
 ) -> Task:
@@ -85,11 +90,11 @@ def make_task(
     """
     return Task(
         stage=stage.name,
-        function=stage.function,
+        function=stage.run,
         key=key,
         base=str(staging / "release"),
         record=str(staging / "tasks" / stage.name / f"{key.replace('/', '~')}.json"),
-        params=params,
+        params=dict(params),
         fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
         intact=intact,
         weight=weight,

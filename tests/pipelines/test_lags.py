@@ -205,7 +205,7 @@ def test_a_bucket_is_aligned_again_only_where_a_code_that_it_awaits_has_another_
 
         def prints(*known: tuple[str, str, int]) -> list[str]:
             frame = pl.DataFrame([(*row, 100) for row in known], schema=NO_LAGS.schema, orient="row")
-            tasks = align.plan(context, Layout(tmp_path), BUCKETS, report, None, frame, None)
+            tasks = align.tasks_of(context, Layout(tmp_path), BUCKETS, report, None, frame, None)
             return [task.fingerprint for task in tasks]
 
         first = prints(("t", "LAB/A", 5))

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import pack
-from pipelines.packing.lay import best_fit, cut, lay
+from pipelines.packing import lay as laying
+from pipelines.packing.lay import best_fit, cut
 from pipelines.profiles.plans import PlanConfig
 from pipelines.subset import tiers
 from tests.support.packing_cases import CONTEXT, EMPTY, LENGTHS, expected, packed, same, timelines, unpacked
@@ -172,7 +173,7 @@ def test_a_subject_of_images_alone_leaves_no_pack_where_images_are_left_out(tmp_
     write_table(tmp_path / "t.parquet", all_images, TIMELINES, "timelines")
     read = packing_of(tmp_path / "t.parquet")
     assert only in read.subjects
-    kept, dropped = lay.select(read, case.config)
+    kept, dropped = laying.select(read, case.config)
     assert only not in kept.subjects
     assert len(kept.token_id) == kept.lengths.sum() == len(tokens) - dropped["image"]
 
@@ -191,14 +192,14 @@ def packing_of(path: Path) -> Any:
 
 
 def test_a_lost_token_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = lay.cut
-    monkeypatch.setattr(lay, "cut", lambda lengths, context: tuple(part[:-1] for part in whole(lengths, context)))
+    whole = laying.cut
+    monkeypatch.setattr(laying, "cut", lambda lengths, context: tuple(part[:-1] for part in whole(lengths, context)))
     with pytest.raises(TimeloomError, match="packing train lost"):
         Case(tmp_path, [5, 6, 7] * 6, PlanConfig())
 
 
 def test_an_undeclared_drop_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = lay.select
+    whole = laying.select
     monkeypatch.setattr(pack, "select", lambda timelines, plan: (whole(timelines, plan)[0], {}))
     with pytest.raises(TimeloomError, match="packing train lost"):
         Case(tmp_path, [50, 60, 70] * 6, PlanConfig(mode="last_n"))

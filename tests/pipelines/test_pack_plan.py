@@ -66,7 +66,7 @@ def tasks(context: RunContext, profile: ProfileConfig, **changes: Any) -> dict[s
         "vocabulary": VOCABULARY,
         "stores": {},
     } | changes
-    planned = pack.plan(context, "m", profile, GROUPS, **given)
+    planned = pack.tasks_of(context, "m", profile, GROUPS, **given)
     return {task.key: task for task in planned}
 
 
@@ -99,8 +99,8 @@ def test_a_group_depends_on_its_own_timelines_splits_and_ids(context: RunContext
 
 def test_budgets_come_from_a_task_of_their_own(context: RunContext) -> None:
     config = profile(scaling=PlanConfig(budgets=(4, 9)))
-    assert subset.plan(context, "m", profile(long=PlanConfig(context=32)), BUCKETS, timelines(context)) == []
-    planned = subset.plan(context, "m", config, BUCKETS, timelines(context))
+    assert subset.tasks_of(context, "m", profile(long=PlanConfig(context=32)), BUCKETS, timelines(context)) == []
+    planned = subset.tasks_of(context, "m", config, BUCKETS, timelines(context))
     subsets = run_stage(subset.STAGE, planned, context)
     packing = tasks(context, config)
     packed = run_stage(pack.STAGE, list(packing.values()), context)
@@ -126,7 +126,7 @@ def test_budgets_come_from_a_task_of_their_own(context: RunContext) -> None:
 def test_other_budgets_leave_other_plans_alone(context: RunContext) -> None:
     def both(budget: int) -> dict[str, Task]:
         config = profile(scaling=PlanConfig(budgets=(budget,)))
-        run_stage(subset.STAGE, subset.plan(context, "m", config, BUCKETS, timelines(context)), context)
+        run_stage(subset.STAGE, subset.tasks_of(context, "m", config, BUCKETS, timelines(context)), context)
         return tasks(context, config)
 
     assert changed(both(4), both(9)) <= {"m.scaling-0000", "m.scaling-0001"}

@@ -74,7 +74,7 @@ def night(
     )
     aligned = StageReport("align", entries={"all": TaskEntry(fingerprint="", files=files)})
     pairs = None if merges is None else pl.DataFrame(merges, schema={"old": pl.Int64, "new": pl.Int64}, orient="row")
-    tasks = split.plan(context, schemes, aligned, merges=pairs)
+    tasks = split.tasks_of(context, schemes, aligned, merges=pairs)
     return tree, run_stage(split.STAGE, tasks, context)
 
 

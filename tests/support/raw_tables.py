@@ -25,6 +25,7 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import Result, Task
+from pipelines.night import Night
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import EVENTS, ITEMS
@@ -152,7 +153,8 @@ def plan_meds(work: Path, mapping: str, deid: dict[str, Any] | None = None) -> l
     )
     layout = Layout(work / "warehouse")
     load_key(config.deid, layout.private, create=True)
-    return meds.plan(config, work, layout, Fingerprints(layout.private))
+    context = RunContext(LocalEngine(1), work, None, None)
+    return meds.plan(Night(config, work, layout, context, Fingerprints(layout.private)))
 
 
 def run_meds(work: Path, tasks: list[Task]) -> StageReport:
@@ -184,7 +186,9 @@ def align_one(
         for name, counts in segments.items()
         if str(bucket) in counts["buckets"]
     ]
-    return align.run({"bucket": bucket, "segments": found, "limit": None, "lags": lags or {}, "items": True}, base)
+    return align.run(
+        {"bucket": bucket, "segments": found, "trial_bound": None, "lags": lags or {}, "items": True}, base
+    )
 
 
 def aligned_events(work: Path, bucket: int) -> pl.DataFrame:

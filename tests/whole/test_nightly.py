@@ -436,7 +436,8 @@ def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dic
     known = {run["id"] for run in server.ask("flow_runs")}
     script = (
         "import sys\n"
-        "from flows import gate, nightly\n"
+        "from flows import nightly\n"
+        "from flows.runs import gate\n"
         f"{patch}\n"
         "if __name__ == '__main__':\n"
         "    nightly.nightly(config=sys.argv[1], root=sys.argv[2], workers=1)\n"

@@ -20,7 +20,7 @@ from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.execute import execute
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import run_stage
-from pipelines.engine.task import Engine, Stage, Task, WorkerLostError, make_task
+from pipelines.engine.task import Engine, StageFunction, Task, WorkerLostError, make_task
 from pipelines.engine.workers import uncollected
 from tests.support import toy_stage
 from warehouse.errors import TimeloomError
@@ -29,7 +29,7 @@ from warehouse.layout import Layout
 from warehouse.manifest import Manifest
 from warehouse.publish import publish
 
-STAGE = Stage("toy", 1, "tests.support.toy_stage:run")
+STAGE = StageFunction("toy", 1, "tests.support.toy_stage:run")
 ENGINES: dict[str, Callable[[], Engine]] = {
     "local, 1 worker": lambda: LocalEngine(1),
     "local, 2 workers": lambda: LocalEngine(2),
@@ -187,7 +187,7 @@ def test_the_heaviest_task_starts_first(tmp_path: Path) -> None:
 
 def pid_task(staging: Path, number: int) -> Task:
     """A task that takes a moment and writes down who did it."""
-    stage = Stage("toy", 1, "tests.support.toy_stage:who")
+    stage = StageFunction("toy", 1, "tests.support.toy_stage:who")
     return make_task(stage, str(number), staging, settings=0, inputs=0, params={"name": str(number)})
 
 
@@ -314,7 +314,7 @@ def test_finished_tasks_resume_and_changed_ones_run_again(inputs: list[Path], tm
     assert again(settings="other") == (5, 0, 0)
     inputs[1].write_text("another line\n")
     assert again(settings="other") == (1, 0, 4)
-    newer = Stage("toy", 2, "tests.support.toy_stage:run")
+    newer = StageFunction("toy", 2, "tests.support.toy_stage:run")
     tasks = [
         make_task(newer, path.stem, tmp_path, settings="other", inputs=sha256_file(path), params=task.params)
         for path, task in zip(inputs, tasks_of(inputs, tmp_path), strict=True)
@@ -415,7 +415,7 @@ def test_workers_end_when_the_run_is_killed(tmp_path: Path) -> None:
     script.write_text(
         "import os, time\n"
         "from concurrent.futures import wait\n"
-        "from pipelines.engine.run_stage import LocalEngine\n"
+        "from pipelines.engine.local import LocalEngine\n"
         "if __name__ == '__main__':\n"
         "    pool = LocalEngine(2)._executor()\n"
         "    wait([pool.submit(time.sleep, 0.2) for _ in range(4)])\n"

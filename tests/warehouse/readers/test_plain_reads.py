@@ -16,7 +16,7 @@ from warehouse.embeddings.memory import PLAIN_READS
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError
 from warehouse.readers import open_shards
-from warehouse.readers.open_shards import Shelf
+from warehouse.readers.open_shards import OpenShards
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ids": {"fields": "ids"},
@@ -129,6 +129,6 @@ def test_a_missing_item_and_another_width_are_errors(release: Release, monkeypat
 
 def test_no_packs_give_no_rows_and_rows_may_be_written_to(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAIN_READS, "1")
-    shelf = Shelf(release, "mehrt", "train", "default", None)
+    shelf = OpenShards(release, "mehrt", "train", "default", None)
     assert shelf.ids(np.empty(0, np.int64)).shape == (0, shelf.context)
     assert shelf.ids(np.arange(3)).flags.writeable

@@ -1,0 +1,222 @@
+"""What a stage is, and what every `plan(night)` is given: the configuration, the root, and what earlier stages did."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from embedders.encoders.spec import encoder_spec
+from extractors.source import load_source
+from extractors.tables.export import Export
+from pipelines.config import RunConfig
+from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import run_stage
+from pipelines.engine.task import StageFunction, Task
+from pipelines.profiles.rules import ProfileConfig
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import EncoderEntry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a stage says of its workers, for a table of the scheduler and for the run's log.
+
+    Attributes:
+        rows: the rows of the table, JSON.
+        line: one row in words.
+    """
+
+    rows: Callable[[StageReport], list[dict[str, Any]]]
+    line: Callable[[dict[str, Any]], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageFunction):
+    """A stage of a night; `pipelines.stages.STAGES` lists them in order.
+
+    Attributes:
+        step: which step of the scheduler it belongs to; the stages of a step stand together in the list.
+        after: the stages whose reports its `plan`, `check` and `declare` read.
+        plan: gives the tasks, all of them: the engine finds those that are out of date.
+        ready: raises what can be known to be wrong before any work is done.
+        check: looks at what the stage did, and raises what must stop the run.
+        prepares: the stage whose out-of-date tasks this one works for. It runs before them, and only if there are some;
+            its plan reads them from `night.stale`.
+        lasting: patterns of files that later releases carry on, even those whose configuration does not name them.
+        in_release: whether its files belong to the release; else they lie in `segments/` and are shared by releases.
+        in_conversion: whether `timeloom meds` runs it too.
+        declare: fields of the manifest that the stage knows.
+        quarantined: how many rows or items the stage could not use.
+        figures: what it says of its workers.
+    """
+
+    step: str
+    after: tuple[str, ...] = ()
+    plan: "Callable[[Night], Iterable[Task]]"
+    ready: "Callable[[Night], None] | None" = None
+    check: "Callable[[StageReport, Night], None] | None" = None
+    prepares: str | None = None
+    lasting: tuple[str, ...] = ()
+    in_release: bool = True
+    in_conversion: bool = False
+    declare: "Callable[[Night], dict[str, Any]] | None" = None
+    quarantined: Callable[[StageReport], int] | None = None
+    figures: Figures | None = None
+
+
+def _say_nothing(_line: str) -> None:
+    """The log of a run that keeps none."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One run, as its stages see it.
+
+    Attributes:
+        base: the folder that the configuration's source files are relative to.
+        trial_subjects: a trial runs on that many subjects only; None for all.
+        log: takes a line for the run's log; never a patient's value.
+        stale: the tasks that a stage which `prepares` another one works for.
+        handed_on: what was worked out once for all stages, by name; see `once`.
+    """
+
+    config: RunConfig
+    base: Path
+    layout: Layout
+    context: RunContext
+    fingerprints: Fingerprints
+    trial_subjects: int | None = None
+    log: Callable[[str], None] = _say_nothing
+    stale: Sequence[Task] = ()
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    handed_on: dict[Any, Any] = field(default_factory=dict)
+    reader: Stage | None = None
+
+    def seen_by(self, stage: Stage, stale: Sequence[Task] = ()) -> "Night":
+        """This night as a stage may see it: with the reports of the stages that it names in `after`, and its own."""
+        return replace(self, reader=stage, stale=stale)
+
+    def report(self, name: str) -> StageReport:
+        """What a stage did.
+
+        Raises:
+            LookupError: the stage that asks does not name that one in `after`, or it has not run.
+        """
+        found = self.report_if_run(name)
+        if found is None:
+            raise LookupError(f"the stage {name} has not run")
+        return found
+
+    def report_if_run(self, name: str) -> StageReport | None:
+        """What a stage did; None where this run does without it, as a conversion does without items.
+
+        Raises:
+            LookupError: the stage that asks does not name that one in `after`.
+        """
+        if self.reader is not None and name not in (*self.reader.after, self.reader.name):
+            raise LookupError(f"the stage {self.reader.name} reads {name}, which it does not name in `after`")
+        return self.reports.get(name)
+
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """A value that several stages need and one works out."""
+        if key not in self.handed_on:
+            self.handed_on[key] = compute()
+        value: T = self.handed_on[key]
+        return value
+
+    @cached_property
+    def tree(self) -> ReleaseLayout:
+        """The release that is being built."""
+        return ReleaseLayout(self.context.staging / "release")
+
+    @property
+    def exports(self) -> list[Export]:
+        """The exports that the configuration names; see `exports_of`."""
+        return exports_of(self.config, self.base)
+
+    @property
+    def profiles(self) -> list[tuple[str, ProfileConfig]]:
+        """Each token profile's name and rules, its scheme filled in."""
+        return [(name, self.config.profile(name)) for name in self.config.profiles]
+
+    @property
+    def encoders(self) -> dict[str, EncoderEntry]:
+        """What each modality's vectors are made by.
+
+        Raises:
+            TimeloomError: weights that are missing.
+        """
+        return self.once("encoders", lambda: _encoders(self.config))
+
+    @property
+    def pack_groups(self) -> list[list[int]]:
+        """The buckets of each pack group."""
+        buckets, number = self.config.buckets, self.config.pack_groups
+        edges = [buckets * group // number for group in range(number + 1)]
+        return [list(range(first, end)) for first, end in pairwise(edges)]
+
+    def bucket_inputs(self) -> dict[int, list[str]]:
+        """Per bucket, the hashes of its events and items; for stages after `align` and `embed`."""
+        events, items = self.report("align").hashes(), self.report("embed").hashes()
+        relative = ReleaseLayout(Path())
+        return {
+            bucket: [events[str(relative.events(bucket))], items[str(relative.items(bucket))]]
+            for bucket in range(self.config.buckets)
+        }
+
+
+def exports_of(config: RunConfig, base: Path) -> list[Export]:
+    """The exports that a configuration names.
+
+    Raises:
+        TimeloomError: no such source, or a crosswalk that it does not know.
+    """
+    return [Export(named.path, load_source(named.source, base), dict(named.crosswalks)) for named in config.sources]
+
+
+def raw_files(exports: Iterable[Export]) -> set[Path]:
+    """The files of every table that a source maps; a database is one."""
+    return {path for export in exports for files in export.mapped().values() for path in files}
+
+
+def _encoders(config: RunConfig) -> dict[str, EncoderEntry]:
+    entries: dict[str, EncoderEntry] = {}
+    for modality in sorted(config.images):
+        spec = encoder_spec(config.encoders[modality], modality)
+        entries[modality] = EncoderEntry(
+            label=spec.label, store=spec.store_name, dim=spec.width, weights_sha256=spec.weights_sha256
+        )
+    return entries
+
+
+def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[StageReport]:
+    """Brings a stage's tasks up to date, looks at what it did, and keeps its report.
+
+    Args:
+        stages: of the run; those that prepare this one run before its out-of-date tasks.
+
+    Returns:
+        The reports of the stages that ran, this one's last.
+
+    Raises:
+        TimeloomError: a task failed, or the stage's check stops the run.
+    """
+    seen = night.seen_by(stage)
+    reports = []
+
+    def prepare(stale: Sequence[Task]) -> None:
+        for helper in stages:
+            if helper.prepares == stage.name:
+                tasks = list(helper.plan(night.seen_by(helper, stale)))
+                night.reports[helper.name] = run_stage(helper, tasks, night.context)
+                reports.append(night.reports[helper.name])
+
+    report = night.reports[stage.name] = run_stage(stage, list(stage.plan(seen)), night.context, prepare)
+    if stage.check:
+        stage.check(report, seen)
+    return [*reports, report]

@@ -1,0 +1,37 @@
+"""THE list of stages, in the order in which a night runs them. A stage is one file and one line in this list.
+
+Runs, `timeloom meds`, the versions in a manifest, the steps of the scheduler and docs/stages.md are made from it.
+"""
+
+from pipelines import (
+    align,
+    count,
+    embed,
+    encode,
+    index,
+    lags,
+    meds,
+    metadata,
+    pack,
+    split,
+    subset,
+    tokenize,
+    vocabulary,
+)
+from pipelines.night import Stage
+
+STAGES: tuple[Stage, ...] = (
+    meds.STAGE,
+    index.STAGE,
+    encode.STAGE,
+    embed.STAGE,
+    lags.STAGE,
+    align.STAGE,
+    metadata.STAGE,
+    split.STAGE,
+    count.STAGE,
+    vocabulary.STAGE,
+    tokenize.STAGE,
+    subset.STAGE,
+    pack.STAGE,
+)
