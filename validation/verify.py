@@ -1,7 +1,8 @@
-"""`verify`: whether a published release is still what was published, and whether what it points at is there.
+"""`verify`: whether a published release is still what was published, and whether what it points at exists.
 
-Nothing is believed: every checksum is recomputed and every reference followed. Damage gives findings, never an
-exception; a finding names files, counts and checks, and no patient.
+Every checksum is computed again and every reference followed. What the gate expects of the release's content is
+measured again by the checks of the areas. Damage gives findings, never an exception; a finding names files, counts
+and checks, and no patient.
 """
 
 import multiprocessing
@@ -9,24 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from validation.measure.annotations import (
-    FAULTS,
-    NO_MARKS,
-    changed_lags,
-    count_marks,
-    uncounted_conflicts,
-    unlisted_rows,
-)
-from validation.measure.events import event_subjects, meds_breaks, misplaced_subjects
-from validation.measure.items import read_items
-from validation.measure.ledger import balance, read_ledger
-from validation.measure.reading import existing
-from validation.measure.shards import measure_shards
-from validation.measure.splits import disagreements
+from validation.areas import registry
+from validation.areas.area import Area, Check
+from validation.measure.source import MeasuredRelease, published
 from validation.measure.stores import check_store
 from warehouse.errors import TimeloomError
 from warehouse.files import hash_file
@@ -40,7 +31,7 @@ NAMED = 5  # files that a finding names before it counts the rest
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """What a check found.
 
     Attributes:
         check: its name.
@@ -58,16 +49,17 @@ class _Release:
     layout: Layout
     tree: ReleaseLayout
     manifest: Manifest
+    measured: MeasuredRelease
     progress: Progress
 
 
-def _named(files: Sequence[str]) -> str:
-    rest = len(files) - NAMED
-    return ", ".join(files[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _named(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _files(release: _Release) -> Finding:
-    """Every file of the manifest is there with its bytes."""
+    """Every file of the manifest exists and has its bytes."""
     missing, changed = [], []
     entries = release.manifest.files
     for done, (name, entry) in enumerate(entries.items(), 1):
@@ -87,11 +79,11 @@ def _same(path: Path, entry: FileEntry) -> bool:
 
 
 def _strangers(release: _Release) -> Finding:
-    """No file lies in the release that the manifest does not name, but for the report."""
+    """The release has no file that the manifest does not name, but for the report."""
     root = release.tree.path
     found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
-    own = {"manifest.json"} | {name for name in found if name.startswith("quality/")}
-    strange = sorted(found - own - set(release.manifest.files))
+    allowed = {"manifest.json"} | {name for name in found if name.startswith("quality/")}
+    strange = sorted(found - allowed - set(release.manifest.files))
     return Finding("strangers", not strange, f"not in the manifest: {_named(strange)}" if strange else "none")
 
 
@@ -100,101 +92,29 @@ def _content(release: _Release) -> Finding:
     return Finding("content hash", same, "is that of the files" if same else "the manifest does not add up to its hash")
 
 
-def _schemas(release: _Release) -> Finding:
-    broken = meds_breaks(release.tree, release.manifest.buckets)
-    return Finding("MEDS schemas", not broken, f"broken in {_named(broken)}" if broken else "every file keeps its own")
-
-
-def _buckets(release: _Release) -> Finding:
-    wrong = misplaced_subjects(event_subjects(release.tree, release.manifest.buckets), release.manifest.buckets)
-    return Finding("buckets", not wrong, _counted(wrong, "subjects in no bucket of theirs, or in several"))
-
-
-def _splits(release: _Release) -> Finding:
-    """Every scheme that is in use: the one that MEDS tools see, and those of profiles."""
-    subjects = event_subjects(release.tree, release.manifest.buckets)
-    primary = release.manifest.split_scheme
-    schemes = dict.fromkeys([primary, *(profile.scheme for profile in release.manifest.profiles.values())])
-    counts = [disagreements(release.tree, name, subjects, primary=name == primary) for name in schemes]
-    changed = [name for name, of in zip(schemes, counts, strict=True) if of.pop("ledgers_changed")]
-    if changed:
-        return Finding("splits", False, f"the ledger of {_named(changed)} is not what runs have written")
-    wrong = sum(sum(of.values()) for of in counts)
-    return Finding("splits", not wrong, _counted(wrong, "subjects without a split, in two, or published in another"))
-
-
-def _ledger(release: _Release) -> Finding:
-    tables = balance(read_ledger(release.tree))
-    wrong = tables.filter(pl.col("difference") != 0)["table"].to_list()
-    fine = f"raw = events + static + reference + quarantined in {tables.height} tables"
-    return Finding("ledger", not wrong, f"rows are missing in {_named(wrong)}" if wrong else fine)
-
-
-def _quarantine(release: _Release) -> Finding:
-    wrong = unlisted_rows(release.tree, read_ledger(release.tree)).filter(pl.col("quarantine_unlisted") > 0)
-    tables = sorted(wrong["table"].to_list())
-    fine = "every row that the ledger counts is listed"
-    return Finding("quarantine", not tables, f"not what the ledger counts in {_named(tables)}" if tables else fine)
-
-
-def _marks(release: _Release) -> Finding:
-    """Availability, flags and conflicts of events are known ones, where they may stand, and counted."""
-    buckets = range(release.manifest.buckets)
-    paths = existing(release.tree.events(bucket) for bucket in buckets)
-    marks = pl.concat([NO_MARKS, *(count_marks(path) for path in paths)])
-    wrong = int(marks.select(pl.sum_horizontal(pl.col(FAULTS).sum())).item())
-    wrong += uncounted_conflicts(marks, read_ledger(release.tree))
-    return Finding(
-        "marks", not wrong, _counted(wrong, "availabilities, flags or conflicts that are unknown or uncounted")
-    )
-
-
-def _lags(release: _Release) -> Finding:
-    """Usual delays are those of the release before, as long as that one is kept."""
-    parent = release.manifest.parent
-    before = ReleaseLayout(release.layout.releases / parent) if parent else None
-    if before is None or not before.lags.is_file():
-        return Finding("lags", True, "no release before to compare with")
-    wrong = changed_lags(release.tree, before)
-    return Finding("lags", not wrong, _counted(wrong, "usual delays that differ from the release before"))
-
-
-def _shards(release: _Release) -> Finding:
-    """Timelines and shards hold the same tokens of the same subjects, and image places point at their usable items."""
-    items = read_items(release.tree, release.manifest.buckets)
-    table = measure_shards(release.tree, release.manifest.profiles, release.manifest.buckets, items)
-    if table.is_empty():
-        return Finding("shards", True, "the release has none")
-    words = {
-        "token_difference": "tokens that shards and timelines do not share",
-        "drop_difference": "tokens left out that no plan declares",
-        "misplaced_segments": "pieces of timelines out of place",
-        "changed_subjects": "subjects with other tokens than in their timelines",
-        "misplaced_tiers": "subjects in another token budget than theirs",
-        "budget_differences": "token budgets that are not what the manifest says",
-        "foreign_subjects": "subjects in another split's shards",
-        "malformed_packs": "malformed packs",
-        "ids_out_of_range": "tokens outside the vocabulary",
-        "misplaced_images": "images that are not where their tokens are",
-        "dangling_images": "images that are no usable item",
-        "foreign_images": "images of another subject or modality",
-    }
-    sums = table.select(list(words)).sum().row(0, named=True)
-    wrong = [f"{count:,} {words[name]}" for name, count in sums.items() if count]
-    fine = f"{table['tokens_shards'].sum():,} tokens, {table['image_places'].sum():,} image places, none astray"
-    return Finding("shards", not wrong, "; ".join(wrong) or fine)
-
-
-def _counted(wrong: int, what: str) -> str:
-    return f"{wrong:,} {what}" if wrong else f"no {what}"
+def _of_area(release: _Release, area: Area, check: Check) -> Finding:
+    """Whether the area's expectations that name the check hold of what it measures."""
+    frame = check.measure(release.measured)
+    faults = []
+    for expectation in area.expectations:
+        if expectation.check is not check or frame.is_empty():
+            continue
+        broken = expectation.broken(frame)
+        if broken.is_empty():
+            continue
+        if check.located_by:
+            faults.append(f"{expectation.fault} in {_named(broken[check.located_by].to_list())}")
+        else:
+            faults.append(f"{broken[expectation.column].sum():,} {expectation.fault}")
+    return Finding(check.name, not faults, "; ".join(faults) or check.right(frame))
 
 
 def _vectors(release: _Release) -> Finding:
     """Every usable item has its vector, whole and of the right width.
 
-    Stores are read in a process of its own: a page that points past a truncated file's end kills whoever reads it.
+    A separate process reads the stores: a page that points past a truncated file's end kills its reader.
     """
-    items = read_items(release.tree, release.manifest.buckets).filter(pl.col("verdict") == "ok")
+    items = release.measured.items.filter(pl.col("verdict") == "ok")
     stores = items.partition_by("modality", "store", "bucket", as_dict=True, maintain_order=True)
     total = {"missing": 0, "damaged": 0, "dim": 0}
     bad: list[str] = []
@@ -223,24 +143,19 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
 
 
-CHECKS: tuple[tuple[str, Callable[[_Release], Finding]], ...] = (
-    ("files", _files),
-    ("strangers", _strangers),
-    ("content hash", _content),
-    ("MEDS schemas", _schemas),
-    ("buckets", _buckets),
-    ("splits", _splits),
-    ("ledger", _ledger),
-    ("quarantine", _quarantine),
-    ("marks", _marks),
-    ("lags", _lags),
-    ("shards", _shards),
-    ("vectors", _vectors),
-)
+def _checks() -> Iterator[tuple[str, Callable[[_Release], Finding]]]:
+    """Names and checks: of bytes, of every area, of vectors."""
+    yield "files", _files
+    yield "strangers", _strangers
+    yield "content hash", _content
+    for area in registry.AREAS:
+        for check in area.checks:
+            yield check.name, partial(_of_area, area=area, check=check)
+    yield "vectors", _vectors
 
 
 def _findings(release: _Release) -> Iterator[Finding]:
-    for name, check in CHECKS:
+    for name, check in _checks():
         release.progress(name, 0, 0)
         try:
             yield check(release)
@@ -255,7 +170,7 @@ def _silent(check: str, done: int, total: int) -> None:
 
 
 def verify_release(root: Path, progress: Progress | None = None) -> list[Finding]:
-    """Checks the published release under `root`, in the order of CHECKS; changes nothing.
+    """Checks the published release under `root`, and changes nothing.
 
     Args:
         progress: called with the check's name, what is done and of how much; (name, 0, 0) when a check begins.
@@ -273,5 +188,6 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
         if not layout.current.is_symlink():
             raise
         return [Finding("manifest", False, error.message)]
-    release = _Release(layout, tree, manifest, progress or _silent)
+    before = ReleaseLayout(layout.releases / manifest.parent) if manifest.parent else None
+    release = _Release(layout, tree, manifest, published(tree, manifest, before), progress or _silent)
     return [Finding("manifest", True, f"release {manifest.release_id}"), *_findings(release)]

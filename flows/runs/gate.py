@@ -25,20 +25,20 @@ def judge_release(
         TimeloomError: a critical expectation fails; nothing may be published.
     """
     from validation.gate.judge import judge
-    from validation.measure.release import profile_release
+    from validation.measure.source import MeasuredRelease
+    from validation.measurements import measure_release
     from validation.report.page import write_report
 
-    fractions = {scheme: one.model_dump() for scheme, one in config.splits.items()}
-    profile = profile_release(
-        tree,
-        scheme=config.primary_scheme,
-        fractions=fractions.pop(config.primary_scheme),
-        others=fractions,
-        profiles=manifest.profiles,
+    names = dict.fromkeys([config.primary_scheme, *config.splits])
+    release = MeasuredRelease(
+        tree=tree,
         buckets=config.buckets,
+        profiles=manifest.profiles,
+        schemes={name: config.splits[name].model_dump() for name in names},
         before=ReleaseLayout(before) if before else None,
     )
-    judgement = judge(profile, tree.quality / "data_docs")
+    measurements = measure_release(release)
+    judgement = judge(measurements, tree.quality / "data_docs")
     context = {
         "manifest": manifest,
         "steps": steps,
@@ -46,8 +46,7 @@ def judge_release(
         "sources": [one.source for one in config.sources],
         "artificial_links": any(one.crosswalk and one.crosswalk.artificial for one in config.images.values()),
     }
-    write_report(tree, profile, judgement, context)
+    write_report(tree, measurements, judgement, context)
     if not judgement.passed:
-        failed = [one.sentence for one in judgement.results if not one.success and one.severity == "critical"]
-        first = failed[0].rstrip(".")
+        first = judgement.failures[0].sentence.rstrip(".")
         raise TimeloomError(f"the gate refuses the release: {first}", remedy=f"look at {tree.report}")

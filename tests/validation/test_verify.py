@@ -61,8 +61,8 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     findings = verify_release(root, lambda *step: seen.append(step))
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
-        "manifest", "files", "strangers", "content hash", "MEDS schemas", "buckets", "splits", "ledger", "quarantine",
-        "marks", "lags", "shards", "vectors",
+        "manifest", "files", "strangers", "content hash", "MEDS schemas", "buckets", "marks", "lags", "ledger",
+        "quarantine", "splits", "shards", "vectors",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
 
@@ -96,7 +96,7 @@ def test_swapped_bucket_files_are_found_by_their_bytes_and_by_their_subjects(roo
     assert set(failed(root)) == {"buckets"}
 
 
-def test_a_file_that_nobody_knows_is_found_but_the_report_may_change(root: Path) -> None:
+def test_a_file_outside_the_manifest_is_found_but_the_report_may_change(root: Path) -> None:
     tree = release(root)
     (tree.path / "data" / "9999.parquet").write_bytes(b"")
     tree.quality.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def test_a_checksum_that_readers_trust_is_checked_too(root: Path) -> None:
     assert len(manifest.files[name].xxh3 or "") == 32
     wrong = manifest.files[name].model_copy(update={"xxh3": "0" * 32})
     write_manifest(tree.manifest, manifest.model_copy(update={"files": manifest.files | {name: wrong}}))
-    assert {one: finding.detail for one, finding in failed(root).items()} == {"files": f"changed: {name}"}
+    assert {check: finding.detail for check, finding in failed(root).items()} == {"files": f"changed: {name}"}
 
 
 @pytest.mark.parametrize("text", ["", "{", json.dumps({"format_version": 99})])
@@ -176,7 +176,7 @@ def test_a_flipped_byte_of_a_vector_is_found(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 100, 4096, 8192, 12288])
-def test_a_truncated_store_is_found_and_kills_nobody(root: Path, kept: int) -> None:
+def test_a_truncated_store_is_found_and_does_not_kill_verify(root: Path, kept: int) -> None:
     path = store_of(root, "wsi-a")
     assert path.stat().st_size > kept
     os.truncate(path, kept)
@@ -196,7 +196,7 @@ def test_a_ledger_that_does_not_add_up_is_found(root: Path) -> None:
 def test_a_quarantine_that_lists_other_rows_is_found(root: Path) -> None:
     staging.write_quarantine(release(root), 2)
     signed_again(root)
-    assert {name: one.detail for name, one in failed(root).items()} == {
+    assert {check: finding.detail for check, finding in failed(root).items()} == {
         "quarantine": "not what the ledger counts in labs"
     }
 
@@ -221,7 +221,7 @@ def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> Non
     write_manifest(tree.manifest, manifest.model_copy(update={"parent": before.path.name}))
     assert failed(root) == {}
     staging.write_lags(before, 90)
-    assert {name: one.detail for name, one in failed(root).items()} == {
+    assert {check: finding.detail for check, finding in failed(root).items()} == {
         "lags": "2 usual delays that differ from the release before"
     }
 
@@ -259,7 +259,8 @@ def test_images_of_another_subject_are_found_though_timelines_have_them_too(root
         pl.col("item_key").replace({"ct-a": "ct-b", "ct-b": "ct-a"})
     )
     staging.write_buckets(tree, timelines, "timeline")
-    staging.write_shards(tree, timelines, {one: staging.split_of(one) for one in range(staging.SUBJECT_COUNT)})
+    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+    staging.write_shards(tree, timelines, splits)
     signed_again(root)
     found = failed(root)
     assert set(found) == {"shards"}

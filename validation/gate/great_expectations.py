@@ -1,4 +1,4 @@
-"""Great Expectations, the only module that knows it: it is given aggregates, and answers with booleans."""
+"""Runs Great Expectations, and is the only module that knows it: aggregates go in, booleans come out."""
 
 import importlib
 import os
@@ -9,16 +9,16 @@ from typing import Any
 
 import polars as pl
 
-from validation.gate.expectation import Expectation
+from validation.areas.area import Area, Expectation
 
 
-def _build(expectation: Expectation) -> Any:
+def _build(area: Area, expectation: Expectation) -> Any:
     """The Great Expectations object of one expectation."""
     gxe: Any = importlib.import_module("great_expectations.expectations")
     common: dict[str, Any] = {
         "severity": expectation.severity,
         "description": f"{expectation.severity}: {expectation.sentence}",
-        "meta": {"name": expectation.name, "severity": expectation.severity, "sentence": expectation.sentence},
+        "meta": {"name": area.name_of(expectation), "severity": expectation.severity, "sentence": expectation.sentence},
     }
     low, high = expectation.low, expectation.high
     if expectation.column == "*":
@@ -28,16 +28,16 @@ def _build(expectation: Expectation) -> Any:
     return gxe.ExpectColumnValuesToBeBetween(column=expectation.column, min_value=low, max_value=high, **common)
 
 
-def run_suites(
-    frames: Mapping[str, pl.DataFrame], expectations: Sequence[Expectation], docs: Path | None
-) -> dict[str, bool]:
-    """Success by name of expectation: one that could not be evaluated is a failure, one without an answer is absent.
+def run_suites(frames: Mapping[str, pl.DataFrame], areas: Sequence[Area], docs: Path | None) -> dict[str, bool]:
+    """Runs a suite per area, and gives the success of each expectation by its name.
+
+    An expectation that cannot be evaluated has failed; one of which Great Expectations says nothing is absent.
 
     Args:
-        frames: the frame of each suite.
+        frames: the frame of each area, by its name.
         docs: where Data Docs are written; None writes none.
     """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # it would call home
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # else Great Expectations reports its use to its makers
     gx: Any = importlib.import_module("great_expectations")
 
     context = gx.get_context(mode="ephemeral")
@@ -57,15 +57,17 @@ def run_suites(
         actions = [gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["quality"])]
     source = context.data_sources.add_pandas("release_profile")
     success: dict[str, bool] = {}
-    for area, frame in frames.items():
-        batch = source.add_dataframe_asset(area).add_batch_definition_whole_dataframe(area)
-        built = [_build(expectation) for expectation in expectations if expectation.suite == area]
-        suite = context.suites.add(gx.ExpectationSuite(name=area, expectations=built))
-        definition = context.validation_definitions.add(gx.ValidationDefinition(name=area, data=batch, suite=suite))
-        checkpoint = gx.Checkpoint(
-            name=area, validation_definitions=[definition], actions=actions, result_format="BOOLEAN_ONLY"
+    for area in areas:
+        batch = source.add_dataframe_asset(area.name).add_batch_definition_whole_dataframe(area.name)
+        built = [_build(area, expectation) for expectation in area.expectations]
+        suite = context.suites.add(gx.ExpectationSuite(name=area.name, expectations=built))
+        definition = context.validation_definitions.add(
+            gx.ValidationDefinition(name=area.name, data=batch, suite=suite)
         )
-        pandas = frame.to_pandas(use_pyarrow_extension_array=True)
+        checkpoint = gx.Checkpoint(
+            name=area.name, validation_definitions=[definition], actions=actions, result_format="BOOLEAN_ONLY"
+        )
+        pandas = frames[area.name].to_pandas(use_pyarrow_extension_array=True)
         outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": pandas})
         for run in outcome.run_results.values():
             for result in run.results:

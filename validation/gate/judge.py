@@ -1,4 +1,6 @@
-"""The gate: Great Expectations suites over the release profile. A failing critical expectation publishes nothing.
+"""The gate: what is measured of a release is held to the expectations of every area.
+
+Where a critical expectation fails, nothing is published.
 
 Great Expectations sees aggregates only (the frames of Measurements) and answers with booleans only, so neither its
 results nor its Data Docs can carry a value of a patient.
@@ -10,17 +12,18 @@ from pathlib import Path
 
 import polars as pl
 
-from validation.gate.expectation import Expectation, Kind, Severity
-from validation.gate.expectations import EXPECTATIONS
+from validation.areas import registry
+from validation.areas.area import Expectation, Kind, Severity
 from validation.gate.great_expectations import make_offline, run_suites
-from validation.measure.release import AREAS, Measurements
+from validation.measurements import Measurements
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one expectation.
+    """What the gate says of an expectation.
 
     Attributes:
+        suite: the name of its area.
         observed: the value of its frame that is furthest from what is expected; None for text, or without a value.
         rule: what `observed` is held to, in words.
     """
@@ -58,21 +61,12 @@ def _observed(expectation: Expectation, frame: pl.DataFrame) -> float | None:
         return None
     if expectation.high is None:
         return float(str(values.min()))
-    # a difference may lie on either side of zero: the one furthest from it
+    # a difference may lie on either side of zero: take the one that is furthest from it
     return float(values.gather([int(values.abs().arg_max() or 0)]).item())
 
 
-def _rule(expectation: Expectation) -> str:
-    if expectation.pattern:
-        return "a known kind of verdict"
-    low, high = expectation.low, expectation.high
-    if low == high:
-        return f"{high:g}"
-    return f"at least {low:g}" if high is None else f"at most {high:g}"
-
-
-def judge(profile: Measurements, docs_dir: Path | None) -> Judgement:
-    """Holds a profile to all suites.
+def judge(measurements: Measurements, docs_dir: Path | None) -> Judgement:
+    """Holds measurements to the expectations of every area.
 
     Args:
         docs_dir: where Data Docs are written (quality/data_docs); None writes none.
@@ -80,22 +74,22 @@ def judge(profile: Measurements, docs_dir: Path | None) -> Judgement:
     if docs_dir is not None:
         shutil.rmtree(docs_dir, ignore_errors=True)  # pages of a run that was killed
         docs_dir.mkdir(parents=True)
-    frames = {area: getattr(profile, area) for area in AREAS}
-    success = run_suites(frames, EXPECTATIONS, docs_dir)
+    success = run_suites(measurements.areas, registry.AREAS, docs_dir)
     if docs_dir is not None:
         make_offline(docs_dir)
     results = [
         Outcome(
-            suite=expectation.suite,
-            name=expectation.name,
+            suite=area.name,
+            name=area.name_of(expectation),
             sentence=expectation.sentence,
             severity=expectation.severity,
-            success=success.get(expectation.name, False),
+            success=success.get(area.name_of(expectation), False),
             kind=expectation.kind,
-            observed=_observed(expectation, getattr(profile, expectation.suite)),
-            rule=_rule(expectation),
+            observed=_observed(expectation, measurements.areas[area.name]),
+            rule=expectation.rule,
         )
-        for expectation in EXPECTATIONS
+        for area in registry.AREAS
+        for expectation in area.expectations
     ]
     passed = all(result.success for result in results if result.severity == "critical")
     return Judgement(passed=passed, results=results)

@@ -1,4 +1,4 @@
-"""What is measured of the marks on events (availability, flags, conflicts) and of what lies beside them for their sake:
+"""What is measured of the marks on events (availability, flags, conflicts) and of the files that explain them:
 descriptions of codes, the list of quarantined rows, lags. Aggregates only.
 """
 
@@ -55,8 +55,8 @@ def count_marks(path: Path) -> pl.DataFrame:
 def uncounted_conflicts(marks: pl.DataFrame, ledger: pl.DataFrame) -> int:
     """By how many events the marks on events and the ledger's counts of conflicts disagree.
 
-    The ledger counts every conflict of an event, and the event bears the first of them: a count may be larger than
-    the marks, but by no more than the events that bear one that comes before it.
+    The ledger counts every conflict of an event, but the event bears only the first of them. So a count may be larger
+    than the marks, by no more than the number of events that bear an earlier conflict.
 
     Args:
         marks: as `count_marks` gives them.
@@ -86,7 +86,7 @@ def unlisted_rows(tree: ReleaseLayout, ledger: pl.DataFrame) -> pl.DataFrame:
 
 def changed_lags(tree: ReleaseLayout, before: ReleaseLayout) -> int:
     """Lags of the release before that this one does not have as they were."""
-    known, now = (gather([one.lags], LAGS, LAGS.names) for one in (before, tree))
+    known, now = (gather([release.lags], LAGS, LAGS.names) for release in (before, tree))
     return known.join(now, on=LAGS.names, how="anti").height
 
 

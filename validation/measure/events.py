@@ -1,4 +1,4 @@
-"""What is measured of the events, the ledger and the items: aggregates only, one bucket in memory at a time."""
+"""What is measured of the events: aggregates only, one bucket in memory at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

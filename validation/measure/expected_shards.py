@@ -85,10 +85,14 @@ def budget_differences(tiered: pl.DataFrame, plan: PlanEntry) -> int:
 
 
 def budget_ks_ratio(tiered: pl.DataFrame, plan: PlanEntry) -> float | None:
-    """How unlike train the token budgets are in their timelines' lengths: the largest Kolmogorov-Smirnov distance of a
-    budget's subjects to all that the plan keeps, in units of the distance that one random sample of that size in a
-    thousand exceeds. None without budgets."""
+    """How far the lengths of timelines in token budgets are from those of train; None without budgets.
+
+    The largest Kolmogorov-Smirnov distance of a budget's subjects to all that the plan keeps, divided by the distance
+    that a random sample of that size exceeds once in a thousand times.
+    """
     everyone = tiered["tokens"].to_numpy()
     held = [tiered.filter(pl.col("tier") <= number)["tokens"].to_numpy() for number in range(len(plan.budgets))]
-    ratios = [ks_statistic(one, everyone) * math.sqrt(len(one)) / KS_CRITICAL for one in held if len(one)]
+    ratios = [
+        ks_statistic(lengths, everyone) * math.sqrt(len(lengths)) / KS_CRITICAL for lengths in held if len(lengths)
+    ]
     return max(ratios, default=None)

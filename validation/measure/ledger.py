@@ -20,14 +20,14 @@ def read_ledger(tree: ReleaseLayout) -> pl.DataFrame:
 def balance(ledger: pl.DataFrame) -> pl.DataFrame:
     """One row per table: `raw`, `events`, `static`, `reference`, `quarantined`, `difference`, `emitted`.
 
-    The difference is what DESIGN.md promises to be zero: raw rows less events, static, reference and quarantined rows.
+    The difference must be zero: raw rows less events, static, reference and quarantined rows.
     """
 
     def rows(outcome: str) -> pl.Expr:
         return pl.col("rows").filter(pl.col("outcome") == outcome).sum().alias(outcome)
 
     made = pl.col("outcome").is_in(["events", "static", "reference"])
-    # a line over all tables, such as the one of conflicts, is no table
+    # a line over all tables, such as that of conflicts, is no table
     return (
         ledger.filter((pl.col("outcome") == "raw").any().over("table"))
         .group_by("table")
@@ -43,7 +43,7 @@ def balance(ledger: pl.DataFrame) -> pl.DataFrame:
 def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
     """`balance`, with each table's events in the release beside those that it is said to have made.
 
-    A table of the events that the ledger does not know stands here with `raw` 0, unless all its events are images'.
+    A table that the events name and the ledger does not is listed with `raw` 0, unless all its events are images'.
     `events_unexplained`, on every row, is what the tables' absolute differences add up to and the ledger does not
     explain for all tables together. `estimated_share` is of the timed events. `quarantine_unlisted`: see
     `unlisted_rows`.

@@ -159,9 +159,9 @@ def _sums_of(group: Group, rows: slice, part: I64, images: I64, unit_us: int) ->
     time[steps == np.iinfo(steps.dtype).min] = NO_TIME
     place = np.arange(len(time))
     place += np.repeat(group.offset[part] - (ends - length), length)
-    own_row = group.image_row[images] - rows.start
-    inside = (group.position[images] >= 0) & (group.position[images] < tokens[own_row])
-    at = (np.cumsum(tokens) - tokens)[own_row] + group.position[images]
+    row = group.image_row[images] - rows.start
+    inside = (group.position[images] >= 0) & (group.position[images] < tokens[row])
+    at = (np.cumsum(tokens) - tokens)[row] + group.position[images]
     sums = running(
         hash_tokens(
             place,

@@ -66,8 +66,8 @@ class _Place:
 
     def is_of(self, header: ShardHeader, path: Path) -> bool:
         """Whether a shard is what its place says."""
-        said = (header.profile, header.plan, header.mode, header.split, header.group, header.context)
-        return said == (self.profile, self.name, self.plan.mode, self.split, int(path.stem), self.plan.context)
+        stated = (header.profile, header.plan, header.mode, header.split, header.group, header.context)
+        return stated == (self.profile, self.name, self.plan.mode, self.split, int(path.stem), self.plan.context)
 
 
 def read_vocabulary(tree: ReleaseLayout, profile: str) -> pl.DataFrame:
@@ -198,13 +198,13 @@ def _plan_rows(
     )
     rows: list[dict[str, object]] = []
     for split, measures in measured.items():
-        here = expected.filter(pl.col("split") == split)
-        kept = here.filter(pl.col("tokens") > 0)
+        in_split = expected.filter(pl.col("split") == split)
+        kept = in_split.filter(pl.col("tokens") > 0)
         tiered = with_tiers(kept, plan) if split == "train" else kept.with_columns(pl.lit(0, pl.Int32).alias("tier"))
         wanted = tiered.filter(pl.col("tier") < max(1, len(plan.budgets)))
         segments = pl.concat([pl.DataFrame(schema=SEGMENTS), *measures.segments])
-        own = assigned.filter(pl.col("split") == split)
-        mine = found.join(own, on="subject_id", how="semi")
+        members = assigned.filter(pl.col("split") == split)
+        of_members = found.join(members, on="subject_id", how="semi")
         astray = _misplaced_segments(wanted, segments)
         rows.append(
             {
@@ -214,18 +214,20 @@ def _plan_rows(
                 "packs": measures.packs,
                 "subjects_timeline": wanted.height,
                 "subjects_shards": segments["subject_id"].n_unique(),
-                "tokens_timeline": int(here["given"].sum()),
+                "tokens_timeline": int(in_split["given"].sum()),
                 "tokens_dropped": sum(plan.dropped.get(split, {}).values()),
                 "tokens_shards": measures.tokens,
-                "token_difference": _token_difference(wanted, mine),
-                "drop_difference": _drop_difference(plan, split, here, wanted),
-                "foreign_subjects": segments.join(own, on="subject_id", how="anti")["subject_id"].n_unique(),
+                "token_difference": _token_difference(wanted, of_members),
+                "drop_difference": _drop_difference(plan, split, in_split, wanted),
+                "foreign_subjects": segments.join(members, on="subject_id", how="anti")["subject_id"].n_unique(),
                 "misplaced_tiers": _misplaced_tiers(wanted, segments),
                 "budget_differences": budget_differences(tiered, plan) if split == "train" else 0,
                 "budget_ks_ratio": budget_ks_ratio(tiered, plan) if split == "train" else None,
-                "budgets_short": sum(one.tokens < one.asked for one in plan.budgets) if split == "train" else 0,
+                "budgets_short": sum(budget.tokens < budget.asked for budget in plan.budgets)
+                if split == "train"
+                else 0,
                 "misplaced_segments": astray.height,
-                "changed_subjects": _changed_subjects(wanted, mine, sums, astray),
+                "changed_subjects": _changed_subjects(wanted, of_members, sums, astray),
                 "fill": measures.tokens / max(measures.capacity, 1),
                 "fill_judged": _judged_fill(measures, plan),
                 "max_segments": measures.max_segments,
@@ -240,14 +242,18 @@ def _plan_rows(
     return rows
 
 
+def _budgets_short(plan: PlanEntry) -> int:
+    return sum(budget.tokens < budget.asked for budget in plan.budgets)
+
+
 def _judged_fill(measures: ShardMeasures, plan: PlanEntry) -> float | None:
     judged = plan.mode == "packed" and measures.packs >= MANY_PACKS
     return measures.tokens / measures.capacity if judged else None
 
 
-def _drop_difference(plan: PlanEntry, split: str, here: pl.DataFrame, wanted: pl.DataFrame) -> int:
+def _drop_difference(plan: PlanEntry, split: str, in_split: pl.DataFrame, wanted: pl.DataFrame) -> int:
     """How far the declared drops are from what the plan leaves out of these subjects."""
-    left_out = int(here["given"].sum()) - int(wanted["tokens"].sum())
+    left_out = int(in_split["given"].sum()) - int(wanted["tokens"].sum())
     return abs(left_out - sum(plan.dropped.get(split, {}).values()))
 
 

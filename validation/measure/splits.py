@@ -15,11 +15,11 @@ from warehouse.layout import ReleaseLayout
 from warehouse.schemas import SCHEME_SUBJECTS, SPLIT_LEDGER, SPLIT_QUARANTINE
 
 FEWEST = 10  # subjects in each of two splits, below which they are not compared
-LIKE_PAPER, PAPER_SUBJECTS, PAPER_Z = 0.02, 4000, 2.0  # REQUIREMENTS 1.6: how alike MEHRT's own splits are
-# What chance does not reach in a lifetime of nights: nobody can move, so a release that is refused stays refused.
+LIKE_PAPER, PAPER_SUBJECTS, PAPER_Z = 0.02, 4000, 2.0  # how alike the splits of the MEHRT paper are
+# Chance does not reach these in a lifetime of nights. No subject can move, so a release that is refused stays refused.
 GROSS_Z = 5.0
 GROSS_KS = 2.69  # coefficient of the two-sample Kolmogorov-Smirnov statistic at alpha = 1e-6
-LEAST_KS, LEAST_POINTS = 0.01, 0.1  # differences that are none, however many subjects show them
+LEAST_KS, LEAST_POINTS = 0.01, 0.1  # smaller differences do not matter, however many subjects show them
 
 
 def read_ledger(tree: ReleaseLayout, scheme: str) -> pl.DataFrame:
@@ -55,13 +55,13 @@ def disagreements(
     present = subjects.select("subject_id").unique()
     ledger, aside = read_ledger(tree, scheme), read_set_aside(tree, scheme)
     assigned = read_assignments(tree, scheme).join(present, on="subject_id", how="semi")
-    here = ledger.select("subject_id", "split").join(present, on="subject_id", how="semi")
+    recorded = ledger.select("subject_id", "split").join(present, on="subject_id", how="semi")
     twice = (
-        pl.concat([here, assigned]).unique().group_by("subject_id").len().filter(pl.col("len") > 1)
-        if here.select("subject_id").is_duplicated().any() or assigned.select("subject_id").is_duplicated().any()
-        else here.clear()
+        pl.concat([recorded, assigned]).unique().group_by("subject_id").len().filter(pl.col("len") > 1)
+        if recorded.select("subject_id").is_duplicated().any() or assigned.select("subject_id").is_duplicated().any()
+        else recorded.clear()
     )
-    differing = [assigned.join(here, on=["subject_id", "split"], how="anti")]
+    differing = [assigned.join(recorded, on=["subject_id", "split"], how="anti")]
     differing.append(assigned.join(aside, on="subject_id", how="semi"))
     if primary and tree.subject_splits.is_file():
         meds = collect(scan(tree.subject_splits).select("subject_id", "split"), tree.subject_splits)
@@ -77,7 +77,7 @@ def disagreements(
         .join(aside, on="subject_id", how="anti")
         .height,
         "subjects_in_two_splits": twice.height,
-        # a subject in two splits is counted above, not here again
+        # a subject in two splits is counted above, not a second time
         "published_differently": pl.concat(differing).join(twice, on="subject_id", how="anti")["subject_id"].n_unique(),
         "ledgers_changed": int(not _is_whole(tree, scheme, ledger)),
         "subjects_moved": _moved(ledger, before, scheme),
@@ -131,7 +131,7 @@ def measure_splits(
 
     Columns: scheme, split, subjects, share, target, share_z (deviation in standard errors, null without a target);
     length_ks, length_smd (of the logarithm), interval_smd, modality_points (the largest difference of a modality set's
-    share); their `_ratio` to what is gross, and match_ratio, the larger |SMD| to what REQUIREMENTS 1.6 allows, null
+    share); their `_ratio` to what is gross, and match_ratio, the larger |SMD| to what is like the paper, null
     where a split has fewer than FEWEST subjects; set_aside and `disagreement` on every row.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads one embedding store to the last vector. Imports little: a process of its own does it, and starts quickly."""
+"""Reads one embedding store to the last vector, in a separate process: it imports little, to start quickly."""
 
 from pathlib import Path
 

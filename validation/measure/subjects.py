@@ -15,7 +15,7 @@ MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")  # more where
 MODALITY_NAMES = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray", "note": "note"}
 STRUCTURED, IMAGING = "structured", "imaging"
 QUANTILES = {"min": 0.0, "p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99, "max": 1.0}
-# REQUIREMENTS 1.6: the papers' "mean time interval" is not defined, so each reading has its name.
+# The papers do not define their "mean time interval", so each reading has its name.
 INTERVALS = {
     "interval_tokens": "a patient's mean over consecutive tokens; tokens of one time are 0 days apart",
     "interval_times": "a patient's mean over consecutive distinct times",

@@ -60,7 +60,7 @@ def hash_tokens(
         word |= token_id[part]
         word ^= splitmix64(time[part])
         result[part] = splitmix64(word.view(np.int64))
-    # Both sides are hashed by one polars, so its hashes of text need not be those of another version.
+    # The same polars hashes both sides, so its hashes of text may differ from those of another version.
     result[key_at] = splitmix64((result[key_at] ^ key.hash().to_numpy()).view(np.int64))
     return result
 
@@ -101,7 +101,7 @@ def timeline_sums(
             starts = _starts(subject)
             ends = np.append(starts, len(subject))[1:]
             sums = running(_hashes(left, starts, ends))
-            for kept in (one for one in wanted if one.images == images):
+            for kept in (kept for kept in wanted if kept.images == images):
                 first = starts if kept.last is None else np.maximum(starts, ends - kept.last)
                 frame = {"subject_id": subject[starts], "sum": sums[ends] - sums[first]}
                 parts[kept].append(pl.DataFrame(frame, schema=SUMS))

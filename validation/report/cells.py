@@ -38,7 +38,7 @@ class Cells:
     open: bool
 
     def count(self, value: int) -> Cell:
-        """A count on its own."""
+        """A count that no other cell gives away."""
         return SMALL if is_small(value) and not self.open else value
 
     def parts(self, values: Sequence[int], spare: Sequence[bool] | None = None) -> list[Cell]:
@@ -48,7 +48,7 @@ class Cells:
 
         Args:
             values: the parts (n,).
-            spare: parts that are hidden for others' sake only where nothing else is left (n,).
+            spare: parts that are hidden for the sake of others only where nothing else is left (n,).
         """
         shown: list[Cell] = [self.count(value) for value in values]
         hidden = [index for index, cell in enumerate(shown) if isinstance(cell, Hidden)]

@@ -1,4 +1,4 @@
-"""The report's figures, drawn from its tables, so that a hidden cell is hidden here too. PNG bytes, no display."""
+"""The report's figures, drawn from its tables, so that a hidden cell is hidden in them too. PNG bytes, no display."""
 
 import io
 from typing import Any

@@ -2,16 +2,16 @@
 
 import polars as pl
 
-from validation.measure.release import Measurements
-from validation.report import meanings
+from validation.areas.ledger import CONFLICTS, PARTIAL, QUARANTINED
+from validation.measurements import Measurements
 from validation.report.cells import LARGEST_SMALL, SMALL, WITHHELD, Cells, Hidden, follow
 from validation.report.table import Column, Row, Table
 
 
-def ledger_table(profile: Measurements, cells: Cells) -> Table:
+def ledger_table(measurements: Measurements, cells: Cells) -> Table:
     """Counts per raw table: raw = events + static + reference + quarantined."""
     rows: list[Row] = []
-    for line in profile.ledger.iter_rows(named=True):
+    for line in measurements.areas["ledger"].iter_rows(named=True):
         names = ("events", "static", "reference", "quarantined")
         parts = dict(zip(names, cells.parts([line[name] for name in names], [False, False, False, True]), strict=True))
         rows.append(
@@ -39,9 +39,9 @@ def ledger_table(profile: Measurements, cells: Cells) -> Table:
     return Table("counts", "Counts per table", columns, rows, note)
 
 
-def quarantine_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
+def quarantine_table(measurements: Measurements, ledger: Table, cells: Cells) -> Table:
     """Quarantined rows by table and reason."""
-    quarantined = profile.outcomes.filter((pl.col("outcome") == "quarantined") & (pl.col("rows") > 0))
+    quarantined = measurements.outcomes.filter((pl.col("outcome") == "quarantined") & (pl.col("rows") > 0))
     shown = {row["table"]: row for row in ledger.rows}
     rows: list[Row] = []
     for (table,), part in quarantined.sort("table", "reason").group_by("table", maintain_order=True):
@@ -51,7 +51,7 @@ def quarantine_table(profile: Measurements, ledger: Table, cells: Cells) -> Tabl
             kept = cell if isinstance(cell, Hidden) else follow(total.get("quarantined"), cell)
             raw = total.get("raw")
             share = value / raw if isinstance(raw, int) and raw else None
-            meaning = meanings.QUARANTINED.get(reason, "")
+            meaning = QUARANTINED.get(reason, "")
             row: Row = {"table": str(table), "reason": reason, "meaning": meaning, "rows": kept}
             rows.append(row | {"share": follow(kept, share)})
     columns = [
@@ -64,14 +64,14 @@ def quarantine_table(profile: Measurements, ledger: Table, cells: Cells) -> Tabl
     return Table("quarantine", "Quarantined rows", columns, rows, "Rows that made nothing, by the first reason.")
 
 
-def partial_table(profile: Measurements, cells: Cells) -> Table:
+def partial_table(measurements: Measurements, cells: Cells) -> Table:
     """Rows that were kept although something about them is missing or unreadable."""
-    kept = profile.outcomes.filter((pl.col("outcome") == "partial") & (pl.col("rows") > 0))
+    kept = measurements.outcomes.filter((pl.col("outcome") == "partial") & (pl.col("rows") > 0))
     rows: list[Row] = [
         {
             "table": line["table"],
             "reason": line["reason"],
-            "meaning": meanings.PARTIAL.get(line["reason"], ""),
+            "meaning": PARTIAL.get(line["reason"], ""),
             "rows": cells.count(line["rows"]),
         }
         for line in kept.sort("table", "reason").iter_rows(named=True)
@@ -82,16 +82,16 @@ def partial_table(profile: Measurements, cells: Cells) -> Table:
         Column("meaning", "What it means", "text"),
         Column("rows", "Rows"),
     ]
-    note = "These rows are in the release; they are counted here so that nobody has to find them."
+    note = "These rows are in the release; they are counted so that nobody has to search for them."
     return Table("partial", "Kept, with a reservation", columns, rows, note)
 
 
-def conflict_table(profile: Measurements, cells: Cells) -> Table:
+def conflict_table(measurements: Measurements, cells: Cells) -> Table:
     """Events that contradict another fact."""
-    counted = profile.outcomes.filter((pl.col("outcome") == "conflict") & (pl.col("rows") > 0))
+    counted = measurements.outcomes.filter((pl.col("outcome") == "conflict") & (pl.col("rows") > 0))
     summed = counted.group_by("reason").agg(pl.col("rows").sum()).sort("reason")
     rows: list[Row] = [
-        {"conflict": reason, "meaning": meanings.CONFLICTS.get(reason, ""), "events": cells.count(events)}
+        {"conflict": reason, "meaning": CONFLICTS.get(reason, ""), "events": cells.count(events)}
         for reason, events in summed.iter_rows()
     ]
     columns = [
@@ -106,15 +106,17 @@ def conflict_table(profile: Measurements, cells: Cells) -> Table:
     return Table("conflicts", "Contradictions", columns, rows, note)
 
 
-def availability_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
+def availability_table(measurements: Measurements, ledger: Table, cells: Cells) -> Table:
     """Events by how the moment is known at which they could be known."""
     stored = {row["table"]: row["stored"] for row in ledger.rows}
     rows: list[Row] = []
-    for line in profile.marks.sort("source").iter_rows(named=True):
+    for line in measurements.marks.sort("source").iter_rows(named=True):
         counts = [line[name] for name in _AVAILABILITY]
         shown = cells.parts(counts)
         modality = str(line["source"]).removeprefix("images/")
-        few = profile.items.filter((pl.col("modality") == modality) & pl.col("items").is_between(1, LARGEST_SMALL))
+        few = measurements.areas["items"].filter(
+            (pl.col("modality") == modality) & pl.col("items").is_between(1, LARGEST_SMALL)
+        )
         if isinstance(stored.get(line["source"]), Hidden) or (not cells.open and not few.is_empty()):
             # Their sum is withheld: a small cell of the ledger, or of the verdicts, could be worked out from it.
             shown = [
@@ -143,11 +145,11 @@ _AVAILABILITY = {
 }
 
 
-def time_format_table(profile: Measurements, ledger: Table, cells: Cells) -> Table:
+def time_format_table(measurements: Measurements, ledger: Table, cells: Cells) -> Table:
     """Values of each time column by the format that read them."""
-    raw = {line["table"]: line["raw"] for line in profile.ledger.iter_rows(named=True)}
+    raw = {line["table"]: line["raw"] for line in measurements.areas["ledger"].iter_rows(named=True)}
     read = (
-        profile.outcomes.filter((pl.col("outcome") == "time_format") & (pl.col("rows") > 0))
+        measurements.outcomes.filter((pl.col("outcome") == "time_format") & (pl.col("rows") > 0))
         .with_columns(pl.col("reason").str.extract_groups(r"^(?<column>.*?) (?<format>%.*)$").alias("read"))
         .unnest("read")
         .sort("table", "column", "format")
@@ -175,7 +177,7 @@ def time_format_table(profile: Measurements, ledger: Table, cells: Cells) -> Tab
     )
 
 
-def code_table(profile: Measurements) -> Table:
+def code_table(measurements: Measurements) -> Table:
     """Codes by namespace, and how many of them say what they mean; counts of codes, not of patients."""
     rows: list[Row] = [
         {
@@ -185,7 +187,7 @@ def code_table(profile: Measurements) -> Table:
             "share": line["described"] / line["codes"],
             "with_parents": line["with_parents"],
         }
-        for line in profile.codes.iter_rows(named=True)
+        for line in measurements.codes.iter_rows(named=True)
     ]
     columns = [
         Column("namespace", "Namespace", "text"),

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from validation.gate.judge import Judgement
-from validation.measure.release import Measurements
+from validation.measurements import Measurements
 from validation.report.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
 from validation.report.figures import length_figure, modality_figure
 from validation.report.table import Column, Format, Row, Table
@@ -104,20 +104,22 @@ def _given(context: Mapping[str, Any]) -> dict[str, Table]:
     }
 
 
-def _tokens(profile: Measurements) -> int:
-    """Tokens of the profiles' own plans: further plans hold the same ones again."""
-    if profile.shards.is_empty():
+def _tokens(measurements: Measurements) -> int:
+    """Tokens of the profiles' default plans: further plans hold the same tokens again."""
+    if measurements.areas["shards"].is_empty():
         return 0
-    return int(profile.shards.filter(profile.shards["plan"] == DEFAULT_PLAN)["tokens_shards"].sum())
+    return int(
+        measurements.areas["shards"].filter(measurements.areas["shards"]["plan"] == DEFAULT_PLAN)["tokens_shards"].sum()
+    )
 
 
-def _headline(profile: Measurements, cells: Cells) -> list[tuple[str, str]]:
-    usable = profile.items.filter(profile.items["verdict"] == "ok")["items"].sum()
+def _headline(measurements: Measurements, cells: Cells) -> list[tuple[str, str]]:
+    usable = measurements.areas["items"].filter(measurements.areas["items"]["verdict"] == "ok")["items"].sum()
     figures = {
-        "patients": int(profile.events["subjects"].item()),
-        "events": int(profile.events["rows"].item()),
+        "patients": int(measurements.areas["events"]["subjects"].item()),
+        "events": int(measurements.areas["events"]["rows"].item()),
         "usable images": int(usable),
-        "tokens": _tokens(profile),
+        "tokens": _tokens(measurements),
     }
     about = "" if cells.open else "about "
     shown = {name: (cells.rounded(value), value) for name, value in figures.items()}
@@ -143,7 +145,9 @@ def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str
             temporary.write_bytes(picture)
 
 
-def write_report(tree: ReleaseLayout, profile: Measurements, judgement: Judgement, context: Mapping[str, Any]) -> None:
+def write_report(
+    tree: ReleaseLayout, measurements: Measurements, judgement: Judgement, context: Mapping[str, Any]
+) -> None:
     """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
 
     Args:
@@ -163,10 +167,10 @@ def write_report(tree: ReleaseLayout, profile: Measurements, judgement: Judgemen
     context = (facts_of(known) if isinstance(known, Manifest) else {}) | dict(context)
     mode = str(context.get("deid_mode", "not declared"))
     cells = Cells(open=mode == OPEN_MODE)
-    tables = build_tables(profile, judgement, cells)
+    tables = build_tables(measurements, judgement, cells)
     figures = {
         "figure_a1": modality_figure(tables["figure_a1"]),
-        "figure_lengths": length_figure(tables["lengths"], profile.length_unit),
+        "figure_lengths": length_figure(tables["lengths"], measurements.length_unit),
     }
     given = _given(context)
     environment = jinja2.Environment(
@@ -188,11 +192,11 @@ def write_report(tree: ReleaseLayout, profile: Measurements, judgement: Judgemen
         mode=mode,
         mode_meaning=DEID_MODES.get(mode, ""),
         open=cells.open,
-        headline=_headline(profile, cells),
+        headline=_headline(measurements, cells),
         tables=tables | given,
         turn=turn,
         figures={name: base64.b64encode(picture).decode("ascii") for name, picture in figures.items()},
-        length_unit=profile.length_unit,
+        length_unit=measurements.length_unit,
     )
     try:
         _save(tree, tables | {name: table for name, table in given.items() if table.rows}, figures)

@@ -1,4 +1,4 @@
-"""The report's tables, from the release profile, small cells hidden: on the page, as JSON and as Parquet alike."""
+"""The report's tables, made from measurements, small cells hidden: on the page, as JSON and as Parquet alike."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Outcome
-from validation.measure.release import Measurements
 from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measurements import Measurements
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
     availability_table,
@@ -31,11 +31,11 @@ INTERVAL_HEADINGS = {
 }
 
 
-def verdict_table(profile: Measurements, cells: Cells) -> Table:
+def verdict_table(measurements: Measurements, cells: Cells) -> Table:
     """Images by modality and verdict."""
     names = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray"}
     rows: list[Row] = []
-    for line in profile.items.iter_rows(named=True):
+    for line in measurements.areas["items"].iter_rows(named=True):
         items = cells.count(line["items"])
         units = {
             name: follow(items, cells.count(line[name])) for name in ("units_expected", "units_encoded", "units_failed")
@@ -56,10 +56,10 @@ def verdict_table(profile: Measurements, cells: Cells) -> Table:
     return Table("verdicts", "Images", columns, rows, note)
 
 
-def sets_table(profile: Measurements, cells: Cells) -> Table:
+def sets_table(measurements: Measurements, cells: Cells) -> Table:
     """Figure A1's figures: subjects by modality set and split."""
     rows: list[Row] = []
-    for (split,), part in profile.sets.group_by("split", maintain_order=True):
+    for (split,), part in measurements.sets.group_by("split", maintain_order=True):
         shown = cells.parts(part["subjects"].to_list())
         for kind, share, cell in zip(part["set"], part["share"], shown, strict=True):
             rows.append({"split": str(split), "set": kind, "subjects": cell, "share": follow(cell, share)})
@@ -72,10 +72,10 @@ def sets_table(profile: Measurements, cells: Cells) -> Table:
     return Table("figure_a1", "Modalities by split", columns, rows)
 
 
-def histogram_table(profile: Measurements, cells: Cells) -> Table:
+def histogram_table(measurements: Measurements, cells: Cells) -> Table:
     """Subjects by length and split."""
     rows: list[Row] = []
-    for (split,), part in profile.histogram.group_by("split", maintain_order=True):
+    for (split,), part in measurements.histogram.group_by("split", maintain_order=True):
         shown = cells.parts(part["subjects"].to_list())
         for low, share, cell in zip(part["low"], part["share"], shown, strict=True):
             rows.append({"split": str(split), "low": low, "subjects": cell, "share": follow(cell, share)})
@@ -97,18 +97,18 @@ def _points(line: Mapping[str, Any], cells: Cells) -> Cell:
     return round(points / coarse) * coarse if coarse <= 1 else WITHHELD
 
 
-def balance_table(profile: Measurements, cells: Cells) -> Table:
+def balance_table(measurements: Measurements, cells: Cells) -> Table:
     """How alike the splits of each scheme are, and how many patients are set aside."""
     figures = ("length_ks", "length_smd", "interval_smd", "modality_points")
     rows: list[Row] = []
-    for (scheme,), part in profile.splits.group_by("scheme", maintain_order=True):
+    for (scheme,), part in measurements.areas["splits"].group_by("scheme", maintain_order=True):
         shown = cells.parts(part["subjects"].to_list())
         for line, cell in zip(part.iter_rows(named=True), shown, strict=True):
             row: Row = {"scheme": str(scheme), "split": line["split"], "subjects": cell, "target": line["target"]}
             row["share"] = follow(cell, line["share"])
             both = shown[0] if isinstance(shown[0], Hidden) else cell
-            told = {name: follow(both, line[name]) for name in figures}
-            rows.append(row | told | {"modality_points": follow(both, _points(line, cells))})
+            row |= {name: follow(both, line[name]) for name in figures}
+            rows.append(row | {"modality_points": follow(both, _points(line, cells))})
         if (aside := int(part["set_aside"][0])) > 0:
             blank: Row = dict.fromkeys(("share", "target", *figures))
             rows.append({"scheme": str(scheme), "split": "set aside", "subjects": cells.count(aside)} | blank)
@@ -130,9 +130,9 @@ def balance_table(profile: Measurements, cells: Cells) -> Table:
     return Table("balance", "How alike the splits are", columns, rows, note)
 
 
-def cohort_table(profile: Measurements, sets: Table, population: str, cells: Cells) -> Table:
+def cohort_table(measurements: Measurements, sets: Table, population: str, cells: Cells) -> Table:
     """Table A1 (all patients) or A2 (patients with images), a row per split."""
-    part = profile.cohorts.filter(pl.col("population") == population)
+    part = measurements.cohorts.filter(pl.col("population") == population)
     shown = cells.parts(part["subjects"].to_list())
     without = {row["split"]: row["subjects"] for row in sets.rows if row["set"] == MODALITY_SETS[0]}
     rows: list[Row] = []
@@ -154,7 +154,7 @@ def cohort_table(profile: Measurements, sets: Table, population: str, cells: Cel
         Column("split", "Split", "text"),
         Column("subjects", "Patients"),
         Column("share", "Share of patients", "share"),
-        Column("tokens", profile.length_unit.split(" of ")[0].capitalize()),
+        Column("tokens", measurements.length_unit.split(" of ")[0].capitalize()),
         *_headings("length", "Length"),
         *(column for name, heading in INTERVAL_HEADINGS.items() for column in _headings(name, heading)),
     ]
@@ -165,8 +165,8 @@ def cohort_table(profile: Measurements, sets: Table, population: str, cells: Cel
     )
     readings = "; ".join(f"{INTERVAL_HEADINGS[name].lower()}: {meaning}" for name, meaning in INTERVALS.items())
     note = (
-        f"Length: {length} a patient ({profile.length_unit}). The papers do not define their interval; {readings}. "
-        "The first is meant by Table A1 here. Nothing is clipped."
+        f"Length: {length} a patient ({measurements.length_unit}). The papers do not define their interval; "
+        f"{readings}. The first is the one of Table A1. Nothing is clipped."
     )
     return Table(name, title, columns, rows, note, upright=True)
 
@@ -189,24 +189,25 @@ def _headings(prefix: str, heading: str) -> list[Column]:
     return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
-def shard_table(profile: Measurements, cohort: Table, cells: Cells) -> Table:
+def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Table:
     """Shards by profile, plan and split; what would give a hidden number of patients away is hidden too."""
     known = {row["split"]: row["subjects"] for row in cohort.rows}
     names = ("packs", "tokens_timeline", "tokens_dropped", "tokens_shards", "token_difference", "fill", "max_segments",
              "image_places")  # fmt: skip
     rows: list[Row] = []
-    for _, part in profile.shards.group_by("profile", "plan", maintain_order=True):
-        # Their sum is known from the verdicts: one split's small number would be what is left of it.
+    for _, part in measurements.areas["shards"].group_by("profile", "plan", maintain_order=True):
+        # Their sum is known from the verdicts: a split's small number could be worked out from it.
         images = cells.parts(part["image_places"].to_list())
         for line, places in zip(part.iter_rows(named=True), images, strict=True):
             # A further plan may hold a few subjects, and as many packs.
-            told = cells.count(line["subjects_shards"]) if line["plan"] != DEFAULT_PLAN else known.get(line["split"])
+            further = line["plan"] != DEFAULT_PLAN
+            subjects = cells.count(line["subjects_shards"]) if further else known.get(line["split"])
             whole: Row = {name: line[name] for name in names}
             # To two figures, as tokens less those of Table A1 are images.
             whole |= {name: cells.rounded(line[name]) for name in names[:4]}
             if not cells.open and line["fill"] is not None:
                 whole["fill"] = round(line["fill"], 2)
-            shown = {name: follow(told, value) for name, value in whole.items()}
+            shown = {name: follow(subjects, value) for name, value in whole.items()}
             shown["image_places"] = follow(shown["image_places"], places)
             rows.append({name: line[name] for name in ("profile", "plan", "split")} | shown)
     columns = [
@@ -271,29 +272,29 @@ def listed(
     return Table(name, title, columns, [{column.name: entry.get(column.name) for column in columns} for entry in given])
 
 
-def build_tables(profile: Measurements, judgement: Judgement, cells: Cells) -> dict[str, Table]:
+def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells) -> dict[str, Table]:
     """All tables by name."""
-    ledger, sets = ledger_table(profile, cells), sets_table(profile, cells)
-    first, second = (cohort_table(profile, sets, population, cells) for population in (STRUCTURED, IMAGING))
-    alike = balance_table(profile, cells)
-    told = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
+    ledger, sets = ledger_table(measurements, cells), sets_table(measurements, cells)
+    first, second = (cohort_table(measurements, sets, population, cells) for population in (STRUCTURED, IMAGING))
+    alike = balance_table(measurements, cells)
+    shown = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
     tables = [
         expectation_table(judgement, cells),
         ledger,
-        quarantine_table(profile, ledger, cells),
-        partial_table(profile, cells),
-        conflict_table(profile, cells),
-        availability_table(profile, ledger, cells),
-        time_format_table(profile, ledger, cells),
-        code_table(profile),
-        verdict_table(profile, cells),
+        quarantine_table(measurements, ledger, cells),
+        partial_table(measurements, cells),
+        conflict_table(measurements, cells),
+        availability_table(measurements, ledger, cells),
+        time_format_table(measurements, ledger, cells),
+        code_table(measurements),
+        verdict_table(measurements, cells),
         first,
         second,
         sets,
         alike,
-        histogram_table(profile, cells),
-        shard_table(profile, first, cells),
-        budget_table(profile.budgets, {cell for cell in told if isinstance(cell, int)}, cells),
-        coverage_table(profile.coverage, cells),
+        histogram_table(measurements, cells),
+        shard_table(measurements, first, cells),
+        budget_table(measurements.budgets, {cell for cell in shown if isinstance(cell, int)}, cells),
+        coverage_table(measurements.coverage, cells),
     ]
     return {table.name: table for table in tables}

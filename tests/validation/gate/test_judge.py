@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import staging
-from validation.gate.expectations import EXPECTATIONS
+from validation.areas.registry import AREAS
 from validation.gate.judge import Judgement, judge
 from validation.measure.events import misplaced_subjects
-from validation.measure.release import Measurements, profile_release
+from validation.measure.source import MeasuredRelease
 from validation.measure.splits import ks_statistic, measure_splits
+from validation.measurements import Measurements, measure_release
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
@@ -28,7 +29,8 @@ from warehouse.shards.file import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]
 MUTATIONS: dict[str, Mutation] = {}
-FRACTIONS: dict[str, dict[str, float]] = {}  # where a mutation is one of the scheme, not of the tree
+FRACTIONS: dict[str, dict[str, float]] = {}  # of mutations that change the scheme, not the tree
+EXPECTATIONS = {area.name_of(expectation): expectation for area in AREAS for expectation in area.expectations}
 
 
 @pytest.fixture
@@ -41,15 +43,20 @@ def before_of(tree: ReleaseLayout) -> ReleaseLayout:
     return ReleaseLayout(tree.path.with_name("before"))
 
 
-def profile(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> Measurements:
-    return profile_release(
-        tree,
-        scheme=staging.SCHEME,
-        fractions=fractions or staging.FRACTIONS,
-        profiles=staging.profile_entries(),
-        buckets=staging.BUCKETS,
-        before=before_of(tree),
+def measure(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> Measurements:
+    return measure_release(
+        MeasuredRelease(
+            tree=tree,
+            buckets=staging.BUCKETS,
+            profiles=staging.profile_entries(),
+            schemes={staging.SCHEME: fractions or staging.FRACTIONS},
+            before=before_of(tree),
+        )
     )
+
+
+def with_area(measurements: Measurements, name: str, frame: pl.DataFrame) -> Measurements:
+    return replace(measurements, areas={**measurements.areas, name: frame})
 
 
 def failed(judgement: Judgement) -> set[str]:
@@ -111,10 +118,10 @@ def wrong_type(tree: ReleaseLayout) -> None:
 
 @breaks("events.misplaced_subjects")
 def swapped_buckets(tree: ReleaseLayout) -> None:
-    one, other, spare = tree.events(0), tree.events(1), tree.path / "spare"
-    one.rename(spare)
-    other.rename(one)
-    spare.rename(other)
+    first, second, spare = tree.events(0), tree.events(1), tree.path / "spare"
+    first.rename(spare)
+    second.rename(first)
+    spare.rename(second)
 
 
 @breaks("events.rows_out_of_order")
@@ -158,8 +165,8 @@ def guessed(tree: ReleaseLayout) -> None:
 
 @breaks("events.availability_of_static")
 def available_static(tree: ReleaseLayout) -> None:
-    one = pl.col("time").is_null() & (pl.col("subject_id") == 0)
-    marked = pl.when(one).then(pl.lit("time")).otherwise(pl.col("availability")).alias("availability")
+    static = pl.col("time").is_null() & (pl.col("subject_id") == 0)
+    marked = pl.when(static).then(pl.lit("time")).otherwise(pl.col("availability")).alias("availability")
     change(tree, "events", lambda frame: frame.with_columns(marked))
 
 
@@ -279,7 +286,7 @@ def all_splits() -> dict[int, str]:
 
 @breaks("splits.subjects_without_split")
 def unassigned(tree: ReleaseLayout) -> None:
-    """One without tokens, so that no shard lacks it."""
+    """The subject has no tokens, so that no shard lacks it."""
     splits = {subject: split for subject, split in all_splits().items() if subject != 5}
     staging.write_scheme_subjects(tree, list(splits.items()))
     staging.write_subject_splits(tree, splits)
@@ -319,7 +326,7 @@ def other_fractions(tree: ReleaseLayout) -> None:
     FRACTIONS["splits.share_z"] = {"train": 0.4, "tuning": 0.3, "held_out": 0.3}
 
 
-# What is measured of subjects, where a mutation is one of how they are split; a tree of so many would take long.
+# What is measured of subjects, for mutations of how they are split: a tree of so many subjects would take long.
 PARTS: dict[str, pl.DataFrame] = {}
 SIZES = {"train": 800, "tuning": 100, "held_out": 100}
 
@@ -408,14 +415,12 @@ def with_keys(other: dict[str, str]) -> Callable[[pl.DataFrame], pl.DataFrame]:
 @breaks("shards.token_difference")
 def lost_pack(tree: ReleaseLayout) -> None:
     timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != 3)
-    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
-    staging.write_shards(tree, timelines, splits)
+    staging.write_shards(tree, timelines, all_splits())
 
 
 @breaks("shards.foreign_subjects")
 def leaked_subject(tree: ReleaseLayout) -> None:
-    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
-    staging.write_shards(tree, staging.read_all(tree, "timeline"), splits | {5: "held_out"})
+    staging.write_shards(tree, staging.read_all(tree, "timeline"), all_splits() | {5: "held_out"})
 
 
 @breaks("shards.malformed_packs")
@@ -488,7 +493,7 @@ def late_start(tree: ReleaseLayout) -> None:
 @breaks("shards.budget_ks_ratio")
 @breaks("shards.budgets_short")
 def another_plan(_: ReleaseLayout) -> None:
-    """Nothing: tests/validation/measure/test_shards.py breaks plans, here the figure is the one that it would give."""
+    """Changes nothing: tests/validation/measure/test_shards.py breaks plans. Their figure is set by the test."""
 
 
 OF_PLANS = {
@@ -509,15 +514,15 @@ def empty_packs(tree: ReleaseLayout) -> None:
 
 
 def test_a_right_release_passes_every_expectation(tree: ReleaseLayout) -> None:
-    judgement = judge(profile(tree), None)
+    judgement = judge(measure(tree), None)
     assert judgement.passed
     assert failed(judgement) == set()
     assert len(judgement.results) == len(EXPECTATIONS)
 
 
 def test_every_expectation_has_its_mutation() -> None:
-    assert set(MUTATIONS) == {expectation.name for expectation in EXPECTATIONS}
-    assert len({expectation.name for expectation in EXPECTATIONS}) == len(EXPECTATIONS)
+    assert set(MUTATIONS) == set(EXPECTATIONS)
+    assert len(EXPECTATIONS) == sum(len(area.expectations) for area in AREAS)
 
 
 # What cannot fail alone: no events and no ledger are the same release without content.
@@ -547,27 +552,28 @@ def compared(subjects: pl.DataFrame) -> pl.DataFrame:
 def test_splits_that_are_alike_pass(tree: ReleaseLayout) -> None:
     measured = compared(in_splits())
     assert measured.select("length_ks_ratio", "modality_ratio", "match_ratio").null_count().sum_horizontal().item() == 0
-    assert failed(judge(replace(profile(tree), splits=measured), None)) == set()
+    assert failed(judge(with_area(measure(tree), "splits", measured), None)) == set()
 
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str) -> None:
     MUTATIONS[name](tree)
-    measured = profile(tree, FRACTIONS.get(name))
+    measured = measure(tree, FRACTIONS.get(name))
     if name in PARTS:
-        measured = replace(measured, splits=compared(PARTS[name]))
+        measured = with_area(measured, "splits", compared(PARTS[name]))
     if name in OF_PLANS:
-        measured = replace(measured, shards=measured.shards.with_columns(pl.lit(2).alias(name.split(".")[1])))
+        column = pl.lit(2).alias(name.split(".")[1])
+        measured = with_area(measured, "shards", measured.areas["shards"].with_columns(column))
     judgement = judge(measured, None)
     expected = TOGETHER.get(name, {name})
     assert failed(judgement) == expected
-    critical = {expectation.name for expectation in EXPECTATIONS if expectation.severity == "critical"}
+    critical = {name for name, expectation in EXPECTATIONS.items() if expectation.severity == "critical"}
     assert judgement.passed == (not expected & critical)
 
 
 def test_an_expectation_that_cannot_be_evaluated_fails(tree: ReleaseLayout) -> None:
-    whole = profile(tree)
-    lacking = Measurements(**vars(whole) | {"shards": whole.shards.drop("token_difference")})
+    whole = measure(tree)
+    lacking = with_area(whole, "shards", whole.areas["shards"].drop("token_difference"))
     judgement = judge(lacking, None)
     assert failed(judgement) == {"shards.token_difference"}
     assert not judgement.passed
@@ -575,7 +581,7 @@ def test_an_expectation_that_cannot_be_evaluated_fails(tree: ReleaseLayout) -> N
 
 def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLayout) -> None:
     lost_rows(tree)
-    judge(profile(tree), tree.quality / "data_docs")
+    judge(measure(tree), tree.quality / "data_docs")
     pages = list((tree.quality / "data_docs").rglob("*.html"))
     assert {page.name for page in pages} >= {"index.html", "events.html", "shards.html"}
     texts = [page.read_text(encoding="utf-8") for page in pages]
@@ -584,7 +590,7 @@ def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLay
         assert "<script" not in text
         assert 'rel="stylesheet" href="http' not in text
         assert 'src="http' not in text
-        # A number by itself: Data Docs' own identifiers and moments may hold any digits.
+        # A number that stands alone: Data Docs' own identifiers and moments may hold any digits.
         assert not re.search(r"(?<![\w.-])(?<!\d:)190(?!\w)", text)
 
 
@@ -592,14 +598,14 @@ def test_a_damaged_file_is_named_not_traced(tree: ReleaseLayout) -> None:
     path = tree.events(0)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TimeloomError, match=r"data/0000\.parquet"):
-        profile(tree)
+        measure(tree)
 
 
 def test_a_split_shard_under_the_wrong_name_is_malformed(tree: ReleaseLayout) -> None:
     tuning = tree.shard(staging.PROFILE, "tuning", 0)
     _, packs = read_shard(tuning)
     write_shard(tuning, packs, staging.header("train"))
-    assert failed(judge(profile(tree), None)) == {"shards.malformed_packs"}
+    assert failed(judge(measure(tree), None)) == {"shards.malformed_packs"}
 
 
 @settings(max_examples=50, deadline=None)
@@ -629,9 +635,9 @@ def add_to_ledger(tree: ReleaseLayout, *rows: tuple[str, str, str, int, int]) ->
 def test_second_deaths_that_the_ledger_explains_are_not_missed(tree: ReleaseLayout) -> None:
     lost_event(tree)
     add_to_ledger(tree, ("all tables", "conflict", "further_birth_or_death", 1, 0))
-    measured = profile(tree)
+    measured = measure(tree)
     assert failed(judge(measured, None)) == set()
-    assert "all tables" not in measured.ledger["table"].to_list()
+    assert "all tables" not in measured.areas["ledger"]["table"].to_list()
 
 
 def test_second_deaths_in_quarantine_explain_nothing_else(tree: ReleaseLayout) -> None:
@@ -643,7 +649,7 @@ def test_second_deaths_in_quarantine_explain_nothing_else(tree: ReleaseLayout) -
         ("patients", "quarantined", "further_birth_or_death", 1, 0),
         ("patients", "raw", "", 1, 0),
     )
-    assert failed(judge(profile(tree), None)) == {"ledger.events_unexplained", "ledger.quarantined_share"}
+    assert failed(judge(measure(tree), None)) == {"ledger.events_unexplained", "ledger.quarantined_share"}
 
 
 def test_an_estimate_before_its_own_time_is_refused(tree: ReleaseLayout) -> None:
@@ -656,14 +662,14 @@ def test_an_estimate_before_its_own_time_is_refused(tree: ReleaseLayout) -> None
             pl.when(estimated).then(early).otherwise(pl.col("available_time")).alias("available_time")
         ),
     )
-    assert failed(judge(profile(tree), None)) == {"events.available_before_time"}
+    assert failed(judge(measure(tree), None)) == {"events.available_before_time"}
 
 
 def test_a_conflict_hidden_by_an_earlier_one_is_no_fault_and_a_lost_one_is(tree: ReleaseLayout) -> None:
     add_to_ledger(tree, ("all tables", "conflict", "end_before_start", 2, 0))
-    assert failed(judge(profile(tree), None)) == set()
+    assert failed(judge(measure(tree), None)) == set()
     add_to_ledger(tree, ("all tables", "conflict", "before_birth", 1, 0))
-    assert failed(judge(profile(tree), None)) == {"events.conflicts_uncounted"}
+    assert failed(judge(measure(tree), None)) == {"events.conflicts_uncounted"}
 
 
 def test_lags_may_be_added_and_not_lost(tree: ReleaseLayout) -> None:
@@ -671,6 +677,6 @@ def test_lags_may_be_added_and_not_lost(tree: ReleaseLayout) -> None:
     staging.write_lags(before)
     first = pl.read_parquet(before.lags).head(1)
     write_table(before.lags, first, LAGS, "lags")
-    assert failed(judge(profile(tree), None)) == set()
+    assert failed(judge(measure(tree), None)) == set()
     write_table(tree.lags, pl.read_parquet(tree.lags).tail(1), LAGS, "lags")
-    assert failed(judge(profile(tree), None)) == {"events.lags_changed"}
+    assert failed(judge(measure(tree), None)) == {"events.lags_changed"}

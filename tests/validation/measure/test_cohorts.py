@@ -4,7 +4,8 @@ not."""
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,7 @@ from validation.measure.subjects import (
     read_subjects,
     set_of,
 )
+from validation.measurements import Measurements
 from validation.report.cells import Cells
 from validation.report.tables import balance_table
 from warehouse.layout import ReleaseLayout
@@ -62,9 +64,9 @@ def write_release(path: Path, rows: list[Token]) -> ReleaseLayout:
         pl.lit(2.5).alias("mean_interval_days"),
     )
     for bucket in range(2):
-        mine = pl.col("subject_id") % 2 == bucket
-        write_table(tree.timeline("x", bucket), frame.filter(mine), TIMELINES, "timeline")
-        write_table(tree.subjects(bucket), subjects.filter(mine), SUBJECTS, "subjects")
+        in_bucket = pl.col("subject_id") % 2 == bucket
+        write_table(tree.timeline("x", bucket), frame.filter(in_bucket), TIMELINES, "timeline")
+        write_table(tree.subjects(bucket), subjects.filter(in_bucket), SUBJECTS, "subjects")
     return tree
 
 
@@ -80,8 +82,8 @@ def test_lengths_and_intervals_are_those_of_plain_loops(tmp_path: Path, rows: li
     found = {row["subject_id"]: row for row in read_subjects(tree, "x", 2).iter_rows(named=True)}
     assert sorted(found) == list(range(6))
     for subject, row in found.items():
-        assert row["tokens"] == sum(one[0] == subject for one in rows)
-        assert row["structured"] == sum(one[0] == subject and one[1] != TokenType.IMAGE for one in rows)
+        assert row["tokens"] == sum(token[0] == subject for token in rows)
+        assert row["structured"] == sum(token[0] == subject and token[1] != TokenType.IMAGE for token in rows)
         assert row["set"] == MODALITY_SETS[int(subject < 3)]
         for cohort in (STRUCTURED, IMAGING):
             times = times_of(rows, subject, cohort)
@@ -103,8 +105,13 @@ def test_pooled_gaps_are_those_of_plain_loops(tmp_path: Path, rows: list[Token])
     cohorts = measure_cohorts(subjects, ["train", "tuning"], gaps)
     for cohort in (STRUCTURED, IMAGING):
         for split in ("train", "tuning"):
-            members = [one for one, own in splits.items() if own == split and (cohort == STRUCTURED or one < 3)]
-            pooled = sorted(float(gap) for one in members for gap in np.diff(sorted(set(times_of(rows, one, cohort)))))
+            members = [
+                subject
+                for subject, assigned in splits.items()
+                if assigned == split and (cohort == STRUCTURED or subject < 3)
+            ]
+            times = [sorted(set(times_of(rows, subject, cohort))) for subject in members]
+            pooled = sorted(float(gap) for distinct in times for gap in np.diff(distinct))
             row = cohorts.filter(population=cohort, split=split).row(0, named=True)
             assert row["interval_pooled_n"] == len(pooled)
             if not pooled:
@@ -224,10 +231,10 @@ def test_few_subjects_are_never_judged() -> None:
 
 
 def test_the_standardised_difference_is_that_of_its_definition() -> None:
-    one, other = np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 9.0, 1.0])
-    expected = (3.5 - 7 / 3) / np.sqrt((np.var(one, ddof=1) + np.var(other, ddof=1)) / 2)
-    assert smd(one, other) == pytest.approx(expected) == pytest.approx(-smd(other, one))
-    assert smd(np.full(5, 0.1), np.full(9, 0.1)) == smd(one, other[:1]) == 0
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 9.0, 1.0])
+    expected = (3.5 - 7 / 3) / np.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
+    assert smd(first, second) == pytest.approx(expected) == pytest.approx(-smd(second, first))
+    assert smd(np.full(5, 0.1), np.full(9, 0.1)) == smd(first, second[:1]) == 0
 
 
 # --- the report
@@ -257,10 +264,8 @@ def balance(subjects: list[int], aside: int, *, open_cells: bool) -> list[dict[s
         pl.lit(0.01234).alias(name) for name in ("length_ks", "length_smd", "interval_smd", "modality_points")
     )
 
-    class Profile:
-        splits = frame
-
-    return balance_table(Profile, Cells(open=open_cells)).frame().to_dicts()  # type: ignore[arg-type]
+    measurements = cast(Measurements, SimpleNamespace(areas={"splits": frame}))
+    return balance_table(measurements, Cells(open=open_cells)).frame().to_dicts()
 
 
 def test_the_report_counts_who_is_set_aside() -> None:

@@ -123,10 +123,10 @@ def test_subjects_of_another_split_or_of_none_are_seen(tmp_path: Path) -> None:
 def test_a_subject_in_another_tier_is_seen_as_no_longer_nested(tmp_path: Path) -> None:
     case, profiles = made(tmp_path, PLANS["scaling"])
     first, second = (case.tree.shard("mehrt", "train", number, "p") for number in (0, 2))
-    (one, packs), (two, others) = read_shard(first), read_shard(second)
+    (first_header, packs), (second_header, others) = read_shard(first), read_shard(second)
     assert len(packs), len(others)
-    write_shard(first, replace(others, pack_id=others.pack_id & 0xFFFFFFFF), replace(two, group=0))
-    write_shard(second, replace(packs, pack_id=packs.pack_id | 2 << 32), replace(one, group=2))
+    write_shard(first, replace(others, pack_id=others.pack_id & 0xFFFFFFFF), replace(second_header, group=0))
+    write_shard(second, replace(packs, pack_id=packs.pack_id | 2 << 32), replace(first_header, group=2))
     assert set(faults(case, profiles)) == {"misplaced_tiers"}
 
 
@@ -240,8 +240,8 @@ def two_subjects_swapped(case: Case) -> None:
     packs = first_shard(case)
     whole = np.flatnonzero((packs.segment_length == 3) & (packs.segment_offset == 0))
     subjects = packs.segment_subject.copy()
-    one, other = subjects[whole[0]], subjects[whole[1]]
-    subjects[whole[[0, 1]]] = other, one
+    first, second = subjects[whole[0]], subjects[whole[1]]
+    subjects[whole[[0, 1]]] = second, first
     change(case, "train", 0, segment_subject=subjects)
 
 
@@ -288,11 +288,11 @@ def test_images_of_others_and_out_of_place_are_seen(tmp_path: Path) -> None:
     modality = packs.image_modality
     of = [owner[key] for key in keys]
     pairs = [(a, b) for a in range(len(keys)) for b in range(a)]
-    # In another's place, of the same modality; in the same subject's other place: each image is its own.
+    # Images of two subjects with one modality change places; so do those of one subject with two modalities.
     strange = next((a, b) for a, b in pairs if of[a] != of[b] and modality[a] == modality[b])
-    own = next((a, b) for a, b in pairs if of[a] == of[b] and modality[a] != modality[b])
+    of_one_subject = next((a, b) for a, b in pairs if of[a] == of[b] and modality[a] != modality[b])
     for (a, b), expected in ((strange, {"foreign_images": 2, "changed_subjects": 2}),
-                             (own, {"foreign_images": 2, "changed_subjects": 1})):  # fmt: skip
+                             (of_one_subject, {"foreign_images": 2, "changed_subjects": 1})):  # fmt: skip
         order = np.arange(len(keys))
         order[[a, b]] = b, a
         change(case, "train", 0, image_key=packs.image_key.take(pa.array(order)))
@@ -313,7 +313,7 @@ def test_two_images_of_one_subject_may_not_change_places(tmp_path: Path) -> None
     pairs = np.flatnonzero(packs.image_modality == packs.image_modality[0])
     owner = dict(items_of(case).select("item_key", "subject_id").iter_rows())
     of = np.array([owner[key] for key in packs.image_key.to_pylist()])
-    same = [one for one in pairs if of[one] == of[0]][:2]
+    same = [place for place in pairs if of[place] == of[0]][:2]
     order = np.arange(len(of))
     order[same] = same[::-1]
     change(case, "train", 0, image_key=packs.image_key.take(pa.array(order)))

@@ -3,6 +3,8 @@
 import html
 import json
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 
 from pipelines.aligning.conflicts import CONFLICTS
 from tests.support import staging
+from validation.areas import ledger
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
 from validation.measure.budgets import BUDGETS, list_budgets
-from validation.measure.release import Measurements, profile_release
-from validation.report import meanings
+from validation.measure.source import MeasuredRelease
+from validation.measure.subjects import measure_cohorts
+from validation.measurements import Measurements, measure_release
 from validation.report.cells import Cells, Hidden
 from validation.report.page import show, write_report
 from validation.report.tables import build_tables
@@ -39,24 +43,27 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLayout:
 
 
 @pytest.fixture(scope="module")
-def profile(tree: ReleaseLayout) -> Measurements:
-    return profile_release(
-        tree,
-        scheme=staging.SCHEME,
-        fractions=staging.FRACTIONS,
-        profiles=staging.profile_entries(),
-        buckets=staging.BUCKETS,
+def measurements(tree: ReleaseLayout) -> Measurements:
+    return measure_release(
+        MeasuredRelease(
+            tree=tree,
+            buckets=staging.BUCKETS,
+            profiles=staging.profile_entries(),
+            schemes={staging.SCHEME: staging.FRACTIONS},
+        )
     )
 
 
-def written(tree: ReleaseLayout, profile: Measurements, **context: object) -> tuple[str, dict[str, list[dict]]]:
-    write_report(tree, profile, judge(profile, None), CONTEXT | context)
+def written(
+    tree: ReleaseLayout, measurements: Measurements, **context: object
+) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    write_report(tree, measurements, judge(measurements, None), CONTEXT | context)
     tables = json.loads((tree.quality / "tables.json").read_text(encoding="utf-8"))
     return tree.report.read_text(encoding="utf-8"), {name: table["rows"] for name, table in tables.items()}
 
 
-def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, profile: Measurements) -> None:
-    page, tables = written(tree, profile, deid_mode="synthetic")
+def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, measurements: Measurements) -> None:
+    page, tables = written(tree, measurements, deid_mode="synthetic")
     assert "Published" in page
     assert "2026-11-20T02-00-00Z" in page
     assert "random &lt;b&gt;" in page
@@ -82,16 +89,17 @@ def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout
     assert "1–10" not in page
 
 
-def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, profile: Measurements) -> None:
-    page, _ = written(tree, profile, deid_mode="synthetic")
+def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, measurements: Measurements) -> None:
+    page, _ = written(tree, measurements, deid_mode="synthetic")
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 2
     assert "url(" not in page
 
 
-def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: Measurements) -> None:
-    broken = Measurements(**vars(profile) | {"events": profile.events.with_columns(pl.lit(12).alias("empty_codes"))})
+def test_a_refusal_says_so_first(tree: ReleaseLayout, measurements: Measurements) -> None:
+    events = measurements.areas["events"].with_columns(pl.lit(12).alias("empty_codes"))
+    broken = replace(measurements, areas={**measurements.areas, "events": events})
     page, tables = written(tree, broken, deid_mode="synthetic")
     assert "Refused: nothing was published" in page
     assert page.index("no code is empty") < page.index("<h2>Expectations")
@@ -102,9 +110,9 @@ def test_a_refusal_says_so_first(tree: ReleaseLayout, profile: Measurements) -> 
 
 @pytest.mark.parametrize("context", [{"deid_mode": "expert"}, {"deid_mode": "limited"}, {}])
 def test_small_cells_are_hidden_unless_patients_are_simulated(
-    tree: ReleaseLayout, profile: Measurements, context: dict[str, str]
+    tree: ReleaseLayout, measurements: Measurements, context: dict[str, str]
 ) -> None:
-    page, tables = written(tree, profile, **context)
+    page, tables = written(tree, measurements, **context)
     labs = next(row for row in tables["counts"] if row["table"] == "labs")
     assert labs["raw"] == 181
     # 181 - 180 would give the one quarantined row away, and so would 180 events made
@@ -143,22 +151,22 @@ def test_small_cells_are_hidden_unless_patients_are_simulated(
             assert not hidden or all(value is None for key, value in row.items() if key not in {"split", "withheld"})
 
 
-def with_budgets(profile: Measurements, *subjects: int, plan: str = "scaling") -> Measurements:
-    """The profile with a plan of token budgets that hold so many patients."""
+def with_budgets(measurements: Measurements, *subjects: int, plan: str = "scaling") -> Measurements:
+    """The measurements with a plan of token budgets that hold so many patients."""
     budgets = tuple(
         BudgetEntry(asked=1000 * place + 1, tokens=1000 * place + 40, all_tokens=1300 * place, subjects=number, files=1)
         for place, number in enumerate(subjects, 1)
     )
     entry = staging.profile_entries()[staging.PROFILE]
     scaled = entry.model_copy(update={"plans": {plan: entry.plans["default"].model_copy(update={"budgets": budgets})}})
-    listed = pl.concat([profile.budgets, list_budgets({staging.PROFILE: scaled})])
-    return Measurements(**vars(profile) | {"budgets": listed})
+    listed = pl.concat([measurements.budgets, list_budgets({staging.PROFILE: scaled})])
+    return replace(measurements, budgets=listed)
 
 
-def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profile: Measurements) -> None:
-    page, tables = written(tree, profile, deid_mode="synthetic")
+def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, measurements: Measurements) -> None:
+    page, tables = written(tree, measurements, deid_mode="synthetic")
     assert "<h2>Token budgets" not in page and tables["budgets"] == []
-    page, tables = written(tree, with_budgets(profile, 3, 20), deid_mode="synthetic")
+    page, tables = written(tree, with_budgets(measurements, 3, 20), deid_mode="synthetic")
     assert "<h2>Token budgets" in page and "1,040" in page
     first = {"profile": "mehrt", "plan": "scaling", "asked": 1001, "tokens": 1040, "all_tokens": 1300, "subjects": 3}
     assert tables["budgets"][0] == first | {"withheld": ""}
@@ -166,10 +174,10 @@ def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, profil
 
 
 def test_budgets_of_few_patients_and_those_that_differ_by_few_are_hidden(
-    tree: ReleaseLayout, profile: Measurements
+    tree: ReleaseLayout, measurements: Measurements
 ) -> None:
     """Train has 32 patients and says so: 20 and 28 would tell of 8 and of 4."""
-    both = with_budgets(with_budgets(profile, 4, 20, 28, 32), 12, 20, plan="other")
+    both = with_budgets(with_budgets(measurements, 4, 20, 28, 32), 12, 20, plan="other")
     page, tables = written(tree, both, deid_mode="expert")
     assert [row["subjects"] for row in tables["budgets"]] == [None, 20, None, 32, None, 20]
     for row in tables["budgets"]:
@@ -189,18 +197,18 @@ def test_no_two_budgets_that_are_shown_differ_by_few_patients(subjects: list[int
     )
     shown = [row["subjects"] for row in budget_table(frame, known, Cells(open=False)).rows]
     numbers = [cell for cell in shown if isinstance(cell, int)]
-    assert not any(0 < abs(one - other) <= 10 for one in numbers for other in {0, *known, *numbers})
+    assert not any(0 < abs(number - other) <= 10 for number in numbers for other in {0, *known, *numbers})
     assert [row["subjects"] for row in budget_table(frame, known, Cells(open=True)).rows] == subjects
 
 
-def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, profile: Measurements) -> None:
-    _, tables = written(tree, profile, deid_mode="expert")
+def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, measurements: Measurements) -> None:
+    _, tables = written(tree, measurements, deid_mode="expert")
     for name, rows in tables.items():
         assert pl.read_parquet(tree.quality / f"{name}.parquet").to_dicts() == rows
     assert (tree.quality / "figure_a1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_percentiles_of_few_patients_are_withheld(profile: Measurements) -> None:
+def test_percentiles_of_few_patients_are_withheld(measurements: Measurements) -> None:
     rng = np.random.default_rng(1)
     subjects = pl.DataFrame(
         {
@@ -215,8 +223,8 @@ def test_percentiles_of_few_patients_are_withheld(profile: Measurements) -> None
             for population in ("structured", "imaging")
         }
     )
-    cohorts = subjects.measure_cohorts(subjects, list(staging.FRACTIONS))
-    wide = Measurements(**vars(profile) | {"cohorts": cohorts})
+    cohorts = measure_cohorts(subjects, list(staging.FRACTIONS))
+    wide = replace(measurements, cohorts=cohorts)
     train, tuning, held_out = build_tables(wide, judge(wide, None), Cells(open=False))["table_a1"].rows
     assert isinstance(train["length_p1"], float)
     assert isinstance(tuning["length_p1"], Hidden)
@@ -251,10 +259,10 @@ def test_a_rounded_total_is_never_above_and_keeps_its_size(value: int) -> None:
 
 
 def test_every_outcome_has_its_meaning() -> None:
-    assert set(meanings.CONFLICTS) == {*CONFLICTS, "further_birth_or_death"}
-    assert set(LISTED) < set(meanings.QUARANTINED)
+    assert set(ledger.CONFLICTS) == {*CONFLICTS, "further_birth_or_death"}
+    assert set(LISTED) < set(ledger.QUARANTINED)
     in_pipelines = {"duplicate_row", "further_birth_or_death", "outside_limit", "unmapped_table"}
-    assert set(meanings.QUARANTINED) - set(LISTED) == in_pipelines
+    assert set(ledger.QUARANTINED) - set(LISTED) == in_pipelines
 
 
 def test_figures_are_printed_for_people() -> None:

@@ -1,4 +1,4 @@
-"""Tables beside one another: what one hides cannot be worked out from another."""
+"""Tables taken together: what a table hides cannot be worked out from another table."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -6,7 +6,7 @@ from typing import Any, cast
 import polars as pl
 import pytest
 
-from validation.measure.release import Measurements
+from validation.measurements import Measurements
 from validation.report.cells import SMALL, WITHHELD, Cells, Hidden
 from validation.report.ledger_tables import availability_table
 from validation.report.table import Table
@@ -16,8 +16,8 @@ CLOSED, OPEN = Cells(open=False), Cells(open=True)
 SPLITS = ["train", "tuning", "held_out"]
 
 
-def profile(**frames: pl.DataFrame) -> Measurements:
-    return cast(Measurements, SimpleNamespace(**frames))
+def measurements(marks: pl.DataFrame | None = None, **areas: pl.DataFrame) -> Measurements:
+    return cast(Measurements, SimpleNamespace(areas=areas, marks=marks))
 
 
 def shards() -> pl.DataFrame:
@@ -41,7 +41,7 @@ def shards() -> pl.DataFrame:
 
 def by_split(cells: Cells) -> dict[str, dict[str, Any]]:
     cohort = Table("a", "", [], [{"split": split, "subjects": 100} for split in SPLITS])
-    return {str(row["split"]): row for row in shard_table(profile(shards=shards()), cohort, cells).rows}
+    return {str(row["split"]): row for row in shard_table(measurements(shards=shards()), cohort, cells).rows}
 
 
 def test_a_splits_few_images_are_neither_what_is_left_of_all_nor_a_difference_of_tokens() -> None:
@@ -62,10 +62,10 @@ def test_a_share_of_modalities_tells_no_number_of_patients(subjects: int, shown:
         | {"modality_points": points}
         for split, number, points in (("train", 400_000, None), ("tuning", subjects, 0.0512))
     ]
-    (_, tuning) = balance_table(profile(splits=pl.DataFrame(lines)), CLOSED).rows
+    (_, tuning) = balance_table(measurements(splits=pl.DataFrame(lines)), CLOSED).rows
     assert tuning["modality_points"] == (shown if isinstance(shown, Hidden) else pytest.approx(shown))
-    (_, told) = balance_table(profile(splits=pl.DataFrame(lines)), OPEN).rows
-    assert told["modality_points"] == 0.0512
+    (_, open_tuning) = balance_table(measurements(splits=pl.DataFrame(lines)), OPEN).rows
+    assert open_tuning["modality_points"] == 0.0512
 
 
 @pytest.mark.parametrize(("failed", "shown"), [(1, WITHHELD), (11, 136)])
@@ -74,5 +74,5 @@ def test_events_of_images_do_not_tell_how_few_failed(failed: int, shown: int | H
         {"source": ["images/ct"], "recorded": 0, "time": 136, "estimated": 0, "static": 0, "timed": 136}
     )
     items = pl.DataFrame({"modality": "ct", "verdict": ["ok", "failed_unreadable"], "items": [134, failed]})
-    (row,) = availability_table(profile(marks=marks, items=items), Table("l", "", [], []), CLOSED).rows
+    (row,) = availability_table(measurements(marks=marks, items=items), Table("l", "", [], []), CLOSED).rows
     assert row["time"] == shown

@@ -1,0 +1,89 @@
+"""The ledger: what became of every raw row, and what each outcome means; docs/quality.md has more."""
+
+import polars as pl
+
+from validation.areas.area import Area, Check, Expectation
+from validation.measure.annotations import unlisted_rows
+from validation.measure.ledger import balance, measure_ledger
+from validation.measure.source import MeasuredRelease
+
+# What the report says of each reason, by outcome.
+CONFLICTS = {
+    "before_birth": "dated before the patient's birth",
+    "after_death": "dated after the patient's death",
+    "end_before_start": "the end of a visit, dated before its start",
+    "overlapping_visit": "a visit that starts before an earlier one of its table has ended",
+    "further_birth_or_death": "a second birth or death of one patient, left out; the first stands",
+}
+PARTIAL = {
+    "unparsable_time": "one of the row's times cannot be read; its other events stand",
+    "unparsable_available_time": "when it became known cannot be read; see availability",
+    "unknown_available_time": "when it became known is not recorded; see availability",
+}
+QUARANTINED = {
+    "bad_subject_id": "no patient id, or none that can be used",
+    "unparsable_time": "its time cannot be read",
+    "missing_time": "it has no time",
+    "missing_code": "what happened is empty",
+    "no_rule_applies": "no rule of the source applies to it",
+    "malformed_row": "the row does not have the columns of its table",
+    "unmapped_table": "the source does not name its table",
+    "duplicate_row": "equal to an earlier row in every column",
+    "further_birth_or_death": "makes nothing but a second birth or death",
+    "outside_limit": "its patient is outside this trial run",
+}
+
+
+def measure(release: MeasuredRelease) -> pl.DataFrame:
+    """A row per table, see `measure_ledger`."""
+    return measure_ledger(release.tree, release.ledger, release.events.sources)
+
+
+def _sum_of(tables: pl.DataFrame) -> str:
+    return f"raw = events + static + reference + quarantined in {tables.height} tables"
+
+
+SUM = Check("ledger", lambda release: balance(release.ledger), _sum_of, located_by="table")
+QUARANTINE = Check(
+    "quarantine",
+    lambda release: unlisted_rows(release.tree, release.ledger).sort("table"),
+    lambda _: "every row that the ledger counts is listed",
+    located_by="table",
+)
+
+AREA = Area(
+    "ledger",
+    measure,
+    (
+        Expectation("*", "The ledger names at least one raw table.", kind="number", low=1, high=None),
+        Expectation(
+            "difference",
+            "In every table, raw rows are exactly events, static, reference and quarantined rows together.",
+            check=SUM,
+            fault="rows are missing",
+        ),
+        Expectation(
+            "events_unexplained", "Every table's events are in the release, as many as the ledger says it made."
+        ),
+        Expectation(
+            "quarantined_share",
+            "No table has more than 1 % of its rows in quarantine.",
+            "warning",
+            "derived",
+            high=0.01,
+        ),
+        Expectation(
+            "quarantine_unlisted",
+            "quarantine.parquet lists the rows that the ledger counts, reason by reason.",
+            check=QUARANTINE,
+            fault="not what the ledger counts",
+        ),
+        Expectation(
+            "estimated_share",
+            "In no table the availability of more than 5 % of its events is an estimate.",
+            "warning",
+            "derived",
+            high=0.05,
+        ),
+    ),
+)

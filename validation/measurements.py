@@ -1,0 +1,64 @@
+"""Everything that is measured of a release: small frames of aggregates, which the gate judges and the report shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from validation.areas import registry
+from validation.measure.annotations import measure_codes
+from validation.measure.budgets import list_budgets
+from validation.measure.coverage import measure_coverage
+from validation.measure.source import MeasuredRelease
+from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Aggregates of one release; no row of it is a subject's. Columns: see the function named.
+
+    Attributes:
+        areas: the frame of each area, by its name: what the gate judges.
+        outcomes: the ledger as it stands, with every reason.
+        marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
+        cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
+        budgets: a row per token profile, plan and token budget (list_budgets).
+        coverage: a row per token profile, namespace and split (measure_coverage).
+        length_unit: `tokens of <profile>`, or `events` where the release has no token profile.
+    """
+
+    areas: Mapping[str, pl.DataFrame]
+    outcomes: pl.DataFrame
+    marks: pl.DataFrame
+    codes: pl.DataFrame
+    cohorts: pl.DataFrame
+    sets: pl.DataFrame
+    histogram: pl.DataFrame
+    budgets: pl.DataFrame
+    coverage: pl.DataFrame
+    length_unit: str
+
+
+def measure_release(release: MeasuredRelease) -> Measurements:
+    """Measures a staging tree or a published release; changes nothing.
+
+    One bucket's columns are in memory at a time, and of all subjects a few numbers each.
+
+    Raises:
+        TimeloomError: a file of the tree is damaged.
+    """
+    tree, profile, scheme = release.tree, release.first_profile, release.primary_scheme
+    areas = {area.name: area.measure(release) for area in registry.AREAS}
+    subjects, splits = release.subjects_of_schemes[scheme], list(release.schemes[scheme])
+    return Measurements(
+        areas=areas,
+        outcomes=release.ledger,
+        marks=release.events.sources,
+        codes=measure_codes(tree),
+        cohorts=measure_cohorts(subjects, splits, measure_gaps(tree, profile, release.buckets, subjects)),
+        sets=measure_sets(subjects, splits),
+        histogram=measure_histogram(subjects, splits),
+        budgets=list_budgets(release.profiles),
+        coverage=measure_coverage(tree, release.profiles),
+        length_unit=f"tokens of {profile}" if profile else "events",
+    )
