@@ -63,8 +63,6 @@ Runner = Annotated[str, typer.Option(help="With --engine beam: the Beam runner's
 Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjects only.", min=1)]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 
-# What the workers of a conversion import while the command does.
-CONVERTING = ("pipelines.meds", "pipelines.align")
 DEMO = Path("timeloom-demo")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 _debug = False
@@ -242,10 +240,11 @@ def meds(
     _set_debug(debug)
     require("pipeline", "conversions")
     from flows.runs.settings import RunSettings, engine_ahead
+    from pipelines.conversion import MODULES
     from pipelines.engine.workers import leave_out_pandas, uncollected
 
     settings = RunSettings(config, root, engine.value, runner, workers)
-    with StageProgress(quiet=as_json) as progress, engine_ahead(settings, CONVERTING) as ahead:
+    with StageProgress(quiet=as_json) as progress, engine_ahead(settings, MODULES) as ahead:
         with uncollected():
             from flows.runs.convert import convert
 

@@ -1,17 +1,50 @@
-"""The contracts on disk, and the readers that trainers import: `from warehouse import Release`."""
+"""What modelers import, and nothing else is theirs to import: `from warehouse import Release`.
 
+`attention` and `scaling` are modules: attention over packed batches, and the accounts of a scaling study.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from warehouse.arrays import NO_TIME
+    from warehouse.errors import TimeloomError
+    from warehouse.readers import attention, scaling
+    from warehouse.readers.batch import Batch
+    from warehouse.readers.dataset import ShardDataset
+    from warehouse.readers.mixture import Curriculum, Mixture
     from warehouse.readers.release import Release
 
-__all__ = ["Release"]
+__all__ = [
+    "NO_TIME",
+    "Batch",
+    "Curriculum",
+    "Mixture",
+    "Release",
+    "ShardDataset",
+    "TimeloomError",
+    "attention",
+    "scaling",
+]
+_FOUND_IN = {
+    "NO_TIME": "warehouse.arrays",
+    "TimeloomError": "warehouse.errors",
+    "Batch": "warehouse.readers.batch",
+    "ShardDataset": "warehouse.readers.dataset",
+    "Curriculum": "warehouse.readers.mixture",
+    "Mixture": "warehouse.readers.mixture",
+    "Release": "warehouse.readers.release",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, because the reader imports torch and most of this package's users do not need it.
-    if name == "Release":
-        from warehouse.readers.release import Release
-
-        return Release
+    # On demand, because batches import torch and most of this package's users do not need it.
+    if name in _FOUND_IN:
+        return getattr(import_module(_FOUND_IN[name]), name)
+    if name in __all__:
+        return import_module(f"warehouse.readers.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -20,10 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from warehouse import Release
-from warehouse.errors import TimeloomError
-from warehouse.readers.batch import Batch
-from warehouse.readers.dataset import ShardDataset
+from warehouse import Batch, Release, ShardDataset, TimeloomError
 
 ROW_TOKENS = 256
 ROWS_A_STEP = 8
