@@ -18,7 +18,7 @@ LIBRARIES = ["torch", "numpy", "pyarrow", "polars", "lmdb", "xxhash", "pydantic"
 ABSENT = [
     "prefect", "apache_beam", "great_expectations", "openslide", "pydicom", "duckdb", "transformers", "imagecodecs",
     "tifffile", "numba", "isal", "meds", "matplotlib", "typer", "yaml",
-    "extractors", "embedders", "pipelines", "validation", "flows",
+    "extractors", "embedders", "pipelines", "validation", "flows", "trainers",
 ]  # fmt: skip
 # Every batch of an epoch, its images' vectors among them, as one hash.
 PROGRAM = """
