@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUBJECTS ?= 500
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs format clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -12,18 +12,18 @@ help:  ## Say what there is to make.
 # Two stamps: `make demo` needs no test tools, `make test` adds them.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,docs,dev]'
 	touch $@
 
 demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish a release.
 	@$(BIN)/timeloom demo --subjects $(SUBJECTS) || { code=$$?; [ $$code -eq 2 ] || exit $$code; }
 
 test: $(VENV)/.tools  ## Run the checks and the tests.
-	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
@@ -32,9 +32,12 @@ lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.tools  ## Build the documentation as a site, site/index.html; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 format: $(VENV)/.tools  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the environment and the demo.
-	rm -rf $(VENV) timeloom-demo
+clean:  ## Remove the environment, the demo and the site.
+	rm -rf $(VENV) timeloom-demo site

@@ -1,7 +1,7 @@
 """Links of the documents that leave docs/, for the site: what they lead to becomes a part of it.
 
-On a code-hosting page such a link leads to the repository's file. The site has no repository beside it, so that it takes
-each such file in: a document as a page, any other file as it is, under `repository/`.
+On a code-hosting page such a link leads to the repository's file. The site has no repository beside it, so it takes each
+such file in: a document as a page, any other file as it is, under `repository/`.
 """
 
 import posixpath
@@ -38,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages outside docs/, and the files outside it that documents link to."""
     for page, document in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(HOME / document)))
-    documents = [str((Path(DOCS) / file.src_uri)) for file in files if file.is_documentation_page()]
+    documents = [str(Path(DOCS) / file.src_uri) for file in files if file.is_documentation_page()]
     linked = {target for document in documents if (HOME / document).is_file() for target in targets(document)}
     linked |= {target for document in PAGES.values() for target in targets(document)}
     for path in sorted(linked):
@@ -51,11 +51,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turns links between files of the repository into links between files of the site."""
     document = PAGES.get(page.file.src_uri, f"{DOCS}/{page.file.src_uri}")
 
-    def led(match: re.Match[str]) -> str:
+    def rewritten(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(document), match["path"]))
         if (HOME / target).is_dir():
             target += "/README.md"
         path = posixpath.relpath(in_site(target), posixpath.dirname(page.file.src_uri) or ".")
         return path + (match["anchor"] or "")
 
-    return LINK.sub(led, markdown)
+    return LINK.sub(rewritten, markdown)
