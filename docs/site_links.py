@@ -1,7 +1,7 @@
 """Links of the documents that leave docs/, for the site: what they lead to becomes a part of it.
 
-On a code-hosting page such a link leads to the repository's file. The site has no repository beside it, so it takes each
-such file in: a document as a page, any other file as it is, under `repository/`.
+On a code-hosting page such a link leads to the repository's file. The site has no repository beside it, so it takes
+each such file in: a document as a page, any other file as it is, under `repository/`.
 """
 
 import posixpath
