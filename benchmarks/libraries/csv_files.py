@@ -133,24 +133,14 @@ def _duckdb(path: Path, task: str, threads: int) -> int:
         return int(connection.sql(f"SELECT {columns} FROM {source} t").to_arrow_table().num_rows)
 
 
-def read_csv(name: str, path: Path, threads: int, repeats: int) -> dict[str, tuple[int, float, float]]:
-    """By task: rows, the median of seconds, and GiB that the task added to the process's peak."""
+def read_csv(name: str, path: Path, threads: int, repeats: int) -> dict[str, tuple[int, float]]:
+    """By task: rows, and the median of seconds."""
     found = {}
     for task in TASKS:
         work = _reader(name, path, task, threads)
-        work()
-        taken = [seconds(work) for _ in range(repeats)]
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
         rows = work()
-        found[task] = rows, statistics.median(taken), (_status("VmHWM") - before) / 2**20
+        found[task] = rows, statistics.median(seconds(work) for _ in range(repeats))
     return found
-
-
-def _status(field: str) -> int:
-    """kB of this process's memory: resident now, or at its peak since that was cleared."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def _reader(name: str, path: Path, task: str, threads: int) -> Callable[[], int]:
@@ -171,8 +161,8 @@ def measure_csv(quick: bool, work: Path, data: Path | None) -> Ratios:
     path = csv_file(work / f"labevents-{least >> 20}.csv", data, least)
     size = path.stat().st_size / 1e6
     print(f"\nCSV of {size:,.0f} MB; versions {versions('pyarrow', 'polars', 'duckdb', 'numba')}")
-    print("MB/s, and GiB that were added at its peak:")
-    print(f"{'':<26}{'threads':>8}" + "".join(f"{task:>25}" for task in TASKS))
+    print("MB/s:")
+    print(f"{'':<26}{'threads':>8}" + "".join(f"{task:>18}" for task in TASKS))
     medians: dict[tuple[str, str, int], float] = {}
     counts = set()
     context = multiprocessing.get_context("spawn")
@@ -182,10 +172,10 @@ def measure_csv(quick: bool, work: Path, data: Path | None) -> Ratios:
             with ProcessPoolExecutor(1, mp_context=context) as process:
                 found = process.submit(read_csv, name, path, threads, repeats).result()
             line = f"{name:<26}{threads:>8}"
-            for task, (rows, median, peak) in found.items():
+            for task, (rows, median) in found.items():
                 counts.add(rows)
                 medians[task, name, threads] = median
-                line += f"{size / median:>18,.0f}{peak:>7.2f}"
+                line += f"{size / median:>18,.0f}"
             print(line)
     assert len(counts) == 1, "the readers differ in their rows"
     ratios: Ratios = {}
