@@ -20,12 +20,12 @@ from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine, root_of
+from pipelines import stages as list_of_stages
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.context import RunContext
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
 from pipelines.night import Night, Stage, carry_out
-from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
@@ -74,7 +74,7 @@ class Run:
     Args:
         base: the folder that the configuration's source files are relative to.
         limit: run on that many subjects only, those with the smallest hash.
-        stages: what a night consists of.
+        stages: what a night consists of; the whole list where None.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Run:
         *,
         limit: int | None = None,
         progress: Progress | None = None,
-        stages: Sequence[Stage] = STAGES,
+        stages: Sequence[Stage] | None = None,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
         self.limit_subjects = limit
         self.progress = progress
-        self.stages = stages
+        self.stages = tuple(stages or list_of_stages.STAGES)
         self.summaries: list[dict[str, Any]] = []
         self._state = _State()
         self._stack = ExitStack()

@@ -3,6 +3,7 @@
 `python -m tests.pipelines.test_golden` writes that page.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from extractors.source import load_source
 from pipelines import index, pack, split, vocabulary
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
+from pipelines.stages import STAGES
 from tests.support.phantoms import write_series
 from tests.support.raw_tables import KEEP, align_one, aligned_events, convert
 from tests.support.timelines import left_out, named_tokens
@@ -188,7 +190,7 @@ def plain(packs: Packs, header: ShardHeader) -> Iterator[dict[str, str]]:
         }
 
 
-STAGES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
+EXAMPLES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "meds": meds,
     "index": index_ct,
     "align": align,
@@ -199,30 +201,57 @@ STAGES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("example", STAGES)
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_a_stage_makes_its_golden_example(example: str, tmp_path: Path) -> None:
-    made = STAGES[example](GOLDEN / example / "in", tmp_path)
+    made = EXAMPLES[example](GOLDEN / example / "in", tmp_path)
     kept = {path.name: path.read_text(encoding="utf-8") for path in sorted((GOLDEN / example / "out").iterdir())}
     assert made == kept
+
+
+def examples() -> list[str]:
+    """The stages that have an example, in the order of the list."""
+    return [stage.name for stage in STAGES if stage.name in EXAMPLES]
+
+
+def listed() -> list[str]:
+    """The list of stages as a table, and what each is made from as a picture."""
+    rows = ["| stage | step | version | reads what these did | what it does |", "|---|---|---|---|---|"]
+    for stage in STAGES:
+        module = importlib.import_module(stage.run.partition(":")[0])
+        assert module.__doc__ is not None
+        first = " ".join(module.__doc__.partition("\n\n")[0].split()).partition(": ")[2]
+        after = ", ".join(stage.after) or "raw files"
+        rows.append(f"| `{stage.name}` | {stage.step} | {stage.version} | {after} | {first} |")
+    arrows = [f"  {name} --> {stage.name}" for stage in STAGES for name in stage.after]
+    helpers = [f"  {stage.name} -. before .-> {stage.prepares}" for stage in STAGES if stage.prepares]
+    return ["\n".join(rows) + "\n", "\n".join(["```mermaid", "flowchart LR", *arrows, *helpers, "```"]) + "\n"]
 
 
 def page() -> str:
     """docs/stages.md: each stage's notes and its files."""
     parts = [
-        "# Stages, by one small example each\n",
+        "# Stages\n",
+        "A night runs these stages in this order; the list is `pipelines/stages.py`. A stage runs where its version, its",
+        "settings or its inputs are other than they were in the release before.\n",
+        *listed(),
+        "## One small example each\n",
         "Each example stands under `tests/golden`, where a test runs the stage on it; this page is made of the same",
         "files by `python -m tests.pipelines.test_golden`, and a test holds it to them. Ids and dates are kept as they",
         "are, so that they can be followed; a real run hashes and shifts them.\n",
     ]
-    for stage in STAGES:
+    for stage in examples():
         what, _, why = (GOLDEN / stage / "notes.md").read_text(encoding="utf-8").partition("\n\n")
-        parts += [f"## {stage}\n", what.strip() + "\n"]
+        parts += [f"### {stage}\n", what.strip() + "\n"]
         for side in ("in", "out"):
             for path in sorted((GOLDEN / stage / side).iterdir()):
                 kind = path.suffix.removeprefix(".")
                 parts += [f"`{side}/{path.name}`\n", f"```{kind}", path.read_text(encoding="utf-8") + "```\n"]
         parts.append(why.strip() + "\n")
     return "\n".join(parts)
+
+
+def test_every_example_is_of_a_stage_of_the_list() -> None:
+    assert set(examples()) == set(EXAMPLES) == {path.name for path in GOLDEN.iterdir()}
 
 
 def test_the_page_shows_the_same_files() -> None:

@@ -1,0 +1,106 @@
+"""The list of stages: each keeps the contract, a stage that is added by one line takes part, and `after` is held to."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from pipelines import conversion, stages
+from pipelines.engine.local import LocalEngine
+from pipelines.night import Stage
+from tests.support import toy_night_stage
+from tests.support.night_site import NightSite, make_export
+from tests.support.stage_contract import DyingEngine, KilledError, StageContract, beam_site, shuffled_site
+from validation.verify import verify_release
+from warehouse.embeddings.environments import close_stores
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_export(tmp_path_factory.mktemp("export") / "hospital")
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
+    site = NightSite(tmp_path_factory.mktemp("calm"), export)
+    site.night()
+    close_stores()
+    return site
+
+
+@pytest.fixture(scope="module")
+def shuffled(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
+    return shuffled_site(tmp_path_factory.mktemp("shuffled"), export)
+
+
+@pytest.fixture(scope="module")
+def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
+    return beam_site(tmp_path_factory.mktemp("beam"), export)
+
+
+@pytest.fixture(params=stages.STAGES, ids=[stage.name for stage in stages.STAGES])
+def kept_stage(request: pytest.FixtureRequest) -> Stage:
+    """Each stage of the list."""
+    found: Stage = request.param
+    return found
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    close_stores()
+
+
+class TestEveryStage(StageContract):
+    """Each stage of the list."""
+
+
+def test_the_stages_of_a_step_stand_together() -> None:
+    steps = [step for step, _ in groupby(stage.step for stage in stages.STAGES)]
+    assert len(steps) == len(set(steps))
+
+
+def test_workers_of_a_conversion_import_stages_of_it() -> None:
+    named = {stage.run.partition(":")[0] for stage in stages.STAGES if stage.in_conversion}
+    assert set(conversion.MODULES) <= named
+
+
+def test_a_stage_that_reads_what_it_does_not_name_is_refused(
+    calm: NightSite, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = replace(toy_night_stage.STAGE, after=())
+    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, hasty))
+    with pytest.raises(LookupError, match="the stage toy reads align, which it does not name"):
+        NightSite(tmp_path / "site", export).night()
+
+
+def test_a_stage_is_added_by_one_line(
+    calm: NightSite, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, toy_night_stage.STAGE))
+    site, engine = NightSite(tmp_path / "site", export), DyingEngine("toy")
+    with pytest.raises(KilledError):
+        site.night(engine)
+    close_stores()
+    outcome = site.night(LocalEngine(1))
+    step = next(step for step in outcome.steps if step["step"] == "toy")
+    buckets = len(site.hashes("toy"))
+    assert (step["ran"], step["resumed"]) == (buckets - 1, 1), "one task was done before the kill"
+    assert site.manifest.stages["toy"] == 1
+    assert set(site.hashes("toy")) == {f"toys/{bucket:04d}.json" for bucket in range(buckets)}
+    assert all(finding.ok for finding in verify_release(site.layout.root))
+    assert site.night().published is False
+    others = {stage.name: site.hashes(stage.name) for stage in stages.STAGES if stage.name != "toy"}
+    assert others == {name: calm.hashes(name) for name in others}
+
+
+def test_the_list_is_what_a_manifest_says(calm: NightSite) -> None:
+    assert calm.manifest.stages == {stage.name: stage.version for stage in stages.STAGES}
+
+
+def test_stages_is_a_list_of_stages() -> None:
+    assert all(isinstance(stage, Stage) for stage in stages.STAGES)

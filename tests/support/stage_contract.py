@@ -1,0 +1,108 @@
+"""What every stage of the list must keep; a test class that inherits this is given each stage of the list in turn."""
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipelines import stages
+from pipelines.engine.beam import BeamEngine
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.task import Task
+from pipelines.night import Stage
+from tests.support.night_site import NightSite, shuffled_tables
+from warehouse.embeddings.environments import close_stores
+from warehouse.errors import TimeloomError
+from warehouse.layout import ReleaseLayout
+
+PATIENT = "MRN-4711 Erika Mustermann"
+
+
+class KilledError(BaseException):
+    """The process dies here."""
+
+
+class DyingEngine(LocalEngine):
+    """Works until the first task of a stage is done, and dies."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(1)
+        self.stage = stage
+        self.died = False
+
+    def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
+        """Runs the tasks; of its stage one only."""
+        if tasks and tasks[0].stage == self.stage:
+            super().map(tasks[:1], done)
+            self.died = True
+            raise KilledError
+        super().map(tasks, done)
+
+
+class StageContract:
+    """The contract. Fixtures: `kept_stage`, a folder `export`, and the sites `calm`, `shuffled` and `on_beam`."""
+
+    def test_it_is_declared_whole(self, kept_stage: Stage) -> None:
+        place = stages.STAGES.index(kept_stage)
+        before = [other.name for other in stages.STAGES[:place]]
+        assert set(kept_stage.after) <= set(before), "a stage reads only what ran before it"
+        assert kept_stage.name not in before
+        module, name = kept_stage.run.split(":")
+        assert callable(getattr(importlib.import_module(module), name))
+        if kept_stage.prepares is not None:
+            assert kept_stage.prepares in [other.name for other in stages.STAGES[place:]]
+
+    def test_shuffled_input_gives_the_same_bytes(self, kept_stage: Stage, calm: NightSite, shuffled: NightSite) -> None:
+        # Rows that made nothing are named by their record number, which is what a shuffle changes.
+        numbered = str(ReleaseLayout(Path()).quarantine)
+        expected, made = calm.hashes(kept_stage.name), shuffled.hashes(kept_stage.name)
+        assert made | {numbered: None} == expected | {numbered: None}
+
+    def test_both_engines_give_the_same_bytes(self, kept_stage: Stage, calm: NightSite, on_beam: NightSite) -> None:
+        assert on_beam.hashes(kept_stage.name) == calm.hashes(kept_stage.name)
+
+    def test_a_kill_in_its_midst_is_made_good(
+        self, kept_stage: Stage, calm: NightSite, export: Path, tmp_path: Path
+    ) -> None:
+        site, engine = NightSite(tmp_path / "site", export), DyingEngine(kept_stage.name)
+        with pytest.raises(KilledError):
+            site.night(engine)
+        close_stores()
+        assert engine.died
+        site.night()
+        close_stores()
+        assert site.manifest.content_hash == calm.manifest.content_hash
+
+    def test_no_value_of_a_patient_is_told(
+        self, kept_stage: Stage, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module, name = kept_stage.run.split(":")
+
+        def fails(*_: object) -> None:
+            raise ValueError(PATIENT)
+
+        monkeypatch.setattr(importlib.import_module(module), name, fails)
+        site = NightSite(tmp_path / "site", export)
+        with pytest.raises(TimeloomError) as caught:
+            site.night()
+        close_stores()
+        told = [str(caught.value), json.dumps(getattr(caught.value, "__notes__", []))]
+        told += [path.read_text(errors="ignore") for path in site.layout.logs.glob("*.log")]
+        told += [path.read_text(errors="ignore") for path in site.layout.work.rglob("*.error")]
+        assert told and not any(word in text for word in PATIENT.split() for text in told)
+
+
+def shuffled_site(folder: Path, export: Path) -> NightSite:
+    """A site after one night over the same rows in the opposite order."""
+    site = NightSite(folder / "site", export, shuffled_tables(export, folder / "tables"))
+    site.night()
+    return site
+
+
+def beam_site(folder: Path, export: Path) -> NightSite:
+    """A site after one night on Beam."""
+    site = NightSite(folder / "site", export)
+    site.night(BeamEngine())
+    return site
