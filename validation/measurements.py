@@ -9,7 +9,7 @@ from validation.areas import registry
 from validation.measure.annotations import measure_codes
 from validation.measure.budgets import list_budgets
 from validation.measure.coverage import measure_coverage
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
 
 
@@ -20,7 +20,7 @@ class Measurements:
     Attributes:
         areas: the frame of each area, by its name: what the gate judges.
         outcomes: the ledger as it stands, with every reason.
-        marks: a row per source of events (count_marks). codes: a row per namespace (measure_codes).
+        annotations: a row per source of events (count_annotations). codes: a row per namespace (measure_codes).
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
         budgets: a row per token profile, plan and token budget (list_budgets).
         coverage: a row per token profile, namespace and split (measure_coverage).
@@ -29,7 +29,7 @@ class Measurements:
 
     areas: Mapping[str, pl.DataFrame]
     outcomes: pl.DataFrame
-    marks: pl.DataFrame
+    annotations: pl.DataFrame
     codes: pl.DataFrame
     cohorts: pl.DataFrame
     sets: pl.DataFrame
@@ -53,7 +53,7 @@ def measure_release(release: MeasuredRelease) -> Measurements:
     return Measurements(
         areas=areas,
         outcomes=release.ledger,
-        marks=release.events.sources,
+        annotations=release.events.sources,
         codes=measure_codes(tree),
         cohorts=measure_cohorts(subjects, splits, measure_gaps(tree, profile, release.buckets, subjects)),
         sets=measure_sets(subjects, splits),

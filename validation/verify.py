@@ -17,7 +17,7 @@ import polars as pl
 
 from validation.areas import registry
 from validation.areas.area import Area, Check
-from validation.measure.source import MeasuredRelease, published
+from validation.measure.measured_release import MeasuredRelease, published_release
 from validation.measure.stores import check_store
 from warehouse.errors import TimeloomError
 from warehouse.files import hash_file
@@ -78,13 +78,13 @@ def _same(path: Path, entry: FileEntry) -> bool:
     return strong == entry.sha256 and entry.xxh3 in (None, fast)
 
 
-def _strangers(release: _Release) -> Finding:
+def _unlisted(release: _Release) -> Finding:
     """The release has no file that the manifest does not name, but for the report."""
     root = release.tree.path
     found = {path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir()}
     allowed = {"manifest.json"} | {name for name in found if name.startswith("quality/")}
-    strange = sorted(found - allowed - set(release.manifest.files))
-    return Finding("strangers", not strange, f"not in the manifest: {_named(strange)}" if strange else "none")
+    unlisted = sorted(found - allowed - set(release.manifest.files))
+    return Finding("unlisted files", not unlisted, f"not in the manifest: {_named(unlisted)}" if unlisted else "none")
 
 
 def _content(release: _Release) -> Finding:
@@ -146,7 +146,7 @@ def _pool() -> ProcessPoolExecutor:
 def _checks() -> Iterator[tuple[str, Callable[[_Release], Finding]]]:
     """Names and checks: of bytes, of every area, of vectors."""
     yield "files", _files
-    yield "strangers", _strangers
+    yield "unlisted files", _unlisted
     yield "content hash", _content
     for area in registry.AREAS:
         for check in area.checks:
@@ -189,5 +189,5 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
             raise
         return [Finding("manifest", False, error.message)]
     before = ReleaseLayout(layout.releases / manifest.parent) if manifest.parent else None
-    release = _Release(layout, tree, manifest, published(tree, manifest, before), progress or _silent)
+    release = _Release(layout, tree, manifest, published_release(tree, manifest, before), progress or _silent)
     return [Finding("manifest", True, f"release {manifest.release_id}"), *_findings(release)]

@@ -25,7 +25,7 @@ def judge_release(
         TimeloomError: a critical expectation fails; nothing may be published.
     """
     from validation.gate.judge import judge
-    from validation.measure.source import MeasuredRelease
+    from validation.measure.measured_release import MeasuredRelease
     from validation.measurements import measure_release
     from validation.report.page import write_report
 

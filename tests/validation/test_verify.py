@@ -61,8 +61,8 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     findings = verify_release(root, lambda *step: seen.append(step))
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
-        "manifest", "files", "strangers", "content hash", "MEDS schemas", "buckets", "marks", "lags", "ledger",
-        "quarantine", "splits", "shards", "vectors",
+        "manifest", "files", "unlisted files", "content hash", "MEDS schemas", "buckets", "annotations", "lags",
+        "ledger", "quarantine", "splits", "shards", "vectors",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
 
@@ -102,8 +102,8 @@ def test_a_file_outside_the_manifest_is_found_but_the_report_may_change(root: Pa
     tree.quality.mkdir(exist_ok=True)
     (tree.quality / "note.txt").write_text("looked at")
     found = failed(root)
-    assert set(found) == {"strangers"}
-    assert found["strangers"].detail == "not in the manifest: data/9999.parquet"
+    assert set(found) == {"unlisted files"}
+    assert found["unlisted files"].detail == "not in the manifest: data/9999.parquet"
 
 
 def test_a_manifest_whose_entries_were_changed_does_not_add_up(root: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_unknown_mark_is_found(root: Path, column: str) -> None:
     marked = pl.when(first).then(pl.lit("odd")).otherwise(pl.col(column)).alias(column)
     staging.write_buckets(tree, events.with_columns(marked), "events")
     signed_again(root)
-    assert set(failed(root)) == {"marks"}
+    assert set(failed(root)) == {"annotations"}
 
 
 def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import polars as pl
 
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 
 Severity = Literal["critical", "warning"]
 Kind = Literal["count", "derived", "number", "text"]

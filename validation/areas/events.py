@@ -3,10 +3,10 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.annotations import FAULTS, NO_MARKS, changed_lags, count_marks, uncounted_conflicts
+from validation.measure.annotations import FAULTS, NO_ANNOTATIONS, changed_lags, count_annotations, uncounted_conflicts
 from validation.measure.events import meds_breaks, misplaced_subjects
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.reading import existing
-from validation.measure.source import MeasuredRelease
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
@@ -27,12 +27,12 @@ def _buckets(release: MeasuredRelease) -> pl.DataFrame:
     return pl.DataFrame({"misplaced_subjects": misplaced_subjects(release.event_subjects, release.buckets)})
 
 
-def _marks(release: MeasuredRelease) -> pl.DataFrame:
+def _annotations(release: MeasuredRelease) -> pl.DataFrame:
     """One row: FAULTS and `conflicts_uncounted`, without the rest of what is measured of events."""
     paths = existing(release.tree.events(bucket) for bucket in range(release.buckets))
-    marks = pl.concat([NO_MARKS, *(count_marks(path) for path in paths)])
-    return marks.select(pl.col(FAULTS).sum()).with_columns(
-        pl.lit(uncounted_conflicts(marks, release.ledger)).alias("conflicts_uncounted")
+    annotations = pl.concat([NO_ANNOTATIONS, *(count_annotations(path) for path in paths)])
+    return annotations.select(pl.col(FAULTS).sum()).with_columns(
+        pl.lit(uncounted_conflicts(annotations, release.ledger)).alias("conflicts_uncounted")
     )
 
 
@@ -46,7 +46,9 @@ def _lags(release: MeasuredRelease) -> pl.DataFrame:
 
 SCHEMAS = Check("MEDS schemas", _schemas, lambda _: "every file keeps its own", located_by="file")
 BUCKETS = Check("buckets", _buckets, lambda _: "every subject is in its bucket alone")
-MARKS = Check("marks", _marks, lambda _: "every availability, flag and conflict is a known one, and counted")
+ANNOTATIONS = Check(
+    "annotations", _annotations, lambda _: "every availability, flag and conflict is a known one, and counted"
+)
 LAGS = Check(
     "lags",
     _lags,
@@ -82,43 +84,43 @@ AREA = Area(
         Expectation(
             "unavailable",
             "Every event with a time says when it could be known.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="timed events that do not say when they could be known",
         ),
         Expectation(
             "availability_unknown",
             "Every event with a time says how that is known: recorded, time or estimated.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="availabilities that are unknown",
         ),
         Expectation(
             "availability_of_static",
             "No static fact claims to have become available.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="static facts with an availability",
         ),
         Expectation(
             "value_flag_unknown",
             "Every flag of a value is one of those that are documented.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="flags of values that are unknown",
         ),
         Expectation(
             "value_flag_alone",
             "A flag stands only where number and text of the value both stand.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="flags without the value's number or text",
         ),
         Expectation(
             "conflict_unknown",
             "Every conflict of an event is one of those that are documented.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="conflicts that are unknown",
         ),
         Expectation(
             "conflicts_uncounted",
             "The ledger counts the conflicts that events bear.",
-            check=MARKS,
+            check=ANNOTATIONS,
             fault="conflicts that the ledger does not count",
         ),
         Expectation(

@@ -4,7 +4,7 @@ import polars as pl
 
 from validation.areas.area import Area, Expectation
 from validation.measure.items import measure_items
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 
 VERDICT_PATTERN = r"^(?:ok|(?:refused|failed)_[a-z0-9_]+)$"
 

@@ -5,7 +5,7 @@ import polars as pl
 from validation.areas.area import Area, Check, Expectation
 from validation.measure.annotations import unlisted_rows
 from validation.measure.ledger import balance, measure_ledger
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 
 # What the report says of each reason, by outcome.
 CONFLICTS = {

@@ -3,8 +3,8 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.shards import measure_shards
-from validation.measure.source import MeasuredRelease
 from warehouse.shards.file import MAX_SEGMENTS
 
 

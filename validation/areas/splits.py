@@ -3,7 +3,7 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.splits import disagreements, measure_splits, read_set_aside
 
 

@@ -1,4 +1,4 @@
-"""What is measured of the marks on events (availability, flags, conflicts) and of the files that explain them:
+"""What is measured of the annotations of events (availability, flags, conflicts) and of the files that explain them:
 descriptions of codes, the list of quarantined rows, lags. Aggregates only.
 """
 
@@ -22,14 +22,14 @@ FAULTS = (
     "value_flag_unknown", "value_flag_alone", "conflict_unknown",
 )  # fmt: skip
 _COUNTED = ("rows", "image_rows", "timed", "static", *KNOWN, *(f"conflict_{name}" for name in CONFLICTS), *FAULTS)
-NO_MARKS = pl.DataFrame(schema={"source": pl.String(), **dict.fromkeys(_COUNTED, pl.Int64())})
+NO_ANNOTATIONS = pl.DataFrame(schema={"source": pl.String(), **dict.fromkeys(_COUNTED, pl.Int64())})
 
 
-def count_marks(path: Path) -> pl.DataFrame:
+def count_annotations(path: Path) -> pl.DataFrame:
     """One row per source of one bucket.
 
     Columns: source, rows, image_rows, timed, static; how many timed events are recorded, time, estimated; `conflict_*`
-    of each known conflict; and FAULTS: marks that none may have, or that stand where they may not.
+    of each known conflict; and FAULTS: annotations that no event may have, or that stand where they may not.
     """
     timed = pl.col("time").is_not_null()
     availability, flag, conflict = (pl.col(name) for name in ("availability", "value_flag", "conflict"))
@@ -47,24 +47,24 @@ def count_marks(path: Path) -> pl.DataFrame:
         "value_flag_alone": flag.is_not_null() & ~whole,
         "conflict_unknown": conflict.is_not_null() & ~conflict.is_in(CONFLICTS),
     }
-    sums = [mark.sum().cast(pl.Int64).alias(name) for name, mark in counted.items()]
+    sums = [flagged.sum().cast(pl.Int64).alias(name) for name, flagged in counted.items()]
     summed = scan(path).group_by("source").agg(pl.len().cast(pl.Int64).alias("rows"), *sums)
-    return collect(summed.select(NO_MARKS.columns), path)
+    return collect(summed.select(NO_ANNOTATIONS.columns), path)
 
 
-def uncounted_conflicts(marks: pl.DataFrame, ledger: pl.DataFrame) -> int:
-    """By how many events the marks on events and the ledger's counts of conflicts disagree.
+def uncounted_conflicts(annotations: pl.DataFrame, ledger: pl.DataFrame) -> int:
+    """By how many events the annotations of events and the ledger's counts of conflicts disagree.
 
     The ledger counts every conflict of an event, but the event bears only the first of them. So a count may be larger
-    than the marks, by no more than the number of events that bear an earlier conflict.
+    than the annotations, by no more than the number of events that bear an earlier conflict.
 
     Args:
-        marks: as `count_marks` gives them.
+        annotations: as `count_annotations` gives them.
     """
     counts = dict(ledger.filter(pl.col("outcome") == "conflict").group_by("reason").agg(pl.col("rows").sum()).rows())
     wrong = before = 0
     for name in CONFLICTS:
-        written, counted = int(marks[f"conflict_{name}"].sum()), int(counts.get(name, 0))
+        written, counted = int(annotations[f"conflict_{name}"].sum()), int(counts.get(name, 0))
         wrong += max(written - counted, counted - written - before, 0)
         before += written
     return wrong

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measure.annotations import FAULTS, NO_MARKS, count_marks, repeated_codes
+from validation.measure.annotations import FAULTS, NO_ANNOTATIONS, count_annotations, repeated_codes
 from validation.measure.reading import collect, existing, gather, scan, unreadable
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
@@ -26,7 +26,7 @@ class EventMeasures:
     Attributes:
         summary: one row of counts, see `measure_events`.
         subjects: `subject_id`, `bucket`: one row for each subject and each file that holds rows of it.
-        sources: a row per source, see `count_marks`.
+        sources: a row per source, see `count_annotations`.
         item_events: `item_key`, `events`.
     """
 
@@ -63,7 +63,7 @@ def _counts(path: Path, latest: datetime) -> pl.DataFrame:
 
 def _twice(path: Path) -> int:
     """Subjects of one bucket that are born or die more than once."""
-    marks = (
+    repeated = (
         scan(path)
         .filter(_is(BIRTH) | _is(DEATH))
         .group_by("subject_id")
@@ -71,7 +71,7 @@ def _twice(path: Path) -> int:
         .filter((pl.col("births") > 1) | (pl.col("deaths") > 1))
         .select(pl.len())
     )
-    return int(collect(marks, path).item())
+    return int(collect(repeated, path).item())
 
 
 def _breaks(path: Path, validate: Callable[[pa.Table], None]) -> bool:
@@ -134,7 +134,7 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
 
     `summary` has the columns rows, subjects, empty_codes, rows_out_of_order, available_before_time,
     implausible_times (before 1850, after `latest`), born_or_dead_twice, misplaced_subjects, undescribed_codes,
-    repeated_codes, unknown_items, schema_breaks, and the FAULTS of measure_marks.
+    repeated_codes, unknown_items, schema_breaks, and the FAULTS of count_annotations.
 
     Args:
         latest: the last moment that an event may have; 2300 where dates are shifted and no such moment is known.
@@ -142,7 +142,12 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
     paths = existing(tree.events(bucket) for bucket in range(buckets))
     counts = [_counts(path, latest or LATEST) for path in paths]
     sums = pl.concat(counts).sum() if counts else None
-    marks = pl.concat([NO_MARKS, *(count_marks(path) for path in paths)]).group_by("source").sum().sort("source")
+    annotations = (
+        pl.concat([NO_ANNOTATIONS, *(count_annotations(path) for path in paths)])
+        .group_by("source")
+        .sum()
+        .sort("source")
+    )
     keys = [collect(scan(path).select("item_key").filter(pl.col("item_key").is_not_null()), path) for path in paths]
     codes = [collect(scan(path).select(pl.col("code").unique()), path) for path in paths]
     described = collect(scan(tree.codes).select("code"), tree.codes)
@@ -163,10 +168,10 @@ def measure_events(tree: ReleaseLayout, buckets: int, latest: datetime | None = 
         pl.lit(subjects["subject_id"].n_unique()).alias("subjects"),
         pl.lit(sum(_twice(path) for path in paths)).alias("born_or_dead_twice"),
         pl.lit(misplaced_subjects(subjects, buckets)).alias("misplaced_subjects"),
-        *(pl.lit(int(marks[name].sum())).alias(name) for name in FAULTS),
+        *(pl.lit(int(annotations[name].sum())).alias(name) for name in FAULTS),
         pl.lit(undescribed).alias("undescribed_codes"),
         pl.lit(repeated_codes(tree)).alias("repeated_codes"),
         pl.lit(item_events.join(known, on="item_key", how="anti").height).alias("unknown_items"),
         pl.lit(len(meds_breaks(tree, buckets))).alias("schema_breaks"),
     )
-    return EventMeasures(summary, subjects, marks, item_events)
+    return EventMeasures(summary, subjects, annotations, item_events)

@@ -1,4 +1,4 @@
-"""What a plan's shards must hold, worked out from the timelines alone, by other means than the packing stage's."""
+"""What a plan's shards must hold, worked out from the timelines alone, without the code of the packing stage."""
 
 import math
 

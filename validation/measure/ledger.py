@@ -49,7 +49,7 @@ def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFr
     `unlisted_rows`.
 
     Args:
-        sources: as `count_marks` gives them.
+        sources: as `count_annotations` gives them.
     """
     stored = sources.select(pl.col("source").alias("table"), pl.col("rows").alias("stored"), *_STORED)
     tables = (

@@ -1,4 +1,4 @@
-"""A row group of a shard as validation reads it: by other means than readers do, page checksums verified."""
+"""A row group of a shard as validation reads it: without the code of the readers, page checksums verified."""
 
 from dataclasses import dataclass
 from typing import Any

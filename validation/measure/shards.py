@@ -205,7 +205,7 @@ def _plan_rows(
         segments = pl.concat([pl.DataFrame(schema=SEGMENTS), *measures.segments])
         members = assigned.filter(pl.col("split") == split)
         of_members = found.join(members, on="subject_id", how="semi")
-        astray = _misplaced_segments(wanted, segments)
+        misplaced = _misplaced_segments(wanted, segments)
         rows.append(
             {
                 "profile": profile,
@@ -226,8 +226,8 @@ def _plan_rows(
                 "budgets_short": sum(budget.tokens < budget.asked for budget in plan.budgets)
                 if split == "train"
                 else 0,
-                "misplaced_segments": astray.height,
-                "changed_subjects": _changed_subjects(wanted, of_members, sums, astray),
+                "misplaced_segments": misplaced.height,
+                "changed_subjects": _changed_subjects(wanted, of_members, sums, misplaced),
                 "fill": measures.tokens / max(measures.capacity, 1),
                 "fill_judged": _judged_fill(measures, plan),
                 "max_segments": measures.max_segments,
@@ -281,12 +281,12 @@ def _misplaced_segments(wanted: pl.DataFrame, segments: pl.DataFrame) -> pl.Data
     return ordered.filter(pl.col("offset") != end.fill_null(pl.col("first")))
 
 
-def _changed_subjects(wanted: pl.DataFrame, found: pl.DataFrame, sums: pl.DataFrame, astray: pl.DataFrame) -> int:
+def _changed_subjects(wanted: pl.DataFrame, found: pl.DataFrame, sums: pl.DataFrame, misplaced: pl.DataFrame) -> int:
     """Subjects with as many tokens as wanted, all in place, whose sum is another than their timeline's.
 
     The others are counted by what is wrong with them, and their sums cannot be right.
     """
     tokens = found.group_by("subject_id").agg(pl.col("tokens").sum())
-    judged = wanted.join(tokens, on=["subject_id", "tokens"], how="semi").join(astray, on="subject_id", how="anti")
+    judged = wanted.join(tokens, on=["subject_id", "tokens"], how="semi").join(misplaced, on="subject_id", how="anti")
     both = judged.join(per_subject([found.select("subject_id", "sum")]), on="subject_id")
     return both.join(sums, on=["subject_id", "sum"], how="anti").height

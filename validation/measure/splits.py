@@ -1,4 +1,4 @@
-"""What is measured of splits: whether they are those of the ledger, and how alike they are. Aggregates leave it."""
+"""What is measured of splits: whether they are those of the ledger, and how alike they are. Gives aggregates only."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Aggregates leave this module."""
+"""What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Gives aggregates only."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One number for everything that a subject's tokens say, of timelines and of shards alike.
+"""One number for all tokens of a subject; it is the same whether timelines or shards give the tokens.
 
 The sum of a 64-bit hash of each token, whatever their order: of its place in the timeline as the plan keeps it, its id,
 type and time, and of the image's key where it stands for one. Two tokens that changed places change it.
@@ -25,7 +25,7 @@ _PLACE, _TYPE = np.uint64(40), np.uint64(32)
 
 
 class Kept(NamedTuple):
-    """What of a timeline a plan keeps. Plans that keep the same have the same sums, however they lay it.
+    """What a plan keeps of a timeline. Plans that keep the same have the same sums.
 
     Attributes:
         images: its image tokens too.
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
 
 def kept_by(plan: PlanEntry) -> Kept:
-    """What of a subject's timeline a plan keeps, if it keeps anything of it."""
+    """What a plan keeps of the timelines of which it keeps anything."""
     return Kept(plan.images, plan.context if plan.mode == "last_n" else None)
 
 
@@ -101,7 +101,7 @@ def timeline_sums(
             starts = _starts(subject)
             ends = np.append(starts, len(subject))[1:]
             sums = running(_hashes(left, starts, ends))
-            for kept in (kept for kept in wanted if kept.images == images):
+            for kept in [entry for entry in wanted if entry.images == images]:
                 first = starts if kept.last is None else np.maximum(starts, ends - kept.last)
                 frame = {"subject_id": subject[starts], "sum": sums[ends] - sums[first]}
                 parts[kept].append(pl.DataFrame(frame, schema=SUMS))

@@ -1,4 +1,4 @@
-"""The report's tables of the ledger and of what events bear: what became of every raw row, and how it is to be read."""
+"""The report's tables of the ledger and of events' annotations: what became of every raw row."""
 
 import polars as pl
 
@@ -101,16 +101,16 @@ def conflict_table(measurements: Measurements, cells: Cells) -> Table:
     ]
     note = (
         "Nothing is repaired: such an event is in the release as the source has it, and its column conflict says so. "
-        "An event with several counts in each and bears the first."
+        "An event with several conflicts counts in each, and its column has the first."
     )
     return Table("conflicts", "Contradictions", columns, rows, note)
 
 
 def availability_table(measurements: Measurements, ledger: Table, cells: Cells) -> Table:
-    """Events by how the moment is known at which they could be known."""
+    """Events by how `available_time` is known."""
     stored = {row["table"]: row["stored"] for row in ledger.rows}
     rows: list[Row] = []
-    for line in measurements.marks.sort("source").iter_rows(named=True):
+    for line in measurements.annotations.sort("source").iter_rows(named=True):
         counts = [line[name] for name in _AVAILABILITY]
         shown = cells.parts(counts)
         modality = str(line["source"]).removeprefix("images/")
@@ -131,8 +131,9 @@ def availability_table(measurements: Measurements, ledger: Table, cells: Cells) 
         Column("share", "Estimated", "share"),
     ]
     note = (
-        "When a fact could be known: its own column says so (recorded); it is taken to be the time at which it "
-        "happened; or that time and what results of its code usually take (estimated). Static facts have no time."
+        "How it is known when a fact became available. Recorded: a column of the source says so. Taken to be the time: "
+        "nothing says so, and the time of the event is used. By the usual delay: estimated, as the time plus the delay "
+        "that is usual for the code. Static facts have no time."
     )
     return Table("availability", "Availability of events", columns, rows, note)
 

@@ -81,7 +81,7 @@ def turn(table: Table) -> Table:
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest tells the report, as its context."""
+    """What the report says of a manifest, as its context."""
     return {
         "release_id": manifest.release_id,
         "parent": manifest.parent,

@@ -7,7 +7,7 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Outcome
-from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_NAMES, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
@@ -33,7 +33,6 @@ INTERVAL_HEADINGS = {
 
 def verdict_table(measurements: Measurements, cells: Cells) -> Table:
     """Images by modality and verdict."""
-    names = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray"}
     rows: list[Row] = []
     for line in measurements.areas["items"].iter_rows(named=True):
         items = cells.count(line["items"])
@@ -41,7 +40,7 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
             name: follow(items, cells.count(line[name])) for name in ("units_expected", "units_encoded", "units_failed")
         }
         meaning = VERDICTS.get(line["verdict"], "unknown")
-        modality = names.get(line["modality"], line["modality"])
+        modality = MODALITY_NAMES.get(line["modality"], line["modality"])
         rows.append({"modality": modality, "verdict": line["verdict"], "meaning": meaning, "items": items} | units)
     columns = [
         Column("modality", "Modality", "text"),
@@ -89,7 +88,7 @@ def histogram_table(measurements: Measurements, cells: Cells) -> Table:
 
 
 def _points(line: Mapping[str, Any], cells: Cells) -> Cell:
-    """A split's largest difference of a modality's share, so coarse that it tells no number of patients."""
+    """A split's largest difference of a modality's share, too coarse to work out a number of patients."""
     points: float | None = line["modality_points"]
     if cells.open or points is None:
         return points
@@ -203,7 +202,7 @@ def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Tabl
             further = line["plan"] != DEFAULT_PLAN
             subjects = cells.count(line["subjects_shards"]) if further else known.get(line["split"])
             whole: Row = {name: line[name] for name in names}
-            # To two figures, as tokens less those of Table A1 are images.
+            # Cut to two figures: tokens less those of Table A1 are tokens of images.
             whole |= {name: cells.rounded(line[name]) for name in names[:4]}
             if not cells.open and line["fill"] is not None:
                 whole["fill"] = round(line["fill"], 2)

@@ -32,7 +32,10 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         Column("dropped", "Events left out"),
         *(Column(split, f"Unknown in {split}", "share") for split in SPLITS),
     ]
-    note = "Unknown: in no train patient, so [UNK]. Reasons for what is left out: vocabularies/*/coverage.parquet."
+    note = (
+        "Unknown: codes that no train patient has; they become [UNK]. "
+        "vocabularies/*/coverage.parquet says why events are left out."
+    )
     if not cells.open:
         note += " Tokens and events are cut to two figures."
     return Table("coverage", "Vocabulary", columns, rows, note)
@@ -41,8 +44,8 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
 def budget_table(budgets: pl.DataFrame, known: Collection[int], cells: Cells) -> Table:
     """Token budgets of train.
 
-    Budgets are prefixes of one order, of several plans too, so the difference of two numbers of patients is itself a
-    number of patients: a budget is withheld where it differs by a small count from one that is shown.
+    All budgets, of several plans too, are prefixes of the same order of patients, so the difference of two budgets is
+    a number of patients. A budget is withheld where it differs by a small count from a number that is shown.
 
     Args:
         known: other numbers of patients that the report shows, of whom a budget may hold all but a few.
@@ -67,5 +70,5 @@ def budget_table(budgets: pl.DataFrame, known: Collection[int], cells: Cells) ->
         Column("all_tokens", "All tokens"),
         Column("subjects", "Patients"),
     ]
-    note = "Subsets of train; of one plan, each holds the ones before it. What is asked are tokens that bear loss."
+    note = "Subsets of train; each holds the smaller ones of its plan. The tokens asked are tokens that bear loss."
     return Table("budgets", "Token budgets", columns, rows, note)

@@ -10,7 +10,7 @@ from tests.support import staging
 from validation.areas import registry
 from validation.areas.area import Area, Check, Expectation
 from validation.gate.judge import Judgement, judge
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 from validation.measurements import measure_release
 from validation.report.page import write_report
 from validation.verify import Finding, verify_release

@@ -17,7 +17,7 @@ from tests.support import staging
 from validation.areas.registry import AREAS
 from validation.gate.judge import Judgement, judge
 from validation.measure.events import misplaced_subjects
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.splits import ks_statistic, measure_splits
 from validation.measurements import Measurements, measure_release
 from warehouse.errors import TimeloomError

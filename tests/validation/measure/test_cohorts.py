@@ -193,7 +193,7 @@ def test_stratified_splits_pass_at_any_size(size: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_growth_and_change_pass_what_gates(seed: int) -> None:
-    """Ten nights of new subjects, and everyone's record gone on by chance since: nobody can move, so none may fail."""
+    """Ten nights bring new subjects, and records grow by chance. No subject can move, so no night may fail."""
     everyone = population(1_100, seed)
     ledger, freeze = freeze_all(everyone[:600])
     for end in range(650, 1_101, 50):

@@ -77,9 +77,9 @@ def test_right_shards_pass(tmp_path: Path, name: str) -> None:
 
 def change(case: Case, split: str, number: int, header: dict[str, Any] | None = None, **columns: Any) -> None:
     path = case.tree.shard("mehrt", split, number, "p")
-    said, packs = read_shard(path)
+    stated, packs = read_shard(path)
     copied = {name: np.array(value) for name, value in vars(packs).items() if isinstance(value, np.ndarray)}
-    write_shard(path, replace(packs, **copied | columns), replace(said, **header or {}))
+    write_shard(path, replace(packs, **copied | columns), replace(stated, **header or {}))
 
 
 def with_plan(profiles: dict[str, ProfileEntry], **changes: Any) -> dict[str, ProfileEntry]:
@@ -94,7 +94,7 @@ def test_a_lost_shard_is_seen(tmp_path: Path) -> None:
     assert set(faults(case, profiles)) == {"token_difference"}
 
 
-def test_drops_that_nobody_declared_are_seen(tmp_path: Path) -> None:
+def test_drops_that_are_not_declared_are_seen(tmp_path: Path) -> None:
     case, profiles = made(tmp_path, PLANS["prompts"])
     assert set(faults(case, with_plan(profiles, dropped={}))) == {"drop_difference"}
 
@@ -102,10 +102,10 @@ def test_drops_that_nobody_declared_are_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["prompts", "structured", "imaging"])
 def test_a_plan_that_drops_what_it_should_keep_is_seen(tmp_path: Path, name: str) -> None:
     case, profiles = made(tmp_path, PLANS[name])
-    said = {"mode": PLANS[name].mode, "subjects": "all", "images": True, "context": PLANS[name].context or CONTEXT}
+    stated = {"mode": PLANS[name].mode, "subjects": "all", "images": True, "context": PLANS[name].context or CONTEXT}
     if name == "prompts":
-        said |= {"mode": "one_subject_per_sequence"}
-    found = faults(case, with_plan(profiles, **said))
+        stated |= {"mode": "one_subject_per_sequence"}
+    found = faults(case, with_plan(profiles, **stated))
     assert {"token_difference", "drop_difference"} <= set(found)
 
 
@@ -178,13 +178,13 @@ def test_pieces_out_of_place_are_seen(tmp_path: Path, harm: Callable[[Case], Non
 
 
 @pytest.mark.parametrize(
-    "said",
+    "stated",
     [{"plan": "other"}, {"mode": "last_n"}, {"split": "tuning"}, {"group": 1}, {"profile": "ethos"},
      {"vocabulary_hash": "0" * 64}],
 )  # fmt: skip
-def test_a_shard_of_another_place_is_malformed(tmp_path: Path, said: dict[str, Any]) -> None:
+def test_a_shard_of_another_place_is_malformed(tmp_path: Path, stated: dict[str, Any]) -> None:
     case, profiles = made(tmp_path, PLANS["packed"])
-    change(case, "train", 0, header=said)
+    change(case, "train", 0, header=stated)
     assert set(faults(case, profiles)) == {"malformed_packs"}
 
 
@@ -289,9 +289,9 @@ def test_images_of_others_and_out_of_place_are_seen(tmp_path: Path) -> None:
     of = [owner[key] for key in keys]
     pairs = [(a, b) for a in range(len(keys)) for b in range(a)]
     # Images of two subjects with one modality change places; so do those of one subject with two modalities.
-    strange = next((a, b) for a, b in pairs if of[a] != of[b] and modality[a] == modality[b])
+    of_two_subjects = next((a, b) for a, b in pairs if of[a] != of[b] and modality[a] == modality[b])
     of_one_subject = next((a, b) for a, b in pairs if of[a] == of[b] and modality[a] != modality[b])
-    for (a, b), expected in ((strange, {"foreign_images": 2, "changed_subjects": 2}),
+    for (a, b), expected in ((of_two_subjects, {"foreign_images": 2, "changed_subjects": 2}),
                              (of_one_subject, {"foreign_images": 2, "changed_subjects": 1})):  # fmt: skip
         order = np.arange(len(keys))
         order[[a, b]] = b, a

@@ -18,7 +18,7 @@ from validation.areas import ledger
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
 from validation.measure.budgets import BUDGETS, list_budgets
-from validation.measure.source import MeasuredRelease
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.subjects import measure_cohorts
 from validation.measurements import Measurements, measure_release
 from validation.report.cells import Cells, Hidden
@@ -176,7 +176,7 @@ def test_token_budgets_are_shown_where_there_are_any(tree: ReleaseLayout, measur
 def test_budgets_of_few_patients_and_those_that_differ_by_few_are_hidden(
     tree: ReleaseLayout, measurements: Measurements
 ) -> None:
-    """Train has 32 patients and says so: 20 and 28 would tell of 8 and of 4."""
+    """The report shows that train has 32 patients: with 20 and 28, differences of 8 and of 4 could be worked out."""
     both = with_budgets(with_budgets(measurements, 4, 20, 28, 32), 12, 20, plan="other")
     page, tables = written(tree, both, deid_mode="expert")
     assert [row["subjects"] for row in tables["budgets"]] == [None, 20, None, 32, None, 20]

@@ -16,8 +16,8 @@ CLOSED, OPEN = Cells(open=False), Cells(open=True)
 SPLITS = ["train", "tuning", "held_out"]
 
 
-def measurements(marks: pl.DataFrame | None = None, **areas: pl.DataFrame) -> Measurements:
-    return cast(Measurements, SimpleNamespace(areas=areas, marks=marks))
+def measurements(annotations: pl.DataFrame | None = None, **areas: pl.DataFrame) -> Measurements:
+    return cast(Measurements, SimpleNamespace(areas=areas, annotations=annotations))
 
 
 def shards() -> pl.DataFrame:
@@ -70,9 +70,9 @@ def test_a_share_of_modalities_tells_no_number_of_patients(subjects: int, shown:
 
 @pytest.mark.parametrize(("failed", "shown"), [(1, WITHHELD), (11, 136)])
 def test_events_of_images_do_not_tell_how_few_failed(failed: int, shown: int | Hidden) -> None:
-    marks = pl.DataFrame(
+    annotations = pl.DataFrame(
         {"source": ["images/ct"], "recorded": 0, "time": 136, "estimated": 0, "static": 0, "timed": 136}
     )
     items = pl.DataFrame({"modality": "ct", "verdict": ["ok", "failed_unreadable"], "items": [134, failed]})
-    (row,) = availability_table(measurements(marks=marks, items=items), Table("l", "", [], []), CLOSED).rows
+    (row,) = availability_table(measurements(annotations=annotations, items=items), Table("l", "", [], []), CLOSED).rows
     assert row["time"] == shown

@@ -79,7 +79,7 @@ class MeasuredRelease:
         }
 
 
-def published(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLayout | None) -> MeasuredRelease:
+def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLayout | None) -> MeasuredRelease:
     """A published release, with every split scheme that is in use; shares of splits are not judged.
 
     Args:
