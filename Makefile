@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUBJECTS ?= 500
 
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test check lint docs format clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,9 +22,12 @@ $(VENV)/.tools: $(VENV)/.installed
 demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish a release.
 	@$(BIN)/timeloom demo --subjects $(SUBJECTS) || { code=$$?; [ $$code -eq 2 ] || exit $$code; }
 
-test: $(VENV)/.tools  ## Run the checks and the tests.
-	$(MAKE) --no-print-directory lint docs
+.PHONY: help demo test check lint docs format clean
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not whole"
 
 lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
 	$(BIN)/ruff check .
