@@ -21,7 +21,7 @@ from pipelines.engine.run_stage import run_stage
 from pipelines.splitting.ledger import INHERITED
 from pipelines.splitting.merges import ACROSS_SPLITS, components, read_merges
 from pipelines.splitting.schemes import SplitConfig
-from tests.pipelines.splitting.test_assignment import population
+from tests.support.populations import population
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of
@@ -114,8 +114,8 @@ def test_the_bytes_do_not_depend_on_the_order_of_rows_or_the_number_of_buckets(t
         for buckets in (1, 7)
     ]
     for name in ("ledger.parquet", "freeze.json", "subjects.parquet"):
-        one, other = ((tree.path / "splits" / "mehrt" / name).read_bytes() for tree in trees)
-        assert one == other
+        first, second = ((tree.path / "splits" / "mehrt" / name).read_bytes() for tree in trees)
+        assert first == second
     assert trees[0].subject_splits.read_bytes() == trees[1].subject_splits.read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_nights_append_and_those_who_are_gone_stay_in_the_ledger(tmp_path: Path)
     assert all(known[subject] == name for tree in (first, second, third) for subject, name in splits_of(tree).items())
     freezes = [json.loads(tree.split_freeze("mehrt").read_text()) for tree in (first, second, third)]
     assert freezes[0]["edges"] == freezes[1]["edges"]
-    assert [len(one["nights"]) for one in freezes] == [1, 2, 2]
+    assert [len(freeze["nights"]) for freeze in freezes] == [1, 2, 2]
     assert freezes[1]["nights"][0]["sha256"] == freezes[0]["sha256"] != freezes[1]["sha256"]
     order = [read_frame(tree.scheme_subjects("mehrt")).select("subject_id", "order") for tree in (first, third)]
     assert order[1].join(order[0], on=["subject_id", "order"]).height == 200
@@ -227,9 +227,9 @@ def test_edges_or_phases_changed_under_the_manifest_are_refused(
 # --- merged ids
 
 
-def pair_in(tree: ReleaseLayout, one: str, other: str) -> tuple[int, int]:
+def pair_in(tree: ReleaseLayout, first: str, second: str) -> tuple[int, int]:
     """Two subjects of these splits."""
-    by_split = [[subject for subject, name in splits_of(tree).items() if name == wanted] for wanted in (one, other)]
+    by_split = [[subject for subject, name in splits_of(tree).items() if name == wanted] for wanted in (first, second)]
     return by_split[0][0], by_split[1][-1]
 
 
@@ -302,8 +302,8 @@ def test_merges_that_name_nobody_change_nothing(tmp_path: Path) -> None:
 def test_persons_are_the_connected_components(pairs: list[tuple[int, int]]) -> None:
     found = dict(components(pl.DataFrame(pairs, schema=["old", "new"], orient="row")).iter_rows())
     expected = {node: {node} for pair in pairs for node in pair}
-    for one, other in pairs:
-        joined = expected[one] | expected[other]
+    for first, second in pairs:
+        joined = expected[first] | expected[second]
         for node in joined:
             expected[node] = joined
     assert found == {node: min(group) for node, group in expected.items()}
@@ -364,8 +364,8 @@ def test_a_buckets_hash_changes_with_its_own_subjects_alone(tmp_path: Path) -> N
     assert frame["split"][0] == "train"
     moved.sample(fraction=1, shuffle=True, seed=1).write_parquet(path)
     after = split.slice_hashes(path, 3)
-    own = int(bucket_of(frame["subject_id"][:1].to_numpy(), 3)[0])
-    assert {bucket for bucket in before if before[bucket] != after[bucket]} == {own}
+    changed = int(bucket_of(frame["subject_id"][:1].to_numpy(), 3)[0])
+    assert {bucket for bucket in before if before[bucket] != after[bucket]} == {changed}
 
 
 def test_an_unchanged_night_writes_the_same_bytes(tmp_path: Path) -> None:

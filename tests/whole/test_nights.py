@@ -3,69 +3,22 @@
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
 from extractors.deid import Deidentifier, load_key
-from extractors.simulate import simulate
 from flows.runs import run as flow
-from flows.runs.run import Run, RunOutcome
+from flows.runs.run import Run
 from pipelines.config import parse_config
 from pipelines.engine.local import LocalEngine
 from tests.support.phantoms import write_series
+from tests.support.site import Site
 from validation.verify import verify_release
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.publish import current_release
-
-SUBJECTS = 40
-
-
-@pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated export; copy what you change."""
-    folder = tmp_path_factory.mktemp("export") / "hospital"
-    simulate(folder, subjects=SUBJECTS, seed=3)
-    return folder
-
-
-class Site:
-    """A hospital with its own copy of the export, and a warehouse."""
-
-    def __init__(self, folder: Path, export: Path) -> None:
-        self.folder = folder
-        self.layout = Layout(folder / "warehouse")
-        shutil.copytree(export / "tables", folder / "tables")
-        self.config: dict[str, Any] = {
-            "sources": [{"source": "simulated-hospital", "path": "tables"}],
-            "deid": {"mode": "synthetic"},
-            "buckets": 4,
-            "limits": {"unparsable_times": 0.01},
-        }
-
-    def night(self, until: str | None = None, limit: int | None = None) -> RunOutcome | None:
-        """One run; `until` leaves it, like a kill, before that step."""
-        config = parse_config(self.config, self.folder, "test")
-        with Run(config, self.folder, self.layout, LocalEngine(1), limit=limit) as run:
-            for name, step in run.steps:
-                if name == until:
-                    return None
-                run.carry_out(name, step)
-            return run.outcome()
-
-    def splits(self) -> dict[int, str]:
-        release = current_release(self.layout)
-        assert release is not None
-        return dict(pl.read_parquet(release.subject_splits).iter_rows())
-
-    def change(self, table: str, old: str, new: str) -> None:
-        path = self.folder / "tables" / f"{table}.csv"
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @pytest.fixture
@@ -339,8 +292,8 @@ def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_tak
     raw = pl.read_csv(site.folder / "tables" / "patients.csv")["patient_id"]
     deid = parse_config(site.config, site.folder, "test").deid
     ids = dict(zip(raw, Deidentifier(deid, load_key(deid, site.layout.private)).subject_ids(raw), strict=True))
-    old = next(one for one in raw if before[ids[one]] == "held_out")
-    new = next(one for one in raw if before[ids[one]] == "train")
+    old = next(subject for subject in raw if before[ids[subject]] == "held_out")
+    new = next(subject for subject in raw if before[ids[subject]] == "train")
     site.config["merges"] = "merges.csv"
     # Found out before anything is read, not hours later.
     with pytest.raises(TimeloomError, match="cannot read the merges"):

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
-from tests.whole.test_nights import Site, export  # noqa: F401
+from tests.support.site import Site
 from validation.verify import verify_release
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -16,7 +16,7 @@ EVEN = {"train": 0.5, "tuning": 0.25, "held_out": 0.25}
 
 
 @pytest.fixture
-def site(tmp_path: Path, export: Path) -> Site:  # noqa: F811
+def site(tmp_path: Path, export: Path) -> Site:
     site = Site(tmp_path, export)
     site.config["splits"] = {"even": EVEN, "mehrt": None}
     return site
@@ -40,7 +40,9 @@ def test_ids_merged_across_splits_leave_every_split_and_come_back(site: Site) ->
     before = site.splits()
     assert set(before.values()) == {"train", "tuning", "held_out"}
     names = raw_ids(site)
-    train, held = (next(one for one, own in before.items() if own == split) for split in ("train", "held_out"))
+    train, held = (
+        next(subject for subject, assigned in before.items() if assigned == split) for split in ("train", "held_out")
+    )
     (site.folder / "merges.csv").write_text(f"old,new\n{names[train]},{names[held]}\n", encoding="utf-8")
     site.config["merges"] = "merges.csv"
     site.night()

@@ -21,7 +21,7 @@ from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.segments import SCHEMA, frame_batch
 from pipelines.aligning.statistics import subject_statistics
-from tests.support.narrow_rows import narrow
+from tests.support.bucket_rows import narrow
 from warehouse.arrays import NO_TIME
 from warehouse.order import order_events, sort_events
 from warehouse.parquet import conform
@@ -111,15 +111,15 @@ VALUES = {
 def test_rows_that_differ_in_one_column_are_ordered_by_it(column: str) -> None:
     usual = dict.fromkeys(COLUMNS) | FIRST | {"row_hash": 1, "rule": 0}
     rows = [usual | {column: value} for value in VALUES[column]]
-    for some in (rows, rows[::-1], rows[1:] + rows[:1], rows * 2):
-        events, texts = narrow(frame_of(some))
+    for shuffled in (rows, rows[::-1], rows[1:] + rows[:1], rows * 2):
+        events, texts = narrow(frame_of(shuffled))
         order, again = events.order(texts, None)
-        assert [some[place][column] for place in order] == frame_of(some)[order_events(frame_of(some))[0]][
+        assert [shuffled[place][column] for place in order] == frame_of(shuffled)[order_events(frame_of(shuffled))[0]][
             column
         ].to_list()
-        assert again.sum() == len(some) - len(rows)
+        assert again.sum() == len(shuffled) - len(rows)
         if column not in ("time_precision", "availability", "value_flag"):
-            assert [some[place] for place in order[~again]] == rows
+            assert [shuffled[place] for place in order[~again]] == rows
 
 
 @settings(max_examples=100, deadline=None)
@@ -184,15 +184,15 @@ def test_pieces_become_the_columns_that_they_are_of(pieces: list[list[Any]], mor
     none |= dict.fromkeys(("precision", "availability", "flag"), NONE_8)
     for name, found in columns.numbers.items():
         plain = whole[name].to_physical().to_numpy() if name not in none else None
-        own = found[: len(whole)]
+        column = found[: len(whole)]
         if name in columns.known:
-            there = columns.known[name][: len(whole)]
-            assert there.tolist() == whole[name].is_not_null().to_list()
-            assert pl.Series(masked(own, there)).equals(whole[name].to_physical())
+            known = columns.known[name][: len(whole)]
+            assert known.tolist() == whole[name].is_not_null().to_list()
+            assert pl.Series(masked(column, known)).equals(whole[name].to_physical())
         elif plain is None:
-            assert own.tolist() == whole[name].to_physical().fill_null(none[name]).to_list()
+            assert column.tolist() == whole[name].to_physical().fill_null(none[name]).to_list()
         else:
-            assert np.array_equal(own, plain)
+            assert np.array_equal(column, plain)
     texts: list[str | None] = [None] * len(whole)
     for distinct, part in columns.pieces:
         assert len(set(distinct.to_pylist())) == len(distinct)
@@ -207,7 +207,7 @@ def test_numbers_get_the_places_of_those_that_occur(numbers: list[int]) -> None:
     used = occurring(asked, 5)
     assert used.tolist() == sorted({*numbers} - {NONE_32})
     found = renumbered(asked, 5, used, np.arange(len(used)))
-    assert found.tolist() == [NONE_32 if one == NONE_32 else used.tolist().index(one) for one in numbers]
+    assert found.tolist() == [NONE_32 if number == NONE_32 else used.tolist().index(number) for number in numbers]
 
 
 def test_images_of_one_key_are_ordered_by_what_else_is_known_of_them() -> None:
@@ -215,13 +215,18 @@ def test_images_of_one_key_are_ordered_by_what_else_is_known_of_them() -> None:
     late, early = datetime(2020, 1, 3), datetime(2020, 1, 2)
     known = [("k", late), ("j", late), ("k", early), ("k", late)]
     rows = [image | {"time": NOON, "item_key": key, "available_time": at} for key, at in known]
-    for some in (rows, rows[::-1]):
-        items = pl.DataFrame(some, schema=pl.DataFrame(pl.from_arrow(ITEMS.empty_table())).schema)
+    for ordered in (rows, rows[::-1]):
+        items = pl.DataFrame(ordered, schema=pl.DataFrame(pl.from_arrow(ITEMS.empty_table())).schema)
         found = Gathered.read([], items, {}, None, LeftOut().put)
         order, again = found.rows.order(found.texts, None)
-        told = pl.from_arrow(found.rows.take(order).table(found.texts, np.full(4, NONE_8, np.uint8), ()))
-        assert isinstance(told, pl.DataFrame)
-        assert told.select("item_key", "available_time").rows() == [("j", late), ("k", early), ("k", late), ("k", late)]
+        table = pl.from_arrow(found.rows.take(order).table(found.texts, np.full(4, NONE_8, np.uint8), ()))
+        assert isinstance(table, pl.DataFrame)
+        assert table.select("item_key", "available_time").rows() == [
+            ("j", late),
+            ("k", early),
+            ("k", late),
+            ("k", late),
+        ]
         assert again.tolist() == [False, False, False, True]
 
 
@@ -243,10 +248,10 @@ def test_subjects_are_counted_as_a_plain_search_does(rows: list[dict[str, Any]])
     found = subject_statistics(*narrow(frame)).rows(named=True)
     plain = []
     for subject in sorted({row["subject_id"] for row in rows}):
-        own = [row for row in rows if row["subject_id"] == subject]
-        timed = [row["time"] for row in own if row["time"] is not None and row["code"] != BIRTH]
+        record = [row for row in rows if row["subject_id"] == subject]
+        timed = [row["time"] for row in record if row["time"] is not None and row["code"] != BIRTH]
         gaps, span = len({*timed}) - 1, (max(timed) - min(timed)) / timedelta(days=1) if timed else 0
-        static = sum(row["time"] is None for row in own)
+        static = sum(row["time"] is None for row in record)
         mean = pytest.approx(span / gaps) if gaps > 0 else None
         plain.append({"subject_id": subject, "events": len(timed), "static_events": static, "mean_interval_days": mean})
     assert found == plain
@@ -260,9 +265,11 @@ def test_the_earliest_birth_and_death_of_each_subject_stay(rows: list[dict[str, 
     events = frame.rows(named=True)
     assert not any(extra for extra, event in zip(further, events, strict=True) if event["code"] not in (BIRTH, DEATH))
     for subject, code in {(event["subject_id"], event["code"]) for event in events if event["code"] in (BIRTH, DEATH)}:
-        own = [n for n, event in enumerate(events) if (event["subject_id"], event["code"]) == (subject, code)]
-        timed = [n for n in own if events[n]["time"] is not None]
-        assert [n for n in own if not further[n]] == (timed or own)[:1]
+        events_of_code = [
+            n for n, event in enumerate(events) if (event["subject_id"], event["code"]) == (subject, code)
+        ]
+        timed = [n for n in events_of_code if events[n]["time"] is not None]
+        assert [n for n in events_of_code if not further[n]] == (timed or events_of_code)[:1]
 
 
 @settings(max_examples=150, deadline=None)
@@ -278,10 +285,10 @@ def test_what_is_taken_out_is_counted_by_raw_row(rows: list[dict[str, Any]], dra
     def raw(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["subject_id"], row["source"], row["row_hash"]
 
-    for one in {raw(row) for row, gone in zip(rows, drawn, strict=False) if gone}:
-        gone = [row for row, out in zip(rows, drawn, strict=False) if out and raw(row) == one]
-        left = [row for row, out in zip(rows, drawn, strict=False) if not out and raw(row) == one]
-        of = plain.setdefault(one[1], Counter())
+    for row_raw in {raw(row) for row, gone in zip(rows, drawn, strict=False) if gone}:
+        gone = [row for row, out in zip(rows, drawn, strict=False) if out and raw(row) == row_raw]
+        left = [row for row, out in zip(rows, drawn, strict=False) if not out and raw(row) == row_raw]
+        of = plain.setdefault(row_raw[1], Counter())
         of["events"] += len(gone)
         if not left:
             # As many rows as the first rule made events.
@@ -297,12 +304,12 @@ def test_what_is_taken_out_is_counted_by_raw_row(rows: list[dict[str, Any]], dra
 
 def test_texts_are_written_in_the_order_of_the_rows_whatever_numbers_they_have() -> None:
     rows = [{**FIRST, "text_value": text} for text in ("b", None, "é", "b", "a", "é")]
-    some, texts = narrow(pl.DataFrame(rows, schema=COLUMNS).with_columns(pl.col("row_hash", "rule").fill_null(1)))
+    narrowed, texts = narrow(pl.DataFrame(rows, schema=COLUMNS).with_columns(pl.col("row_hash", "rule").fill_null(1)))
     last = np.uint32(len(texts.values) - 1)
-    other = replace(some, text=np.where(some.text == NONE_32, NONE_32, last - some.text).astype(np.uint32))
+    other = replace(narrowed, text=np.where(narrowed.text == NONE_32, NONE_32, last - narrowed.text).astype(np.uint32))
     turned = replace(texts, values=texts.values[::-1])
     conflict = np.full(len(rows), NONE_8, np.uint8)
-    for one, of in ((some, texts), (other, turned)):
-        column = one.table(of, conflict, ("x",)).column("text_value").combine_chunks()
+    for made, of in ((narrowed, texts), (other, turned)):
+        column = made.table(of, conflict, ("x",)).column("text_value").combine_chunks()
         assert column.to_pylist() == [row["text_value"] for row in rows]
         assert column.dictionary.to_pylist() == ["b", "é", "a"]

@@ -17,7 +17,7 @@ from pipelines.aligning.columns import NONE_8
 from pipelines.aligning.conflicts import CONFLICTS, earliest, find_conflicts
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
-from tests.support.narrow_rows import narrow
+from tests.support.bucket_rows import narrow
 from tests.support.raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
 from warehouse.arrays import NO_TIME
 from warehouse.layout import ReleaseLayout
@@ -45,7 +45,7 @@ def day(number: int) -> str:
 
 
 def row(pid: int = 1, **fields: Any) -> list[Any]:
-    values = {name: day(one) if isinstance(one, int) else one for name, one in fields.items()}
+    values = {name: day(value) if isinstance(value, int) else value for name, value in fields.items()}
     return [pid, *(values.get(name) for name in FIELDS[1:])]
 
 
@@ -142,7 +142,7 @@ def test_images_are_marked_as_any_event_and_static_facts_are_not(tmp_path: Path)
     items = pl.DataFrame([IMAGE, IMAGE | {"item_key": "l", "time": datetime(2020, 1, 9)}], schema=NO_ITEMS.schema)
     rows = [*PLAIN, row(sex="M", note="later")]
     _, counts = convert_text(tmp_path, RULE, csv_text(FIELDS, rows))
-    (bucket,) = (number for number, one in counts["buckets"].items() if one["rows"] > 2)
+    (bucket,) = (number for number, bucket_counts in counts["buckets"].items() if bucket_counts["rows"] > 2)
     align_one(tmp_path, {SEGMENT: counts}, int(bucket), items)
     events = aligned_events(tmp_path, int(bucket))
     images = events.filter(pl.col("kind") == "image").select("item_key", "conflict").rows()
@@ -177,16 +177,16 @@ def test_the_marks_are_those_of_a_plain_search(
     hour = datetime(2020, 1, 1)
     made: list[dict[str, Any]] = [{"subject_id": 1, "code": "MEDS_DEATH", "kind": "death", "at": death}]
     made.append({"subject_id": 2, "code": "MEDS_BIRTH", "kind": "clinical", "at": 0})
-    made += [{"subject_id": one, "code": "X", "kind": "clinical", "at": at} for one, at in facts]
+    made += [{"subject_id": subject_id, "code": "X", "kind": "clinical", "at": at} for subject_id, at in facts]
     for number, (subject, start, end) in enumerate(visits):
         for kind, at in (("visit_start", start), ("visit_end", end)):
             if at is not None:
                 made.append({"subject_id": subject, "code": kind, "kind": kind, "at": at, "row_hash": number})
     rows = [
         dict.fromkeys(EVENTS.names)
-        | {"time": hour + timedelta(hours=one["at"]), "source": "t", "row_hash": None}
-        | {name: value for name, value in one.items() if name != "at"}
-        for one in made
+        | {"time": hour + timedelta(hours=event["at"]), "source": "t", "row_hash": None}
+        | {name: value for name, value in event.items() if name != "at"}
+        for event in made
     ]
     schema = {**pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema, "row_hash": pl.UInt64()}
     frame = sort_events(pl.DataFrame(rows, schema=schema))
@@ -194,26 +194,29 @@ def test_the_marks_are_those_of_a_plain_search(
 
     def reasons(event: dict[str, Any]) -> list[str]:
         at, subject = (event["time"] - hour) // timedelta(hours=1), event["subject_id"]
-        own = visits[event["row_hash"]] if event["row_hash"] is not None else None
+        visit = visits[event["row_hash"]] if event["row_hash"] is not None else None
         begun = [
             (start, end, number)
-            for number, (one, start, end) in enumerate(visits)
-            if one == subject and start is not None and end is not None
+            for number, (visitor, start, end) in enumerate(visits)
+            if visitor == subject and start is not None and end is not None
         ]
         holds = {
             "before_birth": subject == 2 and at < 0,
             "after_death": subject == 1 and at > death,
-            "end_before_start": event["kind"] == "visit_end" and own is not None and own[1] is not None and at < own[1],
+            "end_before_start": event["kind"] == "visit_end"
+            and visit is not None
+            and visit[1] is not None
+            and at < visit[1],
             "overlapping_visit": event["kind"] == "visit_start"
-            and own is not None
-            and own[2] is not None
-            and any((start, end, n) < (own[1], own[2], event["row_hash"]) and at < end for start, end, n in begun),
+            and visit is not None
+            and visit[2] is not None
+            and any((start, end, n) < (visit[1], visit[2], event["row_hash"]) and at < end for start, end, n in begun),
         }
         return [name for name in CONFLICTS if holds[name]]
 
     plain = [reasons(event) for event in frame.rows(named=True)]
-    assert found.tolist() == [CONFLICTS.index(one[0]) if one else NONE_8 for one in plain]
-    assert counts == {name: sum(name in one for one in plain) for name in CONFLICTS}
+    assert found.tolist() == [CONFLICTS.index(names[0]) if names else NONE_8 for names in plain]
+    assert counts == {name: sum(name in names for names in plain) for name in CONFLICTS}
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,46 +14,7 @@ from pipelines.splitting.ledger import INHERITED, Freeze, no_ledger
 from pipelines.splitting.order import order_of
 from pipelines.splitting.quota import WHOLE, Quota
 from pipelines.splitting.strata import lined_up, quartiles, spread, strata
-from warehouse.hashing import splitmix64
-
-SCHEMES = {
-    "mehrt": (0.85, 0.05, 0.10),
-    "multimodal": (0.8, 0.1, 0.1),
-    "clinifuse": (0.95, 0.025, 0.025),
-    "thirds": (1 / 3, 1 / 3, 1 / 3),
-    "no tuning": (0.9, 0.0, 0.1),
-    "train alone": (1.0, 0.0, 0.0),
-    "no held_out": (0.7, 0.3, 0.0),
-}
-Fractions = tuple[float, float, float]
-
-
-def population(number: int, seed: int = 0, first: int = 1) -> pl.DataFrame:
-    """Subjects with lognormal lengths, intervals and images in 15 %, as the simulated hospital has."""
-    rng = np.random.default_rng(seed)
-    image = rng.random(number)
-    events = rng.lognormal(5, 1.2, number).astype(np.int64) + 1
-    return pl.DataFrame(
-        {
-            "subject_id": splitmix64(np.arange(first, first + number)).view(np.int64) >> 1,
-            "events": events,
-            "static_events": np.ones(number, dtype=np.int64),
-            "ct": (image < 0.12).astype(np.int64),
-            "wsi": ((image > 0.06) & (image < 0.15)).astype(np.int64),
-            "mean_interval_days": rng.lognormal(2, 1, number),
-        }
-    ).with_columns(pl.when(pl.col("events") > 2).then("mean_interval_days").alias("mean_interval_days"))
-
-
-def frozen(subjects: pl.DataFrame, fractions: Fractions = SCHEMES["mehrt"], scheme: str = "mehrt") -> Freeze:
-    return Freeze(scheme, dict(zip(SPLITS, fractions, strict=True)), quartiles(subjects))
-
-
-def freeze_all(subjects: pl.DataFrame, fractions: Fractions = SCHEMES["mehrt"]) -> tuple[pl.DataFrame, Freeze]:
-    """Ledger and freeze of a first night."""
-    ledger, aside, freeze = assign(subjects, no_ledger(), frozen(subjects, fractions))
-    assert aside.is_empty()
-    return ledger, freeze
+from tests.support.populations import SCHEMES, Fractions, freeze_all, frozen, population
 
 
 def furthest(ledger: pl.DataFrame, fractions: Fractions) -> float:
@@ -97,7 +58,7 @@ def test_each_stratum_and_the_whole_are_within_one_subject_of_their_quota(fracti
     ledger, freeze = freeze_all(subjects, fractions)
     assert sorted(ledger["subject_id"]) == sorted(subjects["subject_id"])
     assert ledger["stratum"].n_unique() > 20
-    worst = {one["stratum"][0]: furthest(one, fractions) for one in ledger.partition_by("stratum")}
+    worst = {stratum["stratum"][0]: furthest(stratum, fractions) for stratum in ledger.partition_by("stratum")}
     assert max(worst.values()) <= 1 + 1e-6, worst
     assert furthest(ledger, fractions) <= 1 + 1e-6
     assert freeze.strata == dict(ledger["stratum"].value_counts().iter_rows())
@@ -120,9 +81,9 @@ def test_any_fractions_and_any_growth_keep_every_stratum_within_one(pair: tuple[
         known, _, freeze = assign(population(number, seed=night, first=first), known, freeze)
         first += number
     assert len(known) == sum(growth)
-    for one in known.partition_by("stratum"):
-        assert furthest(one, fractions) <= 1 + 1e-6
-        assert one["ordinal"].to_list() == list(range(len(one)))
+    for stratum in known.partition_by("stratum"):
+        assert furthest(stratum, fractions) <= 1 + 1e-6
+        assert stratum["ordinal"].to_list() == list(range(len(stratum)))
 
 
 def test_a_ledger_that_was_dealt_by_other_rules_goes_on() -> None:
@@ -182,11 +143,11 @@ def test_shuffled_input_gives_the_same_ledger() -> None:
 
 def test_schemes_deal_independently() -> None:
     subjects = population(500)
-    one, other = (
+    first, second = (
         assign(subjects, no_ledger(), frozen(subjects, scheme=name))[0].sort("subject_id")["split"]
         for name in ("a", "b")
     )
-    assert not one.equals(other)
+    assert not first.equals(second)
 
 
 # --- strata and their lines
@@ -206,10 +167,10 @@ def test_a_line_is_a_permutation_of_its_stratum_and_follows_the_length() -> None
     of = dict(zip(subjects["subject_id"], stratum.cast(pl.String), strict=True))
     assert line["stratum"].cast(pl.String).to_list() == [of[subject] for subject in line["subject_id"]]
     lengths = line.join(subjects, on="subject_id", how="left", maintain_order="left")
-    for one in lengths.partition_by("stratum"):
-        assert one["place"].to_list() == list(range(len(one)))
-        if len(one) > 60:
-            assert one.select(pl.corr("place", "events", method="spearman")).item() > 0.6
+    for stratum in lengths.partition_by("stratum"):
+        assert stratum["place"].to_list() == list(range(len(stratum)))
+        if len(stratum) > 60:
+            assert stratum.select(pl.corr("place", "events", method="spearman")).item() > 0.6
     assert not lined_up(subjects, stratum, 8).equals(line)
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.split import assign
-from tests.pipelines.splitting.test_assignment import SPLITS, freeze_all, population
+from pipelines.split import SPLITS, assign
+from tests.support.populations import freeze_all, population
 from validation.measure.splits import FEWEST, measure_splits, smd
 from validation.measure.subjects import (
     IMAGING,

@@ -49,5 +49,5 @@ def narrow(events: pl.DataFrame) -> tuple[BucketRows, BucketTexts]:
         rule=values("rule").astype(np.uint16),
         row_hash=values("row_hash").astype(np.uint64),
     )
-    arrays = (pa.array(one, pa.string()) for one in (codes, units))
+    arrays = (pa.array(texts, pa.string()) for texts in (codes, units))
     return rows, BucketTexts(*arrays, sources, pa.array(items, pa.string()), pa.array(others[::-1], pa.large_string()))
