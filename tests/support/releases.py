@@ -1,22 +1,28 @@
-"""Fabricates a small valid release from the contracts alone: codes that follow a Markov chain, and images."""
+"""Writes a small right release: its tables from a `Content`, its shards, the stores that it points at, its manifest.
 
-import zlib
+`markov.py` and `patients.py` say what is in it: timelines to read, and a record to break.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import meds
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.splitting.ledger import Freeze
 from warehouse.arrays import NO_TIME
 from warehouse.embeddings.store import EmbeddingWriter
-from warehouse.files import hash_file, write_json
+from warehouse.files import atomic_write, hash_file, write_json
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
-    BudgetEntry,
     Deidentification,
     EncoderEntry,
     FileEntry,
@@ -26,21 +32,46 @@ from warehouse.manifest import (
     content_hash,
 )
 from warehouse.modalities import MODALITIES
-from warehouse.parquet import empty_frame, write_table
+from warehouse.parquet import write_table
 from warehouse.publish import publish
-from warehouse.schemas import EVENTS, ITEMS, LAGS, SCHEME_SUBJECTS, SPLIT_LEDGER, VOCABULARY
-from warehouse.shards import file as shards
-from warehouse.shards.file import Packs, ShardHeader, write_shard
+from warehouse.schemas import (
+    EVENTS,
+    ITEMS,
+    LAGS,
+    LEDGER,
+    QUARANTINE,
+    SCHEME_SUBJECTS,
+    SPLIT_LEDGER,
+    SPLIT_QUARANTINE,
+    SUBJECTS,
+    TIMELINES,
+    VOCABULARY,
+)
+from warehouse.shards.file import Packs, ShardHeader, read_shard, write_shard
 from warehouse.shards.times import compact_times
-from warehouse.tokens import BOS, IMAGE_TOKENS, PAD, RESERVED, TYPE_NAMES, TokenType
+from warehouse.tokens import PAD
 from warehouse.vocabulary import vocabulary_hash
 
-BUCKETS, GROUPS, CODES, PROFILE = 4, 2, 40, "mehrt"
+SCHEME, PROFILE, BUCKETS = "mehrt", "mehrt", 4
+FRACTIONS = {"train": 0.8, "tuning": 0.1, "held_out": 0.1}
 DIMS = {"ct": 1024, "wsi": 1536}
 STORES = {modality: f"random-{modality}-0123" for modality in DIMS}
-SEX = (len(RESERVED), len(RESERVED) + 1)
-FIRST_CODE = len(RESERVED) + 2
-START_US = 1_500_000_000_000_000
+ENCODER = "random, for demonstration only"
+LAB = "LOINC//718-7//g/dL"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a release tells of its subjects, in the columns of the schemas; `splits` has every subject."""
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    timelines: pl.DataFrame
+    splits: dict[int, str]
+    vocabulary: pl.DataFrame
+    ledger: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEDGER.names))
+    quarantine: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=QUARANTINE.names))
+    lags: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LAGS.names))
 
 
 @dataclass
@@ -55,54 +86,46 @@ class Timeline:
     images: list[tuple[int, str, str]] = field(default_factory=list)
 
 
-def markov_timelines(subjects: int, seed: int = 0, length: int = 60, images: bool = True) -> list[Timeline]:
-    """[BOS], sex, then codes of which each has one frequent and two rare successors; equal times are common."""
-    random = np.random.default_rng(seed)
-    successors = np.stack([np.random.default_rng(7 + which).permutation(CODES) for which in range(3)])
+def rows_of(timelines: list[Timeline]) -> pl.DataFrame:
+    """The rows that `TIMELINES` has for these timelines."""
+    keys = [{position: key for position, _, key in line.images} for line in timelines]
+    frame = pl.DataFrame(
+        {
+            "subject_id": [line.subject for line in timelines for _ in line.ids],
+            "token_id": [token for line in timelines for token in line.ids],
+            "type": [int(kind) for line in timelines for kind in line.types],
+            "time": [None if time == NO_TIME else time for line in timelines for time in line.times],
+            "item_key": [
+                at.get(position) for at, line in zip(keys, timelines, strict=True) for position in range(len(line.ids))
+            ],
+        },
+        schema={
+            "subject_id": pl.Int64,
+            "token_id": pl.UInt32,
+            "type": pl.UInt8,
+            "time": pl.Int64,
+            "item_key": pl.String,
+        },
+    )
+    return frame.with_columns(pl.col("time").cast(pl.Datetime("us"))).sort("subject_id", maintain_order=True)
+
+
+def timelines_of(rows: pl.DataFrame) -> list[Timeline]:
+    """The timelines, of no split, that rows of `TIMELINES` hold; their order is the subjects' first rows'."""
     result = []
-    for subject in range(subjects):
-        split = ("train", "train", "train", "train", "tuning", "held_out")[subject % 6]
-        line = Timeline(
-            subject=1000 + subject,
-            split=split,
-            ids=[BOS, SEX[int(random.integers(2))]],
-            types=[TokenType.SPECIAL, TokenType.DEMOGRAPHIC],
-            times=[NO_TIME, NO_TIME],
+    for part in rows.partition_by("subject_id", maintain_order=True):
+        keys = [(position, key) for position, key in enumerate(part["item_key"]) if key is not None]
+        result.append(
+            Timeline(
+                subject=part["subject_id"][0],
+                split="",
+                ids=part["token_id"].to_list(),
+                types=part["type"].to_list(),
+                times=part["time"].dt.timestamp("us").fill_null(NO_TIME).to_list(),
+                images=[(at, next(name for name in MODALITIES if key.startswith(name)), key) for at, key in keys],
+            )
         )
-        code, time = int(random.integers(CODES)), START_US + int(random.integers(10**9))
-        for _ in range(int(random.integers(length // 4, length * 2))):
-            time += int(random.integers(2)) * int(random.integers(1, 3))
-            line.ids.append(FIRST_CODE + code)
-            line.types.append(TokenType.STRUCTURED)
-            line.times.append(time)
-            code = int(successors[random.choice(3, p=[0.8, 0.1, 0.1]), code])
-            if images and random.random() < 0.05:
-                modality = ("ct", "wsi")[int(random.integers(2))]
-                line.images.append((len(line.ids), modality, f"{modality}{subject:04d}x{len(line.ids):04d}"))
-                line.ids.append(IMAGE_TOKENS[modality])
-                line.types.append(TokenType.IMAGE)
-                line.times.append(time)
-        result.append(line)
     return result
-
-
-def vector_of(modality: str, key: str) -> npt.NDArray[np.float32]:
-    """The vector that the fabricated stores hold for an item."""
-    seed = zlib.crc32(key.encode())
-    return np.random.default_rng(seed).standard_normal(DIMS[modality]).astype(np.float32)
-
-
-def units_of(modality: str, key: str) -> npt.NDArray[np.float32]:
-    """(1 to 4, d): the units of an item where the stores hold sequences; their mean is no `vector_of`."""
-    first = vector_of(modality, key)
-    return np.stack([first * (unit + 1) for unit in range(1 + len(key.encode()) * int(first[0] > 0) % 4)])
-
-
-def without_images(line: Timeline) -> Timeline:
-    """A timeline's tokens that are no images."""
-    kept = [place for place, kind in enumerate(line.types) if kind != TokenType.IMAGE]
-    ids, types, times = ([values[place] for place in kept] for values in (line.ids, line.types, line.times))
-    return Timeline(line.subject, line.split, ids, types, times)
 
 
 def pack_timelines(timelines: list[Timeline], context: int, group: int = 0) -> Packs:
@@ -166,64 +189,6 @@ def compact(packs: Packs, header: ShardHeader) -> tuple[Packs, ShardHeader]:
     )
 
 
-def _vocabulary() -> pl.DataFrame:
-    names = [
-        *RESERVED,
-        ("DEMO/SEX/F", TokenType.DEMOGRAPHIC),
-        ("DEMO/SEX/M", TokenType.DEMOGRAPHIC),
-        *((f"LOINC/{code}", TokenType.STRUCTURED) for code in range(CODES)),
-    ]
-    return pl.DataFrame(
-        {
-            "token_id": range(len(names)),
-            "token": [token for token, _ in names],
-            "type": [TYPE_NAMES[kind] for _, kind in names],
-            "train_count": [0] * len(names),
-        }
-    )
-
-
-def _events(timelines: list[Timeline]) -> pl.DataFrame:
-    rows = [
-        {
-            "subject_id": line.subject,
-            "time": None if time == NO_TIME else time,
-            "code": f"T{token}",
-            "kind": "image" if kind == TokenType.IMAGE else "clinical",
-            "source": "fabricated",
-        }
-        for line in timelines
-        for token, kind, time in zip(line.ids, line.types, line.times, strict=True)
-        if kind != TokenType.SPECIAL
-    ]
-    missing = [name for name in EVENTS.names if rows and name not in rows[0]]
-    frame = pl.DataFrame(rows, schema_overrides={"time": pl.Datetime("us")}, infer_schema_length=None)
-    return frame.with_columns(pl.lit(None).alias(name) for name in missing)
-
-
-def _items(timelines: list[Timeline]) -> pl.DataFrame:
-    rows = [
-        {
-            "subject_id": line.subject,
-            "item_key": key,
-            "modality": modality,
-            "verdict": "ok",
-            "units_encoded": 3,
-            "units_failed": 0,
-            "store": STORES[modality],
-            "dim": DIMS[modality],
-            "artificial_link": True,
-            "time": line.times[where],
-        }
-        for line in timelines
-        for where, modality, key in line.images
-    ]
-    columns = ("subject_id", "item_key", "modality", "verdict", "units_encoded", "units_failed", "store", "dim")
-    schema = {**dict.fromkeys([*columns, "artificial_link"]), "time": pl.Datetime("us")}
-    frame = pl.DataFrame(rows, schema=schema)
-    return frame.with_columns(pl.lit(None).alias(name) for name in ITEMS.names if name not in frame.columns)
-
-
 def file_entry(path: Path) -> FileEntry:
     """A file's entry in a manifest, as the engine makes it."""
     strong, fast = hash_file(path)
@@ -231,108 +196,151 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(sha256=strong, xxh3=fast, bytes=path.stat().st_size, rows=rows)
 
 
-def fabricate(
-    root: Path,
-    timelines: list[Timeline],
-    context: int = 64,
-    name: str = "one",
-    row_group_rows: int = 4096,
-    sequences: bool = False,
-    structured: bool = False,
-) -> Path:
-    """Publishes a release of these timelines under `root` and gives `root`.
+def meds_table(path: Path, table: pa.Table) -> None:
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary)
 
-    Args:
-        sequences: stores a sequence of units an item (see `units_of`) in place of one vector.
-        structured: a further plan without image tokens, whose train shards are two token budgets.
-    """
-    layout = Layout(root)
-    staging = ReleaseLayout(layout.work / name / "release")
-    vocabulary = _vocabulary()
-    hashed = vocabulary_hash(vocabulary)
-    write_table(staging.vocabulary(PROFILE), vocabulary, VOCABULARY, "vocabulary")
-    splits = pl.DataFrame([(line.subject, line.split) for line in timelines], ["subject_id", "split"], orient="row")
-    write_table(
-        staging.split_ledger(PROFILE),
-        splits.with_columns(pl.lit("all").alias("stratum"), pl.int_range(pl.len()).alias("ordinal")),
-        SPLIT_LEDGER,
-        "ledger",
+
+def write_codes(tree: ReleaseLayout, codes: list[str]) -> None:
+    described = pl.DataFrame({"code": codes}).select(
+        "code",
+        pl.when(code=LAB).then(pl.lit("Hemoglobin")).alias("description"),
+        pl.when(code=LAB).then(pl.lit(["LAB//HGB"])).alias("parent_codes"),
     )
-    placed = splits.with_columns(pl.int_range(pl.len()).cast(pl.Float64).alias("order")).sort("subject_id")
-    write_table(staging.scheme_subjects(PROFILE), placed, SCHEME_SUBJECTS, "subjects")
-    staging.subject_splits.parent.mkdir(parents=True)
-    splits.write_parquet(staging.subject_splits)
-    of_bucket = bucket_of(np.array([line.subject for line in timelines]), BUCKETS)
+    meds_table(tree.codes, meds.CodeMetadataSchema.align(described.to_arrow()))
+
+
+def write_subject_splits(tree: ReleaseLayout, splits: dict[int, str]) -> None:
+    frame = pl.DataFrame({"subject_id": list(splits), "split": list(splits.values())})
+    meds_table(tree.subject_splits, meds.SubjectSplitSchema.align(frame.to_arrow()))
+
+
+def write_split_ledger(tree: ReleaseLayout, rows: list[tuple[int, str]]) -> None:
+    """The scheme's ledger, whole, and the freeze that says so."""
+    frame = pl.DataFrame(rows, schema=["subject_id", "split"], orient="row").with_columns(
+        pl.lit("all").alias("stratum"), pl.int_range(pl.len()).alias("ordinal")
+    )
+    write_table(tree.split_ledger(SCHEME), frame, SPLIT_LEDGER, "split ledger")
+    freeze = Freeze(SCHEME, FRACTIONS, {})
+    freeze.append(frame.select(SPLIT_LEDGER.names))
+    freeze.write(tree.split_freeze(SCHEME))
+
+
+def write_scheme_subjects(tree: ReleaseLayout, rows: list[tuple[int, str]], aside: Sequence[int] = ()) -> None:
+    """The release's subjects with their splits, and those that are set aside."""
+    frame = pl.DataFrame(rows, schema=["subject_id", "split"], orient="row")
+    ordered = frame.with_columns((pl.int_range(pl.len()) / max(len(rows), 1)).alias("order"))
+    write_table(tree.scheme_subjects(SCHEME), ordered, SCHEME_SUBJECTS, "subjects of the scheme")
+    left = pl.DataFrame({"subject_id": list(aside)}, schema={"subject_id": pl.Int64})
+    reasons = left.with_columns(pl.lit("merged_across_splits").alias("reason"))
+    write_table(tree.split_quarantine(SCHEME), reasons, SPLIT_QUARANTINE, "subjects set aside")
+
+
+def write_splits(tree: ReleaseLayout, splits: dict[int, str]) -> None:
+    """Ledger, subjects and MEDS' splits, all alike."""
+    write_split_ledger(tree, list(splits.items()))
+    write_scheme_subjects(tree, list(splits.items()))
+    write_subject_splits(tree, splits)
+
+
+def write_buckets(tree: ReleaseLayout, frame: pl.DataFrame, kind: str) -> None:
+    """Writes events, items, subjects or timelines of all buckets."""
+    schema = {"events": EVENTS, "items": ITEMS, "subjects": SUBJECTS, "timeline": TIMELINES}[kind]
+    home = bucket_of(frame["subject_id"].to_numpy(), BUCKETS)
     for bucket in range(BUCKETS):
-        mine = sorted(
-            (line for line, where in zip(timelines, of_bucket, strict=True) if where == bucket),
-            key=lambda line: line.subject,
+        path = tree.timeline(PROFILE, bucket) if kind == "timeline" else getattr(tree, kind)(bucket)
+        write_table(path, frame.filter(pl.Series(home == bucket)), schema, kind)
+
+
+def read_all(tree: ReleaseLayout, kind: str) -> pl.DataFrame:
+    """What `write_buckets` wrote."""
+    paths = [
+        tree.timeline(PROFILE, bucket) if kind == "timeline" else getattr(tree, kind)(bucket)
+        for bucket in range(BUCKETS)
+    ]
+    return pl.concat([pl.read_parquet(path) for path in paths]).sort("subject_id", maintain_order=True)
+
+
+def _subjects(events: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    usable = items.filter(pl.col("verdict") == "ok")
+    per_subject = usable.group_by("subject_id").agg(
+        (pl.col("modality") == modality).sum().alias(modality) for modality in DIMS
+    )
+    return (
+        events.group_by("subject_id")
+        .agg(
+            pl.len().alias("events"),
+            pl.col("time").is_null().sum().alias("static_events"),
+            (pl.col("time").unique().sort().diff().dt.total_seconds().mean() / 86400).alias("mean_interval_days"),
         )
-        if not mine:
-            continue
-        write_table(staging.events(bucket), _events(mine), EVENTS, "events")
-        write_table(staging.items(bucket), _items(mine), ITEMS, "items")
-        for modality, store in STORES.items():
-            keys = [key for line in mine for _, its, key in line.images if its == modality]
-            if keys:
-                with EmbeddingWriter(layout.embedding_bucket(modality, store, bucket)) as writer:
-                    stored = units_of if sequences else vector_of
-                    writer.put_many([(key, stored(modality, key), 3) for key in keys])
-    usual = shards.ROW_GROUP_ROWS
-    shards.ROW_GROUP_ROWS = row_group_rows
-    try:
-        for split in ("train", "tuning", "held_out"):
-            for group in range(GROUPS):
-                mine = [line for line in timelines if line.split == split and line.subject % 3 % GROUPS == group]
-                header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
-                write_shard(
-                    staging.shard(PROFILE, split, group),
-                    *compact(pack_timelines(mine, context, group), header),
-                )
-                if structured:
-                    plain = replace(header, plan="structured", stores={})
-                    write_shard(
-                        staging.shard(PROFILE, split, group, "structured"),
-                        *compact(pack_timelines([without_images(line) for line in mine], context, group), plain),
-                    )
-    finally:
-        shards.ROW_GROUP_ROWS = usual
-    write_table(staging.lags, empty_frame(LAGS), LAGS, "lags")
-    write_json(staging.dataset_metadata, {"dataset_name": "fabricated"})
+        .join(per_subject, on="subject_id", how="left")
+        .with_columns(pl.col(*DIMS).fill_null(0))
+        .sort("subject_id")
+    )
+
+
+def write_tables(tree: ReleaseLayout, content: Content) -> None:
+    """Everything of a release but its shards and its manifest."""
+    tables = {"events": content.events, "items": content.items, "timeline": content.timelines}
+    for kind, frame in (tables | {"subjects": _subjects(content.events, content.items)}).items():
+        write_buckets(tree, frame, kind)
+    write_codes(tree, sorted(content.events["code"].unique()))
+    write_splits(tree, content.splits)
+    write_json(tree.dataset_metadata, {"dataset_name": "fabricated", "meds_version": "0.4.1"})
+    write_table(tree.vocabulary(PROFILE), content.vocabulary, VOCABULARY, "vocabulary")
+    write_table(tree.ledger, content.ledger, LEDGER, "ledger")
+    write_table(tree.quarantine, content.quarantine, QUARANTINE, "quarantine")
+    write_table(tree.lags, content.lags, LAGS, "lags")
+
+
+def write_vectors(layout: Layout, items: pl.DataFrame, stored: Callable[[str, str], npt.NDArray[np.float32]]) -> None:
+    """The stores' buckets: `stored` gives the vectors of a modality's item, each of three units."""
+    usable = items.filter(pl.col("verdict") == "ok")
+    home = bucket_of(usable["subject_id"].to_numpy(), BUCKETS)
+    for (modality, bucket), part in usable.with_columns(pl.Series("bucket", home)).group_by("modality", "bucket"):
+        path = layout.embedding_bucket(str(modality), STORES[str(modality)], int(str(bucket)))
+        with EmbeddingWriter(path) as writer:
+            writer.put_many([(key, stored(str(modality), key), 3) for key in part["item_key"]])
+
+
+def profile_entry(vocabulary: pl.DataFrame, plans: dict[str, PlanEntry]) -> ProfileEntry:
+    """The manifest's account of the profile."""
+    return ProfileEntry(
+        vocabulary_hash=vocabulary_hash(vocabulary),
+        vocabulary_size=len(vocabulary),
+        scheme=SCHEME,
+        rules_hash="",
+        plans=plans,
+    )
+
+
+def change_shard(tree: ReleaseLayout, split: str, **changes: Any) -> None:
+    """Rewrites a split's shard with some columns of its packs changed."""
+    shard_header, packs = read_shard(tree.shard(PROFILE, split, 0))
+    copied = {name: np.array(value) for name, value in vars(packs).items() if isinstance(value, np.ndarray)}
+    write_shard(tree.shard(PROFILE, split, 0), replace(packs, **copied | changes), shard_header)
+
+
+def make_manifest(tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -> Manifest:
     files = {
-        path.relative_to(staging.path).as_posix(): file_entry(path)
-        for path in sorted(staging.path.rglob("*"))
+        path.relative_to(tree.path).as_posix(): file_entry(path)
+        for path in sorted(tree.path.rglob("*"))
         if path.is_file()
     }
-    encoders = {
-        modality: EncoderEntry(label="random, for demonstration only", store=store, dim=DIMS[modality])
-        for modality, store in STORES.items()
-    }
-    budgets = tuple(
-        BudgetEntry(asked=1, tokens=1, all_tokens=1, subjects=1, files=files_of) for files_of in range(1, GROUPS + 1)
-    )
-    plain_plan = PlanEntry(context=context, groups=GROUPS, images=False, budgets=budgets)
-    further = {"structured": plain_plan} if structured else {}
-    manifest = Manifest(
-        release_id=name,
+    return Manifest(
+        release_id=release_id,
         parent=None,
-        created_at="2026-01-01T00:00:00Z",
-        run_id=name,
+        created_at=datetime(2026, 11, 21, tzinfo=UTC).isoformat(),
+        run_id="run",
         buckets=BUCKETS,
-        deid=Deidentification(mode="synthetic", subject_ids="none", dates="none", key_fingerprint=""),
-        config_hash="",
-        split_scheme=PROFILE,
-        split_hash="",
-        encoders=encoders,
-        profiles={
-            PROFILE: ProfileEntry(
-                vocabulary_hash=hashed,
-                vocabulary_size=len(vocabulary),
-                scheme=PROFILE,
-                rules_hash="",
-                plans={"default": PlanEntry(context=context, groups=GROUPS), **further},
-            )
+        deid=Deidentification(mode="synthetic", subject_ids="kept", dates="kept", key_fingerprint=""),
+        config_hash="c",
+        split_scheme=SCHEME,
+        split_hash="s",
+        encoders={
+            modality: EncoderEntry(label=ENCODER, store=store, dim=DIMS[modality]) for modality, store in STORES.items()
         },
+        profiles={PROFILE: profile},
         stages={},
         sources={},
         verdicts={},
@@ -340,5 +348,9 @@ def fabricate(
         tasks={},
         files=files,
     )
-    publish(layout, staging.path, manifest)
-    return root
+
+
+def publish_tree(layout: Layout, tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -> ReleaseLayout:
+    """Publishes what lies in `tree`, in a root whose settings fit."""
+    write_json(layout.settings, {"buckets": BUCKETS})
+    return publish(layout, tree.path, make_manifest(tree, release_id, profile))

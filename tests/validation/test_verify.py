@@ -9,10 +9,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tests.support import staging
+from tests.support import patients, releases
 from validation.verify import Finding, verify_release
 from warehouse.embeddings.store import EmbeddingWriter, close_stores
 from warehouse.errors import TimeloomError
+from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest, write_manifest
 from warehouse.parquet import write_table
@@ -22,7 +23,7 @@ from warehouse.shards.file import read_shard
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    staging.make_root(tmp_path / "root")
+    patients.make_root(tmp_path / "root")
     close_stores()
     return tmp_path / "root"
 
@@ -45,14 +46,14 @@ def signed_again(root: Path) -> None:
     """Gives the changed tree a manifest that fits, so that only the checks of meaning can see the change."""
     tree = release(root)
     tree.manifest.unlink()
-    write_manifest(tree.manifest, staging.make_manifest(tree, tree.path.name))
+    write_manifest(tree.manifest, patients.manifest(tree))
 
 
 def store_of(root: Path, key: str) -> Path:
     modality = key.split("-")[0]
-    folder = Layout(root).embeddings(modality, staging.STORES[modality])
-    item = staging.read_all(release(root), "items").row(by_predicate=pl.col("item_key") == key, named=True)
-    bucket = int(staging.bucket_of(np.array([item["subject_id"]]), staging.BUCKETS)[0])
+    folder = Layout(root).embeddings(modality, releases.STORES[modality])
+    item = releases.read_all(release(root), "items").row(by_predicate=pl.col("item_key") == key, named=True)
+    bucket = int(bucket_of(np.array([item["subject_id"]]), releases.BUCKETS)[0])
     return folder / f"{bucket:04d}.lmdb"
 
 
@@ -153,7 +154,7 @@ def test_a_lost_store_is_found(root: Path) -> None:
     store_of(root, "wsi-a").unlink()
     found = failed(root)
     assert set(found) == {"vectors"}
-    assert found["vectors"].detail.startswith("1 missing; see wsi/random-wsi-0001/")
+    assert found["vectors"].detail.startswith("1 missing; see wsi/random-wsi-0123/")
 
 
 def test_a_lost_vector_and_one_of_another_width_are_found(root: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_ledger_that_does_not_add_up_is_found(root: Path) -> None:
 
 
 def test_a_quarantine_that_lists_other_rows_is_found(root: Path) -> None:
-    staging.write_quarantine(release(root), 2)
+    patients.write_quarantine(release(root), 2)
     signed_again(root)
     assert {check: finding.detail for check, finding in failed(root).items()} == {
         "quarantine": "not what the ledger counts in labs"
@@ -205,9 +206,9 @@ def test_a_quarantine_that_lists_other_rows_is_found(root: Path) -> None:
 def test_an_unknown_mark_is_found(root: Path, column: str) -> None:
     tree = release(root)
     first = pl.int_range(pl.len()) == pl.col("time").is_not_null().arg_max()
-    events = staging.read_all(tree, "events")
+    events = releases.read_all(tree, "events")
     marked = pl.when(first).then(pl.lit("odd")).otherwise(pl.col(column)).alias(column)
-    staging.write_buckets(tree, events.with_columns(marked), "events")
+    releases.write_buckets(tree, events.with_columns(marked), "events")
     signed_again(root)
     assert set(failed(root)) == {"annotations"}
 
@@ -215,12 +216,12 @@ def test_an_unknown_mark_is_found(root: Path, column: str) -> None:
 def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> None:
     tree = release(root)
     before = ReleaseLayout(tree.path.with_name("2026-11-20T02-00-00Z"))
-    staging.write_lags(before)
+    patients.write_lags(before, 120)
     tree.manifest.unlink()
-    manifest = staging.make_manifest(tree, tree.path.name)
+    manifest = patients.manifest(tree)
     write_manifest(tree.manifest, manifest.model_copy(update={"parent": before.path.name}))
     assert failed(root) == {}
-    staging.write_lags(before, 90)
+    patients.write_lags(before, 90)
     assert {check: finding.detail for check, finding in failed(root).items()} == {
         "lags": "2 usual delays that differ from the release before"
     }
@@ -228,16 +229,16 @@ def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> Non
 
 def test_a_subject_in_two_splits_is_found(root: Path) -> None:
     tree = release(root)
-    ledger = [(subject, staging.split_of(subject)) for subject in range(staging.SUBJECT_COUNT)]
-    staging.write_split_ledger(tree, [*ledger, (5, "tuning")])
+    ledger = [(subject, patients.split_of(subject)) for subject in range(patients.SUBJECT_COUNT)]
+    releases.write_split_ledger(tree, [*ledger, (5, "tuning")])
     signed_again(root)
     assert "splits" in failed(root)
 
 
 def test_shards_without_a_subject_of_the_timelines_are_found(root: Path) -> None:
     tree = release(root)
-    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
-    staging.write_shards(tree, staging.read_all(tree, "timeline").filter(pl.col("subject_id") != 3), splits)
+    splits = {subject: patients.split_of(subject) for subject in range(patients.SUBJECT_COUNT)}
+    patients.write_shards(tree, releases.read_all(tree, "timeline").filter(pl.col("subject_id") != 3), splits)
     signed_again(root)
     found = failed(root)
     assert set(found) == {"shards"}
@@ -246,7 +247,7 @@ def test_shards_without_a_subject_of_the_timelines_are_found(root: Path) -> None
 
 def test_an_image_place_of_no_usable_item_is_found(root: Path) -> None:
     tree = release(root)
-    staging.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", "wsi-a"]))
+    releases.change_shard(tree, "train", image_key=pa.array(["ct-nowhere", "wsi-a"]))
     signed_again(root)
     assert failed(root)["shards"].detail == (
         "1 subjects with other tokens than in their timelines; 1 images that are no usable item"
@@ -255,12 +256,12 @@ def test_an_image_place_of_no_usable_item_is_found(root: Path) -> None:
 
 def test_images_of_another_subject_are_found_though_timelines_have_them_too(root: Path) -> None:
     tree = release(root)
-    timelines = staging.read_all(tree, "timeline").with_columns(
+    timelines = releases.read_all(tree, "timeline").with_columns(
         pl.col("item_key").replace({"ct-a": "ct-b", "ct-b": "ct-a"})
     )
-    staging.write_buckets(tree, timelines, "timeline")
-    splits = {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
-    staging.write_shards(tree, timelines, splits)
+    releases.write_buckets(tree, timelines, "timeline")
+    splits = {subject: patients.split_of(subject) for subject in range(patients.SUBJECT_COUNT)}
+    patients.write_shards(tree, timelines, splits)
     signed_again(root)
     found = failed(root)
     assert set(found) == {"shards"}
@@ -269,11 +270,11 @@ def test_images_of_another_subject_are_found_though_timelines_have_them_too(root
 
 def test_shards_with_other_tokens_than_the_timelines_are_found(root: Path) -> None:
     tree = release(root)
-    modality = np.array(read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_modality)
-    staging.change_shard(tree, "train", image_modality=modality[::-1])
-    ids = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].input_ids)
+    modality = np.array(read_shard(tree.shard(releases.PROFILE, "train", 0))[1].image_modality)
+    releases.change_shard(tree, "train", image_modality=modality[::-1])
+    ids = np.array(read_shard(tree.shard(releases.PROFILE, "tuning", 0))[1].input_ids)
     ids[0, 0] -= 1
-    staging.change_shard(tree, "tuning", input_ids=ids)
+    releases.change_shard(tree, "tuning", input_ids=ids)
     signed_again(root)
     assert failed(root)["shards"].detail == (
         "1 subjects with other tokens than in their timelines; 2 images that are not where their tokens are"

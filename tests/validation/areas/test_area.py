@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.support import staging
+from tests.support import patients, releases
 from validation.areas import registry
 from validation.areas.area import Area, Check, Expectation
 from validation.gate.judge import Judgement, judge
@@ -30,9 +30,9 @@ def judged(tree: ReleaseLayout) -> Judgement:
     """Measures, judges and reports a release."""
     release = MeasuredRelease(
         tree=tree,
-        buckets=staging.BUCKETS,
-        profiles=staging.profile_entries(),
-        schemes={staging.SCHEME: staging.FRACTIONS},
+        buckets=releases.BUCKETS,
+        profiles={releases.PROFILE: patients.entry()},
+        schemes={releases.SCHEME: releases.FRACTIONS},
     )
     measurements = measure_release(release)
     judgement = judge(measurements, tree.quality / "data_docs")
@@ -47,16 +47,16 @@ def finding_of(root: Path, check: str) -> Finding:
 @pytest.mark.parametrize(
     ("expectation", "passed", "detail"),
     [
-        (BROKEN, False, f"{staging.BUCKETS} broken toys"),
+        (BROKEN, False, f"{releases.BUCKETS} broken toys"),
         (replace(BROKEN, severity="warning", check=replace(TOYS, located_by="room")), True, "broken toys in nursery"),
-        (replace(BROKEN, high=staging.BUCKETS), True, "whole in 2 rooms"),
+        (replace(BROKEN, high=releases.BUCKETS), True, "whole in 2 rooms"),
     ],
 )
 def test_a_new_area_is_judged_reported_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expectation: Expectation, passed: bool, detail: str
 ) -> None:
     monkeypatch.setattr(registry, "AREAS", (*registry.AREAS, Area("toys", measure_toys, (expectation,))))
-    _, tree = staging.make_root(tmp_path / "root")
+    _, tree = patients.make_root(tmp_path / "root")
     judgement = judged(tree)
     assert judgement.passed == passed
     outcome = judgement.results[-1]
@@ -76,11 +76,11 @@ def test_a_new_expectation_is_one_entry_of_an_area_that_exists(tmp_path: Path, m
     events, *others = registry.AREAS
     changed = replace(events, expectations=(*events.expectations, entry))
     monkeypatch.setattr(registry, "AREAS", (changed, *others))
-    _, tree = staging.make_root(tmp_path / "root")
+    _, tree = patients.make_root(tmp_path / "root")
     judgement = judged(tree)
     assert [outcome.name for outcome in judgement.failures] == ["events.subjects"]
     assert "at most 5" in tree.report.read_text(encoding="utf-8")
-    assert finding_of(tmp_path / "root", "few") == Finding("few", False, f"{staging.SUBJECT_COUNT} patients")
+    assert finding_of(tmp_path / "root", "few") == Finding("few", False, f"{patients.SUBJECT_COUNT} patients")
     assert finding_of(tmp_path / "root", "buckets").ok
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import staging
+from tests.support import patients, releases
 from validation.areas.registry import AREAS
 from validation.gate.judge import Judgement, judge
 from validation.measure.events import misplaced_subjects
@@ -24,7 +24,7 @@ from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import write_table
-from warehouse.schemas import LAGS, LEDGER, SPLIT_LEDGER
+from warehouse.schemas import EVENTS, LAGS, LEDGER, SPLIT_LEDGER
 from warehouse.shards.file import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]
@@ -35,7 +35,7 @@ EXPECTATIONS = {area.name_of(expectation): expectation for area in AREAS for exp
 
 @pytest.fixture
 def tree(tmp_path: Path) -> ReleaseLayout:
-    return staging.make_tree(tmp_path / "release")
+    return patients.make_tree(tmp_path / "release")
 
 
 def before_of(tree: ReleaseLayout) -> ReleaseLayout:
@@ -47,9 +47,9 @@ def measure(tree: ReleaseLayout, fractions: dict[str, float] | None = None) -> M
     return measure_release(
         MeasuredRelease(
             tree=tree,
-            buckets=staging.BUCKETS,
-            profiles=staging.profile_entries(),
-            schemes={staging.SCHEME: fractions or staging.FRACTIONS},
+            buckets=releases.BUCKETS,
+            profiles={releases.PROFILE: patients.entry()},
+            schemes={releases.SCHEME: fractions or releases.FRACTIONS},
             before=before_of(tree),
         )
     )
@@ -72,7 +72,7 @@ def breaks(name: str) -> Callable[[Mutation], Mutation]:
 
 
 def change(tree: ReleaseLayout, kind: str, edit: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    staging.write_buckets(tree, edit(staging.read_all(tree, kind)), kind)
+    releases.write_buckets(tree, edit(releases.read_all(tree, kind)), kind)
 
 
 def first_lab(column: str, value: object) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -104,10 +104,10 @@ def no_events(tree: ReleaseLayout) -> None:
     change(tree, "items", lambda frame: frame.filter(pl.col("verdict") != "ok"))
     change(tree, "subjects", lambda frame: frame.clear())
     change(tree, "timeline", lambda frame: frame.clear())
-    staging.write_shards(tree, staging.read_all(tree, "timeline"), {})
+    patients.write_shards(tree, releases.read_all(tree, "timeline"), {})
     frame = pl.read_parquet(tree.ledger).filter(pl.col("table") == "units")
     write_table(tree.ledger, frame, LEDGER, "ledger")
-    staging.write_quarantine(tree, 0)
+    patients.write_quarantine(tree, 0)
 
 
 @breaks("events.schema_breaks")
@@ -126,15 +126,15 @@ def swapped_buckets(tree: ReleaseLayout) -> None:
 
 @breaks("events.rows_out_of_order")
 def reversed_rows(tree: ReleaseLayout) -> None:
-    for bucket in range(staging.BUCKETS):
+    for bucket in range(releases.BUCKETS):
         path = tree.events(bucket)
-        write_table(path, pl.read_parquet(path).reverse(), staging.EVENTS, "events")
+        write_table(path, pl.read_parquet(path).reverse(), EVENTS, "events")
 
 
 @breaks("events.empty_codes")
 def empty_code(tree: ReleaseLayout) -> None:
     change(tree, "events", first_lab("code", ""))
-    staging.write_codes(tree, ["", *pl.read_parquet(tree.codes)["code"]])
+    releases.write_codes(tree, ["", *pl.read_parquet(tree.codes)["code"]])
 
 
 @breaks("events.undescribed_codes")
@@ -150,7 +150,7 @@ def too_early(tree: ReleaseLayout) -> None:
 @breaks("events.repeated_codes")
 def code_twice(tree: ReleaseLayout) -> None:
     codes = pl.read_parquet(tree.codes)["code"].to_list()
-    staging.write_codes(tree, [*codes, codes[0]])
+    releases.write_codes(tree, [*codes, codes[0]])
 
 
 @breaks("events.unavailable")
@@ -194,7 +194,7 @@ def uncounted_conflict(tree: ReleaseLayout) -> None:
 @breaks("events.lags_changed")
 def other_lags(tree: ReleaseLayout) -> None:
     before = before_of(tree)
-    staging.write_lags(before, 90)
+    patients.write_lags(before, 90)
 
 
 @breaks("events.unknown_items")
@@ -235,12 +235,12 @@ def lost_event(tree: ReleaseLayout) -> None:
 def many_quarantined(tree: ReleaseLayout) -> None:
     ledger_rows(tree, "labs", "raw", 190)
     ledger_rows(tree, "labs", "quarantined", 10)
-    staging.write_quarantine(tree, 10)
+    patients.write_quarantine(tree, 10)
 
 
 @breaks("ledger.quarantine_unlisted")
 def unlisted(tree: ReleaseLayout) -> None:
-    staging.write_quarantine(tree, 2)
+    patients.write_quarantine(tree, 2)
 
 
 @breaks("ledger.estimated_share")
@@ -281,44 +281,44 @@ def many_failed(tree: ReleaseLayout) -> None:
 
 
 def all_splits() -> dict[int, str]:
-    return {subject: staging.split_of(subject) for subject in range(staging.SUBJECT_COUNT)}
+    return {subject: patients.split_of(subject) for subject in range(patients.SUBJECT_COUNT)}
 
 
 @breaks("splits.subjects_without_split")
 def unassigned(tree: ReleaseLayout) -> None:
     """The subject has no tokens, so that no shard lacks it."""
     splits = {subject: split for subject, split in all_splits().items() if subject != 5}
-    staging.write_scheme_subjects(tree, list(splits.items()))
-    staging.write_subject_splits(tree, splits)
+    releases.write_scheme_subjects(tree, list(splits.items()))
+    releases.write_subject_splits(tree, splits)
     without_tokens(tree, 5)
 
 
 def without_tokens(tree: ReleaseLayout, subject: int) -> None:
-    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != subject)
-    staging.write_buckets(tree, timelines, "timeline")
-    staging.write_shards(tree, timelines, all_splits())
+    timelines = releases.read_all(tree, "timeline").filter(pl.col("subject_id") != subject)
+    releases.write_buckets(tree, timelines, "timeline")
+    patients.write_shards(tree, timelines, all_splits())
 
 
 @breaks("splits.subjects_in_two_splits")
 def in_two(tree: ReleaseLayout) -> None:
-    staging.write_split_ledger(tree, [*all_splits().items(), (5, "tuning")])
+    releases.write_split_ledger(tree, [*all_splits().items(), (5, "tuning")])
 
 
 @breaks("splits.published_differently")
 def published_elsewhere(tree: ReleaseLayout) -> None:
-    staging.write_subject_splits(tree, all_splits() | {5: "held_out"})
+    releases.write_subject_splits(tree, all_splits() | {5: "held_out"})
 
 
 @breaks("splits.ledgers_changed")
 def changed_ledger(tree: ReleaseLayout) -> None:
-    path = tree.split_ledger(staging.SCHEME)
+    path = tree.split_ledger(releases.SCHEME)
     other = pl.lit("another").alias("stratum")
     write_table(path, pl.read_parquet(path).with_columns(other), SPLIT_LEDGER, "split ledger")
 
 
 @breaks("splits.subjects_moved")
 def moved_subject(tree: ReleaseLayout) -> None:
-    staging.write_split_ledger(before_of(tree), [*all_splits().items(), (4711, "held_out")])
+    releases.write_split_ledger(before_of(tree), [*all_splits().items(), (4711, "held_out")])
 
 
 @breaks("splits.share_z")
@@ -405,7 +405,7 @@ def a_little_longer(tree: ReleaseLayout) -> None:
 def change_timelines(tree: ReleaseLayout, edit: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     """Changes timelines, and packs them as they are."""
     change(tree, "timeline", edit)
-    staging.write_shards(tree, staging.read_all(tree, "timeline"), all_splits())
+    patients.write_shards(tree, releases.read_all(tree, "timeline"), all_splits())
 
 
 def with_keys(other: dict[str, str]) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -414,20 +414,20 @@ def with_keys(other: dict[str, str]) -> Callable[[pl.DataFrame], pl.DataFrame]:
 
 @breaks("shards.token_difference")
 def lost_pack(tree: ReleaseLayout) -> None:
-    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") != 3)
-    staging.write_shards(tree, timelines, all_splits())
+    timelines = releases.read_all(tree, "timeline").filter(pl.col("subject_id") != 3)
+    patients.write_shards(tree, timelines, all_splits())
 
 
 @breaks("shards.foreign_subjects")
 def leaked_subject(tree: ReleaseLayout) -> None:
-    staging.write_shards(tree, staging.read_all(tree, "timeline"), all_splits() | {5: "held_out"})
+    patients.write_shards(tree, releases.read_all(tree, "timeline"), all_splits() | {5: "held_out"})
 
 
 @breaks("shards.malformed_packs")
 def other_context(tree: ReleaseLayout) -> None:
-    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 == 8)
-    path = tree.shard(staging.PROFILE, "tuning", 0)
-    write_shard(path, staging.make_packs(timelines, 64), staging.header("tuning", 64))
+    timelines = releases.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 == 8)
+    path = tree.shard(releases.PROFILE, "tuning", 0)
+    write_shard(path, patients.make_packs(timelines, 64), patients.header("tuning", 64))
 
 
 @breaks("shards.ids_out_of_range")
@@ -435,7 +435,7 @@ def unknown_token(tree: ReleaseLayout) -> None:
     """In the timeline as in the shard."""
     subject = pl.col("subject_id") == 8
     hit = subject & (subject.cum_sum() == 1)
-    unknown = pl.when(hit).then(len(staging.VOCABULARY_ROWS)).otherwise(pl.col("token_id")).cast(pl.UInt32)
+    unknown = pl.when(hit).then(len(patients.VOCABULARY_ROWS)).otherwise(pl.col("token_id")).cast(pl.UInt32)
     change_timelines(tree, lambda frame: frame.with_columns(unknown.alias("token_id")))
 
 
@@ -447,30 +447,30 @@ def dangling_image(tree: ReleaseLayout) -> None:
 @breaks("shards.foreign_images")
 def exchanged_images(tree: ReleaseLayout) -> None:
     """As if tokenising had given a patient another's image: the timelines say so too."""
-    keys = read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_key.to_pylist()
+    keys = read_shard(tree.shard(releases.PROFILE, "train", 0))[1].image_key.to_pylist()
     assert keys == ["ct-a", "wsi-a"]
     change_timelines(tree, with_keys({"ct-a": "ct-b"}))
 
 
 @breaks("shards.misplaced_images")
 def other_modality(tree: ReleaseLayout) -> None:
-    modality = np.array(read_shard(tree.shard(staging.PROFILE, "train", 0))[1].image_modality)
-    staging.change_shard(tree, "train", image_modality=modality[::-1])
+    modality = np.array(read_shard(tree.shard(releases.PROFILE, "train", 0))[1].image_modality)
+    releases.change_shard(tree, "train", image_modality=modality[::-1])
 
 
 @breaks("shards.changed_subjects")
 def other_time(tree: ReleaseLayout) -> None:
-    time = np.array(read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1].time)
+    time = np.array(read_shard(tree.shard(releases.PROFILE, "tuning", 0))[1].time)
     time[0, 1] += 1
-    staging.change_shard(tree, "tuning", time=time)
+    releases.change_shard(tree, "tuning", time=time)
 
 
 @breaks("shards.max_segments")
 def many_segments(tree: ReleaseLayout) -> None:
     """One pack of 65 segments: each subject's tokens are cut into single ones."""
-    packs = read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1]
+    packs = read_shard(tree.shard(releases.PROFILE, "tuning", 0))[1]
     empty = 65 - int(packs.segments_per_pack[0])
-    staging.change_shard(
+    releases.change_shard(
         tree,
         "tuning",
         segments_per_pack=np.array([65], np.int32),
@@ -483,8 +483,8 @@ def many_segments(tree: ReleaseLayout) -> None:
 
 @breaks("shards.misplaced_segments")
 def late_start(tree: ReleaseLayout) -> None:
-    packs = read_shard(tree.shard(staging.PROFILE, "tuning", 0))[1]
-    staging.change_shard(tree, "tuning", segment_offset=packs.segment_offset + 1)
+    packs = read_shard(tree.shard(releases.PROFILE, "tuning", 0))[1]
+    releases.change_shard(tree, "tuning", segment_offset=packs.segment_offset + 1)
 
 
 @breaks("shards.drop_difference")
@@ -504,13 +504,13 @@ OF_PLANS = {
 
 @breaks("shards.fill_judged")
 def empty_packs(tree: ReleaseLayout) -> None:
-    timelines = staging.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 < 8)
-    packs = staging.make_packs(timelines, 10)
-    wide = {name: np.zeros((len(packs), staging.CONTEXT), dtype) for name, dtype in
+    timelines = releases.read_all(tree, "timeline").filter(pl.col("subject_id") % 10 < 8)
+    packs = patients.make_packs(timelines, 10)
+    wide = {name: np.zeros((len(packs), patients.CONTEXT), dtype) for name, dtype in
             (("input_ids", np.uint16), ("token_type", np.uint8), ("time", np.int64))}  # fmt: skip
     for name, matrix in wide.items():
         matrix[:, : getattr(packs, name).shape[1]] = getattr(packs, name)
-    write_shard(tree.shard(staging.PROFILE, "train", 0), replace(packs, **wide), staging.header("train"))
+    write_shard(tree.shard(releases.PROFILE, "train", 0), replace(packs, **wide), patients.header("train"))
 
 
 def test_a_right_release_passes_every_expectation(tree: ReleaseLayout) -> None:
@@ -602,9 +602,9 @@ def test_a_damaged_file_is_named_not_traced(tree: ReleaseLayout) -> None:
 
 
 def test_a_split_shard_under_the_wrong_name_is_malformed(tree: ReleaseLayout) -> None:
-    tuning = tree.shard(staging.PROFILE, "tuning", 0)
+    tuning = tree.shard(releases.PROFILE, "tuning", 0)
     _, packs = read_shard(tuning)
-    write_shard(tuning, packs, staging.header("train"))
+    write_shard(tuning, packs, patients.header("train"))
     assert failed(judge(measure(tree), None)) == {"shards.malformed_packs"}
 
 
@@ -674,7 +674,7 @@ def test_a_conflict_hidden_by_an_earlier_one_is_no_fault_and_a_lost_one_is(tree:
 
 def test_lags_may_be_added_and_not_lost(tree: ReleaseLayout) -> None:
     before = before_of(tree)
-    staging.write_lags(before)
+    patients.write_lags(before, 120)
     first = pl.read_parquet(before.lags).head(1)
     write_table(before.lags, first, LAGS, "lags")
     assert failed(judge(measure(tree), None)) == set()

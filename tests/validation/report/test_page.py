@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.aligning.conflicts import CONFLICTS
-from tests.support import staging
+from tests.support import patients, releases
 from validation.areas import ledger
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
@@ -39,7 +39,7 @@ MARKED = {"after_death": 5, "overlapping_visit": 3}
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLayout:
-    return staging.make_tree(tmp_path_factory.mktemp("release"))
+    return patients.make_tree(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def measurements(tree: ReleaseLayout) -> Measurements:
     return measure_release(
         MeasuredRelease(
             tree=tree,
-            buckets=staging.BUCKETS,
-            profiles=staging.profile_entries(),
-            schemes={staging.SCHEME: staging.FRACTIONS},
+            buckets=releases.BUCKETS,
+            profiles={releases.PROFILE: patients.entry()},
+            schemes={releases.SCHEME: releases.FRACTIONS},
         )
     )
 
@@ -157,9 +157,9 @@ def with_budgets(measurements: Measurements, *subjects: int, plan: str = "scalin
         BudgetEntry(asked=1000 * place + 1, tokens=1000 * place + 40, all_tokens=1300 * place, subjects=number, files=1)
         for place, number in enumerate(subjects, 1)
     )
-    entry = staging.profile_entries()[staging.PROFILE]
+    entry = patients.entry()
     scaled = entry.model_copy(update={"plans": {plan: entry.plans["default"].model_copy(update={"budgets": budgets})}})
-    listed = pl.concat([measurements.budgets, list_budgets({staging.PROFILE: scaled})])
+    listed = pl.concat([measurements.budgets, list_budgets({releases.PROFILE: scaled})])
     return replace(measurements, budgets=listed)
 
 
@@ -223,7 +223,7 @@ def test_percentiles_of_few_patients_are_withheld(measurements: Measurements) ->
             for population in ("structured", "imaging")
         }
     )
-    cohorts = measure_cohorts(subjects, list(staging.FRACTIONS))
+    cohorts = measure_cohorts(subjects, list(releases.FRACTIONS))
     wide = replace(measurements, cohorts=cohorts)
     train, tuning, held_out = build_tables(wide, judge(wide, None), Cells(open=False))["table_a1"].rows
     assert isinstance(train["length_p1"], float)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.support.releases import DIMS, fabricate, markov_timelines, vector_of
+from tests.support.markov import fabricate, markov_timelines, vector_of
+from tests.support.releases import DIMS
 from warehouse import Release
 from warehouse.embeddings import addresses, environments, lookup
 from warehouse.embeddings.addresses import ArrayAddresses, no_marks
@@ -56,10 +57,10 @@ class Items:
 
         def stores(places: list[int]) -> Stores:
             self.searched += len(places)
-            mine: dict[Path, list[int]] = {}
+            by_store: dict[Path, list[int]] = {}
             for place in places:
-                mine.setdefault(self.expected[keys[place]][0], []).append(place)
-            return [(EmbeddingStore(path), some) for path, some in mine.items()]
+                by_store.setdefault(self.expected[keys[place]][0], []).append(place)
+            return [(EmbeddingStore(path), places) for path, places in by_store.items()]
 
         return read_vectors(keys, width, ArrayAddresses(self.marks, which), stores)
 
@@ -210,11 +211,11 @@ def test_a_vector_whose_pages_another_item_has_now_is_searched_for(tmp_path: Pat
             keys = sys.argv[3:]
             with EmbeddingWriter(sys.argv[1]) as writer:
                 for _ in range(3):
-                    some = random.choice(keys, 6, replace=False)
-                    arrays = [random.normal(size=1024).astype(random.choice(["f4", "f2"])) for _ in some]
-                    other = [random.normal(size=int(random.integers(1, 5000))).astype("f4") for _ in some]
+                    chosen = random.choice(keys, 6, replace=False)
+                    arrays = [random.normal(size=1024).astype(random.choice(["f4", "f2"])) for _ in chosen]
+                    other = [random.normal(size=int(random.integers(1, 5000))).astype("f4") for _ in chosen]
                     writer.put_many(
-                        [(key, array, 1) for key, array in zip(some, arrays)]
+                        [(key, array, 1) for key, array in zip(chosen, arrays)]
                         + [(f"new-{random.integers(1 << 40)}", array, 1) for array in other]
                     )
             """,
@@ -307,7 +308,7 @@ def test_an_epoch_searches_for_each_item_once_while_its_row_group_is_held(
 
     def counting(keys: list[str], width: int, stores: Stores, *others: object) -> None:
         parts = list(stores)
-        searched.extend(keys[place] for _, mine in parts for place in mine)
+        searched.extend(keys[place] for _, places in parts for place in places)
         original(keys, width, parts, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lookup, "_search", counting)
@@ -319,10 +320,10 @@ def test_an_epoch_searches_for_each_item_once_while_its_row_group_is_held(
         keys: list[str] = []
         for batch in dataset.batches(4):
             for modality, width in DIMS.items():
-                mine = batch.item_keys[modality]
-                wanted = np.array([vector_of(modality, key) for key in mine], np.float32).reshape(-1, width)
+                item_keys = batch.item_keys[modality]
+                wanted = np.array([vector_of(modality, key) for key in item_keys], np.float32).reshape(-1, width)
                 assert np.array_equal(batch.item_vectors[modality], wanted)
-                keys += mine
+                keys += item_keys
         assert len(set(keys)) > 100
         assert bool(searched) == (again or epoch == 0)
         assert epoch or set(searched) == set(keys)

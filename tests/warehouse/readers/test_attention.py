@@ -5,20 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.support.releases import fabricate, markov_timelines
+from tests.support.markov import CONTEXT, fabricate, markov_timelines, train
 from warehouse import Release
 from warehouse.readers.attention import block_diagonal, flex_mask, varlen
-
-CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return Release.open(fabricate(tmp_path_factory.mktemp("attention") / "root", markov_timelines(60, seed=3), CONTEXT))
-
-
-def train(release, **options):
-    return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

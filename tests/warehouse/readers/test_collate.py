@@ -6,16 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.releases import (
-    DIMS,
-    Timeline,
-    compact,
-    fabricate,
-    markov_timelines,
-    pack_timelines,
-    units_of,
-    vector_of,
-)
+from tests.support.markov import CONTEXT, fabricate, train, units_of, vector_of
+from tests.support.releases import DIMS, Timeline, compact, pack_timelines
 from warehouse import Release
 from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
@@ -28,26 +20,10 @@ from warehouse.shards.file import MappedRows, ShardHeader
 from warehouse.shards.packs import take
 from warehouse.tokens import BOS, IMAGE_TOKENS, UNK, TokenType
 
-CONTEXT = 64
-
-
-@pytest.fixture(scope="module")
-def lines():
-    return markov_timelines(90, seed=3)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, lines):
     return fabricate(tmp_path_factory.mktemp("masks") / "root", lines, CONTEXT, row_group_rows=7, structured=True)
-
-
-@pytest.fixture(scope="module")
-def release(root):
-    return Release.open(root)
-
-
-def train(release, **options):
-    return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
 
 
 timelines = st.lists(
@@ -184,8 +160,8 @@ def test_visibility_is_strict_and_stays_with_the_subject(release, lines):
         first = (batch.segments_per_pack.cumsum(0) - batch.segments_per_pack).tolist()
         for token_row, token, item in mask.nonzero().tolist():
             assert batch.time_us[token_row, token] > batch.time_us[row[item], position[item]]
-            mine = subject[first[token_row] + int(batch.segment_ids[token_row, token])]
-            assert mine == subject[first[int(row[item])] + int(batch.segment_ids[row[item], position[item]])]
+            person = subject[first[token_row] + int(batch.segment_ids[token_row, token])]
+            assert person == subject[first[int(row[item])] + int(batch.segment_ids[row[item], position[item]])]
             seen += 1
         assert not mask[batch.segment_ids < 0].any()
         assert int(mask.sum(-1).max()) <= 8
@@ -246,13 +222,13 @@ def test_times_before_their_segment_s_own_unit_are_exact(release, lines):
 
 def test_fewer_fields_are_the_same_fields(release):
     full = next(iter(train(release).batches(8)))
-    some = next(iter(train(release, fields="segments").batches(8)))
+    segments = next(iter(train(release, fields="segments").batches(8)))
     ids = next(iter(train(release, fields="ids").batches(8)))
-    assert (type(some), type(ids)) == (SegmentBatch, IdBatch)
+    assert (type(segments), type(ids)) == (SegmentBatch, IdBatch)
     assert torch.equal(full.input_ids, ids.input_ids)
     for name in ("input_ids", "pack_ids", "segment_ids", "position_ids", "cu_seqlens", "subject_ids", "segment_offset"):
-        assert torch.equal(getattr(full, name), getattr(some, name)), name
-    assert full.cursor == some.cursor == ids.cursor
+        assert torch.equal(getattr(full, name), getattr(segments, name)), name
+    assert full.cursor == segments.cursor == ids.cursor
     assert not hasattr(ids, "segment_ids")
     with pytest.raises(TimeloomError, match="no fields called all"):
         train(release, fields="all")
@@ -263,12 +239,12 @@ def test_batches_move_to_a_device(release, prefetch):
     plain = list(train(release, vectors=True).batches(8, prefetch=0))
     moved = list(train(release, vectors=True).batches(8, prefetch=prefetch, device="meta"))
     assert [batch.cursor for batch in moved] == [batch.cursor for batch in plain]
-    for mine, other in zip(moved, plain, strict=True):
-        assert mine.item_keys == other.item_keys
+    for meta, other in zip(moved, plain, strict=True):
+        assert meta.item_keys == other.item_keys
         for name in ("input_ids", "loss_mask", "cu_seqlens", "labels"):
-            assert getattr(mine, name).device.type == "meta"
-            assert getattr(mine, name).shape == getattr(other, name).shape
-        assert mine.item_vectors["ct"].device.type == "meta"
+            assert getattr(meta, name).device.type == "meta"
+            assert getattr(meta, name).shape == getattr(other, name).shape
+        assert meta.item_vectors["ct"].device.type == "meta"
 
 
 def test_flat_is_the_batch_without_its_padding(release):
@@ -290,12 +266,12 @@ def naive_window(batch, lines, modality, k):
     bounds = batch.cu_seqlens.tolist()
     times = batch.time_us[batch.real].tolist()
     for segment, subject in enumerate(batch.subject_ids.tolist()):
-        mine = [time for time in times[bounds[segment] : bounds[segment + 1]] if time != NO_TIME]
+        seen = [time for time in times[bounds[segment] : bounds[segment + 1]] if time != NO_TIME]
         line = by_subject[subject]
         found = sorted(
             (line.times[where], key)
             for where, name, key in line.images
-            if name == modality and mine and min(mine) <= line.times[where] <= max(mine)
+            if name == modality and seen and min(seen) <= line.times[where] <= max(seen)
         )
         dropped += max(0, len(found) - k)
         expected.append(found[-k:])

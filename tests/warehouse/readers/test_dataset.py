@@ -1,7 +1,6 @@
 import gc
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,43 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.support.releases import DIMS, FIRST_CODE, fabricate, markov_timelines, vector_of
+from tests.support.markov import CONTEXT, FIRST_CODE, fabricate, train, vector_of
+from tests.support.releases import DIMS
 from warehouse import Release
-from warehouse.embeddings.store import close_stores
 from warehouse.errors import TimeloomError
 from warehouse.readers import open_shards as shelf_module
 from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.shuffle import global_order
 from warehouse.shards.file import open_shard
 from warehouse.tokens import TokenType
-
-CONTEXT = 64
-
-
-@pytest.fixture(scope="module")
-def lines():
-    return markov_timelines(90, seed=3)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory, lines):
-    # Seven rows a row group, so that a shard has several.
-    return fabricate(tmp_path_factory.mktemp("reader") / "root", lines, CONTEXT, row_group_rows=7)
-
-
-@pytest.fixture(scope="module")
-def release(root):
-    return Release.open(root)
-
-
-@pytest.fixture
-def copy(root, tmp_path):
-    yield Path(shutil.copytree(root, tmp_path / "copy", symlinks=True))
-    close_stores()
-
-
-def train(release, **options):
-    return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
 
 
 def packs_of(batches):
@@ -268,9 +239,9 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     )
     loaded = list(loader)
     assert packs_of(loaded) == packs_of(plain)
-    for mine, other in zip(loaded, plain, strict=True):
-        assert torch.equal(mine.input_ids, other.input_ids)
-        assert all(torch.equal(mine.item_vectors[name], other.item_vectors[name]) for name in DIMS)
+    for batch, other in zip(loaded, plain, strict=True):
+        assert torch.equal(batch.input_ids, other.input_ids)
+        assert all(torch.equal(batch.item_vectors[name], other.item_vectors[name]) for name in DIMS)
     third = dataset.state_dict(after=loaded[2])
     resumed = train(release, rank=1, world_size=2)
     resumed.load_state_dict(third)
@@ -283,9 +254,9 @@ def test_workers_retrieve_items_by_time(release, method):
     release.items().collect()
     dataset = train(release, vectors=True, items_per_segment=2)
     loader = DataLoader(dataset.batches(8), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=60)
-    for mine, other in zip(loader, plain, strict=True):
-        assert mine.item_keys == other.item_keys
-        assert torch.equal(mine.item_vectors["ct"], other.item_vectors["ct"])
+    for batch, other in zip(loader, plain, strict=True):
+        assert batch.item_keys == other.item_keys
+        assert torch.equal(batch.item_vectors["ct"], other.item_vectors["ct"])
 
 
 def prefetchers():

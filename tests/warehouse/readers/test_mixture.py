@@ -7,13 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.support.releases import fabricate, markov_timelines
+from tests.support.markov import CONTEXT, fabricate, markov_timelines
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.readers.collate import count_targets
 from warehouse.readers.mixture import Curriculum, Mixture
-
-CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def packs_seen(blend, size, steps, start=None):
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_a_mixture_is_the_same_for_every_world_size_and_resumes_with_another(release, world):
-    one, _ = packs_seen(mixture(release), 16, 12)
+    alone, _ = packs_seen(mixture(release), 16, 12)
     ranks = [mixture(release, rank=rank, world_size=world) for rank in range(world)]
     first = [packs_seen(rank, 16 // world, 5) for rank in ranks]
     assert all(state == first[0][1] for _, state in first)
@@ -91,7 +89,7 @@ def test_a_mixture_is_the_same_for_every_world_size_and_resumes_with_another(rel
         for rank in range(other)
     ]
     both = [pack for seen, _ in first for pack in seen] + [pack for seen in rest for pack in seen]
-    assert sorted(both) == sorted(one)
+    assert sorted(both) == sorted(alone)
 
 
 def test_a_member_that_is_through_starts_its_next_epoch(release):

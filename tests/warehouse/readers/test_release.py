@@ -1,39 +1,14 @@
 """Bad input: one line that names the file and the remedy, before any training step uses it."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.support.releases import FIRST_CODE, STORES, fabricate, markov_timelines, vector_of
+from tests.support.markov import FIRST_CODE, train, vector_of
+from tests.support.releases import STORES
 from warehouse import Release
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError
 from warehouse.manifest import read_manifest, write_manifest
-
-CONTEXT = 64
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    lines = markov_timelines(90, seed=3)
-    return fabricate(tmp_path_factory.mktemp("bad") / "root", lines, CONTEXT, row_group_rows=7)
-
-
-@pytest.fixture(scope="module")
-def release(root):
-    return Release.open(root)
-
-
-@pytest.fixture
-def copy(root, tmp_path):
-    yield Path(shutil.copytree(root, tmp_path / "copy", symlinks=True))
-    close_stores()
-
-
-def train(release, **options):
-    return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
 
 
 def raises_one_line(match):
