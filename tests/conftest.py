@@ -7,6 +7,18 @@ from pathlib import Path
 
 import pytest
 
+WHOLE = Path(__file__).parent / "whole"
+# A test that uses one of these takes long, wherever it stands.
+LONG_FIXTURES = {"real_data", "demo_folder", "demo_release"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `whole` what stands in tests/whole or uses real data or the demo; other long tests carry the mark."""
+    for item in items:
+        if WHOLE in item.path.parents or LONG_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.whole)
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

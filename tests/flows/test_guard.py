@@ -77,6 +77,7 @@ REFUSED = [(plant_package, package) for package in PACKAGES] + [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("plant", "package"), REFUSED)
 def test_the_command_refuses_to_start_beside_an_intruder(
     plant: Callable[[Path, str], None], package: str, tmp_path: Path

@@ -20,6 +20,8 @@ from embedders.inputs.common import PHANTOMS
 from embedders.inputs.registry import SPECS
 from warehouse.errors import TimeloomError
 
+pytestmark = pytest.mark.whole  # every test builds encoders and embeds with them
+
 WIDTH = 64
 CPU = torch.device("cpu")
 

@@ -37,6 +37,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "Beam in memory": lambda: BeamEngine(),
     "Beam, 2 processes": lambda: BeamEngine(workers=2),
 }
+BEAM_IS_SLOW = [pytest.param(name, marks=[pytest.mark.whole] if "Beam" in name else []) for name in ENGINES]
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,7 @@ def publish_toy(root: Path, staging: Path, report: StageReport, name: str = "one
     return manifest
 
 
+@pytest.mark.whole
 def test_every_engine_makes_the_same_bytes(inputs: list[Path], tmp_path: Path) -> None:
     made = {}
     for number, (name, build) in enumerate(ENGINES.items()):
@@ -110,7 +112,7 @@ def test_every_engine_makes_the_same_bytes(inputs: list[Path], tmp_path: Path) -
     assert all(hashes == first for hashes in made.values()), made
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", BEAM_IS_SLOW)
 def test_a_clear_error_arrives_as_it_was_raised(name: str, inputs: list[Path], tmp_path: Path) -> None:
     with ENGINES[name]() as engine, pytest.raises(TimeloomError) as caught:
         run_stage(STAGE, tasks_of(inputs, tmp_path, {2: "clear"}), context_of(tmp_path, engine))
@@ -119,7 +121,7 @@ def test_a_clear_error_arrives_as_it_was_raised(name: str, inputs: list[Path], t
     assert len(list((tmp_path / "tasks" / "toy").glob("*.json"))) == 4, "the other tasks are done and will resume"
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", BEAM_IS_SLOW)
 @pytest.mark.parametrize("fault", ["library", "chained"])
 def test_no_value_leaves_a_failed_task(name: str, fault: str, inputs: list[Path], tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log")

@@ -555,6 +555,7 @@ def test_splits_that_are_alike_pass(tree: ReleaseLayout) -> None:
     assert failed(judge(with_area(measure(tree), "splits", measured), None)) == set()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str) -> None:
     MUTATIONS[name](tree)
