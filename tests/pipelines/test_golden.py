@@ -231,8 +231,8 @@ def page() -> str:
     """docs/stages.md: each stage's notes and its files."""
     parts = [
         "# Stages\n",
-        "A night runs these stages in this order; the list is `pipelines/stages.py`. A stage runs where its version, its",
-        "settings or its inputs are other than they were in the release before.\n",
+        "A night runs these stages in this order; the list is `pipelines/stages.py`. A stage runs where its version,",
+        "its settings or its inputs are other than they were in the release before.\n",
         *listed(),
         "## One small example each\n",
         "Each example stands under `tests/golden`, where a test runs the stage on it; this page is made of the same",
