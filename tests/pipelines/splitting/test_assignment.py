@@ -167,10 +167,10 @@ def test_a_line_is_a_permutation_of_its_stratum_and_follows_the_length() -> None
     of = dict(zip(subjects["subject_id"], stratum.cast(pl.String), strict=True))
     assert line["stratum"].cast(pl.String).to_list() == [of[subject] for subject in line["subject_id"]]
     lengths = line.join(subjects, on="subject_id", how="left", maintain_order="left")
-    for stratum in lengths.partition_by("stratum"):
-        assert stratum["place"].to_list() == list(range(len(stratum)))
-        if len(stratum) > 60:
-            assert stratum.select(pl.corr("place", "events", method="spearman")).item() > 0.6
+    for members in lengths.partition_by("stratum"):
+        assert members["place"].to_list() == list(range(len(members)))
+        if len(members) > 60:
+            assert members.select(pl.corr("place", "events", method="spearman")).item() > 0.6
     assert not lined_up(subjects, stratum, 8).equals(line)
 
 
