@@ -189,6 +189,7 @@ def _in_shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("psm_*")}
 
 
+@pytest.mark.whole
 def test_nothing_is_left_when_the_run_is_killed(tmp_path: Path) -> None:
     """Neither a process, also of those that wait for room, nor a named piece of shared memory."""
     unit_readers.item(tmp_path, 0, 5000)

@@ -61,6 +61,7 @@ def read(log: Path) -> int:
     return sum(int(line.split()[3]) for line in log.read_text().splitlines()) if log.is_file() else 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("output", "decoders", "kills"), [("mean", 0, 3), ("sequence", 1, 1)])
 def test_kills_lose_an_interval_each_and_nothing_else(output: str, decoders: int, kills: int, tmp_path: Path) -> None:
     log, store = tmp_path / "log", tmp_path / "killed" / "0000.lmdb"

@@ -278,6 +278,7 @@ def kill(place: Place, module: str, name: str, calls: int) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
@@ -303,6 +304,7 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(
     assert done.rewritten == BUCKETS - finished, "what was finished is not done again"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("module", "name", "calls"), [("pipelines.align", "run", 0), ("flows.runs.convert", "link_or_copy", 3)]
 )
