@@ -77,10 +77,12 @@ def items_in(folder: Path, copies: int = 1, modality: str = "ct") -> list[ItemTo
         columns = {"path": find_slides(folder), "raw_subject": "1", "time": datetime(2020, 3, 4)}
         found = index_slides(folder, pl.DataFrame(columns).with_columns(available_time=None, mpp=None), workers=1)
     return [
-        ItemToEmbed(f"{copy}-{one.identity[:40]}", modality, folder, one.paths, one.geometry, one.units_expected)
+        ItemToEmbed(
+            f"{copy}-{entry.identity[:40]}", modality, folder, entry.paths, entry.geometry, entry.units_expected
+        )
         for copy in range(copies)
-        for one in found
-        if one.verdict == "ok" and one.units_expected
+        for entry in found
+        if entry.verdict == "ok" and entry.units_expected
     ]
 
 

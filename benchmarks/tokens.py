@@ -198,7 +198,7 @@ def main() -> None:
         print(f"{number:,} events of {len(splits):,} subjects; seconds of one core")
         print(" profile       tokens  count, fit  tokenize   pack  Mtok/s     fill lost")
         found = {name: measure(name, profile, work / "run") for name, profile in PROFILES.items()}
-        rates = {name: one["tokens"] / (one["tokenize_s"] + one["pack_s"]) / 1e6 for name, one in found.items()}
+        rates = {name: entry["tokens"] / (entry["tokenize_s"] + entry["pack_s"]) / 1e6 for name, entry in found.items()}
         for name, one in found.items():
             seconds = f"{one['count_and_fit_s']:>11.2f} {one['tokenize_s']:>9.2f} {one['pack_s']:>6.2f}"
             print(f"{name:>8} {one['tokens']:>12,} {seconds} {rates[name]:>7.2f} {one['fill']:>8.3%} {one['lost']}")

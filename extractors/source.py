@@ -87,9 +87,9 @@ class TimeRule(_Model):
 
     @model_validator(mode="after")
     def _checked(self) -> "TimeRule":
-        for one in self.formats:
-            if _lacks_minutes(one):
-                raise ValueError(f"the format {one} has an hour without minutes")
+        for format in self.formats:
+            if _lacks_minutes(format):
+                raise ValueError(f"the format {format} has an hour without minutes")
         return self
 
 
@@ -287,7 +287,7 @@ class Source(_Model):
             needed |= set(self.crosswalks[table.removeprefix(CROSSWALK)].columns)
         elif rule.role == "events":
             needed |= raw_columns(rule, self.subject)
-        for joins in (*(one.joins for one in self.tables.values()), *(one.joins for one in self.codes)):
+        for joins in (*(one.joins for one in self.tables.values()), *(code.joins for code in self.codes)):
             for join in joins:
                 if join.table == table:
                     needed |= {*join.key.values(), *(aggregate(spec)[1] for spec in join.columns.values())}

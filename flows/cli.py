@@ -291,7 +291,9 @@ def verify(
     with StageProgress(quiet=as_json) as progress:
         findings = verify_release(root, progress)
     if as_json:
-        print(json.dumps([{"check": one.check, "ok": one.ok, "detail": one.detail} for one in findings]))
+        print(
+            json.dumps([{"check": finding.check, "ok": finding.ok, "detail": finding.detail} for finding in findings])
+        )
     else:
         for one in findings:
             say(f"{'ok  ' if one.ok else 'FAIL'} {one.check}{': ' + one.detail if one.detail else ''}")

@@ -41,7 +41,7 @@ def plan(night: Night) -> list[Task]:
             night.context.staging,
             settings=[PERCENTILE, MIN_ROWS],
             inputs=[
-                sorted([one["source"], one["codes"][-1], one["lags"][-1]] for one in segments),
+                sorted([segment["source"], segment["codes"][-1], segment["lags"][-1]] for segment in segments),
                 before.sha256 if before else None,
             ],
             params={"segments": segments, "before": str(before.path) if before else None},
@@ -53,7 +53,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Adds the codes that have enough rows by now."""
     tree = ReleaseLayout(base)
     known = read_frame(Path(params["before"])) if params["before"] else empty_frame(LAGS)
-    counted = pl.concat([_counted(one) for one in params["segments"]] or [_NOTHING])
+    counted = pl.concat([_counted(param) for param in params["segments"]] or [_NOTHING])
     whole = counted.with_columns(pl.lit(WHOLE_TABLE).alias("code"))
     fitted = pl.concat([fit(counted).filter(pl.col("rows") >= MIN_ROWS), fit(whole)])
     new = fitted.join(known, on=["source", "code"], how="anti")

@@ -121,7 +121,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     account.raw += malformed
     account.quarantined["malformed_row"] = malformed
     counts = {"table": params["label"], "source": source.name, "segment": segment}
-    kinds = [one.kind for one in rule.events] if rule is not None else []
+    kinds = [event.kind for event in rule.events] if rule is not None else []
     # With the header, which says what each of the bytes that were hashed means.
     counts |= {"rules": sha256_json([params["rules"], columns])}
     counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}

@@ -43,7 +43,11 @@ def plan(night: Night) -> list[Task]:
         if entry.counts["blobs"] and sum(entry.counts["quarantined"].values())
     ]
     dictionaries = []
-    inputs: list[Any] = [codes, rows, [[one["table"], one["part"], one["rows"][-1]] for one in quarantines]]
+    inputs: list[Any] = [
+        codes,
+        rows,
+        [[quarantine["table"], quarantine["part"], quarantine["rows"][-1]] for quarantine in quarantines],
+    ]
     for export in night.exports:
         rules = export.source.codes
         tables = {name for rule in rules for name in (rule.table, *(join.table for join in rule.joins))}
@@ -54,7 +58,7 @@ def plan(night: Night) -> list[Task]:
             {
                 "source": export.source.model_dump(mode="json"),
                 "export": str(export.path),
-                "crosswalks": {one: str(file) for one, file in export.crosswalks.items()},
+                "crosswalks": {crosswalk: str(file) for crosswalk, file in export.crosswalks.items()},
             }
         )
     return [
@@ -128,7 +132,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     """Writes dataset.json, codes.parquet, the ledger and the quarantine."""
     tree = ReleaseLayout(base)
     codes = pl.concat([read_frame(base / path).select("code") for path in params["codes"]]).unique().sort("code")
-    sources = [Source.model_validate(one["source"]) for one in params["dictionaries"]]
+    sources = [Source.model_validate(param["source"]) for param in params["dictionaries"]]
     found = [
         Export(Path(one["export"]), source, {name: Path(file) for name, file in one["crosswalks"].items()})
         for one, source in zip(params["dictionaries"], sources, strict=True)

@@ -280,7 +280,7 @@ def _entry(
         images=config.images,
         groups=groups,
         loss=config.loss if config.budgets else None,
-        budgets=tuple(BudgetEntry(**one, files=(tier + 1) * groups) for tier, one in enumerate(budgets)),
+        budgets=tuple(BudgetEntry(**budget, files=(tier + 1) * groups) for tier, budget in enumerate(budgets)),
         tokens={split: sum(count[split]["tokens"] for count in counts) for split in SPLITS},
         dropped={split: dict(sorted(dropped[split].items())) for split in SPLITS},
     )

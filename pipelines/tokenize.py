@@ -60,7 +60,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
     made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
-    tables = (_counted(one, made) for one in timelines(tree, bucket, name, profile))
+    tables = (_counted(timeline, made) for timeline in timelines(tree, bucket, name, profile))
     path = tree.timeline(name, bucket)
     rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
     return Result({str(path.relative_to(base)): rows}, made)

@@ -104,7 +104,7 @@ def _known(context: RunContext, name: str, settings: dict[str, Any]) -> dict[str
             )
     quantiles = context.inherited(relative.quantiles(name))
     found = {"vocabulary": vocabulary, "quantiles": quantiles}
-    return {key: (str(one.path), one.sha256) for key, one in found.items() if one is not None}
+    return {key: (str(entry.path), entry.sha256) for key, entry in found.items() if entry is not None}
 
 
 def run(params: dict[str, Any], base: Path) -> Result:

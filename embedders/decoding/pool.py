@@ -362,7 +362,7 @@ class Decoders:
 
 
 def _same_item(child: _Child, given: _Given) -> bool:
-    return any(one.request.paths == given.request.paths for one in child.given)
+    return any(value.request.paths == given.request.paths for value in child.given)
 
 
 def _end(child: _Child) -> None:

@@ -53,7 +53,7 @@ def read_verdicts(store: Path) -> dict[str, dict[str, str]]:
     """Item key to `verdict` and `signature` (what its files were like), of items that failed in this store."""
     try:
         found = json.loads(verdicts_path(store).read_text(encoding="utf-8"))
-        return {key: one for key, one in found.items() if one["verdict"] in VERDICTS and one["signature"]}
+        return {key: entry for key, entry in found.items() if entry["verdict"] in VERDICTS and entry["signature"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -144,11 +144,11 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
         if sample is not None:
             samples.append(sample)
             suspicions += in_table(source, sample)
-    told = {(one.table, one.rule) for one in suspicions if one.check.startswith("billing_code")}
+    told = {(suspicion.table, suspicion.rule) for suspicion in suspicions if suspicion.check.startswith("billing_code")}
     suspicions += [
-        one
-        for one in between_tables(source, samples)
-        if not (one.check.startswith("billing_code") and (one.table, one.rule) in told)
+        between_table
+        for between_table in between_tables(source, samples)
+        if not (between_table.check.startswith("billing_code") and (between_table.table, between_table.rule) in told)
     ]
     unmentioned = _unmentioned(export)
     if unmentioned:

@@ -144,7 +144,7 @@ def _time_of_day(sample: Sample, rule: TimeRule) -> Iterator[Suspicion]:
     if not moments or times.is_empty() or rule.midnight_is_date:
         return
     column = ", ".join(rule.column)
-    timed = any(precision_of(one) in MOMENTS for one in rule.formats)
+    timed = any(precision_of(format) in MOMENTS for format in rule.formats)
     if timed and "anchor" not in rule.model_fields_set and not precision.is_in(MOMENTS).any():
         yield Suspicion(
             "date_as_time", sample.table, column,
@@ -281,7 +281,7 @@ def _before_the_end(samples: list[Sample]) -> Iterator[Suspicion]:
 
 def _billing_namespaces(events: pl.DataFrame) -> list[str]:
     spaces = events["code"].str.extract("^([^/]*)").unique().drop_nulls().to_list()
-    return [one for one in spaces if BILLING.fullmatch(one)]
+    return [space for space in spaces if BILLING.fullmatch(space)]
 
 
 def _units(samples: list[Sample]) -> Iterator[Suspicion]:
@@ -320,7 +320,7 @@ def _zones(source: Source, samples: list[Sample]) -> Iterator[Suspicion]:
                 elif precision_of(one) in MOMENTS:
                     naive.append(f"{sample.table}.{time.column[0]}")
     if source.time_zone and naive and not with_offset:
-        if any("%z" in one for rule in source.tables.values() for time in times_of(rule) for one in time.formats):
+        if any("%z" in format for rule in source.tables.values() for time in times_of(rule) for format in time.formats):
             yield idle_zone(source.time_zone)
     elif not source.time_zone and naive and with_offset:
         yield Suspicion(

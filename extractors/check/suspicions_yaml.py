@@ -72,7 +72,7 @@ def in_yaml(source: Source) -> Iterator[Suspicion]:
                     "join_of_an_optional_table", table, join.table,
                     f"{join.table} may be absent, and then a run stops", "mark the join `optional: true` too",
                 )  # fmt: skip
-    formats = [one for rule in source.tables.values() for time in times_of(rule) for one in time.formats]
+    formats = [format for rule in source.tables.values() for time in times_of(rule) for format in time.formats]
     if source.time_zone and not any("%z" in one for one in formats):
         yield idle_zone(source.time_zone)
 

@@ -143,7 +143,7 @@ def _settled(
         precision = _label("day", len(time)).zip_with(midnight.fill_null(False), precision)
     if rule.anchor == "end":
         for coarse, span in _SPAN.items():
-            if (coarse == "day" and rule.midnight_is_date) or any(precision_of(one) == coarse for one in formats):
+            if (coarse == "day" and rule.midnight_is_date) or any(precision_of(format) == coarse for format in formats):
                 time = _end(time, span).zip_with(precision == coarse, time)
     return Times(
         time=time.alias("time"),

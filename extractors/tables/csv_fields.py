@@ -67,7 +67,7 @@ class SpanTexts:
 
     def moments(self) -> pl.Series | None:
         """The texts as times where all are `2020-02-29 13:00:00` or nothing; else None."""
-        if any(len(one.encode()) == MOMENT_BYTES for one in self._null_values):
+        if any(len(null_value.encode()) == MOMENT_BYTES for null_value in self._null_values):
             return None
         found = np.empty(len(self), np.int64)
         if not self._loops.read_moments(self._letters, self._starts, self._widths, found):

@@ -190,7 +190,7 @@ class _Compiled:
                 return None
             self._refused = 0
             rows = len(found.bounds) - 1
-            crowded = {*found.crowded, *(name for name, one in found.columns.items() if _is_crowded(one, rows))}
+            crowded = {*found.crowded, *(name for name, column in found.columns.items() if _is_crowded(column, rows))}
             if crowded:
                 self._texts |= crowded
                 self._splitter = None

@@ -41,10 +41,12 @@ def check(name: str, path: Path | None = None, rows: int = ROWS, crosswalks: Seq
     """
     source = load_source(name)
     files = {}
-    for one in crosswalks:
-        known, equals, file = one.partition("=")
+    for crosswalk in crosswalks:
+        known, equals, file = crosswalk.partition("=")
         if not equals:
-            raise TimeloomError(f"--crosswalk {one} is not NAME=FILE", remedy="such as --crosswalk rxnorm=ndc.csv")
+            raise TimeloomError(
+                f"--crosswalk {crosswalk} is not NAME=FILE", remedy="such as --crosswalk rxnorm=ndc.csv"
+            )
         files[known] = Path(file)
     export = Export(path, source, files) if path else None
     return describe(explain(source, export, rows), rows if export else 0)
@@ -62,7 +64,7 @@ def describe(explanation: Explanation, rows: int) -> Description:
         "tables": [_table(table) for table in explanation.tables],
         "unmentioned_tables": explanation.unmentioned,
         "crosswalks_not_given": explanation.crosswalks,
-        "suspicious": [vars(one) for one in explanation.suspicions],
+        "suspicious": [vars(suspicion) for suspicion in explanation.suspicions],
         "exit_code": ERROR if broken else SUSPICIOUS if explanation.suspicions else CLEAN,
     }
 
@@ -106,11 +108,11 @@ def _rule(rule: RuleFacts) -> Description:
     cells = _CELLS.parts([*(one.events for one in rule.made), rule.silent])
     made = [
         {
-            "namespace": one.namespace,
+            "namespace": value.namespace,
             "events": _shown(events),
-            "subjects": _shown(follow(events, _CELLS.count(one.subjects))),
+            "subjects": _shown(follow(events, _CELLS.count(value.subjects))),
         }
-        for one, events in zip(rule.made, cells[:-1], strict=True)
+        for value, events in zip(rule.made, cells[:-1], strict=True)
     ]
     said = ("code", "kind", "time", "available", "value", "unit", "where")
     return {name: getattr(rule, name) for name in said} | {"made": made, "common_codes": rule.common}

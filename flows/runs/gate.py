@@ -43,8 +43,8 @@ def judge_release(
         "manifest": manifest,
         "steps": steps,
         "scheme": config.primary_scheme,
-        "sources": [one.source for one in config.sources],
-        "artificial_links": any(one.crosswalk and one.crosswalk.artificial for one in config.images.values()),
+        "sources": [source.source for source in config.sources],
+        "artificial_links": any(image.crosswalk and image.crosswalk.artificial for image in config.images.values()),
     }
     write_report(tree, measurements, judgement, context)
     if not judgement.passed:

@@ -107,12 +107,12 @@ class SegmentWriter:
         self._flush()
         return {
             str(number): {
-                "rows": one.rows,
-                "hash": "".join(f"{int(half):016x}" for half in one.hashes),
-                "pieces": one.pieces,
-                "awaited": sorted(codes[code] for code in one.awaited),
+                "rows": bucket.rows,
+                "hash": "".join(f"{int(half):016x}" for half in bucket.hashes),
+                "pieces": bucket.pieces,
+                "awaited": sorted(codes[code] for code in bucket.awaited),
             }
-            for number, one in sorted(self._buckets.items())
+            for number, bucket in sorted(self._buckets.items())
         }
 
 

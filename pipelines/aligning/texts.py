@@ -17,8 +17,8 @@ def unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
     """
     used = [occurring(numbers, len(texts)) for texts, numbers in blocks]
     each = [
-        texts if len(mine) == len(texts) else texts.take(pa.array(mine))
-        for (texts, _), mine in zip(blocks, used, strict=True)
+        texts if len(block) == len(texts) else texts.take(pa.array(block))
+        for (texts, _), block in zip(blocks, used, strict=True)
     ]
     # The chunks share one dictionary; those without a text are left out.
     chunks = pa.chunked_array(each, pa.large_string()).dictionary_encode().chunks

@@ -77,7 +77,7 @@ def begins_with(column: str, beginnings: Iterable[str] | None) -> pl.Expr:
     code = pl.col(column)
     given = list(beginnings)
     own = code.is_in(pl.Series(given, dtype=pl.String).implode())
-    return pl.any_horizontal(own, *(code.str.starts_with(f"{one}/") for one in given))
+    return pl.any_horizontal(own, *(code.str.starts_with(f"{value}/") for value in given))
 
 
 def _through_parents(codes: pl.Series, profile: ProfileConfig, parents: pl.DataFrame | None) -> pl.DataFrame:
@@ -110,7 +110,7 @@ def _through_parents(codes: pl.Series, profile: ProfileConfig, parents: pl.DataF
 
 def _chosen(asked: pl.DataFrame, linked: pl.DataFrame, rule: NamespaceRule) -> pl.DataFrame:
     """The parents of one rule's codes, as the rule takes them; the codes themselves where it takes none."""
-    places = [pl.when(begins_with("target", [one])).then(place) for place, one in enumerate(rule.parents)]
+    places = [pl.when(begins_with("target", [parent])).then(place) for place, parent in enumerate(rule.parents)]
     of_kind = linked.with_columns(pl.coalesce(*places, pl.lit(None, pl.Int32)).alias("kind")).drop_nulls("kind")
     best = of_kind.filter(pl.col("kind") == pl.col("kind").min().over("place"))
     if rule.several != "each":
@@ -132,7 +132,7 @@ def _in_common(linked: pl.DataFrame, rule: NamespaceRule) -> pl.DataFrame:
     # What all texts begin with is what the least and the greatest of them begin with.
     pairs = ends.select("target", "greatest", "kind").iter_rows()
     common = [least[: _alike(least, greatest)] for least, greatest, _ in pairs]
-    shortest = pl.Series([len(one) + 1 + COMMON_CHARACTERS for one in rule.parents])
+    shortest = pl.Series([len(parent) + 1 + COMMON_CHARACTERS for parent in rule.parents])
     agreed = ends.with_columns(pl.Series("target", common, pl.String))
     return agreed.filter(agreed["target"].str.len_chars() >= shortest.gather(agreed["kind"])).select(linked.columns)
 
@@ -144,7 +144,7 @@ def _alike(one: str, other: str) -> int:
 def _with_tokens(groups: pl.DataFrame, profile: ProfileConfig) -> pl.DataFrame:
     """Adds each group's tokens and its rule's switches."""
     parts = [pl.DataFrame(schema=GROUPS)]
-    rules = [(None, "", NamespaceRule()), *((number, *one) for number, one in enumerate(profile.codes.items()))]
+    rules = [(None, "", NamespaceRule()), *((number, *code) for number, code in enumerate(profile.codes.items()))]
     by_rule = groups.partition_by("rule", as_dict=True)
     for number, key, rule in rules:
         rows = by_rule.get((number,))

@@ -50,7 +50,9 @@ def facts_of(heads: pl.Series, profile: ProfileConfig) -> Facts:
     Args:
         heads: the token of each demographic code (c,), null for every other.
     """
-    lacking = pl.Series([f"{one}/UNKNOWN" for one in profile.unknown_demographics], dtype=pl.String)
+    lacking = pl.Series(
+        [f"{unknown_demographic}/UNKNOWN" for unknown_demographic in profile.unknown_demographics], dtype=pl.String
+    )
     told = pl.concat([heads.drop_nulls(), lacking]).unique().sort()
     attributes = told.to_frame("token").select(_attribute()).to_series().unique().sort().to_list()
     places = {token: place for place, token in enumerate(told.to_list())}
@@ -130,7 +132,7 @@ def demographics_of(part: Part, rows: I64, facts: Facts, profile: ProfileConfig)
         tokens.append(np.full(len(lacking), place))
     aged, ages = _ages(part, profile)
     subjects += aged
-    tokens += [one + facts.ages for one in ages]
+    tokens += [age + facts.ages for age in ages]
     of, token = np.concatenate(subjects), np.concatenate(tokens)
     order = np.lexsort((token, of))
     return Demographics(of[order], token[order], timed, np.sort(ordered[~told]))

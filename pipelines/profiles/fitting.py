@@ -28,7 +28,7 @@ def without_the_rest(
     for key, rule in profile.codes.items():
         if rule.top is None:
             continue
-        finer = [one for one in profile.codes if one.startswith(f"{key}/")]
+        finer = [code for code in profile.codes if code.startswith(f"{key}/")]
         of_rule = begins_with("token", [key]) & ~begins_with("token", finer)
         # A fused value's token holds no place; a code that ends like one has a slash behind it.
         fused = pl.col("token").str.contains(r"//Q\d+$") if profile.values == "fused" else pl.lit(False)

@@ -46,9 +46,9 @@ def took(item: str, minutes: list[int], pid: int = 1) -> list[tuple[int, str, da
 def fitted(work: Path, *accounts: dict[str, Any], before: Path | None = None) -> dict[str, tuple[int, int]]:
     """What the lags stage says: minutes and rows by code."""
     segments = [
-        {"source": one["table"], "path": str(work / one["segment"])}
-        | {name: one["blobs"][name] for name in ("codes", "lags")}
-        for one in accounts
+        {"source": account["table"], "path": str(work / account["segment"])}
+        | {name: account["blobs"][name] for name in ("codes", "lags")}
+        for account in accounts
     ]
     base = work / "release"
     result: Result = lags.run({"segments": segments, "before": str(before) if before else None}, base)

@@ -108,7 +108,7 @@ def kept_by(tokens: pl.DataFrame, config: PlanConfig) -> dict[int, list[Any]]:
         rows = {one: [token for token in line if token[1] != TokenType.IMAGE] for one, line in rows.items()}
     if config.mode == "last_n":
         rows = {one: line[-config.length :] for one, line in rows.items()}
-    return {one: line for one, line in rows.items() if line}
+    return {row: line for row, line in rows.items() if line}
 
 
 PLANS = st.builds(

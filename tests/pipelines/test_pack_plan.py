@@ -105,7 +105,7 @@ def test_budgets_come_from_a_task_of_their_own(context: RunContext) -> None:
     packing = tasks(context, config)
     packed = run_stage(pack.STAGE, list(packing.values()), context)
     plans = pack.plan_entries("m", config, 2, packed, subsets)
-    assert [vars(one) for one in plans["scaling"].budgets] == [
+    assert [vars(budget) for budget in plans["scaling"].budgets] == [
         {"asked": 4, "tokens": 5, "all_tokens": 6, "subjects": 1, "files": 2},
         {"asked": 9, "tokens": 10, "all_tokens": 12, "subjects": 2, "files": 4},
     ]

@@ -80,7 +80,7 @@ class Demo(Raw):
                 if below * 100 >= rows * 95:
                     found[code] = (step * 300_000_000, rows)
                     break
-        return {code: one for code, one in found.items() if code == "" or one[1] >= 100}
+        return {code: entry for code, entry in found.items() if code == "" or entry[1] >= 100}
 
     def events(self, table: str, subjects: set[int] | None = None) -> Iterator[Event]:
         """The table's events of some subjects."""
@@ -208,7 +208,7 @@ def labevents(demo: Demo, row: Row) -> Drafts:
         remarks.append(comments if comments and ".  " in comments else None)
     yield fact(
         row, f"MIMIC_LAB/{row['itemid']}", moment(row["charttime"]), known=moment(row["storetime"]), awaits=True,
-        value=value, text="; ".join(one for one in remarks if one), unit=row["valueuom"],
+        value=value, text="; ".join(remark for remark in remarks if remark), unit=row["valueuom"],
     )  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def omr(demo: Demo, row: Row) -> Drafts:
 def prescriptions(demo: Demo, row: Row) -> Drafts:
     ndc = tidy(row["ndc"])
     product = f"DRUG/{upper(row['drug'])}" if ndc is None or set(ndc) == {"0"} else f"NDC/{ndc}"
-    entered = [one["entertime"] for one in demo.found("hosp/pharmacy", "pharmacy_id", row["pharmacy_id"])]
+    entered = [entry["entertime"] for entry in demo.found("hosp/pharmacy", "pharmacy_id", row["pharmacy_id"])]
     known = moment(max((one for one in entered if one), default=None))
     code = f"{upper(row['drug_type'], 'UNKNOWN')}/{product}"
     dose = read_value(row["dose_val_rx"].replace(",", "") if row["dose_val_rx"] else None)

@@ -17,7 +17,7 @@ Token = tuple[int, str, str, datetime | None, str | None]
 
 
 def begins(code: str, beginnings: Any) -> bool:
-    return any(code == one or code.startswith(f"{one}/") for one in beginnings)
+    return any(code == beginning or code.startswith(f"{beginning}/") for beginning in beginnings)
 
 
 def rule_of(code: str, profile: ProfileConfig) -> tuple[str, NamespaceRule]:
@@ -156,7 +156,9 @@ class Naive:
         for row in self._sorted([*kept, *timed]):
             at = row[profile.order]
             if before is not None and at is not None and row["kind"] != "image":
-                self._add(subject, [(one, "interval") for one in gap_tokens(at - before, profile)], at, None)
+                self._add(
+                    subject, [(gap_token, "interval") for gap_token in gap_tokens(at - before, profile)], at, None
+                )
             if row["kind"] == "image":
                 self._add(subject, [(f"[{row['code'].split('/')[1]}]", "image")], at, row["item_key"])
             else:
@@ -201,7 +203,11 @@ class Naive:
                     used[named] = row
         told += [row["code"] for row in used.values()]
         having = {attribute(code) for code in told}
-        lacking = [f"{one}/UNKNOWN" for one in profile.unknown_demographics if one not in having]
+        lacking = [
+            f"{unknown_demographic}/UNKNOWN"
+            for unknown_demographic in profile.unknown_demographics
+            if unknown_demographic not in having
+        ]
         return told + lacking, timed
 
     def _event(self, row: dict[str, Any]) -> list[str]:

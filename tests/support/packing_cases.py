@@ -113,8 +113,8 @@ def expected(tokens: pl.DataFrame) -> Rows:
 
 def same(first: Packs, second: Packs) -> None:
     """Holds two sets of packs to be equal, types too."""
-    for one in fields(Packs):
-        left, right = getattr(first, one.name), getattr(second, one.name)
-        assert left.equals(right) if one.name == "image_key" else np.array_equal(left, right), one.name
+    for field in fields(Packs):
+        left, right = getattr(first, field.name), getattr(second, field.name)
+        assert left.equals(right) if field.name == "image_key" else np.array_equal(left, right), field.name
         if isinstance(left, np.ndarray):
-            assert left.dtype == right.dtype, one.name
+            assert left.dtype == right.dtype, field.name

@@ -98,7 +98,9 @@ def _events_by_row(export: Export, table: str, path: Path, deid: Deidentifier, s
         return pl.DataFrame(schema={**EVENT_COLUMNS, "row": pl.Int64})
     converter = Converter(export.source, table, deid)
     prepared = (converter.prepare(block) for block in export.open(path, table).blocks(seed=0))
-    made = [converter.convert(one) for one in attach_rows(prepared, export, converter.rule.joins, scratch)]
+    made = [
+        converter.convert(attach_row) for attach_row in attach_rows(prepared, export, converter.rule.joins, scratch)
+    ]
     events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *made])
     kinds = [rule.kind for rule in converter.rule.events]
 

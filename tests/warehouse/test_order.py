@@ -74,17 +74,19 @@ def test_rows_that_differ_in_one_column_alone_have_one_order(column: str) -> Non
 
 def test_kinds_at_one_time() -> None:
     rank = ["visit_start", "clinical", "image", "death", "visit_end"]
-    for some in itertools.permutations(rank):
+    for permutation in itertools.permutations(rank):
         # Codes that would sort the other way, so that the kind decides.
-        frame = events(*({"kind": kind, "code": f"{9 - rank.index(kind)}"} for kind in some))
+        frame = events(*({"kind": kind, "code": f"{9 - rank.index(kind)}"} for kind in permutation))
         assert sort_events(frame)["kind"].to_list() == rank
         assert sort_events(frame, by="available_time")["kind"].to_list() == rank
 
 
 def test_coarser_times_come_after_exact_ones_of_the_same_moment() -> None:
     rank = ["s", "day", "month", "year"]
-    for some in itertools.permutations(rank):
-        frame = events(*({"time": NIGHT, "time_precision": one, "kind": "visit_start"} for one in some if one != "s"))
+    for permutation in itertools.permutations(rank):
+        frame = events(
+            *({"time": NIGHT, "time_precision": one, "kind": "visit_start"} for one in permutation if one != "s")
+        )
         exact = events({"time": NIGHT, "time_precision": "s", "kind": "visit_end"})
         assert sort_events(pl.concat([frame, exact]))["time_precision"].to_list() == rank
 
@@ -178,8 +180,8 @@ INTEGERS = st.one_of(
 def test_packed_keys_compare_as_the_keys_do(rows: list[tuple[int, ...]]) -> None:
     packed = pack([np.array(column, np.int64) for column in zip(*rows, strict=True)]).tolist()
     assert min(packed) >= 0
-    for (one, first), (other, second) in itertools.combinations(zip(rows, packed, strict=True), 2):
-        assert (one < other, one == other) == (first < second, first == second)
+    for (combination, first), (other, second) in itertools.combinations(zip(rows, packed, strict=True), 2):
+        assert (combination < other, combination == other) == (first < second, first == second)
 
 
 SUBJECTS = st.sampled_from([10, 2**40]).flatmap(lambda far: st.lists(st.integers(-far, far), min_size=1, max_size=40))
@@ -225,8 +227,8 @@ BESIDE_SECONDS = st.integers(-30, 30).map(lambda n: n // 3 * 1_000_000 + n % 3 -
 def test_steps_order_as_the_times_do(times: list[int], beside: list[int], whole_seconds: list[int]) -> None:
     for some in (times, beside, whole_seconds, [*whole_seconds, NO_TIME]):
         number = steps(np.array(some, np.int64)).tolist()
-        for (one, first), (other, second) in itertools.combinations(zip(some, number, strict=True), 2):
-            assert (one < other, one == other) == (first < second, first == second)
+        for (combination, first), (other, second) in itertools.combinations(zip(some, number, strict=True), 2):
+            assert (combination < other, combination == other) == (first < second, first == second)
     # Whole seconds and what is just before them are numbered without gaps in between.
     span = max(whole_seconds) - min(whole_seconds)
     numbered = steps(np.array(whole_seconds, np.int64))
@@ -236,11 +238,11 @@ def test_steps_order_as_the_times_do(times: list[int], beside: list[int], whole_
 @given(st.lists(st.floats(width=32), max_size=20))
 def test_keys_of_numbers_order_as_the_numbers_do(numbers: list[float]) -> None:
     keys = float_keys(np.array(numbers, np.float32)).tolist()
-    for (one, first), (other, second) in itertools.combinations(zip(numbers, keys, strict=True), 2):
-        if one == one and other == other:
-            assert (one < other, one == other) == (first < second, first == second)
+    for (combination, first), (other, second) in itertools.combinations(zip(numbers, keys, strict=True), 2):
+        if combination == combination and other == other:
+            assert (combination < other, combination == other) == (first < second, first == second)
         else:
-            assert (one == one) == (first < second) if other != other else first > second
+            assert (combination == combination) == (first < second) if other != other else first > second
 
 
 def test_no_rows_pack_to_none() -> None:

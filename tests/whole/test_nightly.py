@@ -362,7 +362,7 @@ class Server:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             known = self.of_run(run)
-            if known["task_runs"] and all(one["end_time"] for one in known["task_runs"]):
+            if known["task_runs"] and all(entry["end_time"] for entry in known["task_runs"]):
                 break
             time.sleep(0.5)
         return known
@@ -417,7 +417,9 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     assert [step["step"] for step in outcome["steps"]] == STEPS
 
     artifacts = {one["key"]: one for one in seen["artifacts"]}
-    assert {key for key, one in artifacts.items() if one["type"] == "progress"} == {f"progress-{s}" for s in STEPS}
+    assert {key for key, artifact in artifacts.items() if artifact["type"] == "progress"} == {
+        f"progress-{s}" for s in STEPS
+    }
     assert all(one["data"] == 100.0 for one in artifacts.values() if one["type"] == "progress")
     assert artifacts["steps"]["type"] == "table"
     assert [row["step"] for row in json.loads(artifacts["steps"]["data"])] == STEPS

@@ -96,7 +96,12 @@ def test_the_documents_example_is_the_file() -> None:
 
 
 def test_the_documents_output_is_the_commands() -> None:
-    (command,) = [one for block in blocks("bash") for one in block.splitlines() if "check-source docs/examples" in one]
+    (command,) = [
+        splitline
+        for block in blocks("bash")
+        for splitline in block.splitlines()
+        if "check-source docs/examples" in splitline
+    ]
     done = timeloom(*command.split()[2:])
     assert bare(blocks("text")[0]) == bare(done.stdout)
 

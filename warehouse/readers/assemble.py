@@ -103,15 +103,15 @@ def assemble(
     units: dict[str, torch.Tensor] = {}
     lengths: dict[str, torch.Tensor] = {}
     layout, buckets = first.release.layout, first.release.manifest.buckets
-    for modality, one in items.items():
+    for modality, item in items.items():
         store, width = encoders[modality]
-        owners = made.subjects[one.segment]
+        owners = made.subjects[item.segment]
         if asked.vectors == "none":
             means[modality] = torch.empty(0, width)
         elif asked.vectors == "pooled":
-            means[modality] = torch.from_numpy(pooled(layout, modality, store, width, one, owners, buckets))
+            means[modality] = torch.from_numpy(pooled(layout, modality, store, width, item, owners, buckets))
         else:
-            whole, counts = sequences(layout, modality, store, width, one.keys, owners, buckets)
+            whole, counts = sequences(layout, modality, store, width, item.keys, owners, buckets)
             units[modality], lengths[modality] = torch.from_numpy(whole), torch.from_numpy(counts)
             means[modality] = torch.from_numpy(_means(whole, counts))
     return Batch(

@@ -316,7 +316,7 @@ class ItemFields(TypedDict):
 def item_fields(items: Mapping[str, Items]) -> ItemFields:
     """Items as Batch holds them."""
     return {
-        "item_positions": {name: torch.from_numpy(one.positions) for name, one in items.items()},
+        "item_positions": {name: torch.from_numpy(item.positions) for name, item in items.items()},
         "item_segment": {name: torch.from_numpy(one.segment) for name, one in items.items()},
         "item_time_us": {name: torch.from_numpy(one.time_us) for name, one in items.items()},
         "item_keys": {name: one.keys for name, one in items.items()},

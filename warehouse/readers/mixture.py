@@ -135,7 +135,7 @@ class Mixture(BatchReader[B], Generic[B]):
 
     def bound(self) -> dict[str, Any]:
         members = [
-            [*list(one.bound().values())[1:], float(w)] for one, w in zip(self.members, self.weights, strict=True)
+            [*list(member.bound().values())[1:], float(w)] for member, w in zip(self.members, self.weights, strict=True)
         ]
         return {"manifest": self.members[0].release.manifest.content_hash, "members": members}
 

@@ -203,7 +203,7 @@ def test_a_file_that_changed_while_it_was_read_is_tried_again(tmp_path: Path, en
         assert len((tmp_path / "log").read_text().splitlines()) == times
         # The night that met it says so, and publishes the others.
         known = outcomes(tmp_path / "s.lmdb", {item.item_key: item.units_expected}, encoder.spec.width)
-        assert [one.verdict for one in known.values()] == ["failed_changed"]
+        assert [entry.verdict for entry in known.values()] == ["failed_changed"]
 
 
 @pytest.mark.parametrize("decoders", [0, 1])
@@ -216,7 +216,7 @@ def test_a_file_that_went_costs_its_item_alone(decoders: int, when: str, tmp_pat
     results, _ = embed(items, encoder, tmp_path / "s.lmdb", RunnerSettings(decoders))
     assert [result.verdict for result in results] == ["ok", "failed_changed", "ok"]
     known = outcomes(tmp_path / "s.lmdb", {item.item_key: 3 for item in items}, encoder.spec.width)
-    assert sorted(one.verdict for one in known.values()) == ["failed_changed", "ok", "ok"]
+    assert sorted(entry.verdict for entry in known.values()) == ["failed_changed", "ok", "ok"]
     back = unit_readers.item(tmp_path / "x", 1, 3)  # the file is there again: no lasting verdict
     assert embed([items[0], back, items[2]], encoder, tmp_path / "s.lmdb")[0][1].verdict == "ok"
 
@@ -379,7 +379,7 @@ def test_slides_and_volumes_share_a_run(tmp_path: Path, encoder: Encoder) -> Non
         Bucket(stores[1], tiles.spec, [slide], lambda: tiles),
     ]
     results, figures = embed_buckets(buckets, RunnerSettings(decoders=1))
-    assert [(one.verdict, one.units_encoded, one.dim) for store in stores for one in results[store]] == [
+    assert [(result.verdict, result.units_encoded, result.dim) for store in stores for result in results[store]] == [
         ("ok", 7, 64), ("ok", 4, 96),
     ]  # fmt: skip
     assert {modality: load.units for modality, load in figures.loads.items()} == {"ct": 7, "wsi": 4}

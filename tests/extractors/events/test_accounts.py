@@ -193,10 +193,11 @@ def test_two_ids_of_different_tables_with_one_hash_stop_the_run(
     accounts = {}
     for name, rows in {"t": ["twin-one", "other", "twin-one"], "u": ["twin-two", "other"]}.items():
         path = tmp_path / f"{name}.csv"
-        path.write_text(csv_text(["pid", "at"], [(one, "2020-01-01") for one in rows]))
+        path.write_text(csv_text(["pid", "at"], [(row, "2020-01-01") for row in rows]))
         accounts[name] = convert(tmp_path, source_of(**rules), name, path, {"mode": "expert"})[1]
     report = StageReport(
-        "meds", entries={name: TaskEntry(fingerprint="", files={}, counts=one) for name, one in accounts.items()}
+        "meds",
+        entries={name: TaskEntry(fingerprint="", files={}, counts=account) for name, account in accounts.items()},
     )
     if not refused:
         assert len(meds.subjects_of(report, tmp_path)) == 3
@@ -264,7 +265,7 @@ def test_a_change_in_a_column_that_no_rule_reads_is_seen_by_the_index(tmp_path: 
         convert_text(tmp_path, rule, csv_text(["pid", "at", "n"], [(1, "2020-01-01", "a"), (1, "2020-01-01", other)]))
         for other in ("a", "b")
     ]
-    hashes = [{bucket: one["hash"] for bucket, one in counts["buckets"].items()} for _, counts in digests]
+    hashes = [{bucket: count["hash"] for bucket, count in counts["buckets"].items()} for _, counts in digests]
     assert hashes[0] != hashes[1]
 
 
@@ -285,12 +286,12 @@ def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
         results = [align_one(tmp_path, {SEGMENT: counts}, bucket) for bucket in range(2)]
         parts = [pl.read_parquet(release.events(bucket)) for bucket in range(2)]
         whole = [[path.read_bytes() for path in files(release, bucket)] for bucket in range(2)]
-        hashes = {bucket: one["hash"] for bucket, one in counts["buckets"].items()}
+        hashes = {bucket: count["hash"] for bucket, count in counts["buckets"].items()}
         # With other ranges the file has other row groups, and the same rows.
-        seen.append((hashes, [one.counts for one in results], parts, whole if ranges > len(MANY) else None))
+        seen.append((hashes, [result.counts for result in results], parts, whole if ranges > len(MANY) else None))
     for hashes, accounts, parts, whole in seen[1:]:
         assert (hashes, accounts) == seen[0][:2]
-        assert all(one.equals(other) for one, other in zip(parts, seen[0][2], strict=True))
+        assert all(part.equals(other) for part, other in zip(parts, seen[0][2], strict=True))
         assert whole in (None, seen[0][3])
     changed = [*MANY[:-1], (*MANY[-1][:-1], 99)]
     _, counts = convert_text(tmp_path, rule, csv_text(["pid", "at", "v", "n"], changed))

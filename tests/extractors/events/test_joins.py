@@ -245,7 +245,7 @@ def test_a_lookup_that_does_not_fit_gives_the_same_events_and_hashes(
     for memory in (96 << 20, 5000, 1):
         monkeypatch.setattr(joins, "LOOKUP_BYTES", memory)
         found, counts = convert_text(tmp_path, rule, text, stays=STAYS)
-        hashes = {bucket: one["hash"] for bucket, one in counts["buckets"].items()}
+        hashes = {bucket: count["hash"] for bucket, count in counts["buckets"].items()}
         seen.append((found, hashes, {name: counts[name] for name in ("raw", "events", "quarantined", "emitted")}))
         assert bool(cuts) == (memory < 96 << 20)
         assert not any(path.exists() for path in cuts)
@@ -329,6 +329,6 @@ def test_a_looked_up_value_is_part_of_a_buckets_hash(tmp_path: Path) -> None:
     for opened, closed in (("2020-01-01", "08"), ("2020-01-01", "09"), ("2020-01-02", "09")):
         write_stays(tmp_path, *((1, f"s{n}", opened, f"2020-01-{closed} 10:00:00") for n in (1, 2)))
         _, counts = convert_text(tmp_path, with_join({"closed": "closed"}), text, stays=STAYS)
-        hashes.append({bucket: one["hash"] for bucket, one in counts["buckets"].items()})
+        hashes.append({bucket: count["hash"] for bucket, count in counts["buckets"].items()})
     # Another value that is looked up is another bucket; another column of the same table is not.
     assert hashes[0] != hashes[1] == hashes[2]

@@ -95,13 +95,15 @@ def test_formats_mixed_in_a_column_read_each_value_by_its_own(
     values: list[tuple[datetime, str]], formats: list[str]
 ) -> None:
     formats = [*formats, FRACTION]
-    text = [FORMATTED[one][1](at).strftime(one.replace("%.f", ".%f")) for at, one in values]
+    text = [FORMATTED[value][1](at).strftime(value.replace("%.f", ".%f")) for at, value in values]
     times = times_of([*text, None, "rubbish"], formats=formats)
     assert times.time.to_list()[:-2] == [FORMATTED[one][1](at) for at, one in values]
     assert times.precision.to_list()[:-2] == [FORMATTED[one][0] for _, one in values]
     assert times.unreadable.to_list() == [False] * (len(values) + 1) + [True]
     assert times.present == len(values) + 1
-    assert times.formats == {one: number for one in formats if (number := sum(one == two for _, two in values))}
+    assert times.formats == {
+        format: number for format in formats if (number := sum(format == two for _, two in values))
+    }
 
 
 def test_the_first_format_that_fits_is_taken() -> None:

@@ -190,7 +190,7 @@ def test_a_measurement_keeps_number_sign_answer_and_unit(tmp_path: Path) -> None
         row | {"value_as_concept_id": 45884084},
         row,
     )
-    seen = [(one["numeric_value"], one["value_flag"], one["text_value"], one["unit"]) for one in events]
+    seen = [(event["numeric_value"], event["value_flag"], event["text_value"], event["unit"]) for event in events]
     assert seen == [
         (np.float32("5.10"), None, None, "mg/dL"),
         (5, "<", "<5", "mg"),
@@ -216,7 +216,7 @@ def test_an_observation_keeps_whichever_value_stands(tmp_path: Path) -> None:
         row | {"value_as_string": "former smoker", "value_as_concept_id": 45884084},
         row | {"value_source_value": "5.4 only"},
     )
-    assert [(one["numeric_value"], one["text_value"]) for one in events] == [
+    assert [(event["numeric_value"], event["text_value"]) for event in events] == [
         (3, None),
         (None, "former smoker; LOINC/LA6576-8"),
         (None, "5.4 only"),
@@ -268,7 +268,7 @@ def test_a_birth_is_as_exact_as_what_is_known_of_it(
 ) -> None:
     parts = {"year_of_birth": year, "month_of_birth": month, "day_of_birth": day, "birth_datetime": moment}
     events = made(tmp_path, "person", {"gender_concept_id": 8507} | parts)
-    (birth,) = (one for one in events if one["code"] == "MEDS_BIRTH")
+    (birth,) = (event for event in events if event["code"] == "MEDS_BIRTH")
     assert (birth["time"], birth["time_precision"]) == (datetime.fromisoformat(expected), precision)
 
 
@@ -283,7 +283,7 @@ def test_what_a_person_is_has_no_time_and_says_where_it_comes_from(tmp_path: Pat
         {"gender_concept_id": 0},
     ]
     account, events = account_and_events(tmp_path, "person", *(born | one for one in people))
-    static = [(one["row"], one["code"]) for one in events if one["time"] is None]
+    static = [(event["row"], event["code"]) for event in events if event["time"] is None]
     assert static == [
         (1, "DEMO/SEX/M"),
         (1, "DEMO/RACE/5"),
@@ -315,7 +315,7 @@ def test_death_has_a_moment_a_day_and_a_cause(tmp_path: Path) -> None:
         {"death_date": "2020-03-03", "death_datetime": "2020-03-03 00:00:00", "cause_source_value": "old age"},
         {"death_date": "2020-03-04"},
     )
-    assert [(one["row"], one["code"], one["time"], one["kind"]) for one in events] == [
+    assert [(event["row"], event["code"], event["time"], event["kind"]) for event in events] == [
         (1, "MEDS_DEATH", datetime(2020, 3, 1, 10), "death"),
         (1, "CAUSE_OF_DEATH/SNOMED/44054006", datetime(2020, 3, 1, 10), "clinical"),
         (2, "MEDS_DEATH", end_of("2020-03-02"), "death"),
@@ -342,7 +342,7 @@ def test_a_visit_starts_and_ends_in_both_versions(tmp_path: Path, version: dict[
     vocabulary(tmp_path / "cdm")
     events = made(tmp_path, "visit_occurrence", VISIT | version)
     start, end = datetime(2020, 3, 1, 8), end_of("2020-03-05")
-    assert [(one["code"], one["time"], one["kind"], one["visit_id"]) for one in events] == [
+    assert [(event["code"], event["time"], event["kind"], event["visit_id"]) for event in events] == [
         ("VISIT_START/VISIT/IP", start, "visit_start", 70),
         ("ADMITTED_FROM/CMS PLACE OF SERVICE/23", start, "clinical", 70),
         ("DISCHARGED_TO/CMS PLACE OF SERVICE/12", end, "clinical", 70),
@@ -361,7 +361,7 @@ def test_a_part_of_a_visit_belongs_to_it(tmp_path: Path, version: dict[str, int]
         "visit_detail_end_date": "2020-03-03",
     }
     events = made(tmp_path, "visit_detail", row | version)
-    assert [(one["code"], one["time"], one["kind"], one["visit_id"]) for one in events] == [
+    assert [(event["code"], event["time"], event["kind"], event["visit_id"]) for event in events] == [
         ("VISIT_DETAIL_START/VISIT/OMOP4822460", end_of("2020-03-02"), "visit_start", 70),
         ("VISIT_DETAIL_FROM/CMS PLACE OF SERVICE/23", end_of("2020-03-02"), "clinical", 70),
         ("VISIT_DETAIL_TO/CMS PLACE OF SERVICE/12", end_of("2020-03-03"), "clinical", 70),
@@ -394,12 +394,12 @@ def coded_at(work: Path, source: Source) -> list[dict[str, Any]]:
 
 def leaks(events: list[dict[str, Any]]) -> int:
     """Facts of the stay that are available before it ends, and yet are coded at its end."""
-    return sum(one["available_time"] < datetime(2020, 3, 5, 11) for one in events if one["visit_id"] == 70)
+    return sum(event["available_time"] < datetime(2020, 3, 5, 11) for event in events if event["visit_id"] == 70)
 
 
 def test_what_is_coded_at_the_end_of_a_visit_is_not_known_in_it(tmp_path: Path) -> None:
     events = coded_at(tmp_path, OMOP)
-    assert [(one["code"], one["time"], one["available_time"], one["availability"]) for one in events] == [
+    assert [(event["code"], event["time"], event["available_time"], event["availability"]) for event in events] == [
         ("OMOP/9", end_of("2020-03-02"), datetime(2020, 3, 5, 11), "recorded"),
         ("CONDITION_END/OMOP/9", end_of("2020-03-03"), datetime(2020, 3, 5, 11), "recorded"),
         ("OMOP/9", end_of("2020-03-02"), end_of("2020-03-02"), "time"),
@@ -433,7 +433,7 @@ def test_another_column_of_availability_leaks(tmp_path: Path, column: str) -> No
     raw = OMOP.model_dump(mode="json")
     conditions = raw["tables"]["condition_occurrence"]
     if column.startswith("visit"):
-        (join,) = (one for one in conditions["joins"] if one["table"] == "visit_occurrence")
+        (join,) = (condition for condition in conditions["joins"] if condition["table"] == "visit_occurrence")
         join["columns"][column] = column
     for event in conditions["events"]:
         event["available"]["column"] = [column]
@@ -450,7 +450,9 @@ def test_exposures_have_an_end_where_it_is_not_the_start(tmp_path: Path) -> None
         row | {"drug_exposure_end_date": "2020-01-01"},
         row,
     )
-    assert [(one["row"], one["code"], one["numeric_value"], one["text_value"], one["unit"]) for one in events] == [
+    assert [
+        (event["row"], event["code"], event["numeric_value"], event["text_value"], event["unit"]) for event in events
+    ] == [
         (1, "RXNORM/313782", 30, "one a day", "mg"),
         (1, "DRUG_END/RXNORM/313782", None, None, None),
         (2, "RXNORM/313782", 30, None, None),
@@ -478,7 +480,7 @@ def test_notes_keep_their_text_and_their_class(tmp_path: Path) -> None:
         row | {"note_class_concept_id": 32676, "note_title": "Mrs X"},
         row | {"note_class_concept_id": 0, "note_title": "Mrs X", "note_source_value": "Mrs X"},
     )
-    assert [(one["code"], one["text_value"], one["time"]) for one in events] == [
+    assert [(event["code"], event["text_value"], event["time"]) for event in events] == [
         ("NOTE/LOINC/11488-4", text, datetime(2020, 1, 1, 10)),
         ("NOTE/OMOP_SOURCE/note/UNKNOWN", text, datetime(2020, 1, 1, 10)),
     ]
@@ -487,13 +489,15 @@ def test_notes_keep_their_text_and_their_class(tmp_path: Path) -> None:
 def test_periods_episodes_and_payers(tmp_path: Path) -> None:
     vocabulary(tmp_path / "cdm")
     period = {"observation_period_start_date": "2019-01-01", "observation_period_end_date": "2020-12-31"}
-    assert [(one["code"], one["time"]) for one in made(tmp_path, "observation_period", period)] == [
+    assert [(value["code"], value["time"]) for value in made(tmp_path, "observation_period", period)] == [
         ("OBSERVATION_PERIOD_START", end_of("2019-01-01")),
         ("OBSERVATION_PERIOD_END", end_of("2020-12-31")),
     ]
     episode = {"episode_concept_id": 32531, "episode_object_concept_id": 201826, "episode_start_date": "2020-01-01"}
     events = made(tmp_path, "episode", episode | {"episode_end_date": "2020-06-01"}, episode)
-    assert [(one["code"], one["available_time"], one["availability"], one["text_value"]) for one in events] == [
+    assert [
+        (event["code"], event["available_time"], event["availability"], event["text_value"]) for event in events
+    ] == [
         ("EPISODE_START/EPISODE/OMOP4822241", end_of("2020-06-01"), "recorded", "SNOMED/44054006"),
         ("EPISODE_END/EPISODE/OMOP4822241", end_of("2020-06-01"), "time", "SNOMED/44054006"),
         ("EPISODE_START/EPISODE/OMOP4822241", end_of("2020-01-01"), "time", "SNOMED/44054006"),
@@ -512,7 +516,7 @@ def test_person_ids_may_be_negative_and_of_64_bits(tmp_path: Path) -> None:
     ids = ["-9223372036854775808", "9223372036854775807", "-1", "0", "9223372036854775808", "PERSON_ID", "", "1.5"]
     row = CONDITION | {"condition_concept_id": 201826}
     account, events = account_and_events(tmp_path, "condition_occurrence", *(row | {"person_id": one} for one in ids))
-    assert [one["subject_id"] for one in events] == [-(2**63), 2**63 - 1, -1, 0]
+    assert [event["subject_id"] for event in events] == [-(2**63), 2**63 - 1, -1, 0]
     assert account["quarantined"] == {"bad_subject_id": 4}
 
 

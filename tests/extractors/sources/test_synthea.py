@@ -385,8 +385,8 @@ def test_a_release(tmp_path: Path) -> None:
     export.write(
         "patients",
         *(
-            {"Id": one, "BIRTHDATE": "1950-01-01", "GENDER": "F", "RACE": "white", "ETHNICITY": "x"}
-            for one, *_ in patients
+            {"Id": patient, "BIRTHDATE": "1950-01-01", "GENDER": "F", "RACE": "white", "ETHNICITY": "x"}
+            for patient, *_ in patients
         ),
     )
     export.write(

@@ -89,9 +89,9 @@ def test_floats_and_moments_come_back_to_the_bit(
         connection.execute("CREATE TABLE t (x DOUBLE)")
         connection.executemany("INSERT INTO t VALUES (?)", [[one] for one in numbers])
         connection.execute("CREATE TABLE m (x TIMESTAMP)")
-        connection.executemany("INSERT INTO m VALUES (?)", [[one] for one in moments])
-    back = [struct.pack("<d", float(str(one))) for one in texts(path, "t")["x"]]
-    assert back == [struct.pack("<d", one) for one in numbers]
+        connection.executemany("INSERT INTO m VALUES (?)", [[moment] for moment in moments])
+    back = [struct.pack("<d", float(str(text))) for text in texts(path, "t")["x"]]
+    assert back == [struct.pack("<d", number) for number in numbers]
     assert [datetime.datetime.fromisoformat(str(one)) for one in texts(path, "m")["x"]] == moments
 
 

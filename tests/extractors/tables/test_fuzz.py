@@ -166,7 +166,7 @@ def plain_events(records: Records, header: list[str]) -> tuple[list[tuple[Any, .
         applies = row["v"] != "skip"
         number_, text = known_value(row["v"])
         note = (row["note"] or "").strip() or None
-        both = [one for one in dict.fromkeys((text, note)) if one]
+        both = [fromkey for fromkey in dict.fromkeys((text, note)) if fromkey]
         if applies and time is not None:
             code = ((row["code"] or "").strip().upper()) or "NONE"
             events.append((number, subject, time, f"X/{code}", number_, "; ".join(both) or None))
@@ -255,7 +255,7 @@ def compare(work: Path, data: bytes, name: str = "t.csv", deid: dict[str, Any] |
     assert counts["raw"] == len(records)
     assert counts["raw"] == counts["events"] + counts["static"] + sum(counts["quarantined"].values())
     assert counts["emitted"] == len(found)
-    assert SECRET not in str({name: one for name, one in counts.items() if name not in ("buckets", "blobs")})
+    assert SECRET not in str({name: count for name, count in counts.items() if name not in ("buckets", "blobs")})
     return "converted"
 
 

@@ -153,7 +153,7 @@ def test_parquet_of_any_types_gives_the_events_of_its_text(
 
     def column(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
         as_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
-        texts = [None if one is None else str(one) for one in values]
+        texts = [None if value is None else str(value) for value in values]
         return pa.array(texts).cast(kind) if as_text else pa.array(values).cast(kind)
 
     with TemporaryDirectory() as folder:

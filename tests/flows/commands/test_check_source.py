@@ -103,10 +103,10 @@ def test_an_end_that_is_ahead_is_no_mistake_where_its_start_is_not(clinic: Clini
 def test_facts_of_a_table(clinic: Clinic) -> None:
     clinic.change("labs", lambda _, row: row | {"device": "x"})
     facts = explain(load_source(str(clinic.yaml)), Export(clinic.folder, load_source(str(clinic.yaml))))
-    tables = {one.table: one for one in facts.tables}
+    tables = {table.table: table for table in facts.tables}
     labs = tables["labs"]
     assert (labs.account.raw, labs.account.events, labs.account.static) == (69, 69, 0)
-    assert {one.namespace: one.events for one in labs.rules[0].made} == {"LOINC": 55, "CLINIC_LAB": 14}
+    assert {value.namespace: value.events for value in labs.rules[0].made} == {"LOINC": 55, "CLINIC_LAB": 14}
     assert labs.times[1].formats == {"%Y-%m-%dT%H:%M%z": 67} and labs.times[1].empty == 2
     assert (labs.joins[0].found, labs.joins[0].missed) == (69, 0)
     assert labs.unmapped == ["device"]
@@ -124,7 +124,7 @@ def test_the_converter_itself_makes_the_events(clinic: Clinic) -> None:
         "labs", lambda number, row: row | ({"sampled": ""} if number < 20 else {"test": ""} if number < 33 else {})
     )
     facts = clinic.check()
-    labs = next(one for one in facts["tables"] if one["table"] == "labs")
+    labs = next(fact for fact in facts["tables"] if fact["table"] == "labs")
     assert labs["became"] == {"events": 36, "missing_time": 20, "missing_code": 13}
 
 
@@ -236,7 +236,7 @@ def test_no_value_of_a_patient_and_no_small_count_is_shown(clinic: Clinic) -> No
     assert shown_values(description, private_values(clinic)) == set()
     assert not [number for number in numbers(description["tables"]) if 1 <= number <= 10]
     patients = description["tables"][0]
-    died = next(one for one in patients["times"] if one["column"] == "died")
+    died = next(patient for patient in patients["times"] if patient["column"] == "died")
     assert died == {"column": "died", "%Y-%m-%d": "<11", "unreadable": 0, "empty": "withheld"}, (
         "16 less 14 tells it too"
     )
@@ -248,7 +248,7 @@ def test_a_rare_namespace_is_not_named(clinic: Clinic) -> None:
     description = clinic.check()
     assert "Muster" not in json.dumps(description)
     labs = next(one for one in description["tables"] if one["table"] == "labs")
-    assert {one["namespace"] for one in labs["rules"][0]["made"]} == {"LOINC", "SARS", "{code}"}
+    assert {lab["namespace"] for lab in labs["rules"][0]["made"]} == {"LOINC", "SARS", "{code}"}
 
 
 def test_a_common_code_is_named_and_a_rare_one_is_not(clinic: Clinic) -> None:

@@ -111,7 +111,7 @@ def test_texts_and_frames_read_back(tmp_path: Path) -> None:
     frames = [empty, empty.clear(), pl.DataFrame({"row": [1, 2], "reason": ["a", None]})]
     texts = [[], ["", "é\n\x00"], [f"code {n}" for n in range(3000)]]
     with SegmentWriter(tmp_path / "s", 1) as writer:
-        places = [writer.blob(texts_batch(one)) for one in texts]
+        places = [writer.blob(texts_batch(text)) for text in texts]
         others = [writer.blob(frame_batch(one)) for one in frames]
         assert writer.index([]) == {}
     assert [read_texts(tmp_path / "s", place) for place in places] == texts
@@ -132,7 +132,7 @@ def test_flushes_of_any_size_align_to_the_same_bytes(tmp_path: Path, monkeypatch
     for gathered, pieces in ((1 << 19, 1), (50, 5), (1, 20)):
         monkeypatch.setattr(segments, "GATHERED_ROWS", gathered)
         _, counts = convert_text(tmp_path, RULE, text)
-        assert all(len(one["pieces"]) >= pieces for one in counts["buckets"].values())
+        assert all(len(count["pieces"]) >= pieces for count in counts["buckets"].values())
         files = []
         for bucket in range(2):
             align_one(tmp_path, {"t-t.csv.segment": counts}, bucket)
@@ -140,7 +140,7 @@ def test_flushes_of_any_size_align_to_the_same_bytes(tmp_path: Path, monkeypatch
         seen.append(({number: one["hash"] for number, one in counts["buckets"].items()}, files))
     for hashes, files in seen[1:]:
         assert hashes == seen[0][0]
-        assert all(one.equals(other) for one, other in zip(files, seen[0][1], strict=True))
+        assert all(file.equals(other) for file, other in zip(files, seen[0][1], strict=True))
     assert sum(map(len, seen[0][1])) == 2 * len({(*row,) for row in ROWS})
 
 
@@ -150,7 +150,7 @@ MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: 'X/{v}', time: a
 
 
 def blobs_of(counts: dict[str, Any]) -> dict[str, Any]:
-    pieces = {f"bucket {number}": one["pieces"][0] for number, one in counts["buckets"].items()}
+    pieces = {f"bucket {number}": count["pieces"][0] for number, count in counts["buckets"].items()}
     return {**pieces, **counts["blobs"]}
 
 

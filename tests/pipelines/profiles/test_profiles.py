@@ -306,7 +306,7 @@ def test_a_configuration_overrides_single_keys(tmp_path: Path) -> None:
         "mine": {"rules": "own.yaml", "codes": {"Y": {"top": 3}}},
         "finer": {"rules": "ethos", "codes": {"ICD10PCS": {"pieces": "3+3+*"}, "LOINC": None}},
     }
-    made = {name: ProfileConfig.model_validate(one) for name, one in with_rules(raw, tmp_path).items()}
+    made = {name: ProfileConfig.model_validate(with_rule) for name, with_rule in with_rules(raw, tmp_path).items()}
     assert made["mehrt"] == built_in("mehrt", context=64)
     assert made["ethos"] == ETHOS
     assert made["mine"].intervals == "ethos13"

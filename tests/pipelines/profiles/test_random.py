@@ -172,7 +172,7 @@ def test_a_files_row_groups_are_one_part(tmp_path: Path) -> None:
         ]
         for name in ("code", "kind", "source", "unit"):
             assert [text for one in parts for text in texts(getattr(one, name))] == frame[name].to_list()
-        keys = [text for one in parts for text in texts(one.item_key)]
+        keys = [text for part in parts for text in texts(part.item_key)]
         assert [key for key, kind in zip(keys, frame["kind"], strict=True) if kind == "image"] == ["a", "a", "b"]
 
 

@@ -78,7 +78,7 @@ def test_a_reader_written_from_the_page_alone_reads_every_token(lengths: list[in
             assert not any(pack["padding"])
             for subject, offset, rows in pack["segments"]:
                 found.setdefault(subject, {})[offset] = rows
-    joined = {one: [row for offset in sorted(parts) for row in parts[offset]] for one, parts in found.items()}
+    joined = {entry: [row for offset in sorted(parts) for row in parts[offset]] for entry, parts in found.items()}
     wanted = {one: [(*row[:2], None if row[2] == NO_TIME else row[2], row[3]) for row in rows]
               for one, rows in expected(tokens).items()}  # fmt: skip
     assert joined == wanted
@@ -258,7 +258,9 @@ def test_a_flipped_byte_anywhere_in_the_data_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     group = pq.ParquetFile(path).metadata.row_group(0)
     columns = [group.column(number) for number in range(group.num_columns)]
-    places = [one.data_page_offset + one.total_compressed_size - 1 - shift for one in columns for shift in (0, 3)]
+    places = [
+        column.data_page_offset + column.total_compressed_size - 1 - shift for column in columns for shift in (0, 3)
+    ]
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(TimeloomError, match=r"^shard s\.parquet is (corrupt|unreadable); run `timeloom verify`.*$"):
