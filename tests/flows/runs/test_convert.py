@@ -149,6 +149,7 @@ def test_each_subject_lies_in_one_file_in_the_order_of_time(converted: Place) ->
         assert all(of.is_sorted() for of in times["time"])
 
 
+@pytest.mark.whole
 def test_the_events_are_those_of_a_release_of_the_same_configuration(converted: Place, tmp_path: Path) -> None:
     root = tmp_path / "warehouse"
     command = [Path(sys.executable).with_name("timeloom"), "run", converted.config, "--root", root]
