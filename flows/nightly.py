@@ -138,7 +138,7 @@ def nightly(
     workers: int | None = None,
     limit: int | None = None,
 ) -> RunOutcome:
-    """Raw exports to a published release: extract, embed, align, split, vocabulary, tokenize, pack, validate, publish.
+    """Raw exports to a published release: the steps of the list of stages, then the judgement and the publication.
 
     Args:
         config: path of the run's YAML.

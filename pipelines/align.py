@@ -6,7 +6,7 @@ range of subjects at a time, so that memory does not grow with it.
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
@@ -18,9 +18,10 @@ from pipelines.aligning.conflicts import CONFLICTS, find_conflicts
 from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
-from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.lags import awaited
+from pipelines.meds import Counts as MedsCounts
 from pipelines.night import Night, Stage
 from pipelines.trial import trial_bound
 from warehouse.arrays import I64
@@ -30,6 +31,26 @@ from warehouse.parquet import read_frame, write_table, write_tables
 from warehouse.schemas import EVENTS, SUBJECTS
 
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])
+
+
+class Counts(TypedDict):
+    """What a task tells: what was left out, contradictions, and how the availability of events is known."""
+
+    set_aside: dict[str, dict[str, dict[str, int]]]
+    conflicts: dict[str, int]
+    availability: dict[str, int]
+    events: int
+    subjects: int
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    bucket: int
+    segments: list[dict[str, Any]]
+    lags: dict[str, dict[str, int]]
+    items: bool
+    trial_bound: str | None
 
 
 def plan(night: Night) -> list[Task]:
@@ -68,21 +89,21 @@ def tasks_of(
         wanted: dict[str, set[str]] = {}
         rows = 0
         for entry in meds.entries.values():
-            index = entry.counts["buckets"].get(str(bucket))
+            index = counts_of(entry, MedsCounts)["buckets"].get(str(bucket))
             if index:
-                source = entry.counts["table"]
+                source = counts_of(entry, MedsCounts)["table"]
                 segments.append(
                     {
-                        "path": str(layout.segments / entry.counts["segment"]),
+                        "path": str(layout.segments / counts_of(entry, MedsCounts)["segment"]),
                         "source": source,
-                        "kinds": entry.counts["kinds"],
+                        "kinds": counts_of(entry, MedsCounts)["kinds"],
                         "rows": index["rows"],
                         "pieces": index["pieces"],
-                        "codes": entry.counts["blobs"]["codes"],
-                        "units": entry.counts["blobs"]["units"],
+                        "codes": counts_of(entry, MedsCounts)["blobs"]["codes"],
+                        "units": counts_of(entry, MedsCounts)["blobs"]["units"],
                     }
                 )
-                inputs.append([entry.counts["rules"], source, index["rows"], index["hash"]])
+                inputs.append([counts_of(entry, MedsCounts)["rules"], source, index["rows"], index["hash"]])
                 wanted.setdefault(source, set()).update(index["awaited"])
                 rows += index["rows"]
         known = awaited(lags, wanted)
@@ -94,20 +115,14 @@ def tasks_of(
                 context.staging,
                 settings=bound,
                 inputs=[sorted(inputs), known, hashes[item_file] if item_file else None],
-                params={
-                    "bucket": bucket,
-                    "segments": segments,
-                    "lags": known,
-                    "items": items is not None,
-                    "trial_bound": bound,
-                },
+                params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
                 weight=rows,
             )
         )
     return tasks
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = read_frame(tree.items(bucket)) if params["items"] else None
@@ -119,7 +134,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     statistics = with_images(aligned.subjects(), images)
     written[subjects] = write_table(subjects, statistics, SUBJECTS, "subjects")
     written[codes] = write_table(codes, aligned.codes(), CODE_COUNTS, "codes")
-    counts = {
+    counts: Counts = {
         "set_aside": set_aside.counts,
         "conflicts": dict(sorted(aligned.conflicts.items())),
         "availability": aligned.availability(),

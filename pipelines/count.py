@@ -1,7 +1,7 @@
 """count: events of one bucket → how often each token of a profile occurs. Schema out: TOKEN_COUNTS and value counts."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -9,7 +9,8 @@ from pipelines.engine.context import RunContext
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
-from pipelines.profiles.counting import Counts, count_part
+from pipelines.profiles.counting import Counts as TokenCounts
+from pipelines.profiles.counting import count_part
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import hashes_of
 from warehouse.layout import ReleaseLayout, bucket_name
@@ -26,6 +27,20 @@ VALUE_COUNTS = pa.schema(
         pa.field("count", pa.int64(), nullable=False),
     ]
 )
+
+
+class Counts(TypedDict):
+    """Which tokens a profile leaves out, and how often."""
+
+    left_out: list[list[Any]]
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    bucket: int
+    profile: str
+    settings: dict[str, Any]
 
 
 def plan(night: Night) -> list[Task]:
@@ -56,20 +71,20 @@ def tasks_of(
             context.staging,
             settings=[profile.token_rules(), profile.scheme],
             inputs=[hashes, splits.get(bucket), parents_hash(tree, bucket, parents)],
-            params={"bucket": bucket, "profile": name, "settings": profile.model_dump(mode="json")},
+            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json")),
         )
         for bucket, hashes in inputs.items()
     ]
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Counts a bucket's tokens and values by split."""
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
     splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
     splits = splits.select("subject_id", "split")
     parts = chosen_parts(tree, bucket, profile)
-    counts = Counts.together([count_part(chosen, splits, profile) for chosen in parts])
+    counts = TokenCounts.together([count_part(chosen, splits, profile) for chosen in parts])
     path = tree.token_counts(name, bucket)
     files: dict[str, int | None] = {}
     files[str(path.relative_to(base))] = write_table(path, counts.tokens, TOKEN_COUNTS, "token counts")

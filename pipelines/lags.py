@@ -6,14 +6,16 @@ that a night with more results moves no timeline.
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 
 from extractors.events.converted import LAG_STEP_US
 from pipelines.aligning.segments import read_frame_blob, read_texts
+from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.meds import LAGS as COUNTED
+from pipelines.meds import Counts as MedsCounts
 from pipelines.night import Night, Stage
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, read_frame, write_table
@@ -25,14 +27,24 @@ MIN_ROWS = 100
 WHOLE_TABLE = ""
 
 
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    segments: list[dict[str, Any]]
+    before: str | None
+
+
 def plan(night: Night) -> list[Task]:
     """One task over every segment that counted lags, and over the lags that were given out so far."""
     before = night.context.inherited(ReleaseLayout(Path()).lags)
     segments = [
-        {"source": entry.counts["table"], "path": str(night.layout.segments / entry.counts["segment"])}
-        | {name: entry.counts["blobs"][name] for name in ("codes", "lags")}
+        {
+            "source": counts_of(entry, MedsCounts)["table"],
+            "path": str(night.layout.segments / counts_of(entry, MedsCounts)["segment"]),
+        }
+        | {name: counts_of(entry, MedsCounts)["blobs"][name] for name in ("codes", "lags")}
         for entry in night.report("meds").entries.values()
-        if entry.counts["blobs"]
+        if counts_of(entry, MedsCounts)["blobs"]
     ]
     return [
         make_task(
@@ -44,12 +56,12 @@ def plan(night: Night) -> list[Task]:
                 sorted([segment["source"], segment["codes"][-1], segment["lags"][-1]] for segment in segments),
                 before.sha256 if before else None,
             ],
-            params={"segments": segments, "before": str(before.path) if before else None},
+            params=Params(segments=segments, before=str(before.path) if before else None),
         )
     ]
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Adds the codes that have enough rows by now."""
     tree = ReleaseLayout(base)
     known = read_frame(Path(params["before"])) if params["before"] else empty_frame(LAGS)

@@ -6,9 +6,8 @@ file, the tables it is joined with and the rules stand.
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
@@ -22,7 +21,7 @@ from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
 from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
-from pipelines.engine.context import StageReport
+from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task
 from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
@@ -31,6 +30,42 @@ from warehouse.files import atomic_write, sha256_json
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
+
+
+class Counts(TypedDict):
+    """What a task tells: where the pieces of its segment are, and what became of every raw row."""
+
+    table: str
+    source: str
+    segment: str
+    rules: str
+    buckets: dict[str, dict[str, Any]]
+    blobs: dict[str, Any]
+    kinds: list[str]
+    raw: int
+    events: int
+    static: int
+    reference: int
+    emitted: int
+    quarantined: dict[str, int]
+    partial: dict[str, int]
+    times: dict[str, dict[str, int]]
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    source: dict[str, Any]
+    export: str
+    crosswalks: dict[str, str]
+    table: str
+    label: str
+    path: str
+    deid: dict[str, Any]
+    private: str
+    buckets: int
+    segment: str
+    rules: str
 
 
 def ready(night: Night) -> None:
@@ -71,19 +106,19 @@ def plan(night: Night) -> list[Task]:
                         key=f"{number}-{table}-{part}",
                         base=str(layout.segments),
                         record=str(layout.segments / f"{fingerprint[:24]}.json"),
-                        params={
-                            "source": source.model_dump(mode="json"),
-                            "export": str(export.path),
-                            "crosswalks": {name: str(file) for name, file in export.crosswalks.items()},
-                            "table": name,
-                            "label": label,
-                            "path": str(path),
-                            "deid": config.deid.model_dump(mode="json"),
-                            "private": str(layout.private),
-                            "buckets": config.buckets,
-                            "segment": f"{fingerprint[:24]}.segment",
-                            "rules": rules,
-                        },
+                        params=Params(
+                            source=source.model_dump(mode="json"),
+                            export=str(export.path),
+                            crosswalks={name: str(file) for name, file in export.crosswalks.items()},
+                            table=name,
+                            label=label,
+                            path=str(path),
+                            deid=config.deid.model_dump(mode="json"),
+                            private=str(layout.private),
+                            buckets=config.buckets,
+                            segment=f"{fingerprint[:24]}.segment",
+                            rules=rules,
+                        ),
                         fingerprint=fingerprint,
                         weight=path.stat().st_size,
                     )
@@ -91,7 +126,7 @@ def plan(night: Night) -> list[Task]:
     return tasks
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Converts one raw file."""
     source = Source.model_validate(params["source"])
     export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})
@@ -120,15 +155,24 @@ def run(params: dict[str, Any], base: Path) -> Result:
         rows = writer.rows
     account.raw += malformed
     account.quarantined["malformed_row"] = malformed
-    counts = {"table": params["label"], "source": source.name, "segment": segment}
-    kinds = [event.kind for event in rule.events] if rule is not None else []
-    # With the header, which says what each of the bytes that were hashed means.
-    counts |= {"rules": sha256_json([params["rules"], columns])}
-    counts |= {"buckets": index, "blobs": blobs, "kinds": kinds}
-    counts |= asdict(account) | {
-        "quarantined": {reason: rows for reason, rows in account.quarantined.items() if rows},
-        "partial": {reason: rows for reason, rows in account.partial.items() if rows},
-    }
+    counts = Counts(
+        table=params["label"],
+        source=source.name,
+        segment=segment,
+        # With the header, which says what each of the bytes that were hashed means.
+        rules=sha256_json([params["rules"], columns]),
+        buckets=index,
+        blobs=blobs,
+        kinds=[event.kind for event in rule.events] if rule is not None else [],
+        raw=account.raw,
+        events=account.events,
+        static=account.static,
+        reference=account.reference,
+        emitted=account.emitted,
+        quarantined={reason: rows for reason, rows in account.quarantined.items() if rows},
+        partial={reason: rows for reason, rows in account.partial.items() if rows},
+        times=account.times,
+    )
     return Result({segment: rows}, counts)
 
 
@@ -140,7 +184,7 @@ def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) ->
     return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch)
 
 
-def _unmapped(export: Export, params: dict[str, Any]) -> tuple[Account, list[str], int]:
+def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], int]:
     """Counts the rows of a file that no rule mentions, if it is a table at all: it may be anything."""
     account = Account()
     try:
@@ -183,8 +227,8 @@ def check_times(report: StageReport, limit: float) -> None:
     """
     seen: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for entry in report.entries.values():
-        for column, times in entry.counts["times"].items():
-            total = seen[entry.counts["table"], column]
+        for column, times in counts_of(entry, Counts)["times"].items():
+            total = seen[counts_of(entry, Counts)["table"], column]
             total[0] += times["present"]
             total[1] += times["unreadable"]
     over = [
@@ -206,9 +250,11 @@ def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
         TimeloomError: two raw ids share one hash.
     """
     frames = [
-        read_frame_blob(segments / entry.counts["segment"], entry.counts["blobs"]["subjects"], SUBJECTS)
+        read_frame_blob(
+            segments / counts_of(entry, Counts)["segment"], counts_of(entry, Counts)["blobs"]["subjects"], SUBJECTS
+        )
         for entry in report.entries.values()
-        if entry.counts["blobs"]
+        if counts_of(entry, Counts)["blobs"]
     ]
     subjects = pl.concat([SUBJECTS, *frames]).unique()
     if subjects["subject_id"].n_unique() < len(subjects):
@@ -231,7 +277,7 @@ def declare(night: Night) -> dict[str, Any]:
     entries = night.report(STAGE.name).entries.values()
     return {
         "sources": {
-            f"{entry.counts['source']}/{entry.counts['table']}/{number}": entry.fingerprint
+            f"{counts_of(entry, Counts)['source']}/{counts_of(entry, Counts)['table']}/{number}": entry.fingerprint
             for number, entry in enumerate(entries)
         }
     }
@@ -239,7 +285,7 @@ def declare(night: Night) -> dict[str, Any]:
 
 def quarantined(report: StageReport) -> int:
     """Raw rows that made nothing and are no duplicates."""
-    return sum(sum(entry.counts["quarantined"].values()) for entry in report.entries.values())
+    return sum(sum(counts_of(entry, Counts)["quarantined"].values()) for entry in report.entries.values())
 
 
 STAGE = Stage(

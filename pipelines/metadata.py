@@ -3,7 +3,7 @@
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 import pyarrow as pa
@@ -11,10 +11,12 @@ import pyarrow as pa
 from extractors.events.dictionaries import describe
 from extractors.source import Source
 from extractors.tables.export import Export
+from pipelines.align import Counts as AlignCounts
 from pipelines.aligning.segments import read_frame_blob
-from pipelines.engine.context import StageReport
+from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.meds import QUARANTINE as ROWS
+from pipelines.meds import Counts as MedsCounts
 from pipelines.night import Night, Stage
 from warehouse.files import write_json
 from warehouse.layout import ReleaseLayout
@@ -30,17 +32,31 @@ CODES = pa.schema(
 )
 
 
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    name: str
+    codes: list[str]
+    ledger: list[Any]
+    quarantines: list[dict[str, Any]]
+    dictionaries: list[dict[str, Any]]
+
+
 def plan(night: Night) -> list[Task]:
     """One task over every bucket's codes, every table's account and the sources' dictionaries."""
     meds, align, layout, fingerprints = night.report("meds"), night.report("align"), night.layout, night.fingerprints
     name = night.config.name
     rows = ledger_rows(meds, align)
     codes = {path: digest for path, digest in align.hashes().items() if path.startswith("codes/")}
-    quarantines = [
-        {"table": entry.counts["table"], "part": part, "path": str(layout.segments / entry.counts["segment"])}
-        | {"rows": entry.counts["blobs"]["quarantine"]}
+    quarantines: list[dict[str, Any]] = [
+        {
+            "table": counts_of(entry, MedsCounts)["table"],
+            "part": part,
+            "path": str(layout.segments / counts_of(entry, MedsCounts)["segment"]),
+        }
+        | {"rows": counts_of(entry, MedsCounts)["blobs"]["quarantine"]}
         for part, entry in _parts(meds)
-        if entry.counts["blobs"] and sum(entry.counts["quarantined"].values())
+        if counts_of(entry, MedsCounts)["blobs"] and sum(counts_of(entry, MedsCounts)["quarantined"].values())
     ]
     dictionaries = []
     inputs: list[Any] = [
@@ -68,13 +84,9 @@ def plan(night: Night) -> list[Task]:
             night.context.staging,
             settings=dataset_metadata(name),
             inputs=inputs,
-            params={
-                "name": name,
-                "codes": sorted(codes),
-                "ledger": rows,
-                "quarantines": quarantines,
-                "dictionaries": dictionaries,
-            },
+            params=Params(
+                name=name, codes=sorted(codes), ledger=rows, quarantines=quarantines, dictionaries=dictionaries
+            ),
         )
     ]
 
@@ -84,8 +96,8 @@ def _parts(meds: StageReport) -> list[tuple[int, Any]]:
     seen: Counter[str] = Counter()
     parts = []
     for entry in meds.entries.values():
-        parts.append((seen[entry.counts["table"]], entry))
-        seen[entry.counts["table"]] += 1
+        parts.append((seen[counts_of(entry, MedsCounts)["table"]], entry))
+        seen[counts_of(entry, MedsCounts)["table"]] += 1
     return parts
 
 
@@ -112,7 +124,7 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
                 if time_format not in ("present", "unreadable"):
                     outcomes[table, "time_format", f"{column} {time_format}"] += rows
     for entry in align.entries.values():
-        for reason, tables in entry.counts["set_aside"].items():
+        for reason, tables in counts_of(entry, AlignCounts)["set_aside"].items():
             for table, removed in tables.items():
                 outcomes[table, "quarantined", reason] += removed["rows"]
                 outcomes[table, "events", ""] -= removed["timed"]
@@ -128,7 +140,7 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
     ]
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Writes dataset.json, codes.parquet, the ledger and the quarantine."""
     tree = ReleaseLayout(base)
     codes = pl.concat([read_frame(base / path).select("code") for path in params["codes"]]).unique().sort("code")

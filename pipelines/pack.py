@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.packing.lay import lay, row_groups, select
 from pipelines.packing.timelines import Timelines, joined, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
 from pipelines.split import hashes_of
+from pipelines.tokenize import Counts as TokenizeCounts
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of
@@ -36,6 +37,18 @@ from warehouse.vocabulary import vocabulary_hash
 
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    header: dict[str, Any]
+    plan: str
+    settings: dict[str, Any]
+    scheme: str
+    group: int
+    groups: int
+    timelines: list[str]
 
 
 def plan(night: Night) -> list[Task]:
@@ -84,7 +97,10 @@ def tasks_of(
         tiers = _tier_hashes(context, name, plan_name, one, groups)
         for group, buckets in enumerate(groups):
             files = [str(ReleaseLayout(Path()).timeline(name, bucket)) for bucket in buckets]
-            used = [timelines.entries[f"{name}-{bucket_name(bucket)}"].counts["largest_id"] for bucket in buckets]
+            used = [
+                counts_of(timelines.entries[f"{name}-{bucket_name(bucket)}"], TokenizeCounts)["largest_id"]
+                for bucket in buckets
+            ]
             known = max(len(RESERVED), *(int(largest) + 1 for largest in used))
             header = {
                 "profile": name,
@@ -101,15 +117,15 @@ def tasks_of(
                     context.staging,
                     settings=[header, settings, plan_name, group, len(one.budgets)],
                     inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets], tiers[group]],
-                    params={
-                        "header": header,
-                        "plan": plan_name,
-                        "settings": one.model_dump(mode="json"),
-                        "scheme": profile.scheme,
-                        "group": group,
-                        "groups": len(groups),
-                        "timelines": files,
-                    },
+                    params=Params(
+                        header=header,
+                        plan=plan_name,
+                        settings=one.model_dump(mode="json"),
+                        scheme=str(profile.scheme),
+                        group=group,
+                        groups=len(groups),
+                        timelines=files,
+                    ),
                 )
             )
     return tasks
@@ -140,7 +156,7 @@ class _Shard:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Packs one group under one plan."""
     tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
     shards, given, over_budget = _gathered(tree, params, config)
@@ -162,7 +178,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
 
 
 def _gathered(
-    tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig
+    tree: ReleaseLayout, params: Params, config: PlanConfig
 ) -> tuple[dict[tuple[str, int], _Shard], Counter[str], int]:
     """The group's timelines by split and tier, tokens given by split, and tokens of train behind the last budget."""
     group, groups, tier_count = params["group"], params["groups"], max(1, len(config.budgets))
@@ -187,7 +203,7 @@ def _gathered(
     return shards, given, over_budget
 
 
-def _places(tree: ReleaseLayout, params: dict[str, Any], config: PlanConfig) -> pl.DataFrame:
+def _places(tree: ReleaseLayout, params: Params, config: PlanConfig) -> pl.DataFrame:
     """subject_id, split and tier of every subject; the tier is -1 behind the last budget."""
     subjects = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
     if not config.budgets:
@@ -206,7 +222,7 @@ def _place(subjects: npt.NDArray[np.int64], places: pl.DataFrame) -> tuple[npt.N
 
 def _write(
     tree: ReleaseLayout,
-    params: dict[str, Any],
+    params: Params,
     config: PlanConfig,
     shard: _Shard,
     files: dict[str, int | None],

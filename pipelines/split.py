@@ -10,7 +10,7 @@ A subject that comes later takes a later place of its stratum's line: nobody mov
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,18 @@ TRIED_SUBJECTS = 400_000  # lines of few subjects are drawn several times, and t
 SUBJECT_SPLITS = pa.schema(
     [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
 )
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    scheme: str
+    fractions: dict[str, float]
+    primary: bool
+    subjects: list[str]
+    ledger: list[str] | None
+    freeze: list[str] | None
+    merges: str | None
 
 
 def ready(night: Night) -> None:
@@ -91,21 +103,21 @@ def tasks_of(
                 context.staging,
                 settings=[fractions.model_dump(), primary],
                 inputs=[subjects, ledger and ledger.sha256, freeze and freeze.sha256, digest],
-                params={
-                    "scheme": name,
-                    "fractions": fractions.model_dump(),
-                    "primary": primary,
-                    "subjects": sorted(subjects),
-                    "ledger": ledger and [str(ledger.path), ledger.sha256],
-                    "freeze": freeze and [str(freeze.path), freeze.sha256],
-                    "merges": pairs and str(pairs),
-                },
+                params=Params(
+                    scheme=name,
+                    fractions=fractions.model_dump(),
+                    primary=primary,
+                    subjects=sorted(subjects),
+                    ledger=[str(ledger.path), ledger.sha256] if ledger else None,
+                    freeze=[str(freeze.path), freeze.sha256] if freeze else None,
+                    merges=str(pairs) if pairs else None,
+                ),
             )
         )
     return tasks
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Assigns new subjects and keeps the old.
 
     Raises:
@@ -150,7 +162,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     )
 
 
-def _inherited(params: dict[str, Any]) -> tuple[pl.DataFrame, Freeze | None]:
+def _inherited(params: Params) -> tuple[pl.DataFrame, Freeze | None]:
     """The scheme's ledger and freeze of the release before, checked."""
     scheme = params["scheme"]
     if not params["ledger"] and not params["freeze"]:

@@ -6,7 +6,7 @@ of a segment has nothing to be predicted from, so it is no target.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,22 @@ from warehouse.schemas import SUBSETS
 
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig
+
+
+class Counts(TypedDict):
+    """What each token budget of a plan holds."""
+
+    budgets: list[Any]
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    profile: str
+    plan: str
+    scheme: str
+    settings: dict[str, Any]
+    timelines: list[str]
 
 
 def plan(night: Night) -> list[Task]:
@@ -55,20 +71,20 @@ def tasks_of(
             context.staging,
             settings=one.model_dump(mode="json"),
             inputs=[[hashes[file] for file in files], sha256_file(tree.scheme_subjects(str(profile.scheme)))],
-            params={
-                "profile": name,
-                "plan": plan_name,
-                "scheme": profile.scheme,
-                "settings": one.model_dump(mode="json"),
-                "timelines": files,
-            },
+            params=Params(
+                profile=name,
+                plan=plan_name,
+                scheme=str(profile.scheme),
+                settings=one.model_dump(mode="json"),
+                timelines=files,
+            ),
         )
         for plan_name, one in plans_of(profile.context, profile.plans).items()
         if one.budgets
     ]
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Writes the tier of every train subject that the plan keeps, and counts what each budget holds."""
     tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
     train = read_frame(tree.scheme_subjects(params["scheme"])).filter(pl.col("split") == "train")
@@ -81,9 +97,9 @@ def run(params: dict[str, Any], base: Path) -> Result:
     ordered = pl.concat(counted).join(train.select("subject_id", "order"), on="subject_id").sort("order", "subject_id")
     tier = tiers(ordered["loss_tokens"].to_numpy(), config.budgets)
     frame = ordered.with_columns(pl.Series("tier", tier).replace(len(config.budgets), None))
-    path = tree.subset(params["profile"], params["plan"])
-    rows = write_table(path, frame, SUBSETS, "subset")
-    return Result({str(path.relative_to(base)): rows}, {"budgets": figures(frame, config.budgets)})
+    written = tree.subset(params["profile"], params["plan"])
+    rows = write_table(written, frame, SUBSETS, "subset")
+    return Result({str(written.relative_to(base)): rows}, {"budgets": figures(frame, config.budgets)})
 
 
 def count_targets(timelines: Timelines, config: PlanConfig) -> pl.DataFrame:

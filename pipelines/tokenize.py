@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -21,6 +21,23 @@ from warehouse.tokens import UNK
 
 # Smaller than as dictionaries, and written in half the time.
 ENCODINGS = {"subject_id": "PLAIN", "token_id": "BYTE_STREAM_SPLIT", "type": "PLAIN", "time": "PLAIN"}
+
+
+class Counts(TypedDict):
+    """What a task tells of its timelines."""
+
+    tokens: int
+    unknown: int
+    largest_id: int
+    values_without_quantiles: int
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    bucket: int
+    profile: str
+    settings: dict[str, Any]
 
 
 def plan(night: Night) -> list[Task]:
@@ -49,17 +66,17 @@ def tasks_of(context: RunContext, name: str, profile: ProfileConfig, inputs: dic
                 slice_hash(tree, name, bucket, profile, vocabulary),
                 parents_hash(tree, bucket, parents),
             ],
-            params={"bucket": bucket, "profile": name, "settings": profile.model_dump(mode="json")},
+            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json")),
         )
         for bucket, hashes in inputs.items()
     ]
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Writes one bucket's timelines."""
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
-    made = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
+    made: Counts = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
     tables = (_counted(timeline, made) for timeline in timelines(tree, bucket, name, profile))
     path = tree.timeline(name, bucket)
     rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
@@ -74,7 +91,7 @@ def timelines(tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfi
         yield encoder.encode(chosen)
 
 
-def _counted(encoded: Encoded, made: dict[str, int]) -> pa.Table:
+def _counted(encoded: Encoded, made: Counts) -> pa.Table:
     made["tokens"] += len(encoded)
     made["unknown"] += int((encoded.ids == UNK).sum())
     made["largest_id"] = max(made["largest_id"], int(encoded.ids.max(initial=0)))

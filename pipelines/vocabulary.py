@@ -6,12 +6,13 @@ TOKEN_COUNTS, VALUE_COUNTS, VOCABULARY, QUANTILES, COVERAGE.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 
 from pipelines.count import VALUE_COUNTS, values_path
-from pipelines.engine.context import RunContext, StageReport
+from pipelines.count import Counts as CountCounts
+from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.profiles.counting import LEFT_OUT
@@ -32,6 +33,18 @@ from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, read_frame, write_table
 from warehouse.schemas import TOKEN_COUNTS, VOCABULARY
 from warehouse.vocabulary import COVERAGE, QUANTILES, vocabulary_hash
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    profile: str
+    settings: dict[str, Any]
+    counts: list[str]
+    values: list[str]
+    left_out: list[list[Any]]
+    previous: str | None
+    quantiles: str | None
 
 
 def record_path(tree: ReleaseLayout, name: str) -> Path:
@@ -60,7 +73,9 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
     own = {key: entry for key, entry in counts.entries.items() if key.rpartition("-")[0] == name}
     hashes = {path: file.sha256 for entry in own.values() for path, file in entry.files.items()}
     left_out = pl.DataFrame(
-        [row for entry in own.values() for row in entry.counts["left_out"]], schema=LEFT_OUT, orient="row"
+        [row for entry in own.values() for row in counts_of(entry, CountCounts)["left_out"]],
+        schema=LEFT_OUT,
+        orient="row",
     )
     keys = ["split", "namespace", "reason"]
     summed = left_out.group_by(keys).agg(pl.col("count").sum()).sort(keys)
@@ -70,15 +85,15 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
         context.staging,
         settings=[profile.token_rules(), settings],
         inputs=[hashes, [list(row) for row in summed.iter_rows()], {key: one[1] for key, one in known.items()}],
-        params={
-            "profile": name,
-            "settings": profile.model_dump(mode="json"),
-            "counts": sorted(path for path in hashes if not path.endswith(".values.parquet")),
-            "values": sorted(path for path in hashes if path.endswith(".values.parquet")),
-            "left_out": [list(row) for row in summed.iter_rows()],
-            "previous": known["vocabulary"][0] if "vocabulary" in known else None,
-            "quantiles": known["quantiles"][0] if "quantiles" in known else None,
-        },
+        params=Params(
+            profile=name,
+            settings=profile.model_dump(mode="json"),
+            counts=sorted(path for path in hashes if not path.endswith(".values.parquet")),
+            values=sorted(path for path in hashes if path.endswith(".values.parquet")),
+            left_out=[list(row) for row in summed.iter_rows()],
+            previous=known["vocabulary"][0] if "vocabulary" in known else None,
+            quantiles=known["quantiles"][0] if "quantiles" in known else None,
+        ),
     )
 
 
@@ -107,7 +122,7 @@ def _known(context: RunContext, name: str, settings: dict[str, Any]) -> dict[str
     return {key: (str(entry.path), entry.sha256) for key, entry in found.items() if entry is not None}
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Fits the vocabulary on train: reserved ids, then what was known, then new tokens by count, ties by name."""
     tree, name = ReleaseLayout(base), params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])

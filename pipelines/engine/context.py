@@ -2,13 +2,21 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipelines.engine.task import Engine
 from warehouse.progress import Progress
 
 if TYPE_CHECKING:
     from warehouse.manifest import Manifest, TaskEntry
+
+
+C = TypeVar("C")
+
+
+def counts_of(entry: "TaskEntry", kind: type[C]) -> C:
+    """What a task of a stage counted, as that stage's `Counts`: a key that is renamed is then an error of types."""
+    return cast("C", entry.counts)
 
 
 @dataclass

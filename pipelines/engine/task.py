@@ -64,7 +64,7 @@ class Task:
     key: str
     base: str
     record: str
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     fingerprint: str
     intact: str | None = None
     weight: int = 0

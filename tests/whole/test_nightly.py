@@ -461,6 +461,18 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
     assert site.manifest.release_id == published.manifest.release_id
 
 
+def test_a_stage_of_the_list_is_a_step_of_the_flow(published: Site, tmp_path: Path, server: Server) -> None:
+    site = published.copy(tmp_path, hospital=True)
+    patch = (
+        "from pipelines import stages\nfrom tests.support import toy_night_stage\n"
+        "stages.STAGES = (*stages.STAGES, toy_night_stage.STAGE)"
+    )
+    seen = _flow_run_with(site, server, patch)
+    assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
+    assert {run["name"]: run["state_type"] for run in seen["task_runs"]}["toy"] == "COMPLETED"
+    assert site.manifest.stages["toy"] == 1
+
+
 def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path: Path, server: Server) -> None:
     site = published.copy(tmp_path, hospital=True)
     patch = (
