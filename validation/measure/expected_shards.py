@@ -75,12 +75,12 @@ def with_tiers(expected: pl.DataFrame, plan: PlanEntry) -> pl.DataFrame:
 
 
 def budget_differences(tiered: pl.DataFrame, plan: PlanEntry) -> int:
-    """Budgets whose figures in the manifest are not those of the subjects that they must hold."""
+    """Budgets whose numbers in the manifest are not those of the subjects that they must hold."""
     wrong = 0
     for number, budget in enumerate(plan.budgets):
         held = tiered.filter(pl.col("tier") <= number)
-        figures = (int(held["loss"].sum()), int(held["tokens"].sum()), held.height, (number + 1) * plan.groups)
-        wrong += figures != (budget.tokens, budget.all_tokens, budget.subjects, budget.files)
+        numbers = (int(held["loss"].sum()), int(held["tokens"].sum()), held.height, (number + 1) * plan.groups)
+        wrong += numbers != (budget.tokens, budget.all_tokens, budget.subjects, budget.files)
     return wrong
 
 

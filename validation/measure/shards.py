@@ -147,7 +147,7 @@ def measure_shards(
     keep, summed over subjects without regard to sign), drop_difference (declared drops that are not the plan's, over
     reasons), foreign_subjects (in this split's shards, though the scheme has them elsewhere or nowhere),
     misplaced_tiers (subjects in another tier of the budgets than the fixed order gives them), budget_differences
-    (budgets with other figures than the manifest's), budgets_short (that ask for more than train has), budget_ks_ratio
+    (budgets with other numbers than the manifest's), budgets_short (that ask for more than train has), budget_ks_ratio
     (see there), misplaced_segments (that do not begin where the subject's one before ends), changed_subjects (all of
     whose tokens are there and in place, but with another id, type, time or image than in the timeline), fill,
     fill_judged (null below 20 packs, and where packs are not meant to be full), max_segments, malformed_packs (another

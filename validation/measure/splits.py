@@ -167,22 +167,22 @@ def _compared(train: pl.DataFrame, part: pl.DataFrame) -> dict[str, float | None
         for column in ("tokens", "interval")
     )
     logs = [np.log(values.clip(1)) for values in lengths]
-    figures: dict[str, float | None] = {
+    differences: dict[str, float | None] = {
         "length_ks": ks_statistic(lengths[0], lengths[1]),
         "length_smd": smd(logs[0], logs[1]),
         "interval_smd": smd(intervals[0], intervals[1]),
     }
     points, modality_ratio = _modalities(train, part)
-    limits = {
+    bounds = {
         "length_ks": max(LEAST_KS, GROSS_KS * _standard_error(lengths)),
         "length_smd": max(LIKE_PAPER, GROSS_Z * _standard_error(logs)),
         "interval_smd": max(LIKE_PAPER, GROSS_Z * _standard_error(intervals)),
     }
-    match = max(_match("length_smd", figures, logs), _match("interval_smd", figures, intervals))
-    ratios: dict[str, float | None] = {f"{name}_ratio": abs(figures[name] or 0) / limits[name] for name in limits}
+    match = max(_match("length_smd", differences, logs), _match("interval_smd", differences, intervals))
+    ratios: dict[str, float | None] = {f"{name}_ratio": abs(differences[name] or 0) / bounds[name] for name in bounds}
     ratios |= {"modality_ratio": modality_ratio, "match_ratio": match}
     judged = min(train.height, part.height) >= FEWEST
-    return figures | {"modality_points": points} | (ratios if judged else dict.fromkeys(ratios))
+    return differences | {"modality_points": points} | (ratios if judged else dict.fromkeys(ratios))
 
 
 def _standard_error(samples: list[F64]) -> float:
@@ -191,10 +191,10 @@ def _standard_error(samples: list[F64]) -> float:
     return float(np.sqrt(1 / sizes[0] + 1 / sizes[1])) if min(sizes) >= FEWEST else float("inf")
 
 
-def _match(name: str, figures: Mapping[str, float | None], samples: list[F64]) -> float:
+def _match(name: str, differences: Mapping[str, float | None], samples: list[F64]) -> float:
     """|SMD| over 0.02 in large splits, over two standard errors in small ones."""
     large = min(len(sample) for sample in samples) >= PAPER_SUBJECTS
-    return abs(figures[name] or 0) / (LIKE_PAPER if large else PAPER_Z * _standard_error(samples))
+    return abs(differences[name] or 0) / (LIKE_PAPER if large else PAPER_Z * _standard_error(samples))
 
 
 def _share_deviation(share: float, target: float | None, total: int) -> float | None:

@@ -29,7 +29,7 @@ def is_small(count: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Cells:
-    """Shows or hides figures.
+    """Shows or hides numbers.
 
     Attributes:
         open: nothing is hidden: the subjects are simulated.
@@ -63,7 +63,7 @@ class Cells:
         return shown
 
     def rounded(self, value: int) -> Cell:
-        """A total: to two figures, so that a hidden part cannot be taken from it."""
+        """A total: to two digits, so that a hidden part cannot be taken from it."""
         if self.open or value == 0:
             return value
         if is_small(value):

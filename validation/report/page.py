@@ -115,14 +115,14 @@ def _tokens(measurements: Measurements) -> int:
 
 def _headline(measurements: Measurements, cells: Cells) -> list[tuple[str, str]]:
     usable = measurements.areas["items"].filter(measurements.areas["items"]["verdict"] == "ok")["items"].sum()
-    figures = {
+    totals = {
         "patients": int(measurements.areas["events"]["subjects"].item()),
         "events": int(measurements.areas["events"]["rows"].item()),
         "usable images": int(usable),
         "tokens": _tokens(measurements),
     }
     about = "" if cells.open else "about "
-    shown = {name: (cells.rounded(value), value) for name, value in figures.items()}
+    shown = {name: (cells.rounded(value), value) for name, value in totals.items()}
     return [
         (name, show(cell, "count") if isinstance(cell, Hidden) or not value else about + show(cell, "count"))
         for name, (cell, value) in shown.items()

@@ -56,7 +56,7 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
 
 
 def sets_table(measurements: Measurements, cells: Cells) -> Table:
-    """Figure A1's figures: subjects by modality set and split."""
+    """The numbers of Figure A1: subjects by modality set and split."""
     rows: list[Row] = []
     for (split,), part in measurements.sets.group_by("split", maintain_order=True):
         shown = cells.parts(part["subjects"].to_list())
@@ -98,7 +98,7 @@ def _points(line: Mapping[str, Any], cells: Cells) -> Cell:
 
 def balance_table(measurements: Measurements, cells: Cells) -> Table:
     """How alike the splits of each scheme are, and how many patients are set aside."""
-    figures = ("length_ks", "length_smd", "interval_smd", "modality_points")
+    statistics = ("length_ks", "length_smd", "interval_smd", "modality_points")
     rows: list[Row] = []
     for (scheme,), part in measurements.areas["splits"].group_by("scheme", maintain_order=True):
         shown = cells.parts(part["subjects"].to_list())
@@ -106,10 +106,10 @@ def balance_table(measurements: Measurements, cells: Cells) -> Table:
             row: Row = {"scheme": str(scheme), "split": line["split"], "subjects": cell, "target": line["target"]}
             row["share"] = follow(cell, line["share"])
             both = shown[0] if isinstance(shown[0], Hidden) else cell
-            row |= {name: follow(both, line[name]) for name in figures}
+            row |= {name: follow(both, line[name]) for name in statistics}
             rows.append(row | {"modality_points": follow(both, _points(line, cells))})
         if (aside := int(part["set_aside"][0])) > 0:
-            blank: Row = dict.fromkeys(("share", "target", *figures))
+            blank: Row = dict.fromkeys(("share", "target", *statistics))
             rows.append({"scheme": str(scheme), "split": "set aside", "subjects": cells.count(aside)} | blank)
     columns = [
         Column("scheme", "Scheme", "text"),
@@ -202,7 +202,7 @@ def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Tabl
             further = line["plan"] != DEFAULT_PLAN
             subjects = cells.count(line["subjects_shards"]) if further else known.get(line["split"])
             whole: Row = {name: line[name] for name in names}
-            # Cut to two figures: tokens less those of Table A1 are tokens of images.
+            # Cut to two digits: tokens less those of Table A1 are tokens of images.
             whole |= {name: cells.rounded(line[name]) for name in names[:4]}
             if not cells.open and line["fill"] is not None:
                 whole["fill"] = round(line["fill"], 2)
@@ -228,7 +228,7 @@ def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Tabl
         columns,
         rows,
         "The difference from what a plan must keep is summed over patients and must be 0."
-        + ("" if cells.open else " Packs and tokens are cut to two figures."),
+        + ("" if cells.open else " Packs and tokens are cut to two digits."),
     )
 
 
@@ -252,7 +252,7 @@ def expectation_table(judgement: Judgement, cells: Cells) -> Table:
 
 
 def _observed(result: Outcome, cells: Cells) -> Cell:
-    """The figure behind a result; a share or deviation of few subjects would give their number away."""
+    """The value behind a result; a share or deviation of few subjects would give their number away."""
     value = result.observed
     if value is None or cells.open or result.kind == "number":
         return value

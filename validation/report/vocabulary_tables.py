@@ -37,7 +37,7 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         "vocabularies/*/coverage.parquet says why events are left out."
     )
     if not cells.open:
-        note += " Tokens and events are cut to two figures."
+        note += " Tokens and events are cut to two digits."
     return Table("coverage", "Vocabulary", columns, rows, note)
 
 
