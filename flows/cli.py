@@ -37,13 +37,6 @@ app = typer.Typer(
 )
 
 
-class Modality(StrEnum):
-    """What an image is of."""
-
-    ct = "ct"
-    wsi = "wsi"
-
-
 class EngineName(StrEnum):
     """Where tasks run."""
 
@@ -375,7 +368,9 @@ def check_source(
 @app.command()
 def index(
     path: Annotated[Path, typer.Argument(help="A folder of images: DICOM files of any name, archives, slides.")],
-    modality: Annotated[Modality | None, typer.Option(help="Look for that modality only.", show_default=False)] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Look for that modality only: ct or wsi, say.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write a CSV of one row an item. It names files of the tree: keep it where they are."),
@@ -393,7 +388,7 @@ def index(
     from flows.commands.index_images import index_tree, print_index, write_items
 
     with StageProgress(quiet=as_json) as progress:
-        description, items = index_tree(path, modality.value if modality else None, workers, progress)
+        description, items = index_tree(path, modality, workers, progress)
     if out is not None:
         write_items(items, path, out)
     if as_json:

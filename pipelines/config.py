@@ -1,29 +1,36 @@
 """The one YAML of a run: validated whole before any work, an unknown key answered with the nearest known one."""
 
 import difflib
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zoneinfo import available_timezones
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
     BaseModel,
     Field,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from embedders.encoders.build import EncoderConfig
-from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.deid import DeidConfig
+from extractors.extractor import Extractor, ModalitySettings
+from extractors.modalities import EXTRACTORS
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
-from warehouse.configuration import LocatedPath, Settings, located
+from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
-Modality = Literal["ct", "wsi"]
+# Keys of earlier versions, and where what they said stands now.
+MOVED = {
+    "images": "modalities, with a block for each modality: its path, its crosswalk and its own settings",
+    "encoders": "the encoder into its modality's block: modalities.<name>.encoder",
+}
 # Names that become folders.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -40,43 +47,24 @@ class SourceConfig(Settings):
     crosswalks: dict[str, LocatedPath] = Field(default_factory=dict)
 
 
-class CrosswalkConfig(Settings):
-    """A CSV that ties images to subjects.
+class ModalityConfig(ModalitySettings):
+    """A modality's files, and the encoder of its items. Each modality's block has its own settings besides."""
 
-    Attributes:
-        match: the CSV's column `match` holds a `path` below the images' folder, or a DICOM `patient_id`.
-        columns: names of the CSV's columns where they are not match, subject_id, time, available_time, mpp.
-        artificial: the ties are made up, as when public data sets are joined for a demonstration; recorded per item.
-    """
-
-    file: LocatedPath
-    match: Literal["path", "patient_id"] = "path"
-    columns: dict[Literal["match", "subject_id", "time", "available_time", "mpp"], str] = Field(default_factory=dict)
-    artificial: bool = False
+    encoder: EncoderConfig
 
 
-class ImagesConfig(Settings):
-    """Where a modality's files lie; slides need a crosswalk, CT has its subject and time in its headers.
+def modality_blocks() -> type[BaseModel]:
+    """The model of `modalities`: one field a modality, with its own settings and an encoder."""
+    return _blocks(tuple(EXTRACTORS.items()))
 
-    Attributes:
-        timezone: CT only, an IANA name: scanners that state another offset are converted to the site's wall clock,
-            which is what the tables are in.
-        reconstruction: CT only: which of several reconstructions of one acquisition is embedded.
-        max_failed_tiles: slides only: with a larger share of undecodable tissue tiles a slide leaves no vector.
-    """
 
-    path: LocatedPath
-    crosswalk: CrosswalkConfig | None = None
-    timezone: str | None = None
-    reconstruction: ReconstructionConfig = ReconstructionConfig()
-    max_failed_tiles: float = Field(default=0.1, ge=0, lt=1)
-
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in available_timezones():
-            raise ValueError(f"there is no time zone {name}")
-        return name
+@cache
+def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for name, extractor in extractors:
+        block = create_model(extractor.settings.__name__, __base__=(extractor.settings, ModalityConfig))
+        fields[name] = (block | None, None)
+    return create_model("Modalities", __base__=Settings, **fields)
 
 
 class LimitsConfig(Settings):
@@ -106,6 +94,7 @@ class RunConfig(Settings):
     """A whole run.
 
     Attributes:
+        modalities: what items there are: a block for each modality, with its files and its encoder.
         profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
         splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
             SCHEMES.
@@ -115,8 +104,7 @@ class RunConfig(Settings):
     name: str = "timeloom"
     root: LocatedPath | None = None
     sources: list[SourceConfig] = Field(min_length=1)
-    images: dict[Modality, ImagesConfig] = Field(default_factory=dict)
-    encoders: dict[Modality, EncoderConfig] = Field(default_factory=dict)
+    modalities: dict[str, SerializeAsAny[ModalityConfig]] = Field(default_factory=dict)
     embedding: EmbeddingConfig = EmbeddingConfig()
     deid: DeidConfig = DeidConfig()
     buckets: int = Field(default=64, ge=1, le=9999)
@@ -130,20 +118,27 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _locate(cls, raw: Any, info: ValidationInfo) -> Any:
-        """Fills in what lies in other files: the encoders' weights, the profiles' rules."""
+        """Fills in the profiles' rules, which lie in other files."""
         if not isinstance(raw, dict):
             return raw
+        for old, new in MOVED.items():
+            if old in raw:
+                raise ValueError(f"the key {old} is gone: write {new}")
         filled = dict(raw)
-        if isinstance(raw.get("encoders"), dict):
-            filled["encoders"] = {
-                modality: {**one, "weights": located(one["weights"], info)}
-                if isinstance(one, dict) and "weights" in one
-                else one
-                for modality, one in raw["encoders"].items()
-            }
         if "profiles" in raw:
             filled["profiles"] = with_rules(raw["profiles"], (info.context or {}).get("base", Path()))
         return filled
+
+    @field_validator("modalities", mode="wrap")
+    @classmethod
+    def _of_each(cls, raw: Any, handler: Any, info: ValidationInfo) -> dict[str, ModalityConfig]:
+        blocks = modality_blocks().model_validate(raw, context=info.context)
+        given = {name: getattr(blocks, name) for name in EXTRACTORS}
+        lacking = [name for name, block in given.items() if block is not None and block.crosswalk is None]
+        for name in lacking:
+            if EXTRACTORS[name].needs_crosswalk:
+                raise ValueError(f"{name} items have no subject of their own: give modalities.{name}.crosswalk")
+        return {name: block for name, block in given.items() if block is not None}
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -167,9 +162,6 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _checked(self) -> "RunConfig":
-        missing = sorted(set(self.images) - set(self.encoders))
-        if missing:
-            raise ValueError(f"images.{missing[0]} has no encoder: add encoders.{missing[0]}")
         for name, profile in self.profiles.items():
             if profile.scheme is not None and profile.scheme not in self.splits:
                 raise ValueError(
@@ -199,6 +191,8 @@ def _explain(error: ValidationError) -> str:
 
 def _inner(model: Any, part: str | int) -> Any:
     """The model below one step of an error's path: through fields, dictionaries and lists."""
+    if model is RunConfig and part == "modalities":
+        return modality_blocks()
     if isinstance(model, type) and issubclass(model, BaseModel):
         return model.model_fields[str(part)].annotation if str(part) in model.model_fields else model
     for argument in getattr(model, "__args__", ()):

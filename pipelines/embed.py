@@ -40,7 +40,7 @@ def plan(night: Night) -> list[Task]:
                 "segments": segments,
                 "root": str(layout.root),
                 "private": str(layout.private),
-                "encoders": {name: encoder.model_dump(mode="json") for name, encoder in config.encoders.items()},
+                "encoders": {name: block.encoder.model_dump(mode="json") for name, block in config.modalities.items()},
                 "stores": {name: entry.model_dump(mode="json") for name, entry in made_by.items()},
             },
             intact="pipelines.embed:has_vectors",

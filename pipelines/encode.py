@@ -35,9 +35,9 @@ def plan(night: Night) -> list[Task]:
     which reads its images itself, so that every core is used once.
     """
     config, context, stale = night.config, night.context, night.stale
-    if not stale or not config.images:
+    if not stale or not config.modalities:
         return []
-    gpu = any(config.encoders[modality].device_kind == "cuda" for modality in config.images)
+    gpu = any(block.encoder.device_kind == "cuda" for block in config.modalities.values())
     workers = min(context.engine.workers, len(stale), _gpus() if gpu else len(stale))
     embedding = config.embedding.model_dump(mode="json")
     if embedding["decoders"] is None:
@@ -132,7 +132,7 @@ def _spec(params: dict[str, Any], modality: str) -> EncoderSpec:
     if spec.store_name != planned:
         raise TimeloomError(
             f"the {modality} vectors were planned as {planned}, and this worker would make {spec.store_name}",
-            remedy=f"set precision and batch_size in encoders.{modality}: auto follows the machine",
+            remedy=f"set precision and batch_size in modalities.{modality}.encoder: auto follows the machine",
         )
     return spec
 

@@ -186,8 +186,8 @@ def raw_files(exports: Iterable[Export]) -> set[Path]:
 
 def _encoders(config: RunConfig) -> dict[str, EncoderEntry]:
     entries: dict[str, EncoderEntry] = {}
-    for modality in sorted(config.images):
-        spec = encoder_spec(config.encoders[modality], modality)
+    for modality, block in sorted(config.modalities.items()):
+        spec = encoder_spec(block.encoder, modality)
         entries[modality] = EncoderEntry(
             label=spec.label, store=spec.store_name, dim=spec.width, weights_sha256=spec.weights_sha256
         )

@@ -1,3 +1,43 @@
-"""The modalities of items, and their places in the vocabulary."""
+"""The modalities of items: one line each. Everything that names a modality, counts it or shows it reads this list."""
 
-MODALITIES = ("ct", "wsi", "ecg", "cxr", "note")
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of item.
+
+    Attributes:
+        name: in configurations, tables and folders: lower case letters and digits.
+        number: on disk, and the modality's place in every vocabulary; it never changes.
+        title: as reports show it.
+        unit: what an encoder sees of an item at a time, in the singular.
+        event: the code of the event that an item makes on its subject's timeline.
+        reserved: it has a number and no extractor yet.
+    """
+
+    name: str
+    number: int
+    title: str
+    unit: str
+    event: str
+    reserved: bool = False
+
+
+MODALITIES: dict[str, Modality] = {
+    modality.name: modality
+    for modality in (
+        Modality("ct", 0, title="CT", unit="slice", event="IMAGE/CT"),
+        Modality("wsi", 1, title="slide", unit="tile", event="IMAGE/WSI"),
+        Modality("ecg", 2, title="ECG", unit="lead", event="IMAGE/ECG", reserved=True),
+        Modality("cxr", 3, title="chest x-ray", unit="view", event="IMAGE/CXR", reserved=True),
+        Modality("note", 4, title="note", unit="passage", event="IMAGE/NOTE", reserved=True),
+    )
+}
+# Those that releases can hold, by name.
+INDEXED: tuple[str, ...] = tuple(name for name, modality in MODALITIES.items() if not modality.reserved)
+
+
+def title_of(name: str) -> str:
+    """A modality as reports show it; an unknown one by its name."""
+    return MODALITIES[name].title if name in MODALITIES else name

@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from warehouse.modalities import INDEXED
+
 TIME = pa.timestamp("us")
 SPLITS = ("train", "tuning", "held_out")
 
@@ -51,14 +53,14 @@ ITEMS = pa.schema(
     ]
 )
 
-# What splits are stratified by. `mean_interval_days` is over consecutive distinct times; null below two of them.
+# What splits are stratified by. A modality's column counts a subject's usable items. `mean_interval_days` is over
+# consecutive distinct times; null below two of them.
 SUBJECTS = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),
         pa.field("events", pa.int64(), nullable=False),
         pa.field("static_events", pa.int64(), nullable=False),
-        pa.field("ct", pa.int64(), nullable=False),
-        pa.field("wsi", pa.int64(), nullable=False),
+        *(pa.field(modality, pa.int64(), nullable=False) for modality in INDEXED),
         pa.field("mean_interval_days", pa.float64()),
     ]
 )

@@ -16,7 +16,8 @@ class TokenType(IntEnum):
 
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
-IMAGE_TOKENS = {modality: 4 + index for index, modality in enumerate(MODALITIES)}
+FIRST_IMAGE = 4  # the token of modality number 0
+IMAGE_TOKENS = {name: FIRST_IMAGE + modality.number for name, modality in MODALITIES.items()}
 
 RESERVED: tuple[tuple[str, TokenType], ...] = (
     ("[PAD]", TokenType.SPECIAL),

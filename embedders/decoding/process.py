@@ -3,7 +3,6 @@
 A decoder imports no model. It ends when the channel to its parent closes, which the kernel does for a killed parent.
 """
 
-import importlib
 import json
 import mmap
 import os
@@ -21,18 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embedders.decoding.ring_buffer import Ring
+from extractors.extractor import imported
 from extractors.items import UnitBatch, UnitRequest, VerdictError
 from warehouse.errors import TimeloomError
 
-# How a modality's units are read, `module:name`: one line per modality.
-READERS: Mapping[str, str] = {
-    "ct": "extractors.ct.index:read_ct_units",
-    "wsi": "extractors.wsi.index:read_slide_units",
-}
 _T = TypeVar("_T")
 
-# Units that a reader is asked for at a time: slices are large, and neighbouring tiles share what is decoded for them.
-READ_UNITS: Mapping[str, int] = {"ct": 16, "wsi": 64}
 PIECES = 3  # of a decoder's memory: a piece takes one of them at most, so that one is filled while another is sent
 
 
@@ -102,12 +95,10 @@ def read_span(request: SpanRequest) -> Iterator[Units]:
 
 
 def _reader(named: str) -> Callable[[UnitRequest, int], Iterator[UnitBatch]]:
-    module, name = named.split(":")
     try:
-        found: Callable[[UnitRequest, int], Iterator[UnitBatch]] = getattr(importlib.import_module(module), name)
+        return imported(named)
     except (ImportError, AttributeError) as error:
         raise NoReaderError(named) from error
-    return found
 
 
 def _guarded(step: Callable[[], _T]) -> _T:

@@ -1,10 +1,9 @@
 """The encoders: real architectures with weights from a local path, and a small random stand-in that says so.
 
-A new encoder is one entry in `embedders.encoders.spec.ARCHITECTURES` and one in `_BUILDERS`; a new modality is one
-input in `embedders.inputs.registry.SPECS`, with its golden phantom.
+A new network is one entry of `embedders.encoders.registry.NETWORKS`, which names the function that builds it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from embedders.encoders.device import open_device
 from embedders.encoders.encoder import Encoder, Figures, Pending
 from embedders.encoders.golden import check_golden
-from embedders.encoders.spec import ARCHITECTURES, EncoderConfig, EncoderName, EncoderSpec, describe, encoder_spec
+from embedders.encoders.registry import NETWORKS
+from embedders.encoders.spec import EncoderConfig, EncoderSpec, describe, encoder_spec
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "ARCHITECTURES", "Encoder", "EncoderConfig", "EncoderName", "EncoderSpec", "Figures", "Pending", "build_encoder",
-    "build_untrained", "check_golden", "encoder_spec", "get_encoder",
+    "Encoder", "EncoderConfig", "EncoderSpec", "Figures", "Pending", "build_encoder", "build_untrained",
+    "check_golden", "encoder_spec", "get_encoder",
 ]  # fmt: skip
 
 
@@ -45,11 +45,11 @@ def build_encoder(
     """As `get_encoder`, uncached. Tests give a small `_architecture` of the same classes."""
     device = open_device(config.device_kind, config.device, device_index)
     spec = encoder_spec(config, modality, _architecture)
-    return Encoder(spec, _BUILDERS[config.name](config, spec), device)
+    return Encoder(spec, NETWORKS[config.name].model(config, spec), device)
 
 
 def build_untrained(
-    name: EncoderName, modality: str, *, device_index: int | None = None, seed: int = 0, **settings: Any
+    name: str, modality: str, *, device_index: int | None = None, seed: int = 0, **settings: Any
 ) -> Encoder:
     """A real architecture with untrained weights: as fast as the real one, for benchmarks; its vectors mean nothing.
 
@@ -60,7 +60,7 @@ def build_untrained(
 
     from embedders.encoders.heads import ClassToken, dinov2
 
-    width = int(ARCHITECTURES[name]["hidden_size"])
+    width = int(NETWORKS[name].architecture["hidden_size"])
     config = EncoderConfig(name=name, width=width, weights=Path(f"untrained-{seed}"), **settings)
     device = open_device(config.device_kind, config.device, device_index)
     spec = describe(config, modality, sha256(f"untrained {seed}".encode()).hexdigest())
@@ -71,7 +71,8 @@ def build_untrained(
     return Encoder(spec, ClassToken(backbone), device)
 
 
-def _build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+def build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+    """A DINOv2 with the weights of `config`."""
     import torch
 
     from embedders.encoders.heads import ClassToken, dinov2
@@ -85,14 +86,8 @@ def _build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
     return ClassToken(backbone)
 
 
-def _build_random(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+def build_random(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
+    """A small DINOv2 with weights of the seed of `config`, widened to its vectors' length."""
     from embedders.encoders.heads import RandomFeatures, dinov2
 
     return RandomFeatures(dinov2(spec.architecture), int(spec.architecture["hidden_size"]), config.width, config.seed)
-
-
-_BUILDERS: Mapping[EncoderName, Callable[[EncoderConfig, EncoderSpec], "nn.Module"]] = {
-    "dinov2-vitl14": _build_pretrained,
-    "gigapath-tile": _build_pretrained,
-    "random-dinov2": _build_random,
-}

@@ -10,38 +10,24 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from embedders.encoders.device import wanted_device
+from embedders.encoders.registry import NETWORKS
 from embedders.encoders.weights import hub_snapshot, weights_sha256
 from embedders.inputs.common import PreprocessSpec, spec_hash
 from embedders.inputs.registry import SPECS
+from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
-EncoderName = Literal["dinov2-vitl14", "gigapath-tile", "random-dinov2"]
 Precision = Literal["float32", "bf16"]
 
 ARITHMETIC_VERSION = 2  # raise when a change in how weights become vectors changes a bit
 
-# Architectures, as keyword arguments of transformers' Dinov2Config. GigaPath's tile encoder is a ViT-g of 40 blocks
-# with gated MLPs; the random stand-in keeps the shape of the others at a thousandth of their size.
-ARCHITECTURES: Mapping[EncoderName, Mapping[str, Any]] = {
-    "dinov2-vitl14": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 518,
-    },
-    "gigapath-tile": {
-        "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "patch_size": 16, "image_size": 224,
-        "use_swiglu_ffn": True,
-    },
-    "random-dinov2": {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 16, "image_size": 224,
-    },
-}  # fmt: skip
-
 BATCH_SIZES: Mapping[str, int] = {"cpu": 32, "cuda": 128}
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Settings):
     """Which encoder makes a modality's vectors, and how.
 
     `width`: the vectors' length. `weights`: a local .safetensors file or folder, for the real encoders; or `hub_id`
@@ -51,11 +37,9 @@ class EncoderConfig(BaseModel):
     forward pass; 128 on a GPU and 32 on the CPU if not given.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: EncoderName
+    name: str
     width: int = Field(gt=0)
-    weights: Path | None = None
+    weights: LocatedPath | None = None
     hub_id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     allow_download: bool = False
@@ -67,11 +51,18 @@ class EncoderConfig(BaseModel):
     store_dtype: Literal["float16", "float32"] = "float16"
     batch_size: int | None = Field(default=None, ge=1, le=4096)
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in NETWORKS:
+            raise ValueError(f"there is no encoder {name}; known are {', '.join(NETWORKS)}")
+        return name
+
     @model_validator(mode="after")
     def _fits(self) -> "EncoderConfig":
-        if self.name == "random-dinov2":
+        if not self.pretrained:
             if self.weights is not None or self.hub_id is not None:
-                raise ValueError("random-dinov2 takes no weights")
+                raise ValueError(f"{self.name} takes no weights")
             return self
         if self.hub_id is not None:
             if self.weights is not None:
@@ -84,14 +75,20 @@ class EncoderConfig(BaseModel):
             raise ValueError(
                 f"{self.name} needs `weights`, a local path: none are shipped and none are fetched unasked"
             )
-        if self.width != ARCHITECTURES[self.name]["hidden_size"]:
-            raise ValueError(f"{self.name} makes vectors of {ARCHITECTURES[self.name]['hidden_size']}")
+        hidden_size = NETWORKS[self.name].architecture["hidden_size"]
+        if self.width != hidden_size:
+            raise ValueError(f"{self.name} makes vectors of {hidden_size}")
         return self
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it takes weights; the random encoder's come from its seed."""
+        return NETWORKS[self.name].pretrained
 
     @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
         """Where this encoder runs on this machine, known without torch. The random encoder needs no GPU."""
-        return "cpu" if self.name == "random-dinov2" and self.device == "auto" else wanted_device(self.device)
+        return "cpu" if not self.pretrained and self.device == "auto" else wanted_device(self.device)
 
     def checkpoint(self) -> Path | None:
         """The weights' local path; a hub's are fetched the first time. None for the random encoder.
@@ -139,7 +136,7 @@ def describe(
     preprocess = SPECS.get(modality)
     if preprocess is None:
         raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
-    architecture = dict(_architecture or ARCHITECTURES[config.name])
+    architecture = dict(_architecture or NETWORKS[config.name].architecture)
     kind = config.device_kind
     usual: Precision = "bf16" if kind == "cuda" else "float32"
     precision = usual if config.precision == "auto" else config.precision
@@ -148,7 +145,7 @@ def describe(
         "arithmetic": ARITHMETIC_VERSION,
         "name": config.name,
         "width": config.width,
-        "seed": config.seed if config.name == "random-dinov2" else None,
+        "seed": None if config.pretrained else config.seed,
         "architecture": architecture,
         "weights": weights,
         "preprocess": spec_hash(preprocess),
@@ -160,8 +157,8 @@ def describe(
     }
     digest = sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     label = config.name if weights is None else f"{config.name}, weights {weights[:12]}"
-    if config.name == "random-dinov2":
-        label = f"random-dinov2-{config.width}-seed{config.seed}, for demonstration only"
+    if not config.pretrained:
+        label = f"{config.name}-{config.width}-seed{config.seed}, for demonstration only"
     return EncoderSpec(
         label=label,
         store_name=f"{config.name}-{digest[:12]}",

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from embedders.decoding.pool import TIMEOUT_SECONDS, DecodedPiece, Decoders, Event, Failed, InProcess, UnitSource
-from embedders.decoding.process import READ_UNITS, READERS, SpanRequest
+from embedders.decoding.process import SpanRequest
 from embedders.encoders.build import Encoder, Pending
 from embedders.running.rates import RunFigures
 from embedders.running.spans import EmbeddedItem, ItemToEmbed, Progress, Span
 from embedders.running.store_bucket import Bucket, OpenBucket
+from extractors.modalities import EXTRACTORS
 
 __all__ = ["Bucket", "EmbeddedItem", "ItemToEmbed", "RunFigures", "RunnerSettings", "embed_buckets"]
 
@@ -332,7 +333,8 @@ class _Runner:
 
 
 def _request(item: ItemToEmbed, span: Span) -> SpanRequest:
-    reader, block = READERS[item.modality], READ_UNITS[item.modality]
+    extractor = EXTRACTORS[item.modality]
+    reader, block = extractor.read_units, extractor.units_a_batch
     return SpanRequest(reader, block, item.root, item.paths, item.geometry, start=span.done, stop=span.stop)
 
 

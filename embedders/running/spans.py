@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.items import OK, VerdictError, file_on_disk
+from extractors.modalities import EXTRACTORS
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 
@@ -24,9 +25,6 @@ SPAN = 32 * BLOCK
 MAX_FAILED_SHARE = 0.1
 
 Vectors = npt.NDArray[np.float32]
-
-# An item whose decodable units are too few is named by what its units are.
-TOO_MANY_FAILED: Mapping[str, str] = {"wsi": "failed_too_many_bad_tiles"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ class Progress:
         Args:
             keep: the item's vectors are stored one by one, not their mean.
         """
-        too_many = TOO_MANY_FAILED.get(item.modality, "failed_unreadable")
+        too_many = EXTRACTORS[item.modality].too_many_failed
         starts = range(0, item.units_expected, SPAN)
         spans = [
             Span(start, min(start + SPAN, item.units_expected), width, keep, item.units_that_may_fail, too_many)
@@ -222,7 +220,7 @@ class Progress:
                 return None
         failed = sum(span.stop - span.start - span.encoded for span in self.spans)
         if failed > self.item.units_that_may_fail or failed == self.item.units_expected:
-            return TOO_MANY_FAILED.get(self.item.modality, "failed_unreadable")
+            return EXTRACTORS[self.item.modality].too_many_failed
         return OK
 
     @property

@@ -23,12 +23,13 @@ from extractors.ct.geometry import SliceOrder, judge, same_plane
 from extractors.ct.header import Findings, SliceHeader, examine
 from extractors.ct.read import read_ct_units, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
+from extractors.ct.settings import CtSettings
 from extractors.ct.time import earliest
 from extractors.dicom.files import MEMBER, SINGLE, walk
 from extractors.items import OK, FoundItem, VerdictError, identity_of
 from warehouse.errors import TimeloomError
 
-__all__ = ["index_ct", "read_ct_units", "read_volume"]
+__all__ = ["index", "index_ct", "read_ct_units", "read_volume"]
 
 MODALITY = "ct"
 # Kernels as vendors name them. The tag is free text: anything else stays out of the warehouse.
@@ -38,6 +39,14 @@ _KERNEL = re.compile(
 _FILES_A_TASK = 128
 _TASKS_AHEAD = 4  # for each worker
 _ACQUISITION_RANKS = 3  # of the tags that tell times, those that tell an acquisition's
+
+
+def index(
+    settings: CtSettings, links: object, progress: Callable[[int, int], None] | None, workers: int | None
+) -> list[FoundItem]:
+    """The modality's items, as `extractors.extractor.Extractor` says; `links` are tied to patients by the run."""
+    advance = None if progress is None else (lambda done: progress(done, 0))
+    return index_ct(settings.path, advance, settings.timezone, workers, settings.reconstruction)
 
 
 def index_ct(

@@ -15,12 +15,36 @@ from extractors.items import OK, FoundItem, TimePrecision, VerdictError, identit
 from extractors.wsi.files import file_inside, files_of, find_slides
 from extractors.wsi.plan import open_slide, physical_mpp
 from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units, stamp_of
+from extractors.wsi.settings import WsiSettings
 from extractors.wsi.tiff import tiled_pages
 
-__all__ = ["MODALITY", "find_slides", "index_slides", "read_slide_units"]
+__all__ = ["MODALITY", "find_slides", "index", "index_slides", "read_slide_units"]
 
 MODALITY = "wsi"
 SLIDES_A_WORKER = 8  # fewer are judged before another process has started
+
+
+def index(
+    settings: WsiSettings,
+    links: pl.DataFrame | None,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+) -> list[FoundItem]:
+    """The modality's items, as `extractors.extractor.Extractor` says: one for each row of the crosswalk."""
+    manifest = _unknown(find_slides(settings.path)) if links is None else links
+    manifest = manifest.rename({"match": "path", "subject_id": "raw_subject"})
+    advance = None if progress is None else (lambda done: progress(done, len(manifest)))
+    return index_slides(settings.path, manifest, advance, workers=workers, max_failed_tiles=settings.max_failed_tiles)
+
+
+def _unknown(paths: list[str]) -> pl.DataFrame:
+    """A crosswalk of slides that are to be judged only: a subject and a time stand there so that none is missing."""
+    return pl.DataFrame({"match": paths}, schema={"match": pl.String}).with_columns(
+        pl.lit("unknown").alias("subject_id"),
+        pl.datetime(2000, 1, 1).alias("time"),
+        pl.lit(None, pl.Datetime("us")).alias("available_time"),
+        pl.lit(None, pl.Float64).alias("mpp"),
+    )
 
 
 def index_slides(

@@ -8,19 +8,19 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from extractors.items import OK, VERDICTS, FoundItem
+from extractors.modalities import EXTRACTORS, extractor_of
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 from warehouse.progress import Progress
 
-MODALITIES = ("ct", "wsi")
 QUARANTINED = 2
 _COLUMNS = ("modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "first_file")
 
@@ -39,7 +39,7 @@ def index_tree(
         raise TimeloomError(f"there is no folder {path}", remedy="give the folder that the images lie in")
     items = [
         item
-        for one in (MODALITIES if modality is None else (modality,))
+        for one in (EXTRACTORS if modality is None else (modality,))
         for item in _find(path, one, workers, progress)
     ]
     if not items:
@@ -58,25 +58,10 @@ def index_tree(
 
 
 def _find(path: Path, modality: str, workers: int | None, progress: Progress) -> list[FoundItem]:
-    if modality == "ct":
-        from extractors.ct.index import index_ct
-
-        return index_ct(path, lambda done: progress("ct", done, 0), workers=workers)
-    from extractors.wsi.files import find_slides
-    from extractors.wsi.index import index_slides
-
-    paths = find_slides(path)
-    # Subject and time of a slide come from the run's crosswalk; here only the file is judged.
-    unknown = pl.DataFrame(
-        {"path": paths},
-        schema={"path": pl.String},
-    ).with_columns(
-        pl.lit("unknown").alias("raw_subject"),
-        pl.datetime(2000, 1, 1).alias("time"),
-        pl.lit(None, pl.Datetime("us")).alias("available_time"),
-        pl.lit(None, pl.Float64).alias("mpp"),
-    )
-    return index_slides(path, unknown, lambda done: progress("wsi", done, len(paths)), workers=workers)
+    extractor = extractor_of(modality)
+    # Who an item is of may stand in the run's crosswalk; here only the files are judged.
+    settings = extractor.settings(path=path)
+    return extractor.index_items(settings, None, partial(progress, modality), workers)
 
 
 def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
@@ -94,7 +79,7 @@ def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
 
 def _tag(item: FoundItem) -> str:
     """Which tag gave the time; a slide's comes from the crosswalk of a run, never from the file."""
-    return "crosswalk" if item.modality == "wsi" else item.time_source or "none"
+    return "crosswalk" if EXTRACTORS[item.modality].needs_crosswalk else item.time_source or "none"
 
 
 def _files(item: FoundItem) -> int:

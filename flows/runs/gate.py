@@ -44,7 +44,9 @@ def judge_release(
         "steps": steps,
         "scheme": config.primary_scheme,
         "sources": [source.source for source in config.sources],
-        "artificial_links": any(image.crosswalk and image.crosswalk.artificial for image in config.images.values()),
+        "artificial_links": any(
+            block.crosswalk and block.crosswalk.artificial for block in config.modalities.values()
+        ),
     }
     write_report(tree, measurements, judgement, context)
     if not judgement.passed:

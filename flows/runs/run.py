@@ -297,7 +297,7 @@ class Run:
 def open_run(settings: RunSettings, progress: Progress | None) -> Run:
     """A run, ready to be entered."""
     config = load_config(settings.config)
-    if config.images:
+    if config.modalities:
         require("images", "images")
     layout = Layout(root_of(config, settings.root))
     return Run(

@@ -21,6 +21,7 @@ from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
 from pipelines.aligning.texts import unite
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
+from warehouse.modalities import MODALITIES
 
 # Rows that are held at once in their full width.
 RANGE_ROWS = 400_000
@@ -83,7 +84,7 @@ class Gathered:
         for modality, batch in images:
             start = columns.rows
             columns.add(batch)
-            code, none = pa.array([f"IMAGE/{modality.upper()}"], pa.large_string()), pa.array([], pa.large_string())
+            code, none = pa.array([MODALITIES[modality].event], pa.large_string()), pa.array([], pa.large_string())
             blocks.append(SourceRows(f"images/{modality}", ["image"], code, none, slice(start, columns.rows)))
         return cls._of(columns, blocks, pa.array(keys, pa.string()), lags)
 

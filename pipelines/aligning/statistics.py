@@ -5,8 +5,8 @@ import polars as pl
 
 from pipelines.aligning.bucket_rows import BIRTH, BucketRows, BucketTexts
 from warehouse.arrays import NO_TIME
+from warehouse.modalities import INDEXED
 
-MODALITIES = ("ct", "wsi")
 NO_STATISTICS = pl.DataFrame(
     schema={"subject_id": pl.Int64, "events": pl.Int64, "static_events": pl.Int64, "mean_interval_days": pl.Float64}
 )
@@ -43,8 +43,8 @@ def subject_statistics(events: BucketRows, texts: BucketTexts) -> pl.DataFrame:
 def with_images(statistics: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
     """The statistics with each subject's usable images of each modality."""
     if items is None:
-        return statistics.with_columns(pl.lit(0, pl.Int64).alias(modality) for modality in MODALITIES)
-    for modality in MODALITIES:
+        return statistics.with_columns(pl.lit(0, pl.Int64).alias(modality) for modality in INDEXED)
+    for modality in INDEXED:
         usable = items.filter((pl.col("verdict") == "ok") & (pl.col("modality") == modality))
         of_subject = usable.drop_nulls("subject_id").group_by("subject_id").agg(
             pl.len().cast(pl.Int64).alias(modality)

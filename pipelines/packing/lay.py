@@ -16,10 +16,9 @@ from pipelines.packing.timelines import Timelines, ranges
 from pipelines.profiles.plans import PlanConfig
 from warehouse.arrays import I64
 from warehouse.hashing import salt_of, splitmix64
-from warehouse.modalities import MODALITIES
 from warehouse.shards.packs import MAX_SEGMENTS, Packs
 from warehouse.shards.times import CompactTimes, compact_times
-from warehouse.tokens import IMAGE_TOKENS, PAD, TokenType
+from warehouse.tokens import FIRST_IMAGE, PAD, TokenType
 
 ORDER_SALT = salt_of("pack order")
 _STEP_TOKENS = 1 << 20
@@ -174,9 +173,7 @@ def _packs(timelines: Timelines, layout: PackLayout, part: slice, first: int, gr
         images_per_pack=np.bincount(row, minlength=count).astype(np.int32),
         image_position=position.astype(np.int32),
         image_key=timelines.image_key.take(pa.array(_images_within(timelines, layout.start[part], length))),
-        image_modality=(matrices["input_ids"][row, position].astype(np.int64) - IMAGE_TOKENS[MODALITIES[0]]).astype(
-            np.uint8
-        ),
+        image_modality=(matrices["input_ids"][row, position].astype(np.int64) - FIRST_IMAGE).astype(np.uint8),
         **matrices,
     )
 

@@ -13,6 +13,7 @@ from pipelines.profiles.events import TextPlaces
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, value_tokens
 from warehouse.arrays import I64, U8, U32, Bools
+from warehouse.modalities import MODALITIES
 from warehouse.tokens import IMAGE_TOKENS, RESERVED, UNK, TokenType
 
 
@@ -140,7 +141,7 @@ def make_lexicon(
 
 def _images(codes: pl.Series) -> pl.Series:
     """Of each code (c,) the token of the images that it is for, null where it is for none."""
-    names = {f"IMAGE/{name.upper()}": RESERVED[number][0] for name, number in IMAGE_TOKENS.items()}
+    names = {MODALITIES[name].event.upper(): RESERVED[token][0] for name, token in IMAGE_TOKENS.items()}
     return codes.str.to_uppercase().replace_strict(names, default=None, return_dtype=pl.String)
 
 

@@ -202,9 +202,8 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     layout.root.mkdir()
     _, counts = convert(layout.segments, source, "t", raw / "t.csv", deid, private=layout.private)
     params = {
-        "modality": "ct", "folder": str(tmp_path / "ct"), "crosswalk": None, "deid": deid,
+        "modality": "ct", "settings": {"path": str(tmp_path / "ct")}, "deid": deid, "workers": 1,
         "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet",
-        "timezone": None, "reconstruction": {}, "workers": 1,
     }  # fmt: skip
     index.run(params, layout.segments)
     items = pl.read_parquet(layout.segments / "items-ct-0.parquet")

@@ -76,8 +76,8 @@ def index_ct(given: Path, work: Path) -> dict[str, str]:
     for name, header in yaml.safe_load((given / "series.yaml").read_text()).items():
         write_series(work / "ct" / name, **header)
     crosswalk = {"file": str(given / "crosswalk.csv"), "match": "patient_id", "artificial": True}
-    params = {"modality": "ct", "folder": str(work / "ct"), "crosswalk": crosswalk, "deid": KEEP, "buckets": 1}
-    params |= {"timezone": None, "reconstruction": {}, "workers": 1}
+    settings = {"path": str(work / "ct"), "crosswalk": crosswalk}
+    params = {"modality": "ct", "settings": settings, "deid": KEEP, "buckets": 1, "workers": 1}
     load_key(DeidConfig.model_validate(KEEP), work / "private", create=True)
     index.run(params | {"private": str(work / "private"), "segment": "items.parquet"}, work)
     items = pl.read_parquet(work / "items.parquet")

@@ -16,7 +16,7 @@ from warehouse.modalities import MODALITIES
 from warehouse.parquet import write_table
 from warehouse.schemas import TIMELINES
 from warehouse.shards.packs import Packs, ShardHeader, no_packs
-from warehouse.tokens import IMAGE_TOKENS, PAD, TokenType
+from warehouse.tokens import FIRST_IMAGE, IMAGE_TOKENS, PAD, TokenType
 
 CONTEXT = 16
 HEADER = ShardHeader("mehrt", "train", 3, CONTEXT, "uint16", "0" * 64, 60_100, {"ct": "random-ct"})
@@ -81,7 +81,7 @@ def unpacked(packs: Packs, header: ShardHeader, whole: bool = True) -> Rows:
             for place in range(position, position + length):
                 key, modality = images.pop((row, place), (None, None))
                 token = int(packs.input_ids[row, place])
-                assert modality is None or IMAGE_TOKENS[MODALITIES[modality]] == token
+                assert modality is None or FIRST_IMAGE + modality == token
                 tokens.append((token, int(packs.token_type[row, place]), int(times[row, place]), key))
             own = pieces.setdefault(int(packs.segment_subject[segment]), {})
             assert int(packs.segment_offset[segment]) not in own

@@ -173,7 +173,7 @@ def pack_timelines(timelines: list[Timeline], context: int, group: int = 0) -> P
         images_per_pack=np.array([len(row_images) for row_images in images], np.int32),
         image_position=np.array([where for where, *_ in images_flat], np.int32),
         image_key=pa.array([key for *_, key in images_flat], pa.string()),
-        image_modality=np.array([MODALITIES.index(name) for _, name, _ in images_flat], np.uint8),
+        image_modality=np.array([MODALITIES[name].number for _, name, _ in images_flat], np.uint8),
     )
 
 

@@ -8,15 +8,18 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedders.running.spans import ItemToEmbed
+from extractors.ct.settings import CT
 from extractors.items import UnitBatch, UnitRequest, VerdictError
 
 READER = "tests.support.unit_readers:read"
+EXTRACTOR = replace(CT, read_units=READER)
 SIDE = 64
 
 

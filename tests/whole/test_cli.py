@@ -153,20 +153,53 @@ def drop_config(site: Site) -> None:
     site.config.unlink()
 
 
+RANDOM = {"name": "random-dinov2", "width": 1024}
+CT = {"path": "ct", "encoder": RANDOM}
+
+
 def images_without_encoder(site: Site) -> None:
-    site.configure(images={"ct": {"path": "ct"}})
+    site.configure(modalities={"ct": {"path": "ct"}})
 
 
 def drop_images(site: Site) -> None:
-    site.configure(images={"ct": {"path": "ct"}}, encoders={"ct": {"name": "random-dinov2", "width": 1024}})
+    site.configure(modalities={"ct": CT})
+
+
+def earlier_keys(site: Site) -> None:
+    site.configure(images={"ct": {"path": "ct"}}, encoders={"ct": RANDOM})
+
+
+def earlier_encoders(site: Site) -> None:
+    site.configure(modalities={"ct": CT}, encoders={"ct": RANDOM})
+
+
+def unknown_modality(site: Site) -> None:
+    site.configure(modalities={"mri": CT})
+
+
+def misspell_modality_key(site: Site) -> None:
+    site.configure(modalities={"ct": CT | {"time_zone": "Europe/Vienna"}})
+
+
+def key_of_another_modality(site: Site) -> None:
+    site.configure(modalities={"ct": CT | {"max_failed_tiles": 0.2}})
+
+
+def misspell_encoder_key(site: Site) -> None:
+    site.configure(modalities={"ct": {"path": "ct", "encoder": RANDOM | {"widht": 3}}})
+
+
+def unknown_encoder(site: Site) -> None:
+    site.configure(modalities={"ct": {"path": "ct", "encoder": {"name": "resnet", "width": 3}}})
+
+
+def slides_without_crosswalk(site: Site) -> None:
+    site.configure(modalities={"wsi": {"path": "slides", "encoder": RANDOM}})
 
 
 def drop_crosswalk(site: Site) -> None:
     (site.folder / "slides").mkdir()
-    site.configure(
-        images={"wsi": {"path": "slides", "crosswalk": {"file": "slides.csv"}}},
-        encoders={"wsi": {"name": "random-dinov2", "width": 1536}},
-    )
+    site.configure(modalities={"wsi": {"path": "slides", "crosswalk": {"file": "slides.csv"}, "encoder": RANDOM}})
 
 
 def unreadable_dates(site: Site) -> None:
@@ -194,9 +227,17 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (no_yaml, ["run.yaml is no YAML", "docs/configuration.md"]),
     (empty_config, ["run.yaml holds no configuration", "docs/configuration.md"]),
     (drop_config, ["cannot read the configuration", "existing file"]),
-    (images_without_encoder, ["images.ct has no encoder", "encoders.ct"]),
-    (drop_images, ["folder of ct images", "images.ct.path"]),
-    (drop_crosswalk, ["crosswalk of wsi", "images.wsi.crosswalk.file"]),
+    (images_without_encoder, ["modalities.ct.encoder", "Field required"]),
+    (drop_images, ["folder of ct images", "modalities.ct.path"]),
+    (earlier_keys, ["the key images is gone", "write modalities"]),
+    (earlier_encoders, ["the key encoders is gone", "modalities.<name>.encoder"]),
+    (unknown_modality, ["modalities.mri is unknown", "known keys are ct, wsi"]),
+    (misspell_modality_key, ["modalities.ct.time_zone is unknown", "did you mean timezone?"]),
+    (key_of_another_modality, ["modalities.ct.max_failed_tiles is unknown", "known keys are path, crosswalk, "]),
+    (misspell_encoder_key, ["modalities.ct.encoder.widht is unknown", "did you mean width?"]),
+    (unknown_encoder, ["modalities.ct.encoder.name", "no encoder resnet", "known are dinov2-vitl14"]),
+    (slides_without_crosswalk, ["no subject of their own", "modalities.wsi.crosswalk"]),
+    (drop_crosswalk, ["crosswalk of wsi", "modalities.wsi.crosswalk.file"]),
     (unreadable_dates, ["table labs", "collected_time", "limits.unparsable_times"]),
     (other_deid, ["safe_harbor_year", "expert"]),
 ]
@@ -234,7 +275,7 @@ def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path) -> None:
     alone = Site(site.folder, tmp_path / "root of its own")
     (alone.folder / "ct" / "series").mkdir(parents=True)
     (alone.folder / "ct" / "series" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 500)
-    alone.configure(images={"ct": {"path": "ct"}}, encoders={"ct": {"name": "random-dinov2", "width": 1024}})
+    alone.configure(modalities={"ct": CT})
     done = alone.run()
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""

@@ -72,13 +72,13 @@ class Site:
         if images:
             columns = {"match": "path", "subject_id": "patient_id", "time": "collection_time"}
             crosswalk = {"file": str(self.hospital / "slides" / "manifest.csv"), "match": "path", "columns": columns}
-            plain["images"] = {
-                "ct": {"path": str(self.hospital / "ct")},
-                "wsi": {"path": str(self.hospital / "slides"), "crosswalk": crosswalk},
-            }
-            plain["encoders"] = {
-                "ct": {"name": "random-dinov2", "width": 1024},
-                "wsi": {"name": "random-dinov2", "width": 1536},
+            plain["modalities"] = {
+                "ct": {"path": str(self.hospital / "ct"), "encoder": {"name": "random-dinov2", "width": 1024}},
+                "wsi": {
+                    "path": str(self.hospital / "slides"),
+                    "crosswalk": crosswalk,
+                    "encoder": {"name": "random-dinov2", "width": 1536},
+                },
             }
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(yaml.safe_dump(plain))

@@ -34,7 +34,7 @@ def ct_site(tmp_path: Path, export: Path) -> Site:
     site = Site(tmp_path, export)
     for number, patient in enumerate(["P000001", "P000002"]):
         write_series(tmp_path / "ct" / str(number), PatientID=patient, SeriesInstanceUID=f"2.25.{number + 77}")
-    site.config |= {"images": {"ct": {"path": "ct"}}, "encoders": {"ct": {"name": "random-dinov2", "width": 1024}}}
+    site.config |= {"modalities": {"ct": {"path": "ct", "encoder": {"name": "random-dinov2", "width": 1024}}}}
     return site
 
 

@@ -24,6 +24,8 @@ from warehouse.vocabulary import vocabulary_hash
 MANY_PACKS = 20  # below this a split's last, half empty pack decides its fill
 SEGMENTS = {"subject_id": pl.Int64, "tier": pl.Int32, "offset": pl.Int64, "tokens": pl.Int64, "sum": pl.UInt64}
 
+_NUMBERS = {name: modality.number for name, modality in MODALITIES.items()}
+
 
 @dataclass
 class ShardMeasures:
@@ -162,7 +164,7 @@ def measure_shards(
     usable = items.filter(pl.col("verdict") == "ok").select(
         "item_key",
         "subject_id",
-        pl.col("modality").replace_strict(list(MODALITIES), list(range(len(MODALITIES))), default=-1).cast(pl.Int64),
+        pl.col("modality").replace_strict(_NUMBERS, default=-1).cast(pl.Int64),
     )
     usable = usable.unique("item_key", keep="any")
     return pl.DataFrame(

@@ -1,6 +1,7 @@
 """What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Gives aggregates only."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import polars as pl
@@ -8,11 +9,19 @@ import polars as pl
 from pipelines.splitting.strata import modalities_of
 from validation.measure.reading import collect, existing, gather, scan
 from warehouse.layout import ReleaseLayout
+from warehouse.modalities import INDEXED, title_of
 from warehouse.schemas import SUBJECTS
 from warehouse.tokens import TokenType
 
-MODALITY_SETS = ("structured only", "CT", "slide", "CT and slide")  # more where a release has further modalities
-MODALITY_NAMES = {"ct": "CT", "wsi": "slide", "ecg": "ECG", "cxr": "chest x-ray", "note": "note"}
+# The sets of modalities that a subject can have items of, the smaller first.
+MODALITY_SETS = (
+    "structured only",
+    *(
+        " and ".join(map(title_of, names))
+        for size in range(1, len(INDEXED) + 1)
+        for names in combinations(sorted(INDEXED), size)
+    ),
+)
 STRUCTURED, IMAGING = "structured", "imaging"
 QUANTILES = {"min": 0.0, "p1": 0.01, "q1": 0.25, "median": 0.5, "q3": 0.75, "p99": 0.99, "max": 1.0}
 # The papers do not define their "mean time interval", so each reading has its name.
@@ -31,7 +40,7 @@ GAPS = pl.DataFrame(
 
 def set_of(modalities: Sequence[str]) -> pl.Expr:
     """The modality set of a subject of SUBJECTS in words, such as `CT and slide`."""
-    present = [pl.when(pl.col(name) > 0).then(pl.lit(MODALITY_NAMES.get(name, name))) for name in modalities]
+    present = [pl.when(pl.col(name) > 0).then(pl.lit(title_of(name))) for name in modalities]
     named = pl.concat_str(present, separator=" and ", ignore_nulls=True)
     return pl.when(named == "").then(pl.lit(MODALITY_SETS[0])).otherwise(named).alias("set")
 

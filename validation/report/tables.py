@@ -21,6 +21,7 @@ from validation.report.ledger_tables import (
 )
 from validation.report.table import Column, Format, Row, Table
 from validation.report.vocabulary_tables import budget_table, coverage_table
+from warehouse.modalities import title_of
 from warehouse.schemas import SPLITS
 from warehouse.shards.packs import DEFAULT_PLAN
 
@@ -40,7 +41,7 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
             name: follow(items, cells.count(line[name])) for name in ("units_expected", "units_encoded", "units_failed")
         }
         meaning = VERDICTS.get(line["verdict"], "unknown")
-        modality = MODALITY_NAMES.get(line["modality"], line["modality"])
+        modality = title_of(line["modality"])
         rows.append({"modality": modality, "verdict": line["verdict"], "meaning": meaning, "items": items} | units)
     columns = [
         Column("modality", "Modality", "text"),

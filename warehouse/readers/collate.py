@@ -297,7 +297,7 @@ def _tokens_items(
     when, where = time[row_of, position], np.stack([row_of, position], axis=1)
     result = {}
     for modality in modalities:
-        which = np.flatnonzero(kind == MODALITIES.index(modality))
+        which = np.flatnonzero(kind == MODALITIES[modality].number)
         mine = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
         marks = _PackAddresses(places, counts, table, which)
         result[modality] = Items(mine, where[which], segment[which], when[which], marks)

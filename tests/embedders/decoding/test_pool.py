@@ -19,9 +19,9 @@ from embedders.decoding.pool import DecodedPiece, Decoders, Ended, Event, Failed
 from embedders.decoding.process import SpanRequest
 from embedders.decoding.ring_buffer import Ring
 from embedders.encoders.build import Encoder, EncoderConfig, get_encoder
-from embedders.running import runner
 from embedders.running.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, embed_buckets
 from embedders.running.store_bucket import Bucket, read_verdicts
+from extractors.modalities import EXTRACTORS
 from tests.support import unit_readers
 from warehouse.embeddings.store import close_stores
 from warehouse.errors import TimeloomError
@@ -130,7 +130,7 @@ def encoder() -> Encoder:
 
 def embed(items: list[ItemToEmbed], encoder: Encoder, store: Path, how: RunnerSettings) -> list[EmbeddedItem]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "READERS", {"ct": unit_readers.READER})
+        patch.setitem(EXTRACTORS, "ct", unit_readers.EXTRACTOR)
         results, _ = embed_buckets([Bucket(store, encoder.spec, items, lambda: encoder)], how)
     close_stores()
     return results[store]

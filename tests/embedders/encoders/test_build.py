@@ -14,8 +14,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from embedders.encoders.build import ARCHITECTURES, EncoderConfig, build_encoder, encoder_spec, get_encoder
+from embedders.encoders.build import EncoderConfig, build_encoder, encoder_spec, get_encoder
 from embedders.encoders.heads import dinov2
+from embedders.encoders.registry import NETWORKS
 from embedders.encoders.weights import load_weights, weights_sha256
 from embedders.inputs.common import spec_hash
 from embedders.inputs.ct import CtSpec
@@ -63,7 +64,7 @@ def random_config(width: int = 1024, seed: int = 0) -> EncoderConfig:
 @pytest.mark.parametrize(("name", "count"), [("dinov2-vitl14", 304_368_640), ("gigapath-tile", 1_134_955_520)])
 def test_real_architectures_have_the_published_sizes(name: Any, count: int) -> None:
     with torch.device("meta"):
-        model = dinov2(ARCHITECTURES[name])
+        model = dinov2(NETWORKS[name].architecture)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
     assert model.config._attn_implementation == "sdpa"
 

@@ -20,11 +20,11 @@ from embedders.encoders.build import EncoderConfig, build_encoder, get_encoder
 from embedders.encoders.encoder import Encoder
 from embedders.encoders.flops import flops_per_unit
 from embedders.encoders.heads import dinov2
-from embedders.encoders.spec import ARCHITECTURES, EncoderName
+from embedders.encoders.registry import NETWORKS
 from embedders.inputs.ct import CtSpec
 from warehouse.errors import TimeloomError
 
-TINY: dict[EncoderName, dict[str, Any]] = {
+TINY: dict[str, dict[str, Any]] = {
     "dinov2-vitl14": {
         "hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 16, "patch_size": 56, "image_size": 224,
         "mlp_ratio": 1,
@@ -39,7 +39,7 @@ SLICES = RNG.integers(-1000, 1000, (9, 40, 52)).astype(np.float32)
 TILES = RNG.integers(0, 256, (9, 256, 256, 3), dtype=np.uint8)
 
 
-def tiny(name: EncoderName, modality: str, folder: Path, **settings: Any) -> Encoder:
+def tiny(name: str, modality: str, folder: Path, **settings: Any) -> Encoder:
     torch.manual_seed(3)
     model = dinov2(TINY[name])
     for parameter in model.parameters():
@@ -256,12 +256,12 @@ def test_what_is_compiled_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     ("name", "side", "gigaflops"),
     [("gigapath-tile", 224, 456), ("dinov2-vitl14", 224, 162), ("dinov2-vitl14", 518, 1014)],
 )
-def test_flops_are_those_of_the_published_models(name: EncoderName, side: int, gigaflops: int) -> None:
-    assert round(flops_per_unit(ARCHITECTURES[name], side) / 1e9) == gigaflops
+def test_flops_are_those_of_the_published_models(name: str, side: int, gigaflops: int) -> None:
+    assert round(flops_per_unit(NETWORKS[name].architecture, side) / 1e9) == gigaflops
 
 
 def test_counted_flops_are_those_of_the_formula() -> None:
-    shape = ARCHITECTURES["random-dinov2"]
+    shape = NETWORKS["random-dinov2"].architecture
     d, tokens, layers = shape["hidden_size"], 14 * 14 + 1, shape["num_hidden_layers"]
     products = 4 * tokens * d * d + 8 * tokens * d * d + 2 * tokens * tokens * d
     assert flops_per_unit(shape, 224) == 2 * (layers * products + (tokens - 1) * d * 3 * 16 * 16)
@@ -270,6 +270,6 @@ def test_counted_flops_are_those_of_the_formula() -> None:
 def test_figures_are_measured_here() -> None:
     encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
     figures = encoder.figures
-    assert figures.flops_per_unit == flops_per_unit(ARCHITECTURES["random-dinov2"], 224)
+    assert figures.flops_per_unit == flops_per_unit(NETWORKS["random-dinov2"].architecture, 224)
     assert 1e8 < figures.peak_flops < 1e14 and figures.peak_flops == encoder.figures.peak_flops
     assert figures.device and figures.precision == "float32" and not figures.compiled

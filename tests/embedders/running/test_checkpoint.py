@@ -19,6 +19,7 @@ from embedders.running.checkpoint import Checkpoint
 from embedders.running.runner import ItemToEmbed, RunFigures, RunnerSettings, embed_buckets
 from embedders.running.spans import Progress
 from embedders.running.store_bucket import Bucket
+from extractors.modalities import EXTRACTORS
 from tests.support import unit_readers
 from warehouse.embeddings.store import EmbeddingStore, close_stores, content_hash
 
@@ -34,7 +35,7 @@ def encoder_for(output: str) -> Encoder:
 def embed(items: list[ItemToEmbed], store: Path, output: str = "mean", decoders: int = 0) -> RunFigures:
     encoder = encoder_for(output)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "READERS", {"ct": unit_readers.READER})
+        patch.setitem(EXTRACTORS, "ct", unit_readers.EXTRACTOR)
         _, figures = embed_buckets(
             [Bucket(store, encoder.spec, items, lambda: encoder)],
             RunnerSettings(decoders, 1, checkpoint_units=INTERVAL),

@@ -24,7 +24,9 @@ from embedders.running.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, 
 from embedders.running.spans import BLOCK, SPAN, Span
 from embedders.running.store_bucket import Bucket, outcomes, read_verdicts, verdicts_path
 from extractors.ct.index import index_ct
+from extractors.ct.settings import CT
 from extractors.items import FoundItem
+from extractors.modalities import EXTRACTORS
 from extractors.wsi.index import index_slides
 from tests.support import unit_readers
 from tests.support.phantoms import disc, stained, write_series, write_tiff
@@ -41,7 +43,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture(autouse=True)
 def made_up_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "READERS", {**runner.READERS, "ct": unit_readers.READER})
+    monkeypatch.setitem(EXTRACTORS, "ct", unit_readers.EXTRACTOR)
 
 
 def embed(
@@ -120,7 +122,7 @@ def undisturbed(
 ) -> tuple[list[EmbeddedItem], str]:
     path = tmp_path_factory.mktemp("whole") / "s.lmdb"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "READERS", {"ct": unit_readers.READER})
+        patch.setitem(EXTRACTORS, "ct", unit_readers.EXTRACTOR)
         results, _ = embed(many, encoder, path)
     assert [result.verdict for result in results] == EXPECTED
     return results, content_hash(path)
@@ -348,9 +350,7 @@ def to_embed(found: FoundItem, root: Path) -> ItemToEmbed:
 
 @pytest.fixture
 def real_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedders.decoding.process import READERS
-
-    monkeypatch.setattr(runner, "READERS", READERS)
+    monkeypatch.setitem(EXTRACTORS, "ct", CT)
 
 
 @pytest.mark.usefixtures("real_readers")

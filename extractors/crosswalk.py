@@ -1,0 +1,84 @@
+"""Crosswalks: the site's CSV that ties images to subjects and times."""
+
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+
+from extractors.events.times import parse_times
+from extractors.source import TimeRule
+from warehouse.configuration import LocatedPath, Settings
+from warehouse.errors import TimeloomError
+
+_COLUMNS = ("match", "subject_id", "time", "available_time", "mpp")
+
+
+class CrosswalkConfig(Settings):
+    """A CSV that ties images to subjects.
+
+    Attributes:
+        match: the CSV's column `match` holds a `path` below the images' folder, or a DICOM `patient_id`.
+        columns: names of the CSV's columns where they are not match, subject_id, time, available_time, mpp.
+        artificial: the ties are made up, as when public data sets are joined for a demonstration; recorded per item.
+    """
+
+    file: LocatedPath
+    match: Literal["path", "patient_id"] = "path"
+    columns: dict[Literal["match", "subject_id", "time", "available_time", "mpp"], str] = Field(default_factory=dict)
+    artificial: bool = False
+
+
+def read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
+    """Columns match, subject_id (text), time, available_time (datetime[us]), time_precision, mpp (float).
+
+    Raises:
+        TimeloomError: no CSV, a column is missing, or a time cannot be read.
+    """
+    try:
+        raw = pl.read_csv(crosswalk.file, infer_schema=False, comment_prefix="#")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise TimeloomError("the crosswalk is no CSV", remedy=f"mend {crosswalk.file.name}") from error
+    names: dict[str, str] = {name: name for name in _COLUMNS} | {str(k): v for k, v in crosswalk.columns.items()}
+    for required in ("match", "subject_id"):
+        if names[required] not in raw.columns:
+            raise TimeloomError(
+                f"the crosswalk {crosswalk.file.name} lacks the column {names[required]}",
+                remedy="add it, or name another under crosswalk.columns",
+            )
+    frame = raw.select(
+        (pl.col(names[name]) if names[name] in raw.columns else pl.lit(None, pl.String)).alias(name)
+        for name in _COLUMNS
+    )
+    time, available = (parse_times(frame, TimeRule(column=[name])) for name in ("time", "available_time"))
+    if time.unreadable.any() or available.unreadable.any():
+        raise TimeloomError(
+            f"the crosswalk {crosswalk.file.name} has times that cannot be read", remedy="write 2024-05-01 13:30:00"
+        )
+    return frame.with_columns(
+        time.time.alias("time"),
+        time.precision.cast(pl.String).alias("time_precision"),
+        available.time.alias("available_time"),
+        pl.col("mpp").cast(pl.Float64, strict=False),
+        pl.col("match", "subject_id").str.strip_chars().replace("", None),
+    )
+
+
+def relink(items: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+    """Subjects, and times where it gives them, from a crosswalk by PatientID; unknown patients have no subject.
+
+    Args:
+        items: columns raw_subject, time, available_time, time_source, time_precision, and others that stay.
+        links: as `read_crosswalk` gives them.
+    """
+    renamed = links.rename(
+        {"match": "raw_subject", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
+    ).unique("raw_subject", keep="first", maintain_order=True)
+    joined = items.join(renamed, on="raw_subject", how="left", maintain_order="left")
+    given = pl.col("_time").is_not_null()
+    return joined.with_columns(
+        pl.col("subject_id").alias("raw_subject"),
+        pl.coalesce("_time", "time").alias("time"),
+        pl.when(given).then("_available").otherwise("available_time").alias("available_time"),
+        pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),
+        pl.coalesce("_precision", "time_precision").alias("time_precision"),
+    ).select(items.columns)

@@ -1,0 +1,32 @@
+"""What a configuration says of CT, and how its volumes are found and read."""
+
+from zoneinfo import available_timezones
+
+from pydantic import field_validator
+
+from extractors.ct.reconstructions import ReconstructionConfig
+from extractors.extractor import Extractor, ModalitySettings
+
+
+class CtSettings(ModalitySettings):
+    """CT has its subject and time in its headers; a crosswalk by `patient_id` may give others.
+
+    Attributes:
+        timezone: an IANA name: scanners that state another offset are converted to the site's wall clock, which is what
+            the tables are in.
+        reconstruction: which of several reconstructions of one acquisition is embedded.
+    """
+
+    timezone: str | None = None
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in available_timezones():
+            raise ValueError(f"there is no time zone {name}")
+        return name
+
+
+# Slices are large: a few at a time.
+CT = Extractor(CtSettings, "extractors.ct.index:index", "extractors.ct.index:read_ct_units", units_a_batch=16)

@@ -1,0 +1,71 @@
+"""What a modality's package gives: its settings, how its files become items, and how its items become units."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extractors.crosswalk import CrosswalkConfig
+from extractors.items import FoundItem
+from warehouse.configuration import LocatedPath, Settings
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Advance = Callable[[int, int], None]
+
+
+class ModalitySettings(Settings):
+    """Where a modality's files lie, and what ties them to subjects. A modality that has more keys extends this class.
+
+    Every key but the files' places is part of what an index is known by: a new one indexes its own modality anew, and
+    no other.
+    """
+
+    path: LocatedPath
+    crosswalk: CrosswalkConfig | None = None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A modality's way from files to units. Functions are named `module:name`, and imported when they are needed.
+
+    Attributes:
+        settings: the class of its settings.
+        index: a function of settings, the crosswalk (columns of `read_crosswalk`, or None), progress (done and total
+            files; 0 is unknown) and worker processes, which gives every item with its verdict. Without a crosswalk it
+            judges the files alone, also where runs need one.
+        read_units: a function of a UnitRequest and a number of units, which gives an item's units in batches.
+        units_a_batch: units that `read_units` is asked for at a time.
+        too_many_failed: the verdict of an item too few of whose units can be read.
+        needs_crosswalk: its files name no subject of their own.
+    """
+
+    settings: type[ModalitySettings]
+    index: str
+    read_units: str
+    units_a_batch: int
+    too_many_failed: str = "failed_unreadable"
+    needs_crosswalk: bool = False
+
+    def index_items(
+        self,
+        settings: ModalitySettings,
+        links: "pl.DataFrame | None",
+        progress: Advance | None = None,
+        workers: int | None = None,
+    ) -> list[FoundItem]:
+        """Every item under the settings' path, as `index` finds it."""
+        found: list[FoundItem] = imported(self.index)(settings, links, progress, workers)
+        return found
+
+
+def imported(reference: str) -> Callable[..., Any]:
+    """The function that `module:name` says.
+
+    Raises:
+        ImportError, AttributeError: it, or a library that it needs, is not installed.
+    """
+    module, name = reference.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
