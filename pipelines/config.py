@@ -3,6 +3,7 @@
 import difflib
 from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any
 
 import yaml
@@ -63,7 +64,7 @@ def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for name, extractor in extractors:
         block = create_model(extractor.settings.__name__, __base__=(extractor.settings, ModalityConfig))
-        fields[name] = (block | None, None)
+        fields[name] = (block, None)
     return create_model("Modalities", __base__=Settings, **fields)
 
 
@@ -194,7 +195,9 @@ def _inner(model: Any, part: str | int) -> Any:
     if model is RunConfig and part == "modalities":
         return modality_blocks()
     if isinstance(model, type) and issubclass(model, BaseModel):
-        return model.model_fields[str(part)].annotation if str(part) in model.model_fields else model
+        found = model.model_fields[str(part)].annotation if str(part) in model.model_fields else model
+        # An optional model is the model.
+        return _inner(found, part) if isinstance(found, UnionType) else found
     for argument in getattr(model, "__args__", ()):
         if isinstance(argument, type) and issubclass(argument, BaseModel):
             return argument

@@ -44,9 +44,7 @@ def judge_release(
         "steps": steps,
         "scheme": config.primary_scheme,
         "sources": [source.source for source in config.sources],
-        "artificial_links": any(
-            block.crosswalk and block.crosswalk.artificial for block in config.modalities.values()
-        ),
+        "artificial_links": any(block.crosswalk and block.crosswalk.artificial for block in config.modalities.values()),
     }
     write_report(tree, measurements, judgement, context)
     if not judgement.passed:

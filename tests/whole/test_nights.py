@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import polars as pl
 import pytest
 
 from extractors.deid import Deidentifier, load_key
+from extractors.modalities import EXTRACTORS
+from extractors.wsi.settings import WsiSettings
 from flows.runs import run as flow
 from flows.runs.run import Run
 from pipelines.config import parse_config
 from pipelines.engine.local import LocalEngine
-from tests.support.phantoms import write_series
+from tests.support.phantoms import stained, write_series, write_tiff
 from tests.support.site import Site
 from validation.verify import verify_release
 from warehouse import Release
@@ -354,3 +357,33 @@ def test_a_damaged_ledger_of_another_scheme_is_not_carried_on(site: Site) -> Non
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TimeloomError, match=r"splits/mehrt/ledger.parquet of the current release is damaged"):
         site.night()
+
+
+class WithStain(WsiSettings):
+    """Slides with a setting that this version does not know yet."""
+
+    stain: str = "HE"
+
+
+def test_a_setting_for_slides_indexes_no_ct_anew(ct_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ct_site.folder
+    write_tiff(folder / "slides" / "a.svs", stained(), 0.5)
+    (folder / "slides.csv").write_text("match,subject_id,time\na.svs,P000001,2021-02-03 04:05:06\n")
+    encoder = {"name": "random-dinov2", "width": 1536}
+    slides = {"path": "slides", "crosswalk": {"file": "slides.csv"}, "encoder": encoder}
+    ct_site.config["modalities"]["wsi"] = slides
+
+    def indexed() -> dict[str, dict[str, int]]:
+        """By modality, the segments and when each was written."""
+        ct_site.night(until="embed")
+        paths = {name: ct_site.layout.segments.glob(f"items-{name}-*.parquet") for name in ("ct", "wsi")}
+        return {name: {path.name: path.stat().st_mtime_ns for path in found} for name, found in paths.items()}
+
+    first = indexed()
+    assert {name: len(found) for name, found in first.items()} == {"ct": 1, "wsi": 1}
+    assert indexed() == first
+    monkeypatch.setitem(EXTRACTORS, "wsi", replace(EXTRACTORS["wsi"], settings=WithStain))
+    slides["stain"] = "PAS"
+    second = indexed()
+    assert second["ct"] == first["ct"], "the fingerprint of CT's task and what it wrote are the old ones"
+    assert first["wsi"].keys() < second["wsi"].keys(), "slides are indexed anew"

@@ -7,7 +7,7 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Outcome
-from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_NAMES, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
