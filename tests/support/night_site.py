@@ -78,11 +78,14 @@ class NightSite:
 
 
 def image_settings(export: Path, crosswalk: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that names images and their encoders."""
+    """The part of a configuration that names modalities, their files and their encoders."""
     return {
-        "images": {"ct": {"path": str(export / "ct")}, "wsi": {"path": str(export / "slides"), "crosswalk": crosswalk}},
-        "encoders": {
-            "ct": {"name": "random-dinov2", "width": 1024},
-            "wsi": {"name": "random-dinov2", "width": 1536},
+        "modalities": {
+            "ct": {"path": str(export / "ct"), "encoder": {"name": "random-dinov2", "width": 1024}},
+            "wsi": {
+                "path": str(export / "slides"),
+                "crosswalk": crosswalk,
+                "encoder": {"name": "random-dinov2", "width": 1536},
+            },
         },
     }
