@@ -45,7 +45,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of a site with waves of six patients, one of them damaged, and what a night and a reader said."""
     folder = tmp_path_factory.mktemp("waves")
     with_waves(folder / "code")
@@ -72,8 +72,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def release(told: tuple[Path, dict[str, Any]]) -> Path:
-    return Path(told[0], told[1]["release"])
+def release(night: tuple[Path, dict[str, Any]]) -> Path:
+    return Path(night[0], night[1]["release"])
 
 
 def test_its_items_are_indexed_and_embedded(release: Path) -> None:
@@ -90,11 +90,11 @@ def test_it_is_aligned_and_counted(release: Path) -> None:
     assert subjects["waves"].sum() == 5
 
 
-def test_it_is_tokenised_packed_and_read(told: tuple[Path, dict[str, Any]]) -> None:
-    assert list(told[1]["vectors"].values()) == [[9, 48]] * 5
+def test_it_is_tokenised_packed_and_read(night: tuple[Path, dict[str, Any]]) -> None:
+    assert list(night[1]["vectors"].values()) == [[9, 48]] * 5
 
 
-def test_it_is_reported_and_verified(told: tuple[Path, dict[str, Any]], release: Path) -> None:
+def test_it_is_reported_and_verified(night: tuple[Path, dict[str, Any]], release: Path) -> None:
     report = next(release.rglob("report.html")).read_text(encoding="utf-8")
     assert "structured only" in report and ">wave<" in report
-    assert told[1]["wrong"] == []
+    assert night[1]["wrong"] == []
