@@ -6,8 +6,8 @@ import numpy.typing as npt
 from warehouse.errors import TimeloomError
 from warehouse.tokens import TokenType
 
-# `mehrt` is REQUIREMENTS M-14 with demographics as 3.6 has them; `multimodal` keeps demographics as context only and
-# predicts intervals, as ETHOS does.
+# `mehrt` is the loss of MEHRT: every structured token is a target, demographics too, and images are not. `multimodal` is
+# the loss of the multimodal EHR model: demographics are context only, and intervals are predicted, as ETHOS does.
 LOSS_TARGETS: dict[str, tuple[TokenType, ...]] = {
     "mehrt": (TokenType.STRUCTURED, TokenType.DEMOGRAPHIC),
     "multimodal": (TokenType.STRUCTURED, TokenType.INTERVAL),

@@ -21,7 +21,7 @@ class SplitConfig(Settings):
         return self
 
 
-# The fractions that the papers give (REQUIREMENTS M-6, P-3, C-11).
+# The fractions that the papers give: MEHRT 85/5/10, the multimodal EHR model 80/10/10, CliniFuse 95/2.5/2.5.
 SCHEMES = {
     "mehrt": SplitConfig(train=0.85, tuning=0.05, held_out=0.10),
     "multimodal": SplitConfig(train=0.80, tuning=0.10, held_out=0.10),

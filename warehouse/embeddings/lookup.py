@@ -91,11 +91,11 @@ def _copied(marks: I64, forms: I64, width: int) -> Floats:
     """(n, width) vectors; rows of items without marks are to be written."""
     result: Floats | None = None
     for form, dtype in FORMS.items():
-        mine = forms == form
-        if mine.all():
+        of_form = forms == form
+        if of_form.all():
             return rows_at(addresses_of(marks) + HEADER_BYTES, dtype, width).astype(np.float32, copy=False)
         result = np.empty((len(marks), width), np.float32) if result is None else result
-        result[mine] = rows_at(addresses_of(marks[mine]) + HEADER_BYTES, dtype, width)
+        result[of_form] = rows_at(addresses_of(marks[of_form]) + HEADER_BYTES, dtype, width)
     assert result is not None
     return result
 
@@ -103,9 +103,9 @@ def _copied(marks: I64, forms: I64, width: int) -> Floats:
 def _changed(marks: I64, forms: I64) -> list[int]:
     """Places of the items whose checksums are not those noted any more."""
     marked = np.flatnonzero(forms)
-    mine = marks if len(marked) == len(marks) else marks[marked]
-    checksums = rows_at(addresses_of(mine) + CHECKSUM_AT, np.dtype("<i8"), 1)[:, 0]
-    changed: list[int] = marked[checksums != mine[:, 1]].tolist()
+    checked = marks if len(marked) == len(marks) else marks[marked]
+    checksums = rows_at(addresses_of(checked) + CHECKSUM_AT, np.dtype("<i8"), 1)[:, 0]
+    changed: list[int] = marked[checksums != checked[:, 1]].tolist()
     return changed
 
 
@@ -114,11 +114,11 @@ def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: I6
     plain = {plain_header(dtype, width): (form, HEADER_BYTES + width * dtype.itemsize) for form, dtype in FORMS.items()}
     limit = address_limit(now)
     places, found = list[int](), list[tuple[int, int, int]]()
-    for store, mine in stores:
+    for store, store_places in stores:
         half_page = store.page_bytes // 2
-        mine.sort(key=keys.__getitem__)  # as they lie in the file
+        store_places.sort(key=keys.__getitem__)  # in the order of the file
         with reading(store.path, store.real) as transaction:
-            for place in mine:
+            for place in store_places:
                 value = transaction.get(keys[place].encode("ascii"))
                 if value is None:
                     raise store.lacking()

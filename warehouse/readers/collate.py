@@ -298,9 +298,9 @@ def _tokens_items(
     result = {}
     for modality in modalities:
         which = np.flatnonzero(kind == MODALITIES[modality].number)
-        mine = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
+        item_keys = keys if len(which) == len(keys) else [keys[item] for item in which.tolist()]
         marks = _PackAddresses(places, counts, table, which)
-        result[modality] = Items(mine, where[which], segment[which], when[which], marks)
+        result[modality] = Items(item_keys, where[which], segment[which], when[which], marks)
     return result
 
 
@@ -317,9 +317,9 @@ def item_fields(items: Mapping[str, Items]) -> ItemFields:
     """Items as Batch holds them."""
     return {
         "item_positions": {name: torch.from_numpy(item.positions) for name, item in items.items()},
-        "item_segment": {name: torch.from_numpy(one.segment) for name, one in items.items()},
-        "item_time_us": {name: torch.from_numpy(one.time_us) for name, one in items.items()},
-        "item_keys": {name: one.keys for name, one in items.items()},
+        "item_segment": {name: torch.from_numpy(item.segment) for name, item in items.items()},
+        "item_time_us": {name: torch.from_numpy(item.time_us) for name, item in items.items()},
+        "item_keys": {name: item.keys for name, item in items.items()},
     }
 
 

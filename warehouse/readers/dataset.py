@@ -94,12 +94,14 @@ class ShardDataset(BatchReader[B], Generic[B]):
         order, world = self.order(epoch), batch_size * self.world_size
         end = len(order) - (len(order) - start) % world if drop_last else len(order)
         for first in range(start, end, SORTED_STEPS * world):
-            some = order[first : min(first + SORTED_STEPS * world, end)]
-            whole = len(some) // world
+            next_packs = order[first : min(first + SORTED_STEPS * world, end)]
+            whole = len(next_packs) // world
             # A step's packs in stored order; many short sorts in one call take a tenth of as many calls.
-            shares = [*np.sort(dealt(some[: whole * world].reshape(whole, world).T, self.rank, self.world_size).T)]
-            if len(some) % world:
-                shares.append(np.sort(dealt(some[whole * world :], self.rank, self.world_size)))
+            shares = [
+                *np.sort(dealt(next_packs[: whole * world].reshape(whole, world).T, self.rank, self.world_size).T)
+            ]
+            if len(next_packs) % world:
+                shares.append(np.sort(dealt(next_packs[whole * world :], self.rank, self.world_size)))
             for number, share in enumerate(shares, start=1):
                 yield Step(share, (epoch, min(first + number * world, end)))
 

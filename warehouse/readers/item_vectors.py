@@ -32,7 +32,7 @@ def _by_store(
     rows = defaultdict[int, list[int]](list)
     for row, bucket in enumerate(bucket_of(subjects, buckets).tolist()):
         rows[bucket].append(row)
-    return [(stores[bucket], mine) for bucket, mine in sorted(rows.items())]
+    return [(stores[bucket], bucket_rows) for bucket, bucket_rows in sorted(rows.items())]
 
 
 def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, subjects: I64, buckets: int) -> Floats:
@@ -43,8 +43,8 @@ def pooled(layout: Layout, modality: str, store: str, width: int, items: Items, 
     """
 
     def stores(wanted: list[int]) -> list[tuple[EmbeddingStore, list[int]]]:
-        some = _by_store(layout, modality, store, subjects[wanted], buckets)
-        return [(file, [wanted[row] for row in rows]) for file, rows in some]
+        by_store = _by_store(layout, modality, store, subjects[wanted], buckets)
+        return [(file, [wanted[row] for row in rows]) for file, rows in by_store]
 
     return read_vectors(items.keys, width, items.marks, stores)
 

@@ -96,13 +96,13 @@ class Mixture(BatchReader[B], Generic[B]):
             member, number = self.turns(taken, world)
             packs = np.empty(world, dtype=np.int64)
             for which, dataset in enumerate(self.members):
-                mine = np.flatnonzero(member == which)
-                for epoch in np.unique(number[mine] // len(dataset)).tolist():
+                of_member = np.flatnonzero(member == which)
+                for epoch in np.unique(number[of_member] // len(dataset)).tolist():
                     if orders[which][0] != epoch:
                         orders[which] = epoch, dataset.order(epoch)
-                    now = mine[number[mine] // len(dataset) == epoch]
+                    now = of_member[number[of_member] // len(dataset) == epoch]
                     packs[now] = orders[which][1][number[now] % len(dataset)]
-                taken[which] += len(mine)
+                taken[which] += len(of_member)
             if self.token_budget is not None:
                 tokens += self._count(member, packs)
             turn = dealt(np.arange(world), self.rank, self.world_size)
@@ -124,13 +124,13 @@ class Mixture(BatchReader[B], Generic[B]):
         """Targets in packs of all ranks: each pack's are counted when it is first met, from its ids and types."""
         total = 0
         for which, dataset in enumerate(self.members):
-            mine, known = packs[member == which], self._targets[which]
-            new = np.unique(mine[known[mine] < 0])
+            member_packs, known = packs[member == which], self._targets[which]
+            new = np.unique(member_packs[known[member_packs] < 0])
             for first in range(0, len(new), COUNTED_PACKS):
-                some = new[first : first + COUNTED_PACKS]
-                places = dataset.shelf.places(some)
-                known[some] = count_targets(places, dataset.context, dataset.recipe.kinds)
-            total += int(known[mine].sum())
+                uncounted = new[first : first + COUNTED_PACKS]
+                places = dataset.shelf.places(uncounted)
+                known[uncounted] = count_targets(places, dataset.context, dataset.recipe.kinds)
+            total += int(known[member_packs].sum())
         return total
 
     def bound(self) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def _check_fits(first: ShardDataset[B], other: ShardDataset[B]) -> None:
         "rank or world size": ((first.rank, first.world_size), (other.rank, other.world_size)),
         "fields, loss or vectors": (first.recipe, other.recipe),
     }
-    for name, (mine, its) in same.items():
-        if mine != its:
+    for name, (value, other_value) in same.items():
+        if value != other_value:
             raise TimeloomError(f"members of a mixture differ in {name}", remedy="make them with the same options")
     if not len(other):
         raise TimeloomError(f"plan {other.plan} has no packs of split {other.split}", remedy="leave this member out")

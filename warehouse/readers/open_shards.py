@@ -193,7 +193,7 @@ class OpenShards:
         # Vectors may be attached where the plan keeps image tokens; the manifest names the stores.
         encoders = release.manifest.encoders if entry.images else {}
         self.stores = {name: encoder.store for name, encoder in encoders.items() if name in MODALITIES}
-        self.dims = {name: one.dim for name, one in encoders.items() if name in MODALITIES}
+        self.dims = {name: encoder.dim for name, encoder in encoders.items() if name in MODALITIES}
         self._prefixes: dict[int, str] = {}
         self._maps_most, self._bytes_most = maps, small_bytes
         self._forget()

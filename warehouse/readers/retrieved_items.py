@@ -1,7 +1,7 @@
 """Items of a segment's subject within the segment's time span, whether or not they have tokens in the pack.
 
-REQUIREMENTS P-9: retrieved by subject within the window's time span, at most K a modality; which of more than K is left
-open there: here the most recent ones, and how many were left out is counted.
+The paper of the multimodal EHR model (§2.2) retrieves at most K items of each modality, by subject, within the window's
+time span. It does not say which K of more items it takes. This module takes the most recent K and counts the rest.
 """
 
 from collections.abc import Sequence
@@ -92,10 +92,10 @@ class WindowItems:
 
 
 def _index(rows: Sequence[_Row], modality: str, store: str) -> _ItemIndex:
-    mine = sorted((subject, time, key) for of, its, subject, time, key in rows if (of, its) == (modality, store))
-    owners = np.array([subject for subject, _, _ in mine], dtype=np.int64)
-    times = np.array([time for _, time, _ in mine], dtype=np.int64)
+    found = sorted((subject, time, key) for of, its, subject, time, key in rows if (of, its) == (modality, store))
+    owners = np.array([subject for subject, _, _ in found], dtype=np.int64)
+    times = np.array([time for _, time, _ in found], dtype=np.int64)
     subjects, number = np.unique(owners, return_inverse=True)
     instants, rank = np.unique(times, return_inverse=True)
-    keys = [key for _, _, key in mine]
-    return _ItemIndex(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(mine)))
+    keys = [key for _, _, key in found]
+    return _ItemIndex(keys, times, subjects, instants, number * (len(instants) + 1) + rank, no_marks(len(found)))

@@ -1,7 +1,8 @@
 """The accounts of a scaling study: parameters N with and without embeddings, tokens D, and compute C = 6 N D.
 
 With a vocabulary of ten thousand and a model of nine million parameters the embeddings are a large share of N, so a
-study states both (REQUIREMENTS SC-4). D unique is a budget's `tokens` in the manifest; D seen is that times the epochs.
+study states both. C = 6 N D is the convention of Kaplan et al. 2020. D unique is a budget's `tokens` in the manifest; D
+seen is that number times the epochs.
 """
 
 from dataclasses import dataclass

@@ -10,10 +10,10 @@ from warehouse.readers.batch import Batch
 def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
     """Which of the batch's n items of a modality each token may attend to: (B, L, n) bool, in item_positions' order.
 
-    An item is visible to a token of the same segment whose time is strictly later (REQUIREMENTS P-8: equal times are
-    hidden), the k most recent of them; of items at one time the later in the batch's order counts as more recent.
-    A segment is the window of P-9, so what a token sees does not depend on what else is in the batch. Tokens and items
-    without a time see and show nothing.
+    A token sees the k most recent items of its segment whose times are strictly before its own. It does not see an
+    item at its own time, as in the paper of the multimodal EHR model (§2.2). Of items at one time, the later in the
+    batch's order counts as more recent. A segment is that paper's retrieval window, so what a token sees does not
+    depend on what else is in the batch. A token without a time sees no item, and no token sees an item without a time.
 
     Raises:
         TimeloomError: the batch has no such modality, or k is below 1.
@@ -29,8 +29,8 @@ def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
     rank[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ranked, ranked)
 
     timed = batch.real & (batch.time_us != NO_TIME)
-    mine = timed[..., None] & (batch.batch_segment[..., None] == owner) & (time != NO_TIME)
-    before = mine & (time < batch.time_us[..., None])
+    eligible = timed[..., None] & (batch.batch_segment[..., None] == owner) & (time != NO_TIME)
+    before = eligible & (time < batch.time_us[..., None])
     # A segment's items sorted by time, those without one first: the ones before the token end at `last`.
     untimed = torch.zeros(batch.n_segments, dtype=torch.int64, device=owner.device)
     untimed.index_add_(0, owner, (time == NO_TIME).long())

@@ -112,7 +112,7 @@ def take(packs: Packs, rows: slice) -> Packs:
     segments = _within(packs.segments_per_pack, rows)
     images = _within(packs.images_per_pack, rows)
     parts = dict.fromkeys(SEGMENT_COLUMNS, segments) | dict.fromkeys(IMAGE_COLUMNS, images)
-    return Packs(**{one.name: getattr(packs, one.name)[parts.get(one.name, rows)] for one in fields(Packs)})
+    return Packs(**{field.name: getattr(packs, field.name)[parts.get(field.name, rows)] for field in fields(Packs)})
 
 
 def _within(counts: npt.NDArray[np.int32], rows: slice) -> slice:

@@ -41,9 +41,9 @@ def compact_times(times: I64, lengths: I64) -> CompactTimes:
     chunks = _chunks(lengths)
     origins = np.zeros(len(lengths), dtype=np.int64)
     for segments, tokens in chunks:
-        here = times[tokens]
+        chunk_times = times[tokens]
         starts = np.cumsum(lengths[segments]) - lengths[segments]
-        first = np.minimum.reduceat(np.where(here == NO_TIME, np.iinfo(np.int64).max, here), starts)
+        first = np.minimum.reduceat(np.where(chunk_times == NO_TIME, np.iinfo(np.int64).max, chunk_times), starts)
         origins[segments] = np.where(first == np.iinfo(np.int64).max, 0, first)
     for unit in UNITS_US:
         values = np.empty(len(times), dtype=np.int32)
