@@ -107,10 +107,10 @@ class Team:
                 self._members.append(member)
             else:
                 context = multiprocessing.get_context("spawn")
-                here, there = context.Pipe()
-                process = context.Process(target=_worker, args=(reader, there), daemon=True)
+                parent_end, worker_end = context.Pipe()
+                process = context.Process(target=_worker, args=(reader, worker_end), daemon=True)
                 process.start()
-                self._pipes.append(here)
+                self._pipes.append(parent_end)
                 self._members.append(process)
 
     def run(self, folder: Path, members: int, rounds: int) -> float:

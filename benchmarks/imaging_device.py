@@ -187,7 +187,7 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
             return best[-1].units / best[-1].seconds, 2 / (1 / before + 1 / behind)
 
         ours, alone = _repeat(once, 1 if quick and not cuda else 2)
-        figures = min(best, key=lambda one: one.seconds)
+        figures = min(best, key=lambda figure: figure.seconds)
         fractions.append(ours / alone)
         limits.append(figures.flop_fraction or 0.0)
         rates = f"{ours:,.1f}", f"{alone:,.1f}", f"{ours / alone:.1%}"

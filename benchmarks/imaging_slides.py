@@ -46,9 +46,9 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
         reader = SlideReader(path, {"mpp_x": mpp, "mpp_y": mpp})
         count = min(len(reader.plan), tiles)
         turns = [(seconds(ours, reader, count), seconds(theirs, reader, count)) for _ in range(repetitions)]
-        mine, peer = (count / min(column) for column in zip(*turns, strict=True))
-        ratios.append(round(mine / peer, 3))
-        table.add_row(name, str(count), reader.how, f"{mine:,.0f}", f"{peer:,.0f}", f"{mine / peer:.2f}")
+        our_rate, peer = (count / min(column) for column in zip(*turns, strict=True))
+        ratios.append(round(our_rate / peer, 3))
+        table.add_row(name, str(count), reader.how, f"{our_rate:,.0f}", f"{peer:,.0f}", f"{our_rate / peer:.2f}")
     Console(width=160).print(table)
     return {"tiles_vs_openslide": ratios[0], "tiles_40to20_vs_openslide": ratios[1]}
 

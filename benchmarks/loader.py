@@ -144,9 +144,9 @@ def _step(packs: Any) -> Any:
 
 def seconds(work: Callable[[], object]) -> float:
     """Seconds of the clock or of the process, whichever are fewer: what else the machine does then matters less."""
-    clock, own = time.perf_counter(), time.process_time()
+    clock, process = time.perf_counter(), time.process_time()
     work()
-    return min(time.perf_counter() - clock, time.process_time() - own)
+    return min(time.perf_counter() - clock, time.process_time() - process)
 
 
 def drained(dataset: "ShardDataset[Any]", prefetch: int) -> Callable[[], object]:
@@ -196,16 +196,19 @@ def copies(dataset: "ShardDataset[Any]") -> Callable[[], object]:
     """As many vectors as each batch of an epoch has, copied at random from arrays that hold as many as there are."""
     counts = [{name: len(keys) for name, keys in batch.item_keys.items()} for batch in dataset.batches(BATCH)]
     random = np.random.default_rng(2)
-    totals = {name: sum(one[name] for one in counts) for name in loader_data.DIMS}
+    totals = {name: sum(counts_of_batch[name] for counts_of_batch in counts) for name in loader_data.DIMS}
     arrays = {
         name: random.standard_normal((totals[name], width), dtype=np.float32)
         for name, width in loader_data.DIMS.items()
     }
-    wanted = [{name: random.integers(0, totals[name], count) for name, count in one.items()} for one in counts]
+    wanted = [
+        {name: random.integers(0, totals[name], count) for name, count in counts_of_batch.items()}
+        for counts_of_batch in counts
+    ]
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
-        for one in wanted:
-            yield {name: torch.from_numpy(arrays[name][rows]) for name, rows in one.items()}
+        for batch_rows in wanted:
+            yield {name: torch.from_numpy(arrays[name][rows]) for name, rows in batch_rows.items()}
 
     def work() -> None:
         for _ in batches():
@@ -296,8 +299,8 @@ def run(work: Path, quick: bool) -> None:
     }
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(passes + 1):  # the first pass warms caches, checks checksums
-        for name, (_, one) in runs.items():
-            best[name] = min(best[name], seconds(one))
+        for name, (_, timed_work) in runs.items():
+            best[name] = min(best[name], seconds(timed_work))
     for name, made in {
         "timeloom rows, first epoch": lambda: shards(vectors=False),
         "timeloom rows with vectors, first epoch": shards,
@@ -319,8 +322,8 @@ def run(work: Path, quick: bool) -> None:
     def limit(rows: str, copied: str) -> float:
         return round(best[rows] / (best[rows] + best[copied]), 2)
 
-    def ratio(mine: str, other: str) -> float | None:
-        return round(rates[mine] / rates[other], 2) if other in rates else None
+    def ratio(ours: str, other: str) -> float | None:
+        return round(rates[ours] / rates[other], 2) if other in rates else None
 
     result = {
         "ids_vs_memmap": ratio("timeloom ids", "memmap ids"),

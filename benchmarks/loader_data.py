@@ -104,11 +104,11 @@ def _store(layout: Layout, made: Timelines, random: np.random.Generator) -> None
     for modality, width in DIMS.items():
         of_modality = made.token_id[made.image_place] == IMAGE_TOKENS[modality]
         for bucket in range(BUCKETS):
-            mine = keys[of_modality & (buckets == bucket)].tolist()
-            if mine:
-                vectors = random.standard_normal((len(mine), width), dtype=np.float32)
+            bucket_keys = keys[of_modality & (buckets == bucket)].tolist()
+            if bucket_keys:
+                vectors = random.standard_normal((len(bucket_keys), width), dtype=np.float32)
                 with EmbeddingWriter(layout.embedding_bucket(modality, "random", bucket)) as writer:
-                    writer.put_many([(key, vector, 8) for key, vector in zip(mine, vectors, strict=True)])
+                    writer.put_many([(key, vector, 8) for key, vector in zip(bucket_keys, vectors, strict=True)])
 
 
 def make(root: Path, tokens: int, context: int) -> None:

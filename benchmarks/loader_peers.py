@@ -67,14 +67,14 @@ def main() -> None:
             if name == "mds"
             else _litdata(path, len(ids), Path(folder), int(context))
         )
-        start, own, seen, rows = time.perf_counter(), time.process_time(), 0, []
+        start, process_start, seen, rows = time.perf_counter(), time.process_time(), 0, []
         for sample in source:
             rows.append(np.asarray(sample))
             if len(rows) == int(batch):
                 torch.from_numpy(np.stack(rows).astype(np.int64))
                 seen, rows = seen + len(rows), []
         seen += len(rows)
-        best = min(best, time.perf_counter() - start, time.process_time() - own)
+        best = min(best, time.perf_counter() - start, time.process_time() - process_start)
         if seen != len(ids):
             raise SystemExit(f"{name} gave {seen} of {len(ids)} packs")
     print(best)

@@ -80,12 +80,12 @@ def main() -> None:
         labs = demo / "hospital" / "tables" / "labs.csv"
         lines = labs.read_text(encoding="utf-8").splitlines()
         labs.write_text("\n".join([*lines, lines[1].replace(",", "0,", 1)]) + "\n", encoding="utf-8")
-        one, _ = timeloom(*command)
+        one_subject, _ = timeloom(*command)
         changed, files = rewritten(demo / "warehouse")
-        print(f"one row of one subject added: {one:.1f} s, {changed} of {files} event files rewritten")
+        print(f"one row of one subject added: {one_subject:.1f} s, {changed} of {files} event files rewritten")
         ratios = {
             "unchanged_vs_full": round(unchanged / full, 4),
-            "one_subject_vs_full": round(one / full, 4),
+            "one_subject_vs_full": round(one_subject / full, 4),
             "files_rewritten": changed,
             "files": files,
             "full_s": round(full, 1),

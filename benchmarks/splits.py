@@ -85,12 +85,12 @@ def compare(subjects: pl.DataFrame, split: npt.NDArray[np.uint8]) -> dict[str, f
     share = np.bincount(kind[train], minlength=4) / train.sum()
     found: dict[str, float] = dict.fromkeys(("ks_length", "smd_log_length", "smd_interval", "modality_points"), 0.0)
     for other in (1, 2):
-        mine = split == other
-        points = 100 * np.abs(np.bincount(kind[mine], minlength=4) / mine.sum() - share).max()
+        of_split = split == other
+        points = 100 * np.abs(np.bincount(kind[of_split], minlength=4) / of_split.sum() - share).max()
         figures = {
-            "ks_length": ks_statistic(length[train], length[mine]),
-            "smd_log_length": abs(smd(np.log(length[train]), np.log(length[mine]))),
-            "smd_interval": abs(smd(interval[train], interval[mine])),
+            "ks_length": ks_statistic(length[train], length[of_split]),
+            "smd_log_length": abs(smd(np.log(length[train]), np.log(length[of_split]))),
+            "smd_interval": abs(smd(interval[train], interval[of_split])),
             "modality_points": float(points),
         }
         found = {name: max(found[name], value) for name, value in figures.items()}
@@ -113,7 +113,7 @@ def off_quota(ledger: pl.DataFrame) -> float:
         pl.len().alias("size"), *((pl.col("split") == name).sum().cast(pl.Int64).alias(name) for name in SPLITS)
     )  # fmt: skip
     off = [(counted[name] - counted["size"] * share).abs().max() for name, share in zip(SPLITS, FRACTIONS, strict=True)]
-    return max(float(str(one)) for one in off)
+    return max(float(str(deviation)) for deviation in off)
 
 
 def ours(number: int, seed: int = 0) -> dict[str, float]:
@@ -146,9 +146,9 @@ def prefixes(subjects: pl.DataFrame, ledger: pl.DataFrame, freeze: Freeze) -> tu
     """KS of length of a hundredth of train against all of it: the first of the order, and drawn by chance."""
     placed = ledger.with_columns(pl.Series("order", order_of(ledger, freeze))).filter(split="train").sort("order")
     length = placed.join(subjects, on="subject_id", how="left", maintain_order="left")["events"].to_numpy()
-    some = max(10, len(length) // 100)
-    drawn = np.random.default_rng(0).permutation(length)[:some]
-    return ks_statistic(length[:some], length), ks_statistic(drawn, length)
+    prefix = max(10, len(length) // 100)
+    drawn = np.random.default_rng(0).permutation(length)[:prefix]
+    return ks_statistic(length[:prefix], length), ks_statistic(drawn, length)
 
 
 def by_hash(subjects: pl.DataFrame) -> npt.NDArray[np.uint8]:

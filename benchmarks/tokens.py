@@ -100,8 +100,8 @@ def replicate(events: pl.DataFrame, codes: pl.DataFrame, copies: int, tree: Rele
         parts = []
         for copy in range(copies):
             moved = events.with_columns(pl.col("subject_id") + STEP * copy)
-            own = pl.Series(bucket_of(moved["subject_id"].to_numpy(), BUCKETS) == bucket)
-            parts.append(moved.filter(own))
+            in_bucket = pl.Series(bucket_of(moved["subject_id"].to_numpy(), BUCKETS) == bucket)
+            parts.append(moved.filter(in_bucket))
         write_tables(tree.events(bucket), parts, EVENTS, "events")
         write_table(tree.items(bucket), ITEMS.empty_table(), ITEMS, "items")
         counts = pl.concat(parts).group_by("code").agg(pl.len().cast(pl.Int64).alias("events")).sort("code")
@@ -140,7 +140,7 @@ def measure(name: str, profile: ProfileConfig, staging: Path) -> dict[str, float
     tasks = pack.tasks_of(context, name, profile, [list(range(BUCKETS))], lines, splits, words, {})
     packs, packing = best_of(pack.STAGE, tasks, context)
     (counted,) = (entry.counts for entry in packs.entries.values())
-    left_out = sum(sum(one["dropped"].values()) for one in counted["splits"].values())
+    left_out = sum(sum(split["dropped"].values()) for split in counted["splits"].values())
     return {
         "tokens": lines.total("tokens"),
         "count_and_fit_s": counting + fitting,
@@ -199,9 +199,10 @@ def main() -> None:
         print(" profile       tokens  count, fit  tokenize   pack  Mtok/s     fill lost")
         found = {name: measure(name, profile, work / "run") for name, profile in PROFILES.items()}
         rates = {name: entry["tokens"] / (entry["tokenize_s"] + entry["pack_s"]) / 1e6 for name, entry in found.items()}
-        for name, one in found.items():
-            seconds = f"{one['count_and_fit_s']:>11.2f} {one['tokenize_s']:>9.2f} {one['pack_s']:>6.2f}"
-            print(f"{name:>8} {one['tokens']:>12,} {seconds} {rates[name]:>7.2f} {one['fill']:>8.3%} {one['lost']}")
+        for name, figures in found.items():
+            seconds = f"{figures['count_and_fit_s']:>11.2f} {figures['tokenize_s']:>9.2f} {figures['pack_s']:>6.2f}"
+            packing = f"{figures['fill']:>8.3%} {figures['lost']}"
+            print(f"{name:>8} {figures['tokens']:>12,} {seconds} {rates[name]:>7.2f} {packing}")
         ours = sum(found["every"][part] for part in ("count_and_fit_s", "tokenize_s", "pack_s"))
         versus = None
         if options.meds_torch_data:
@@ -220,7 +221,7 @@ def main() -> None:
                     "vs_ethos": None,
                     "vs_meds_torch_data": versus,
                     "pack_fill": round(found["every"]["fill"], 5),
-                    "tokens_lost": sum(int(one["lost"]) for one in found.values()),
+                    "tokens_lost": sum(int(figures["lost"]) for figures in found.values()),
                 }
             )
         )

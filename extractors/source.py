@@ -54,8 +54,8 @@ Columns = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=s
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Puts what the docstrings say of a model's attributes into its JSON schema, for editors."""
     schema["description"] = inspect.cleandoc(model.__doc__ or "").partition("\n\nAttributes:\n")[0]
-    for one in reversed(model.__mro__):
-        _, _, listed = inspect.cleandoc(one.__doc__ or "").partition("\n\nAttributes:\n")
+    for base in reversed(model.__mro__):
+        _, _, listed = inspect.cleandoc(base.__doc__ or "").partition("\n\nAttributes:\n")
         for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, flags=re.M):
             if name in schema["properties"]:
                 schema["properties"][name]["description"] = re.sub(r"\s+", " ", text)
@@ -287,7 +287,7 @@ class Source(_Model):
             needed |= set(self.crosswalks[table.removeprefix(CROSSWALK)].columns)
         elif rule.role == "events":
             needed |= raw_columns(rule, self.subject)
-        for joins in (*(one.joins for one in self.tables.values()), *(code.joins for code in self.codes)):
+        for joins in (*(table_rule.joins for table_rule in self.tables.values()), *(code.joins for code in self.codes)):
             for join in joins:
                 if join.table == table:
                     needed |= {*join.key.values(), *(aggregate(spec)[1] for spec in join.columns.values())}

@@ -288,9 +288,9 @@ def verify(
             json.dumps([{"check": finding.check, "ok": finding.ok, "detail": finding.detail} for finding in findings])
         )
     else:
-        for one in findings:
-            say(f"{'ok  ' if one.ok else 'FAIL'} {one.check}{': ' + one.detail if one.detail else ''}")
-    raise typer.Exit(0 if all(one.ok for one in findings) else 1)
+        for finding in findings:
+            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.check}{': ' + finding.detail if finding.detail else ''}")
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 @app.command()

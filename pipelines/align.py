@@ -182,8 +182,10 @@ class Aligned:
 
     def codes(self) -> pa.Table:
         """How many events each code has, columns of CODE_COUNTS."""
-        some = np.flatnonzero(self._codes)
-        return pa.table({"code": self._gathered.texts.codes.take(pa.array(some)), "events": self._codes[some]})
+        used_codes = np.flatnonzero(self._codes)
+        return pa.table(
+            {"code": self._gathered.texts.codes.take(pa.array(used_codes)), "events": self._codes[used_codes]}
+        )
 
     def availability(self) -> dict[str, int]:
         """How many events are known to be available how."""

@@ -146,17 +146,22 @@ def run(params: Params, base: Path) -> Result:
     codes = pl.concat([read_frame(base / path).select("code") for path in params["codes"]]).unique().sort("code")
     sources = [Source.model_validate(param["source"]) for param in params["dictionaries"]]
     found = [
-        Export(Path(one["export"]), source, {name: Path(file) for name, file in one["crosswalks"].items()})
-        for one, source in zip(params["dictionaries"], sources, strict=True)
+        Export(
+            Path(dictionary["export"]), source, {name: Path(file) for name, file in dictionary["crosswalks"].items()}
+        )
+        for dictionary, source in zip(params["dictionaries"], sources, strict=True)
     ]
     described = describe(codes["code"], found)
     ledger = pl.DataFrame(params["ledger"], schema=LEDGER.names, orient="row")
     write_json(tree.dataset_metadata, dataset_metadata(params["name"]))
     quarantined = (
-        read_frame_blob(Path(one["path"]), one["rows"], ROWS).select(
-            pl.lit(one["table"]).alias("table"), pl.lit(one["part"], pl.Int32).alias("part"), "row", "reason"
+        read_frame_blob(Path(quarantine["path"]), quarantine["rows"], ROWS).select(
+            pl.lit(quarantine["table"]).alias("table"),
+            pl.lit(quarantine["part"], pl.Int32).alias("part"),
+            "row",
+            "reason",
         )
-        for one in params["quarantines"]
+        for quarantine in params["quarantines"]
     )
     rows = {
         tree.dataset_metadata: None,

@@ -93,8 +93,8 @@ def tasks_of(
     token_dtype = "uint16" if len(vocabulary) <= 1 << 16 else "uint32"
     prefix = cache(lambda size: vocabulary_hash(vocabulary, size))
     tasks = []
-    for plan_name, one in plans_of(profile.context, profile.plans).items():
-        tiers = _tier_hashes(context, name, plan_name, one, groups)
+    for plan_name, plan in plans_of(profile.context, profile.plans).items():
+        tiers = _tier_hashes(context, name, plan_name, plan, groups)
         for group, buckets in enumerate(groups):
             files = [str(ReleaseLayout(Path()).timeline(name, bucket)) for bucket in buckets]
             used = [
@@ -109,18 +109,18 @@ def tasks_of(
                 "vocabulary_size": known,
                 "stores": stores,
             }
-            settings = one.model_dump(mode="json", exclude={"budgets", "loss"})
+            settings = plan.model_dump(mode="json", exclude={"budgets", "loss"})
             tasks.append(
                 make_task(
                     STAGE,
                     f"{name}.{plan_name}-{group:04d}",
                     context.staging,
-                    settings=[header, settings, plan_name, group, len(one.budgets)],
+                    settings=[header, settings, plan_name, group, len(plan.budgets)],
                     inputs=[[hashes[file] for file in files], [splits.get(bucket) for bucket in buckets], tiers[group]],
                     params=Params(
                         header=header,
                         plan=plan_name,
-                        settings=one.model_dump(mode="json"),
+                        settings=plan.model_dump(mode="json"),
                         scheme=str(profile.scheme),
                         group=group,
                         groups=len(groups),
@@ -140,9 +140,9 @@ def _tier_hashes(
     subset = read_frame(ReleaseLayout(context.staging / "release").subset(profile, name)).sort("subject_id")
     bucket = pl.Series(bucket_of(subset["subject_id"].to_numpy(), sum(map(len, groups))))
     return [
-        sha256_json([one["subject_id"].to_list(), one["tier"].to_list()])
+        sha256_json([subjects["subject_id"].to_list(), subjects["tier"].to_list()])
         for buckets in groups
-        for one in [subset.filter(bucket.is_in(buckets))]
+        for subjects in [subset.filter(bucket.is_in(buckets))]
     ]
 
 
@@ -165,7 +165,7 @@ def run(params: Params, base: Path) -> Result:
     for split in SPLITS:
         dropped = Counter({"over_budget": over_budget} if split == "train" and over_budget else {})
         tokens = 0
-        for shard in [one for one in shards.values() if one.split == split]:
+        for shard in [shard for shard in shards.values() if shard.split == split]:
             tokens += _write(tree, params, config, shard, files, counts)
             dropped.update(shard.dropped)
         lost = given[split] - tokens - dropped.total()
@@ -273,12 +273,12 @@ def plan_entries(
     """
     return {
         plan_name: _entry(
-            one,
+            plan,
             groups,
             [packed.entries[f"{name}.{plan_name}-{group:04d}"].counts["splits"] for group in range(groups)],
-            subsets.entries[f"{name}.{plan_name}"].counts["budgets"] if one.budgets and subsets else [],
+            subsets.entries[f"{name}.{plan_name}"].counts["budgets"] if plan.budgets and subsets else [],
         )
-        for plan_name, one in plans_of(profile.context, profile.plans).items()
+        for plan_name, plan in plans_of(profile.context, profile.plans).items()
     }
 
 

@@ -233,8 +233,8 @@ def _deal(new: pl.DataFrame, known: pl.DataFrame, freeze: Freeze) -> pl.DataFram
     )  # fmt: skip
     table = arrived.join(before, on="stratum", how="full", coalesce=True).fill_null(0).sort("stratum")
     table = table.with_columns(pl.Series("phase", choose_phases(quota, table)))
-    mine = table.filter(pl.col("new") > 0)
-    start, phases = mine.select(pl.sum_horizontal(SPLITS)).to_series().to_numpy(), mine["phase"].to_numpy()
+    growing = table.filter(pl.col("new") > 0)
+    start, phases = growing.select(pl.sum_horizontal(SPLITS)).to_series().to_numpy(), growing["phase"].to_numpy()
 
     def drawn(attempt: int) -> tuple[pl.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         line = lined_up(new, stratum, salt_of(f"split {freeze.scheme} {attempt}"))
@@ -247,7 +247,8 @@ def _deal(new: pl.DataFrame, known: pl.DataFrame, freeze: Freeze) -> pl.DataFram
     if tries > 1:
         further = [drawn(attempt) for attempt in range(1, tries)]
         line, ordinal, chosen = min(
-            ((line, ordinal, chosen), *further), key=lambda one: unevenness(new, one[0]["subject_id"], one[2])
+            ((line, ordinal, chosen), *further),
+            key=lambda candidate: unevenness(new, candidate[0]["subject_id"], candidate[2]),
         )
     return line.select(
         "subject_id",
@@ -270,8 +271,8 @@ def unevenness(subjects: pl.DataFrame, ids: pl.Series, splits: npt.NDArray[np.ui
         values, of = ordered[column].to_numpy(), ordered["_split"].to_numpy()
         last = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
         for split in np.unique(of):
-            here = np.cumsum(of == split)[last]
-            worst = max(worst, float(np.abs(here / here[-1] - (last + 1) / len(values)).max()))
+            reached = np.cumsum(of == split)[last]
+            worst = max(worst, float(np.abs(reached / reached[-1] - (last + 1) / len(values)).max()))
     return worst
 
 

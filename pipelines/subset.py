@@ -69,18 +69,18 @@ def tasks_of(
             STAGE,
             f"{name}.{plan_name}",
             context.staging,
-            settings=one.model_dump(mode="json"),
+            settings=plan.model_dump(mode="json"),
             inputs=[[hashes[file] for file in files], sha256_file(tree.scheme_subjects(str(profile.scheme)))],
             params=Params(
                 profile=name,
                 plan=plan_name,
                 scheme=str(profile.scheme),
-                settings=one.model_dump(mode="json"),
+                settings=plan.model_dump(mode="json"),
                 timelines=files,
             ),
         )
-        for plan_name, one in plans_of(profile.context, profile.plans).items()
-        if one.budgets
+        for plan_name, plan in plans_of(profile.context, profile.plans).items()
+        if plan.budgets
     ]
 
 

@@ -70,10 +70,10 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
     """
     settings = {"version": profile.vocabulary_version, "scheme": profile.scheme, "quantiles": profile.quantiles}
     known = _known(context, name, settings)
-    own = {key: entry for key, entry in counts.entries.items() if key.rpartition("-")[0] == name}
-    hashes = {path: file.sha256 for entry in own.values() for path, file in entry.files.items()}
+    parts = {key: entry for key, entry in counts.entries.items() if key.rpartition("-")[0] == name}
+    hashes = {path: file.sha256 for entry in parts.values() for path, file in entry.files.items()}
     left_out = pl.DataFrame(
-        [row for entry in own.values() for row in counts_of(entry, CountCounts)["left_out"]],
+        [row for entry in parts.values() for row in counts_of(entry, CountCounts)["left_out"]],
         schema=LEFT_OUT,
         orient="row",
     )
@@ -84,7 +84,7 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
         name,
         context.staging,
         settings=[profile.token_rules(), settings],
-        inputs=[hashes, [list(row) for row in summed.iter_rows()], {key: one[1] for key, one in known.items()}],
+        inputs=[hashes, [list(row) for row in summed.iter_rows()], {key: digest for key, (_, digest) in known.items()}],
         params=Params(
             profile=name,
             settings=profile.model_dump(mode="json"),
@@ -136,10 +136,10 @@ def run(params: Params, base: Path) -> Result:
         values.filter(pl.col("split") == "train"), quantiles, profile.quantiles, profile.min_values
     )
     chosen, below = without_the_rest(counts, known, profile)
-    told, without = with_values(chosen, values, quantiles, profile)
-    vocabulary = extend(told, known, fixed_tokens(profile, quantiles))
+    tokens, without = with_values(chosen, values, quantiles, profile)
+    vocabulary = extend(tokens, known, fixed_tokens(profile, quantiles))
     left_out = pl.DataFrame(params["left_out"], schema=LEFT_OUT, orient="row")
-    coverage = covered(told, vocabulary, pl.concat([left_out, below, without]))
+    coverage = covered(tokens, vocabulary, pl.concat([left_out, below, without]))
     record = {"version": profile.vocabulary_version, "scheme": profile.scheme, "quantiles": profile.quantiles}
     write_json(record_path(tree, name), record)
     rows = {
@@ -148,8 +148,8 @@ def run(params: Params, base: Path) -> Result:
         tree.quantiles(name): write_table(tree.quantiles(name), quantiles, QUANTILES, "quantiles"),
         tree.coverage(name): write_table(tree.coverage(name), coverage, COVERAGE, "coverage"),
     }
-    by_split = told.group_by("split").agg(pl.col("count").sum()).sort("split")
-    unknown = told.join(vocabulary, on="token", how="anti").group_by("split").agg(pl.col("count").sum()).sort("split")
+    by_split = tokens.group_by("split").agg(pl.col("count").sum()).sort("split")
+    unknown = tokens.join(vocabulary, on="token", how="anti").group_by("split").agg(pl.col("count").sum()).sort("split")
     return Result(
         {str(path.relative_to(base)): number for path, number in rows.items()},
         {
@@ -169,10 +169,10 @@ def slice_hash(tree: ReleaseLayout, name: str, bucket: int, profile: ProfileConf
     wanted = [tokens, fixed_tokens(profile, empty_frame(QUANTILES)).select("token")]
     if profile.values != "codes_only":
         pairs = read_frame(values_path(tree, name, bucket)).select("code", "unit").unique()
-        own = read_frame(tree.quantiles(name)).join(pairs, on=["code", "unit"], how="semi", nulls_equal=True)
-        breaks = [own[column].to_list() for column in ("code", "unit", "breaks")]
+        quantiles = read_frame(tree.quantiles(name)).join(pairs, on=["code", "unit"], how="semi", nulls_equal=True)
+        breaks = [quantiles[column].to_list() for column in ("code", "unit", "breaks")]
         if profile.values == "fused":
-            wanted.append(fused_tokens(own["code"], profile).select("token"))
+            wanted.append(fused_tokens(quantiles["code"], profile).select("token"))
     found = pl.concat(wanted).unique().join(vocabulary, on="token")
     return sha256_json([vocabulary_hash(found), breaks])
 

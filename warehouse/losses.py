@@ -6,7 +6,7 @@ import numpy.typing as npt
 from warehouse.errors import TimeloomError
 from warehouse.tokens import TokenType
 
-# `mehrt` is the loss of MEHRT: every structured token is a target, demographics too, and images are not. `multimodal` is
+# `mehrt` is the loss of MEHRT: every structured token is a target, demographics too, and no image is. `multimodal` is
 # the loss of the multimodal EHR model: demographics are context only, and intervals are predicted, as ETHOS does.
 LOSS_TARGETS: dict[str, tuple[TokenType, ...]] = {
     "mehrt": (TokenType.STRUCTURED, TokenType.DEMOGRAPHIC),

@@ -142,11 +142,11 @@ def _vectors(quick: bool, work: Path) -> Ratios:
     print(f"{count} vectors ({width},) float32 out of {buckets} stores, microseconds a batch:")
     for name, seconds in medians.items():
         print(f"  {name:<44}{1e6 * seconds / len(picks):>9.0f}")
-    mine = medians["found before: addresses"]
+    addresses = medians["found before: addresses"]
     return {
-        "addresses_vectors_vs_one_array": round(medians["numpy, all vectors in one array in memory"] / mine, 2),
-        "addresses_vectors_vs_lmdb_get": round(medians["lmdb get, no checksum"] / mine, 2),
-        "addresses_vectors_vs_plain_reads": round(medians["TIMELOOM_PLAIN_READS: get, checksum, copy"] / mine, 2),
+        "addresses_vectors_vs_one_array": round(medians["numpy, all vectors in one array in memory"] / addresses, 2),
+        "addresses_vectors_vs_lmdb_get": round(medians["lmdb get, no checksum"] / addresses, 2),
+        "addresses_vectors_vs_plain_reads": round(medians["TIMELOOM_PLAIN_READS: get, checksum, copy"] / addresses, 2),
     }
 
 

@@ -64,8 +64,8 @@ def vectors_of(*splits: ShardDataset) -> dict[str, dict[str, tuple[int, Tensor]]
                 first = batch.segments_per_pack.cumsum(0) - batch.segments_per_pack
                 segment = batch.segment_ids[place[:, 0], place[:, 1]] + first[place[:, 0]]
                 subjects = batch.subject_ids[segment].tolist()
-                one = zip(subjects, batch.item_vectors[modality], strict=True)
-                found.setdefault(modality, {}).update(zip(batch.item_keys[modality], one, strict=True))
+                subject_vectors = zip(subjects, batch.item_vectors[modality], strict=True)
+                found.setdefault(modality, {}).update(zip(batch.item_keys[modality], subject_vectors, strict=True))
     return found
 
 
@@ -79,7 +79,9 @@ def permute(images: dict[str, dict[str, tuple[int, Tensor]]], seed: int) -> dict
         order.sort(key=lambda index: of[keys[index]][0])
         most = max(Counter(subject for subject, _ in of.values()).values(), default=0)
         moved = order[most:] + order[:most]
-        permuted_vectors[modality] = {keys[here]: of[keys[there]][1] for here, there in zip(order, moved, strict=True)}
+        permuted_vectors[modality] = {
+            keys[place]: of[keys[moved_place]][1] for place, moved_place in zip(order, moved, strict=True)
+        }
     return permuted_vectors
 
 

@@ -137,18 +137,22 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
     samples: list[Sample] = []
     for table in source.tables:
         try:
-            one, sample = _table(source, export, table, rows)
+            table_facts, sample = _table(source, export, table, rows)
         except TimeloomError as error:
-            one, sample = TableFacts(table, source.tables[table].role, "read", str(error)), None
-        facts.append(one)
+            table_facts, sample = TableFacts(table, source.tables[table].role, "read", str(error)), None
+        facts.append(table_facts)
         if sample is not None:
             samples.append(sample)
             suspicions += in_table(source, sample)
-    told = {(suspicion.table, suspicion.rule) for suspicion in suspicions if suspicion.check.startswith("billing_code")}
+    suspected = {
+        (suspicion.table, suspicion.rule) for suspicion in suspicions if suspicion.check.startswith("billing_code")
+    }
     suspicions += [
         between_table
         for between_table in between_tables(source, samples)
-        if not (between_table.check.startswith("billing_code") and (between_table.table, between_table.rule) in told)
+        if not (
+            between_table.check.startswith("billing_code") and (between_table.table, between_table.rule) in suspected
+        )
     ]
     unmentioned = _unmentioned(export)
     if unmentioned:
@@ -193,7 +197,9 @@ def _said(source: Source, table: str) -> TableFacts:
 
 def _rule_facts(event: EventRule) -> RuleFacts:
     value = " and ".join(name for name in (event.value, event.text) if name)
-    time, available = (" else ".join(one.column) if one else "" for one in (event.time, event.available))
+    time, available = (
+        " else ".join(time_rule.column) if time_rule else "" for time_rule in (event.time, event.available)
+    )
     return RuleFacts(event.code, event.kind, time, available, value, event.unit or "", event.where or "")
 
 
@@ -218,20 +224,20 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     events = _texts(converter, converter.convert(Rows.of_frame(frame)))
     for name, expression in rule.derive.items():
         frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
-    times = {key_of(one): parse_times(frame, one, source.time_zone) for one in times_of(rule)}
+    times = {key_of(time_rule): parse_times(frame, time_rule, source.time_zone) for time_rule in times_of(rule)}
     facts = [_join_facts(export, join, frame, number) for number, join in enumerate(rule.joins)]
     used = source.needed_columns(table) | set(rule.optional_columns)
-    told = replace(
+    table_facts = replace(
         said,
         state="read",
         account=_whole(converter, malformed),
         rules=[_made(said.rules[number], number, events, len(frame)) for number in range(len(rule.events))],
-        times=[_time_facts(one, times[key_of(one)], len(frame)) for one in times_of(rule)],
+        times=[_time_facts(time_rule, times[key_of(time_rule)], len(frame)) for time_rule in times_of(rule)],
         joins=facts,
         mapped=[name for name in columns if name in used],
         unmapped=[name for name in columns if name not in used],
     )
-    return told, Sample(table, rule, frame, events, converter.account, columns, facts, times)
+    return table_facts, Sample(table, rule, frame, events, converter.account, columns, facts, times)
 
 
 def _whole(converter: Converter, malformed: int) -> Account:
@@ -292,11 +298,11 @@ def _time_facts(rule: TimeRule, times: Times, rows: int) -> TimeFacts:
 
 
 def _made(facts: RuleFacts, number: int, events: pl.DataFrame, rows: int) -> RuleFacts:
-    mine = events.filter(pl.col("rule") == number)
+    rule_events = events.filter(pl.col("rule") == number)
     subjects = pl.col("subject_id").n_unique().alias("subjects")
     first = namespace(facts.code)
     fixed = not PLACEHOLDER.search(first)
-    spaces = mine.with_columns(pl.col("code").str.extract("^([^/]*)").alias("namespace"))
+    spaces = rule_events.with_columns(pl.col("code").str.extract("^([^/]*)").alias("namespace"))
     if not fixed:
         # A namespace that comes from the rows may be anything: it is shown where enough subjects share it.
         shared = spaces.group_by("namespace").agg(subjects).filter(pl.col("subjects") >= SHOWN_SUBJECTS)["namespace"]
@@ -307,11 +313,11 @@ def _made(facts: RuleFacts, number: int, events: pl.DataFrame, rows: int) -> Rul
             .alias("namespace")
         )
     by_space = spaces.group_by("namespace").agg(pl.len().alias("events"), subjects).sort("events", descending=True)
-    by_code = mine.group_by("code").agg(pl.len().alias("events"), subjects)
+    by_code = rule_events.group_by("code").agg(pl.len().alias("events"), subjects)
     common = by_code.filter(pl.col("subjects") >= SHOWN_SUBJECTS).sort(["events", "code"], descending=[True, False])
     return replace(
         facts,
         made=[Made(*row) for row in by_space.select("namespace", "events", "subjects").iter_rows()],
-        silent=rows - len(mine),
+        silent=rows - len(rule_events),
         common=common["code"].head(COMMON_CODES).to_list() if PLACEHOLDER.search(facts.code) else [],
     )

@@ -225,7 +225,7 @@ def _value(sample: Sample, event: EventRule) -> Iterator[Suspicion]:
                 f"{event.code} keeps it as text, and nearly all are numbers", "map it with `value`",
             )  # fmt: skip
     if event.value and not event.unit:
-        used = {one.unit for one in sample.rule.events}
+        used = {event_rule.unit for event_rule in sample.rule.events}
         units = [name for name in sample.columns if _UNIT.fullmatch(name) and name not in used]
         if units:
             yield Suspicion(
@@ -246,7 +246,7 @@ def between_tables(source: Source, samples: list[Sample]) -> Iterator[Suspicion]
         if len(ids):
             whole[sample.table] = bool(ids.cast(pl.Int64, strict=False).is_not_null().all())
     if len(set(whole.values())) > 1:
-        odd = next(table for table, one in whole.items() if not one)
+        odd = next(table for table, is_whole in whole.items() if not is_whole)
         yield Suspicion(
             "subject_not_integer", odd, "subject", "its ids are no integers, and those of other tables are",
             "name the column that holds the same id as elsewhere with the table's `subject`",
@@ -314,10 +314,10 @@ def _zones(source: Source, samples: list[Sample]) -> Iterator[Suspicion]:
     naive: list[str] = []
     for sample in samples:
         for time in times_of(sample.rule):
-            for one in sample.times[key_of(time)].formats:
-                if "%z" in one:
+            for time_format in sample.times[key_of(time)].formats:
+                if "%z" in time_format:
                     with_offset.append(f"{sample.table}.{time.column[0]}")
-                elif precision_of(one) in MOMENTS:
+                elif precision_of(time_format) in MOMENTS:
                     naive.append(f"{sample.table}.{time.column[0]}")
     if source.time_zone and naive and not with_offset:
         if any("%z" in format for rule in source.tables.values() for time in times_of(rule) for format in time.formats):

@@ -73,7 +73,7 @@ def in_yaml(source: Source) -> Iterator[Suspicion]:
                     f"{join.table} may be absent, and then a run stops", "mark the join `optional: true` too",
                 )  # fmt: skip
     formats = [format for rule in source.tables.values() for time in times_of(rule) for format in time.formats]
-    if source.time_zone and not any("%z" in one for one in formats):
+    if source.time_zone and not any("%z" in time_format for time_format in formats):
         yield idle_zone(source.time_zone)
 
 

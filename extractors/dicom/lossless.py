@@ -84,7 +84,7 @@ def _differences(pixels: Pixels, predictor: int, precision: int) -> npt.NDArray[
     elif predictor == 4:
         expected = left + above - corner
     else:
-        a, b, c = (one.astype(np.int32) for one in (left, above, corner))
+        a, b, c = (neighbour.astype(np.int32) for neighbour in (left, above, corner))
         expected = {5: a + (b - c >> 1), 6: b + (a - c >> 1), 7: a + b >> 1}[predictor].astype(np.uint16)
     np.subtract(values[1:, 1:], expected, out=found[1:, 1:])
     return found

@@ -45,7 +45,7 @@ class Interner:
         asked = texts.to_list()
         numbers = list(map(self._numbers.get, asked))
         if None in numbers:
-            numbers = [None if one is None else self._numbers.setdefault(one, len(self._numbers)) for one in asked]
+            numbers = [None if text is None else self._numbers.setdefault(text, len(self._numbers)) for text in asked]
         return pl.Series(numbers, dtype=pl.UInt32)
 
 
@@ -204,11 +204,11 @@ class Converter:
             if marked.any():
                 state[reason] = state[reason] | (marked if places is None else spread(marked, places, len(applies)))
 
-        def times_of(one: TimeRule) -> Times:
-            times = self._times(whole, one, parsed)
-            read = ("|".join(one.column), *one.formats)
+        def times_of(time_rule: TimeRule) -> Times:
+            times = self._times(whole, time_rule, parsed)
+            read = ("|".join(time_rule.column), *time_rule.formats)
             before = asked.get(read)
-            asked[read] = (one, times, applies if before is None else before[2] | applies)
+            asked[read] = (time_rule, times, applies if before is None else before[2] | applies)
             return times if places is None else times.gather(places)
 
         code = self._codes(rows, rule.code)
@@ -269,8 +269,8 @@ class Converter:
             return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
         availability = pl.Series([RECORDED], dtype=pl.UInt8).new_from_index(0, rows)
         missing = known.time.is_null()
-        at, told = (one.to_physical().fill_null(_NEVER).to_numpy() for one in (time, known.time))
-        later = np.maximum(at, told)
+        at, known_at = (times.to_physical().fill_null(_NEVER).to_numpy() for times in (time, known.time))
+        later = np.maximum(at, known_at)
         available = pl.Series(later).cast(pl.Datetime("us"))
         if missing.any():
             self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
@@ -319,16 +319,16 @@ class Converter:
                 text, own_unit = (TextColumn(parsed[name], raw.places).rows for name in ("text", "unit"))
                 flag = TextColumn(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
         if rule.text:
-            told = rows.columns[rule.text].map(filled)
-            if told.values.null_count() < len(told.values):
-                text = both(text, told.rows)
+            filled_text = rows.columns[rule.text].map(filled)
+            if filled_text.values.null_count() < len(filled_text.values):
+                text = both(text, filled_text.rows)
         return number, flag, text, self._unit(rows, rule, own_unit)
 
-    def _unit(self, rows: Rows, rule: EventRule, own: pl.Series | None) -> pl.Series:
+    def _unit(self, rows: Rows, rule: EventRule, own_unit: pl.Series | None) -> pl.Series:
         name = rule.unit
-        if own is not None and own.null_count() < len(own):
-            stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own
-            rows, name = rows.with_column("_unit", TextColumn(stated.zip_with(stated.is_not_null(), own))), "_unit"
+        if own_unit is not None and own_unit.null_count() < len(own_unit):
+            stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own_unit
+            rows, name = rows.with_column("_unit", TextColumn(stated.zip_with(stated.is_not_null(), own_unit))), "_unit"
         if name is None:
             return _nothing(pl.UInt32(), len(rows))
         spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)

@@ -18,13 +18,13 @@ def filled(texts: pl.Series) -> pl.Series:
     return stripped.set(empty, None) if empty.any() else stripped
 
 
-def both(value: pl.Series, told: pl.Series) -> pl.Series:
+def both(value: pl.Series, text_beside: pl.Series) -> pl.Series:
     """A value that is more than a number, and what is said beside it; few rows have both."""
-    text = told.zip_with(told.is_not_null(), value)
-    places = (value.is_not_null() & told.is_not_null() & (value != told)).arg_true()
+    text = text_beside.zip_with(text_beside.is_not_null(), value)
+    places = (value.is_not_null() & text_beside.is_not_null() & (value != text_beside)).arg_true()
     if places.is_empty():
         return text
-    together = value.gather(places) + "; " + told.gather(places)
+    together = value.gather(places) + "; " + text_beside.gather(places)
     of_row = np.full(len(text), len(places), np.uint32)
     of_row[places.to_numpy()] = np.arange(len(places), dtype=np.uint32)
     joined = together.extend_constant(None, 1).gather(pl.Series(of_row))

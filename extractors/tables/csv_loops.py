@@ -94,8 +94,8 @@ def split_fields(
             if (behind != _LF) if last else (behind != _COMMA):
                 return IRREGULAR, row
             if returns:
-                for one in range(start, start + width):
-                    if letters[one] == _CR:
+                for letter_at in range(start, start + width):
+                    if letters[letter_at] == _CR:
                         return IRREGULAR, row
             kind, slot = kinds[field - 1], slots[field - 1]
             if kind == TEXT:
@@ -113,7 +113,7 @@ def split_fields(
                 mixed = (mixed ^ (words[at] & rest)) * _MIX
                 mixed ^= mixed >> np.uint64(29)
                 mask = np.uint64(table.shape[1] - 1)
-                own = -width if doubled else width
+                signed_width = -width if doubled else width
                 while True:
                     number = table[slot, mixed & mask]
                     if number < 0:
@@ -122,10 +122,10 @@ def split_fields(
                             return MORE_TEXTS, row
                         table[slot, mixed & mask] = number
                         first[slot, number] = start
-                        length[slot, number] = own
+                        length[slot, number] = signed_width
                         counts[slot] += 1
                         break
-                    if length[slot, number] == own:
+                    if length[slot, number] == signed_width:
                         other, at = first[slot, number], start
                         while at + 8 <= start + width and words[at] == words[other]:
                             at += 8
@@ -158,17 +158,17 @@ def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8) -
         start = starts[row]
         bounds[row] = at
         if width >= 0:
-            for one in range(width):
-                target[at + one] = letters[start + one]
+            for offset in range(width):
+                target[at + offset] = letters[start + offset]
             continue
-        one = start
-        while one < start - width:
-            target[at] = letters[one]
+        source = start
+        while source < start - width:
+            target[at] = letters[source]
             at += 1
-            if letters[one] == _QUOTE:
-                one += 1
+            if letters[source] == _QUOTE:
+                source += 1
                 shift += 1
-            one += 1
+            source += 1
     bounds[len(starts)] -= shift
 
 
@@ -189,8 +189,8 @@ def read_moments(letters: U8, starts: I64, widths: I32, found: I64) -> bool:
         ):  # fmt: skip
             return False
         value = np.int64(0)
-        for one in (0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18):
-            digit = np.int64(letters[at + one]) - 48
+        for digit_at in (0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18):
+            digit = np.int64(letters[at + digit_at]) - 48
             if digit < 0 or digit > 9:
                 return False
             value = 10 * value + digit
@@ -238,7 +238,7 @@ def compiled() -> Loops:
 
 
 def _tried(*, kept: bool) -> Loops:
-    made: list[Any] = [numba.njit(one, cache=kept, nogil=True) for one in (split_fields, copy_texts, read_moments)]
+    made: list[Any] = [numba.njit(loop, cache=kept, nogil=True) for loop in (split_fields, copy_texts, read_moments)]
     loops = Loops(*made)
     # Compiled for these types, on one record of one text and one number.
     letters = np.frombuffer(b"2020-02-29 13:00:00,1\n" + b"\n" * 16, np.uint8)

@@ -141,7 +141,7 @@ def _explained(path: Path, message: str) -> tuple[str, str]:
 
 def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
     """Tells whether a database changed since its catalog was read: it, or the log of its writer beside it."""
-    found = [one.stat() for one in (path, path.with_name(f"{path.name}.wal")) if one.exists()]
+    found = [file.stat() for file in (path, path.with_name(f"{path.name}.wal")) if file.exists()]
     return tuple((stat.st_mtime_ns, stat.st_size) for stat in found)
 
 
@@ -178,7 +178,7 @@ def _named(
         rows = connection.execute(f"SELECT * FROM {_quoted(schema)}.{_quoted(table)} LIMIT 1").fetchall()
         first = [text for text in (rows[0] if rows else ()) if text and _NAME.fullmatch(text)]
         header = first if len({name.lower() for name in first}) == len(stored) else header
-    return tuple(_Column(name, *one) for name, one in zip(header, stored, strict=True))
+    return tuple(_Column(name, *name_and_type) for name, name_and_type in zip(header, stored, strict=True))
 
 
 def _text(column: _Column) -> str:

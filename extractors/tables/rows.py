@@ -164,9 +164,12 @@ class Rows:
             return TextColumn(
                 function(pl.DataFrame({name: column.rows for name, column in zip(names, columns, strict=True)}))
             )
-        own, places = _combinations(columns)
+        column_places, places = _combinations(columns)
         frame = pl.DataFrame(
-            {name: column.values.gather(pl.Series(of)) for name, column, of in zip(names, columns, own, strict=True)}
+            {
+                name: column.values.gather(pl.Series(of))
+                for name, column, of in zip(names, columns, column_places, strict=True)
+            }
         )
         return TextColumn(function(frame), places)
 
@@ -175,13 +178,13 @@ def _combinations(columns: list[TextColumn]) -> tuple[list[Places], Places]:
     """Of numbered columns, the places (m,) in each that combinations have, and the combination of each row (n,)."""
     first, *others = columns
     assert first.places is not None
-    own, places = [np.arange(len(first.values), dtype=np.uint32)], first.places
+    column_places, places = [np.arange(len(first.values), dtype=np.uint32)], first.places
     for column in others:
         assert column.places is not None
         many = len(column.values)
-        assert len(own[0]) * many < _MOST
+        assert len(column_places[0]) * many < _MOST
         found = pc.dictionary_encode(pa.array(places.astype(np.int64) * many + column.places))
         before, added = np.divmod(found.dictionary.to_numpy(), max(many, 1))
-        own = [*(of[before] for of in own), added.astype(np.uint32)]
+        column_places = [*(of[before] for of in column_places), added.astype(np.uint32)]
         places = found.indices.to_numpy().view(np.uint32)
-    return own, places
+    return column_places, places

@@ -105,7 +105,7 @@ def _table(table: TableFacts) -> Description:
 
 
 def _rule(rule: RuleFacts) -> Description:
-    cells = _CELLS.parts([*(one.events for one in rule.made), rule.silent])
+    cells = _CELLS.parts([*(made_events.events for made_events in rule.made), rule.silent])
     made = [
         {
             "namespace": value.namespace,
@@ -143,9 +143,9 @@ def print_check(description: Description, console: Console) -> None:
         _say(console, "nothing is suspicious")
         return
     _say(console, f"suspicious: {len(description['suspicious'])}")
-    for one in description["suspicious"]:
-        where = " ".join(part for part in (one["table"], one["rule"]) if part)
-        _say(console, f"- {where}: {one['what']}; {one['remedy']} [{one['check']}]")
+    for suspicion in description["suspicious"]:
+        where = " ".join(part for part in (suspicion["table"], suspicion["rule"]) if part)
+        _say(console, f"- {where}: {suspicion['what']}; {suspicion['remedy']} [{suspicion['check']}]")
 
 
 def _say(console: Console, text: str) -> None:
@@ -199,12 +199,14 @@ def _rules(rules: list[Description], *, counted: bool) -> Table:
     for rule in rules:
         code = f"{rule['code']}\nwhere {rule['where']}" if rule["where"] else rule["code"]
         available = rule["available"] or ("= time" if rule["time"] else "")
-        said = [Text(one) for one in (code, rule["time"] or "static", available, rule["value"], rule["unit"])]
+        said = [Text(cell) for cell in (code, rule["time"] or "static", available, rule["value"], rule["unit"])]
         if not counted:
             grid.add_row(*said)
             continue
-        for one in rule["made"] or [{"namespace": "", "events": 0, "subjects": 0}]:
-            counts = [f"{one[name]:,}" if isinstance(one[name], int) else one[name] for name in ("events", "subjects")]
-            grid.add_row(*said, Text(one["namespace"]), *counts)
+        for made in rule["made"] or [{"namespace": "", "events": 0, "subjects": 0}]:
+            counts = [
+                f"{made[name]:,}" if isinstance(made[name], int) else made[name] for name in ("events", "subjects")
+            ]
+            grid.add_row(*said, Text(made["namespace"]), *counts)
             said = [Text("") for _ in said]
     return grid

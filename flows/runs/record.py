@@ -63,9 +63,9 @@ def with_report(manifest: Manifest, tree: ReleaseLayout) -> Manifest:
     return manifest.model_copy(update={"files": manifest.files | quality})
 
 
-def same_release(one: Manifest, other: Manifest) -> bool:
+def same_release(release: Manifest, other: Manifest) -> bool:
     """Whether two releases hold and declare the same."""
-    return all(getattr(one, name) == getattr(other, name) for name in DECLARED)
+    return all(getattr(release, name) == getattr(other, name) for name in DECLARED)
 
 
 def quarantined(night: Night, stages: Sequence[Stage]) -> int:

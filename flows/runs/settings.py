@@ -70,7 +70,9 @@ def engine_ahead(settings: RunSettings, modules: Sequence[str]) -> Iterator[Loca
     if settings.engine != "local":
         yield None
         return
-    with LocalEngine(settings.workers or _workers_named(settings.config), here=True, modules=modules) as engine:
+    with LocalEngine(
+        settings.workers or _workers_named(settings.config), in_this_process=True, modules=modules
+    ) as engine:
         engine.start()
         keep_memory()
         yield engine

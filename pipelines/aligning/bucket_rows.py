@@ -95,11 +95,16 @@ class BucketRows:
 
     def order(self, texts: BucketTexts, places: I64 | None) -> tuple[I64, Bools]:
         """Some rows' numbers, or all, in the total order of their events (m,), and which equal the one before (m,)."""
-        some = slice(None) if places is None else places
+        selected = slice(None) if places is None else places
         order, again = total_order(
-            self.subject[some],
-            self.time[some],
-            (_PRECISION_RANKS.take(self.precision[some]), self.kind[some], self.code[some], self.source[some]),
+            self.subject[selected],
+            self.time[selected],
+            (
+                _PRECISION_RANKS.take(self.precision[selected]),
+                self.kind[selected],
+                self.code[selected],
+                self.source[selected],
+            ),
             lambda name, rows: self._ranks(name, rows if places is None else places[rows], texts),
         )
         return order if places is None else places[order], again
@@ -176,8 +181,8 @@ def _times(times: I64) -> pa.Array:
 
 def _named(numbers: npt.NDArray[Any], names: pa.Array | Sequence[str]) -> pa.Array:
     values = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
-    there = numbers != np.iinfo(numbers.dtype).max
-    return pa.DictionaryArray.from_arrays(masked(numbers, there), values, safe=False)
+    named = numbers != np.iinfo(numbers.dtype).max
+    return pa.DictionaryArray.from_arrays(masked(numbers, named), values, safe=False)
 
 
 def _texts(numbers: U32, values: pa.Array) -> pa.Array:

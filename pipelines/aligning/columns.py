@@ -86,13 +86,13 @@ class PieceColumns:
         self.pieces.append((encoded.dictionary, part))
 
 
-def _blank(values: npt.NDArray[Any], there: Bools, nothing: int) -> None:
-    """Puts `nothing` where there is none (n,)."""
+def _blank(values: npt.NDArray[Any], known: Bools, nothing: int) -> None:
+    """Writes `nothing` in place where a value is not known (n,)."""
     if nothing == np.iinfo(values.dtype).max:
-        # All bits set: no branch that a processor could guess wrong, which takes a tenth of the time.
-        values |= (there.view(np.int8) - np.int8(1)).astype(f"i{values.itemsize}").view(values.dtype)
+        # `nothing` has all bits set. This needs no branch that a processor could predict wrongly: a tenth of the time.
+        values |= (known.view(np.int8) - np.int8(1)).astype(f"i{values.itemsize}").view(values.dtype)
     else:
-        np.copyto(values, nothing, where=~there)
+        np.copyto(values, nothing, where=~known)
 
 
 def _content(column: pa.Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -101,14 +101,14 @@ def _content(column: pa.Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def present(column: pa.Array) -> Bools:
-    """Which values of an array with nulls (n,) are there."""
+    """Which values of an array with nulls (n,) are not null."""
     bits = np.frombuffer(column.buffers()[0], np.uint8)
     return np.unpackbits(bits, count=column.offset + len(column), bitorder="little")[column.offset :].view(np.bool_)
 
 
-def masked(values: npt.NDArray[Any], there: Bools) -> pa.Array:
-    """An array of the values (n,), null where there is none (n,); nothing is copied but what is there."""
-    bitmap = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+def masked(values: npt.NDArray[Any], known: Bools) -> pa.Array:
+    """An array of the values (n,), null where they are not known (n,). The values are not copied."""
+    bitmap = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
     kind = TIME if values.dtype.kind == "M" else pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
 

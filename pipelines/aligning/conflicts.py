@@ -49,8 +49,10 @@ def earliest(time: I64, precision: U8) -> I64:
     if len(coarse):
         first, known = time.copy(), precision[coarse]
         for name, unit in _UNITS.items():
-            own = coarse[known == PRECISIONS.index(name)]
-            first[own] = time[own].view("datetime64[us]").astype(unit).astype("datetime64[us]").view(np.int64)
+            of_precision = coarse[known == PRECISIONS.index(name)]
+            first[of_precision] = (
+                time[of_precision].view("datetime64[us]").astype(unit).astype("datetime64[us]").view(np.int64)
+            )
     return first
 
 
@@ -98,10 +100,10 @@ def _begun_within(events: BucketRows, rows: I64, start: I64, end: I64) -> I64:
     subject, source = events.subject[rows], events.source[rows]
     order = np.lexsort((events.row_hash[rows], end, start, source, subject))
     subject, source = subject[order], source[order]
-    own = np.cumsum(np.concatenate([[False], (subject[1:] != subject[:-1]) | (source[1:] != source[:-1])]))
+    group = np.cumsum(np.concatenate([[False], (subject[1:] != subject[:-1]) | (source[1:] != source[:-1])]))
     # The latest end so far is a running maximum of ranks, each subject's and table's own above all that stand before.
     ends, rank = np.unique(end[order], return_inverse=True)
-    latest = np.maximum.accumulate(own * len(ends) + rank)
-    same = own[1:] == own[:-1]
+    latest = np.maximum.accumulate(group * len(ends) + rank)
+    same = group[1:] == group[:-1]
     begun: I64 = order[1:][same & (start[order][1:] < ends[latest[:-1] % len(ends)])]
     return begun

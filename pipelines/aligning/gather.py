@@ -160,11 +160,11 @@ def _settle(rows: BucketRows, texts: BucketTexts, lags: dict[str, dict[str, int]
     if not len(waits):
         return
     source, code = rows.source[waits].astype(np.int64), rows.code[waits]
-    asked, own = np.unique(source * len(texts.codes) + code, return_inverse=True)
+    asked, places = np.unique(source * len(texts.codes) + code, return_inverse=True)
     names = texts.codes.take(pa.array(asked % len(texts.codes))).to_pylist()
     tables = (texts.sources[number] for number in (asked // len(texts.codes)).tolist())
     known = [lags.get(table, {}).get(name, -1) for table, name in zip(tables, names, strict=True)]
-    lag = np.array(known, np.int64)[own]
+    lag = np.array(known, np.int64)[places]
     rows.availability[waits] = np.where(lag < 0, AT_TIME, ESTIMATED)
     later = (lag > 0) & (rows.available[waits] != NO_TIME)
     rows.available[waits[later]] += lag[later]

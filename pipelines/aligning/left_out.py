@@ -36,20 +36,27 @@ class LeftOut:
     def put_all(self, reason: str, rows: BucketRows, texts: BucketTexts) -> None:
         """Counts events of several tables."""
         for number in np.unique(rows.source).tolist():
-            own = rows.take(np.flatnonzero(rows.source == number))
-            self.put(reason, texts.sources[number], own.subject, own.row_hash, own.rule, own.time != NO_TIME)
+            source_rows = rows.take(np.flatnonzero(rows.source == number))
+            self.put(
+                reason,
+                texts.sources[number],
+                source_rows.subject,
+                source_rows.row_hash,
+                source_rows.rule,
+                source_rows.time != NO_TIME,
+            )
 
     def put_surplus(self, reason: str, rows: BucketRows, surplus: Bools, texts: BucketTexts) -> None:
         """Counts the surplus events (n,) of rows: those of which nothing stays, and those that keep other events."""
-        some = np.flatnonzero(np.isin(rows.row_hash, rows.row_hash[surplus]))
-        order, starts = groups(rows.subject[some], rows.source[some], rows.row_hash[some])
-        gone, timed = surplus[some][order], rows.time[some][order] != NO_TIME
+        sharing_rows = np.flatnonzero(np.isin(rows.row_hash, rows.row_hash[surplus]))
+        order, starts = groups(rows.subject[sharing_rows], rows.source[sharing_rows], rows.row_hash[sharing_rows])
+        gone, timed = surplus[sharing_rows][order], rows.time[sharing_rows][order] != NO_TIME
         stays = np.logical_or.reduceat(~gone, starts)
         stays_timed = np.logical_or.reduceat(~gone & timed, starts)
         goes = np.logical_or.reduceat(gone, starts)
-        source = rows.source[some][order]
+        source = rows.source[sharing_rows][order]
         keeps = np.repeat(stays, np.diff(starts, append=len(order)))
-        self.put_all(reason, rows.take(some[order][gone & ~keeps]), texts)
+        self.put_all(reason, rows.take(sharing_rows[order][gone & ~keeps]), texts)
         for number in np.unique(source[gone & keeps]).tolist():
             static_only = goes & stays & ~stays_timed & (source[starts] == number)
             events = int((gone & keeps & (source == number)).sum())

@@ -87,8 +87,10 @@ class SegmentWriter:
             kept = self._buckets[number]
             kept.rows += end - start
             # Sums, so that the order of the rows in the raw file does not matter.
-            own = hashes[start:end]
-            kept.hashes += np.array([own.sum(dtype=np.uint64), splitmix64(own).sum(dtype=np.uint64)])
+            bucket_hashes = hashes[start:end]
+            kept.hashes += np.array(
+                [bucket_hashes.sum(dtype=np.uint64), splitmix64(bucket_hashes).sum(dtype=np.uint64)]
+            )
             kept.pieces.append(self.blob(batch.slice(start, end - start)))
             waiting = waits[start:end]
             if waiting.any():

@@ -21,21 +21,21 @@ def subject_statistics(events: BucketRows, texts: BucketTexts) -> pl.DataFrame:
     starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]]))
     known = time != NO_TIME
     is_timed = known & (events.code != texts.number_of(BIRTH))
-    timed, has_time = (np.add.reduceat(one, starts, dtype=np.int64) for one in (is_timed, known))
+    timed, has_time = (np.add.reduceat(counts, starts, dtype=np.int64) for counts in (is_timed, known))
     counted = {
         "subject_id": subject[starts],
         "events": timed,
         "static_events": np.diff(starts, append=len(subject)) - has_time,
     }
-    at, some = time[is_timed], np.flatnonzero(timed)
-    ends = np.cumsum(timed[some])
-    firsts = ends - timed[some]
+    at, with_time = time[is_timed], np.flatnonzero(timed)
+    ends = np.cumsum(timed[with_time])
+    firsts = ends - timed[with_time]
     distinct = np.concatenate([[True], at[1:] != at[:-1]]) if len(at) else np.zeros(0, np.bool_)
     distinct[firsts] = True
     gaps, span = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64)
-    if len(some):
-        gaps[some] = np.add.reduceat(distinct, firsts, dtype=np.int64) - 1
-        span[some] = at[ends - 1] - at[firsts]
+    if len(with_time):
+        gaps[with_time] = np.add.reduceat(distinct, firsts, dtype=np.int64) - 1
+        span[with_time] = at[ends - 1] - at[firsts]
     days = pl.when(pl.col("gaps") > 0).then(pl.col("span") / pl.col("gaps") / 86_400_000_000)
     return pl.DataFrame(counted | {"gaps": gaps, "span": span}).select(*counted, days.alias("mean_interval_days"))
 

@@ -9,7 +9,7 @@ from warehouse.arrays import U32
 
 
 def unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
-    """The texts that some blocks' rows use, of which the rows' numbers then are.
+    """Unites the texts that the blocks' rows use; the rows' numbers then count in the united texts.
 
     Args:
         blocks: each block's own texts, and the numbers of its rows (n,), which are changed in place.
@@ -29,7 +29,7 @@ def unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:
     if in_order:
         order = pc.array_sort_indices(united)
         united, places = united.take(order), np.argsort(order.to_numpy())[places]
-    for (texts, numbers), mine in zip(blocks, used, strict=True):
-        numbers[:] = renumbered(numbers, len(texts), mine, places[start : start + len(mine)])
-        start += len(mine)
+    for (texts, numbers), used_numbers in zip(blocks, used, strict=True):
+        numbers[:] = renumbered(numbers, len(texts), used_numbers, places[start : start + len(used_numbers)])
+        start += len(used_numbers)
     return united

@@ -14,18 +14,20 @@ from pipelines.engine.workers import quietly, start_pool
 
 
 class LocalEngine:
-    """Processes of this machine; one worker runs in this process.
+    """Worker processes of this machine; this process can be one of them.
 
     Args:
         workers: number of processes; the machine's cores where None.
-        here: this process is one of them. It then has nothing else to do, and a task that takes it down takes the run
-            down.
-        modules: what the others import before their first task.
+        in_this_process: this process is one of the workers. It then does nothing else, and a task that kills it ends
+            the run.
+        modules: the modules that the other workers import before their first task.
     """
 
-    def __init__(self, workers: int | None = None, *, here: bool = False, modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, workers: int | None = None, *, in_this_process: bool = False, modules: Sequence[str] = ()
+    ) -> None:
         self.workers = workers or os.cpu_count() or 1
-        self._here = here
+        self._in_this_process = in_this_process
         self._modules = modules
         self._pool: ProcessPoolExecutor | None = None
 
@@ -44,7 +46,7 @@ class LocalEngine:
 
     @property
     def _others(self) -> int:
-        return self.workers - self._here
+        return self.workers - self._in_this_process
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -59,7 +61,7 @@ class LocalEngine:
                 done(execute(task))
             return
         try:
-            if self._here:
+            if self._in_this_process:
                 _share(self._executor(), self._others, tasks, done)
                 return
             with quietly():
@@ -98,5 +100,5 @@ def _share(pool: ProcessPoolExecutor, others: int, tasks: Sequence[Task], done: 
         for _ in range(others):
             feed()
     for _ in tasks:
-        own = take() if finished.empty() else None
-        done(finished.get().result() if own is None else execute(own))
+        taken = take() if finished.empty() else None
+        done(finished.get().result() if taken is None else execute(taken))

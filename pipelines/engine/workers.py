@@ -1,7 +1,7 @@
-"""Worker processes of this machine: started while the run still prepares, deaf to Ctrl-C, gone when the run is.
+"""Worker processes of this machine: they ignore Ctrl-C and end with the run.
 
-This module imports nothing heavy, so that workers can load their libraries while the process that starts them loads
-its own.
+This module imports nothing heavy, so that workers load their libraries while the process that starts them loads
+its libraries.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ def start_pool(number: int, modules: Sequence[str] = (), *, at_once: bool = Fals
 @contextmanager
 def quietly() -> Iterator[None]:
     """Workers that are started here do not hear Ctrl-C, and do not import the program that starts them."""
-    with _deaf_to_interrupts(), _without_main_module():
+    with _interrupts_ignored(), _without_main_module():
         yield
 
 
@@ -116,8 +116,8 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Workers that are started here do not hear Ctrl-C: it is the run's to stop, and they end with it."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Workers that are started inside this block ignore Ctrl-C: the run handles it, and they end with the run."""
     if current_thread() is not main_thread():
         yield
         return

@@ -156,8 +156,8 @@ def _packs(timelines: Timelines, layout: PackLayout, part: slice, first: int, gr
     # A few packs at a time: the places of a million tokens take as much as the tokens of a whole row group.
     step = max(1, _STEP_TOKENS // context)
     for low in range(0, count, step):
-        here = slice(*np.searchsorted(pack, [low, low + step]).tolist())
-        source = ranges(layout.start[part][here], length[here])
+        step_segments = slice(*np.searchsorted(pack, [low, low + step]).tolist())
+        source = ranges(layout.start[part][step_segments], length[step_segments])
         real = np.arange(context) < total[low : low + step, None]
         for name, (values, _) in columns.items():
             matrices[name][low : low + step][real] = values[source]

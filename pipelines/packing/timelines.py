@@ -64,8 +64,13 @@ class Timelines:
         kept[self.image_place] = False
         left = self.lengths - self.images_per_subject()
         rest = self._of_tokens(kept, left)
-        some = left > 0
-        return replace(rest, subjects=self.subjects[some], offsets=self.offsets[some], lengths=left[some])
+        kept_subjects = left > 0
+        return replace(
+            rest,
+            subjects=self.subjects[kept_subjects],
+            offsets=self.offsets[kept_subjects],
+            lengths=left[kept_subjects],
+        )
 
     def last(self, number: int) -> "Timelines":
         """The last `number` tokens of each timeline."""

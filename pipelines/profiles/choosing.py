@@ -24,8 +24,8 @@ def parents_hash(tree: ReleaseLayout, bucket: int, parents: pl.DataFrame | None)
     """A hash of the parents of a bucket's own codes."""
     if parents is None:
         return None
-    own = read_frame(tree.codes_of(bucket)).select("code").join(parents, on="code").sort("code")
-    return sha256_json([own["code"].to_list(), own["parent_codes"].to_list()])
+    parents_of_codes = read_frame(tree.codes_of(bucket)).select("code").join(parents, on="code").sort("code")
+    return sha256_json([parents_of_codes["code"].to_list(), parents_of_codes["parent_codes"].to_list()])
 
 
 def chosen_parts(tree: ReleaseLayout, bucket: int, profile: ProfileConfig, ids: Ids | None = None) -> Iterator[Chosen]:

@@ -53,8 +53,14 @@ def count_part(chosen: Chosen, splits: pl.DataFrame, profile: ProfileConfig) -> 
     """
     part, lexicon = chosen.part, chosen.lexicon
     numbers = pl.DataFrame({"split": SPLITS, "number": range(len(SPLITS))})
-    own = pl.DataFrame({"subject_id": part.subjects}).join(splits, on="subject_id", how="left", maintain_order="left")
-    split = own.join(numbers, on="split", how="left", maintain_order="left")["number"].fill_null(len(SPLITS)).to_numpy()
+    subject_splits = pl.DataFrame({"subject_id": part.subjects}).join(
+        splits, on="subject_id", how="left", maintain_order="left"
+    )
+    split = (
+        subject_splits.join(numbers, on="split", how="left", maintain_order="left")["number"]
+        .fill_null(len(SPLITS))
+        .to_numpy()
+    )
     places, groups = chosen.groups(chosen.rows)
     rows = chosen.rows[places]
     of_row = split[part.subject[rows]]
@@ -79,19 +85,19 @@ def _counted(split: I64, item: I64, items: int) -> pl.DataFrame:
     """Columns split, item, count, of items (m,) by split (m,)."""
     size = (len(SPLITS) + 1) * items
     number = np.bincount(split * items + item, minlength=size)[: len(SPLITS) * items]
-    there = np.flatnonzero(number)
+    counted = np.flatnonzero(number)
     return pl.DataFrame(
         {
-            "split": pl.Series(SPLITS, dtype=pl.String).gather(there // max(items, 1)),
-            "item": pl.Series(there % max(items, 1), dtype=pl.UInt32),
-            "count": pl.Series(number[there], dtype=pl.Int64),
+            "split": pl.Series(SPLITS, dtype=pl.String).gather(counted // max(items, 1)),
+            "item": pl.Series(counted % max(items, 1), dtype=pl.UInt32),
+            "count": pl.Series(number[counted], dtype=pl.Int64),
         }
     )
 
 
 def _in_front(chosen: Chosen, split: I64) -> pl.DataFrame:
-    told, tokens = chosen.demographics, chosen.lexicon.facts.tokens
-    counted = _counted(split[told.subject], told.token, len(tokens))
+    demographics, tokens = chosen.demographics, chosen.lexicon.facts.tokens
+    counted = _counted(split[demographics.subject], demographics.token, len(tokens))
     kind = TYPE_NAMES[TokenType.DEMOGRAPHIC]
     return counted.select("split", tokens.gather(counted["item"]).alias("token"), pl.lit(kind).alias("type"), "count")
 

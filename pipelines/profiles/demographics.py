@@ -53,20 +53,20 @@ def facts_of(heads: pl.Series, profile: ProfileConfig) -> Facts:
     lacking = pl.Series(
         [f"{unknown_demographic}/UNKNOWN" for unknown_demographic in profile.unknown_demographics], dtype=pl.String
     )
-    told = pl.concat([heads.drop_nulls(), lacking]).unique().sort()
-    attributes = told.to_frame("token").select(_attribute()).to_series().unique().sort().to_list()
-    places = {token: place for place, token in enumerate(told.to_list())}
+    known_tokens = pl.concat([heads.drop_nulls(), lacking]).unique().sort()
+    attributes = known_tokens.to_frame("token").select(_attribute()).to_series().unique().sort().to_list()
+    places = {token: place for place, token in enumerate(known_tokens.to_list())}
     token, attribute = np.zeros(len(heads), np.int64), np.zeros(len(heads), np.int64)
     of_fact = heads.is_not_null().to_numpy()
-    own = heads.drop_nulls().to_frame("token").with_columns(_attribute().alias("attribute"))
-    token[of_fact] = [places[one] for one in own["token"].to_list()]
-    attribute[of_fact] = [attributes.index(one) for one in own["attribute"].to_list()]
+    fact_tokens = heads.drop_nulls().to_frame("token").with_columns(_attribute().alias("attribute"))
+    token[of_fact] = [places[token_name] for token_name in fact_tokens["token"].to_list()]
+    attribute[of_fact] = [attributes.index(name) for name in fact_tokens["attribute"].to_list()]
     return Facts(
-        tokens=pl.concat([told, pl.Series(_AGES[profile.age], dtype=pl.String)]),
+        tokens=pl.concat([known_tokens, pl.Series(_AGES[profile.age], dtype=pl.String)]),
         token=token,
         attribute=attribute,
         unknown=[(attributes.index(_attribute_of(token)), places[token]) for token in lacking.to_list()],
-        ages=len(told),
+        ages=len(known_tokens),
     )
 
 
@@ -110,20 +110,20 @@ def demographics_of(part: Part, rows: I64, facts: Facts, profile: ProfileConfig)
     subject, code = part.subject[ordered], part.code.place[ordered]
     token = facts.token[code]
     # One number for each subject's attribute.
-    own = subject.astype(np.int64) * (int(facts.attribute.max(initial=0)) + 1) + facts.attribute[code]
+    subject_attribute = subject.astype(np.int64) * (int(facts.attribute.max(initial=0)) + 1) + facts.attribute[code]
     if profile.static == "timed":
-        told = _changed(own, token)
-        front = np.flatnonzero(told & (at == NO_TIME))
-        timed = ordered[told & (at != NO_TIME)]
+        kept = _changed(subject_attribute, token)
+        front = np.flatnonzero(kept & (at == NO_TIME))
+        timed = ordered[kept & (at != NO_TIME)]
     else:
-        known = np.arange(len(own))
+        known = np.arange(len(subject_attribute))
         if profile.demographic_value == "at_start":
             times = part.available if profile.order == "available_time" else part.time
             known = np.flatnonzero(at <= _first(part, times)[subject])[::-1]
-        front = known[np.unique(own[known], return_index=True)[1]]
+        front = known[np.unique(subject_attribute[known], return_index=True)[1]]
         timed = ordered[:0]
-        told = np.zeros(len(own), np.bool_)
-        told[front] = True
+        kept = np.zeros(len(subject_attribute), np.bool_)
+        kept[front] = True
     subjects, tokens = [subject[front]], [token[front]]
     for attribute, place in facts.unknown:
         having = subject[front][facts.attribute[code[front]] == attribute]
@@ -135,16 +135,16 @@ def demographics_of(part: Part, rows: I64, facts: Facts, profile: ProfileConfig)
     tokens += [age + facts.ages for age in ages]
     of, token = np.concatenate(subjects), np.concatenate(tokens)
     order = np.lexsort((token, of))
-    return Demographics(of[order], token[order], timed, np.sort(ordered[~told]))
+    return Demographics(of[order], token[order], timed, np.sort(ordered[~kept]))
 
 
-def _changed(own: I64, token: I64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _changed(subject_attribute: I64, token: I64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which facts (m,), in order, differ from the one before of the same subject and attribute."""
-    order = np.argsort(own, kind="stable")
-    told = np.ones(len(own), np.bool_)
-    again = (own[order][1:] == own[order][:-1]) & (token[order][1:] == token[order][:-1])
-    told[order[1:][again]] = False
-    return told
+    order = np.argsort(subject_attribute, kind="stable")
+    changed = np.ones(len(subject_attribute), np.bool_)
+    again = (subject_attribute[order][1:] == subject_attribute[order][:-1]) & (token[order][1:] == token[order][:-1])
+    changed[order[1:][again]] = False
+    return changed
 
 
 def _ages(part: Part, profile: ProfileConfig) -> tuple[list[I32], list[I64]]:

@@ -237,9 +237,9 @@ def order_of(part: Part, rows: I64, by: str, *, images_first: bool) -> tuple[I64
         moment = np.repeat(np.arange(len(asked)), sizes)
         places = np.repeat(first[asked] - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(moment))
         order = np.arange(len(rows)) if order is None else order
-        own = order[places]
-        rank = _rank_at_a_time(part, rows[own], by, images_first=images_first)
-        order[places] = own[_sorted_within(moment, rank)]
+        mixed_rows = order[places]
+        rank = _rank_at_a_time(part, rows[mixed_rows], by, images_first=images_first)
+        order[places] = mixed_rows[_sorted_within(moment, rank)]
     return (rows, at) if order is None else (rows[order], at[order])
 
 

@@ -73,9 +73,9 @@ def with_values(
     found = found.with_columns(name)
     kind = pl.lit(TYPE_NAMES[TokenType.STRUCTURED]).alias("type")
     if profile.values == "fused":
-        told = pl.col("code") + "//" + pl.col("value_token").str.split("/").list.last()
+        fused = pl.col("code") + "//" + pl.col("value_token").str.split("/").list.last()
         parts = [
-            found.select("split", told.alias("token"), kind, "count"),
+            found.select("split", fused.alias("token"), kind, "count"),
             found.select("split", pl.col("code").alias("token"), kind, -pl.col("count")),
         ]
     else:

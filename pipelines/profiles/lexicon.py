@@ -113,8 +113,8 @@ def make_lexicon(
     first[images.to_numpy()] = np.arange(len(images)) + len(kept)
     types = np.where(demographic[place], TokenType.DEMOGRAPHIC, TokenType.STRUCTURED).astype(np.uint8)
     types[len(kept) :] = TokenType.IMAGE
-    told = pl.Series(np.where(demographic & (count > 0), first, -1)).replace(-1, None).cast(pl.UInt32)
-    heads = groups["token"].gather(told) if len(groups) else pl.Series([None] * len(codes), dtype=pl.String)
+    first_group = pl.Series(np.where(demographic & (count > 0), first, -1)).replace(-1, None).cast(pl.UInt32)
+    heads = groups["token"].gather(first_group) if len(groups) else pl.Series([None] * len(codes), dtype=pl.String)
     left_out = found.filter(pl.col("reason").is_not_null())
     reasons = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, len(codes))
     reasons = reasons.scatter(left_out["place"], left_out["reason"]).set(pl.Series(count > 0), None)

@@ -72,7 +72,7 @@ class NamespaceRule(BaseModel):
         """The pieces of codes of a namespace; none where a code is one token."""
         if not isinstance(self.pieces, str):
             return self.pieces or ()
-        lengths = [0 if one == "*" else int(one) for one in self.pieces.split("+")]
+        lengths = [0 if length == "*" else int(length) for length in self.pieces.split("+")]
         single = all(length == 1 for length in lengths)
         found, start = [], 1
         for number, length in enumerate(lengths):

@@ -76,16 +76,16 @@ def choose(part: Part, lexicon: Lexicon, usable: pl.Series, profile: ProfileConf
     if profile.static == "none":
         _note(left_out, "demographic_not_in_profile", facts)
         facts = facts[:0]
-    told = demographics_of(part, facts, lexicon.facts, profile)
-    _note(left_out, "repeated_demographic", told.repeated)
+    demographics = demographics_of(part, facts, lexicon.facts, profile)
+    _note(left_out, "repeated_demographic", demographics.repeated)
     stays = wanted & other & ~fact
     if part.value is not None and lexicon.only_numeric.any():
         empty = stays & lexicon.only_numeric[code] & ~np.isfinite(part.value)
         _note(left_out, "no_number", np.flatnonzero(empty))
         stays &= ~empty
     stays[pictures] = True
-    stays[told.timed] = True
-    return Chosen(part, lexicon, np.flatnonzero(stays), told, other, left_out)
+    stays[demographics.timed] = True
+    return Chosen(part, lexicon, np.flatnonzero(stays), demographics, other, left_out)
 
 
 def _note(left_out: list[tuple[str, I64]], reason: str, rows: I64) -> None:
@@ -191,13 +191,13 @@ class TimelineWriter:
             rows, at = ordered[places], at[places]
         subject = part.subject[rows]
         number = lexicon.length[groups]
-        told, value_ids, without = self._told_values(part, lexicon, rows, groups)
+        with_value, value_ids, without = self._told_values(part, lexicon, rows, groups)
         pictured = np.flatnonzero(lexicon.types[groups] == TokenType.IMAGE) if lexicon.image.any() else rows[:0]
         gap_place, gap_times = gaps(subject, at, pictured, profile)
         lengths = number + gap_times if profile.intervals != "none" else number
-        if profile.values == "pair" and len(told):
+        if profile.values == "pair" and len(with_value):
             lengths = lengths.copy()
-            lengths[told] += 1
+            lengths[with_value] += 1
         # A subject's tokens in three: what stands in front, its rows, its end.
         subjects, end = len(part.subjects), int(profile.timeline_end)
         of_prefix = chosen.demographics.subject
@@ -213,12 +213,12 @@ class TimelineWriter:
         if len(groups):
             # No group is without a token.
             out[behind], kinds[behind] = self._tokens[lexicon.start][groups], self._types[lexicon.start][groups]
-        here = np.flatnonzero(number > 1)
+        longer = np.flatnonzero(number > 1)
         for place in range(1, int(lexicon.length.max(initial=0))):
-            here = here[number[here] > place]
-            spot, flat = behind[here] + place, lexicon.start[groups[here]] + place
+            longer = longer[number[longer] > place]
+            spot, flat = behind[longer] + place, lexicon.start[groups[longer]] + place
             out[spot], kinds[spot] = self._tokens[flat], self._types[flat]
-        spot = behind[told] + number[told] - (profile.values == "fused")
+        spot = behind[with_value] + number[with_value] - (profile.values == "fused")
         out[spot] = value_ids
         kinds[spot] = np.where(value_ids == UNK, TokenType.SPECIAL, TokenType.STRUCTURED)
         marked = np.flatnonzero(gap_times)
@@ -244,15 +244,15 @@ class TimelineWriter:
         )
 
     def _told_values(self, part: Part, lexicon: Lexicon, rows: I64, groups: I64) -> tuple[I64, U32, int]:
-        """The places (v,) of rows that tell their value, its tokens (v,), and how many values had no breaks."""
+        """The places (v,) of rows with value tokens, these tokens (v,), and how many values had no breaks."""
         if self._values is None or part.value is None or part.unit is None:
             return rows[:0], np.empty(0, np.uint32), 0
         holding = np.flatnonzero(lexicon.values[groups] & np.isfinite(part.value[rows]))
         found = self._values.rows_of(groups[holding], part.unit.take(rows[holding]))
         known = found >= 0
-        told, found = holding[known], found[known]
-        numbers = compared(part, rows[told])
-        return told, self._values.tokens(groups[told], found, numbers), len(holding) - len(told)
+        with_value, found = holding[known], found[known]
+        numbers = compared(part, rows[with_value])
+        return with_value, self._values.tokens(groups[with_value], found, numbers), len(holding) - len(with_value)
 
 
 def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: int) -> I64:
@@ -265,8 +265,8 @@ def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: in
     extra, subjects = 1 + end, np.arange(len(front))
     size = len(at) + extra * len(front)
     value, repeats = np.empty(size, np.int64), np.empty(size, np.int64)
-    own = np.arange(1, len(at) + 1) + extra * subject if end else np.arange(1, len(at) + 1) + subject
-    value[own], repeats[own] = at, lengths
+    event_places = np.arange(1, len(at) + 1) + extra * subject if end else np.arange(1, len(at) + 1) + subject
+    value[event_places], repeats[event_places] = at, lengths
     fronts = events[:-1] + extra * subjects
     value[fronts], repeats[fronts] = NO_TIME, front
     if end:
@@ -278,17 +278,18 @@ def _times(at: I64, lengths: I64, subject: I32, front: I64, events: I64, end: in
 def gaps(subject: I32, at: I64, images: I64, profile: ProfileConfig) -> tuple[I64, I64]:
     """Of each row, which interval token stands before it and how many times (m,); nothing (0,) without intervals.
 
-    Images have none and interrupt none: without them a timeline is that of a subject who has no images.
+    An image gets no interval token and does not split an interval, so that a timeline without its images equals that
+    of a subject who has no images.
 
     Args:
         images: which rows are images (i,).
     """
     if profile.intervals == "none" or not len(at):
         return at[:0], at[:0]
-    told: I64 | slice = np.flatnonzero(_outside(len(at), images)) if len(images) else slice(None)
-    times, own = at[told], subject[told]
+    not_images: I64 | slice = np.flatnonzero(_outside(len(at), images)) if len(images) else slice(None)
+    times, subjects = at[not_images], subject[not_images]
     since = np.zeros(len(times), np.int64)
-    since[1:] = np.where((own[1:] == own[:-1]) & (times[:-1] != NO_TIME), times[1:] - times[:-1], 0)
+    since[1:] = np.where((subjects[1:] == subjects[:-1]) & (times[:-1] != NO_TIME), times[1:] - times[:-1], 0)
     apart = np.zeros(len(at), np.int64)
-    apart[told] = since
+    apart[not_images] = since
     return between(apart, profile.intervals)

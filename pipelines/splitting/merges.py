@@ -54,12 +54,12 @@ def components(pairs: pl.DataFrame) -> pl.DataFrame:
     """`subject_id` and `person` of everyone in `pairs` (old, new): ids that are merged, over however many steps, share
     a person, which is the smallest of them."""
     ids, places = np.unique(np.concatenate([pairs["old"].to_numpy(), pairs["new"].to_numpy()]), return_inverse=True)
-    one, other = np.split(places, 2)
+    old, new = np.split(places, 2)
     person = np.arange(len(ids))
     while True:
         lower = person.copy()
-        for here, there in ((one, other), (other, one)):
-            np.minimum.at(lower, person[here], person[there])
+        for target, source in ((old, new), (new, old)):
+            np.minimum.at(lower, person[target], person[source])
         lower = np.minimum(lower, lower[person])
         while not np.array_equal(lower, lower[lower]):
             lower = lower[lower]
@@ -89,9 +89,9 @@ def judge_merges(
     splits = members.group_by("person").agg(
         pl.col("split").drop_nulls().n_unique().alias("splits"), pl.col("split").drop_nulls().first().alias("only")
     )
-    here = members.join(subjects.select("subject_id", "events"), on="subject_id").join(splits, on="person")
-    aside = here.filter(pl.col("splits") > 1).select("subject_id").sort("subject_id")
-    new = here.filter(pl.col("split").is_null())
+    judged = members.join(subjects.select("subject_id", "events"), on="subject_id").join(splits, on="person")
+    aside = judged.filter(pl.col("splits") > 1).select("subject_id").sort("subject_id")
+    new = judged.filter(pl.col("split").is_null())
     heirs = new.filter(pl.col("splits") == 1).select("subject_id", pl.col("only").alias("split")).sort("subject_id")
     together = (
         new.filter(pl.col("splits") == 0)

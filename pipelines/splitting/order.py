@@ -17,7 +17,7 @@ from warehouse.schemas import SPLITS
 
 def order_of(ledger: pl.DataFrame, freeze: Freeze) -> npt.NDArray[np.float64]:
     """The place in the order of each row (n,) of the ledger: night + a fraction below 1. It never changes for a row."""
-    night = np.repeat(np.arange(len(freeze.nights), dtype=np.int64), [one.rows for one in freeze.nights])
+    night = np.repeat(np.arange(len(freeze.nights), dtype=np.int64), [night_rows.rows for night_rows in freeze.nights])
     split = ledger["split"].replace_strict({name: code for code, name in enumerate(SPLITS)}, return_dtype=pl.Int64)
     group = night * len(SPLITS) + split.to_numpy()
     rows = np.argsort(group, kind="stable")

@@ -94,25 +94,25 @@ def choose_phases(quota: Quota, strata: pl.DataFrame) -> I64:
         member[row, [named[margin] for margin in enumerate(of)]] = True
     weights = np.ones(member.shape[1])
     weights[0] = TOTAL_WEIGHT
-    own = held - before[:, None] * quota.fractions
-    ahead = member.T @ own
+    lead = held - before[:, None] * quota.fractions
+    ahead = member.T @ lead
     chosen = np.zeros(len(new), dtype=np.int64)
     growing = np.flatnonzero(new).tolist()
     possible = {}
     for row in growing:
-        # Those that would have led here; of a ledger that was dealt by other rules, those that come closest.
+        # The phases that would have given what the ledger holds; if other rules dealt it, those that come closest.
         off = np.abs(quota.counts(np.full(len(pairs), before[row]), pairs) - held[row]).sum(axis=1)
         possible[row] = np.flatnonzero(off == off.min())
     for _ in range(ROUNDS):
         for row in growing:
-            mine, size = member[row], before[row] + new[row]
-            ahead[mine] -= own[row]
+            margins, size = member[row], before[row] + new[row]
+            ahead[margins] -= lead[row]
             tried = pairs[possible[row]]
             leads = quota.counts(np.full(len(tried), size), tried) - size * quota.fractions
-            squares = ((ahead[mine][:, None, :] + leads) ** 2).sum(axis=2)
-            best = int((weights[mine] @ squares).round(9).argmin())
-            chosen[row], own[row] = possible[row][best], leads[best]
-            ahead[mine] += own[row]
+            squares = ((ahead[margins][:, None, :] + leads) ** 2).sum(axis=2)
+            best = int((weights[margins] @ squares).round(9).argmin())
+            chosen[row], lead[row] = possible[row][best], leads[best]
+            ahead[margins] += lead[row]
     return pairs[chosen]
 
 

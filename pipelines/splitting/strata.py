@@ -83,12 +83,12 @@ def lined_up(subjects: pl.DataFrame, stratum: pl.Series, salt: int) -> pl.DataFr
     rank = np.arange(len(code)) - start[code[order]]
     bins = np.ceil(np.sqrt(size / BLOCK)).astype(np.int64)
     first_bin = np.cumsum(bins) - bins
-    own = code[order]
-    part = rank * bins[own] // size[own]
+    stratum_of = code[order]
+    part = rank * bins[stratum_of] // size[stratum_of]
     # The bits of a positive float stand in the order of the floats.
     bits = interval[order].clip(0).astype(np.float32).view(np.uint32).astype(np.int64)
     turned = np.where(part % 2 == 1, 2**32 - 1 - bits, bits)
-    order = order[_sorted(first_bin[own] + part, turned)]
+    order = order[_sorted(first_bin[stratum_of] + part, turned)]
 
     # A block's subjects stand by length, and the block is turned: in a run of blocks, each of its places meets every
     # part of the lengths.
@@ -96,17 +96,17 @@ def lined_up(subjects: pl.DataFrame, stratum: pl.Series, salt: int) -> pl.DataFr
     blocks = -(-size // BLOCK)
     first_block = np.cumsum(blocks) - blocks
     order = order[_sorted(first_block[code[order]] + block, length[order])]
-    own = code[order]
-    dial = splitmix64(np.array([salt_of(name) >> 1 for name in names], np.int64), salt).astype(np.uint32)[own]
-    held = np.minimum(BLOCK, size[own] - block * BLOCK)
+    stratum_of = code[order]
+    dial = splitmix64(np.array([salt_of(name) >> 1 for name in names], np.int64), salt).astype(np.uint32)[stratum_of]
+    held = np.minimum(BLOCK, size[stratum_of] - block * BLOCK)
     turn = (spread(block) ^ dial).astype(np.int64) * held >> 32
     place = block * BLOCK + (rank % BLOCK + turn) % held
     lined = np.empty_like(order)
-    lined[start[own] + place] = by_hash[order]
+    lined[start[stratum_of] + place] = by_hash[order]
     return pl.DataFrame(
         {
             "subject_id": subjects["subject_id"].to_numpy()[lined],
-            "stratum": pl.Series(own.astype(np.uint32)).cast(stratum.dtype),
+            "stratum": pl.Series(stratum_of.astype(np.uint32)).cast(stratum.dtype),
             "place": rank,
         }
     )

@@ -264,7 +264,7 @@ class MappedShard:
         self._metadata = metadata
         with path.open("rb") as file:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        place = {metadata.schema.column(column).path: column for column in range(len(metadata.schema))}
+        place = {metadata.schema.column(number).path: number for number in range(len(metadata.schema))}
         self.blocks: list[MappedRows] = []
         first = 0
         for group in range(metadata.num_row_groups):

@@ -33,7 +33,7 @@ STAGE = StageFunction("toy", 1, "tests.support.toy_stage:run")
 ENGINES: dict[str, Callable[[], Engine]] = {
     "local, 1 worker": lambda: LocalEngine(1),
     "local, 2 workers": lambda: LocalEngine(2),
-    "local, 3 workers, one of them here": lambda: LocalEngine(3, here=True),
+    "local, 3 workers, one of them here": lambda: LocalEngine(3, in_this_process=True),
     "Beam in memory": lambda: BeamEngine(),
     "Beam, 2 processes": lambda: BeamEngine(workers=2),
 }
@@ -160,10 +160,10 @@ def test_a_killed_worker_is_one_line_and_the_next_run_resumes(inputs: list[Path]
 def test_a_killed_worker_is_one_line_while_this_process_works_too(inputs: list[Path], tmp_path: Path) -> None:
     tasks = tasks_of(inputs, tmp_path, {4: "killed"})
     tasks[4] = replace(tasks[4], weight=1)  # the heaviest goes to the other process
-    with LocalEngine(2, here=True) as engine, pytest.raises(WorkerLostError) as caught:
+    with LocalEngine(2, in_this_process=True) as engine, pytest.raises(WorkerLostError) as caught:
         run_stage(STAGE, tasks, context_of(tmp_path, engine))
     assert caught.value.remedy
-    with LocalEngine(2, here=True) as engine:
+    with LocalEngine(2, in_this_process=True) as engine:
         report = run_stage(STAGE, tasks_of(inputs, tmp_path), context_of(tmp_path, engine))
     assert report.ran + report.resumed == 5
     assert report.ran >= 1
@@ -171,7 +171,7 @@ def test_a_killed_worker_is_one_line_while_this_process_works_too(inputs: list[P
 
 def test_this_process_and_a_worker_share_the_tasks(tmp_path: Path) -> None:
     done: list[str] = []
-    with LocalEngine(2, here=True, modules=["tests.support.toy_stage"]) as engine:
+    with LocalEngine(2, in_this_process=True, modules=["tests.support.toy_stage"]) as engine:
         engine.start()
         engine._executor().submit(os.getpid).result()  # it is there
         engine.map([pid_task(tmp_path, number) for number in range(30)], done.append)
@@ -197,13 +197,13 @@ def test_an_error_of_the_progress_ends_the_work_of_the_pool_too(tmp_path: Path) 
     def done(_key: str) -> None:
         raise ValueError("no terminal")
 
-    with pytest.raises(ValueError, match="no terminal"), LocalEngine(2, here=True) as engine:
+    with pytest.raises(ValueError, match="no terminal"), LocalEngine(2, in_this_process=True) as engine:
         engine.map([pid_task(tmp_path, number) for number in range(40)], done)
     assert len(list((tmp_path / "release").glob("*.pid"))) < 20, "what waited was not begun"
 
 
 def test_workers_are_there_before_the_first_task(inputs: list[Path], tmp_path: Path) -> None:
-    with LocalEngine(3, here=True) as engine:
+    with LocalEngine(3, in_this_process=True) as engine:
         engine.start()
         engine.start()
         assert engine._pool is not None
