@@ -1,4 +1,4 @@
-"""lags: how long a result usually takes, for the rows of which nobody wrote down when theirs was there.
+"""lags: how long a result usually takes; used for rows that have no result time.
 
 Schema in: the lags that segments counted. Schema out: LAGS, append-only: what a code's rows were once given stays, so
 that a night with more results moves no timeline.

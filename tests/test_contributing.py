@@ -15,7 +15,7 @@ def missing(text: str) -> list[str]:
     absent = [path for path in re.findall(_FILE, text) if not (REPOSITORY / path).exists()]
     for name, path in _NAMED.findall(text):
         file = REPOSITORY / path
-        defined = rf"^(?:def |class )?{name}\b"
+        defined = rf"^(?: {{4}})?(?:def |class )?{name}\b"
         if file.is_file() and not re.search(defined, file.read_text(encoding="utf-8"), re.MULTILINE):
             absent.append(f"{name} of {path}")
     pages = re.findall(r"\bdocs/[\w-]+\.md\b", text)

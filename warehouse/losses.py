@@ -1,4 +1,7 @@
-"""Which tokens are targets of a loss. Masks are derived from it by readers, and token budgets count by it."""
+"""Which types of tokens are targets of a loss.
+
+`targets` in warehouse/readers/collate.py makes the mask of a batch from it, and token budgets count by it.
+"""
 
 import numpy as np
 import numpy.typing as npt
