@@ -594,7 +594,7 @@ def test_what_leaves_the_private_folder_tells_no_time_of_change(tmp_path: Path) 
 
     study(tmp_path)
     item = usable(tmp_path)
-    public = _public(item.geometry, Deidentifier(DeidConfig(), b"k" * 32))
+    public = _public(item, Deidentifier(DeidConfig(), b"k" * 32))
     assert "stamps" in item.geometry and not {"stamps", "frames"} & set(public)
     assert public["reconstruction_group"] != item.geometry["reconstruction_group"] and public["kernel"] == "Br40d"
 
