@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from embedders.encoders import encoder
+from embedders.encoders import encoder as encoding
 from embedders.encoders.build import EncoderConfig, build_encoder, get_encoder
 from embedders.encoders.encoder import Encoder
 from embedders.encoders.flops import flops_per_unit
@@ -106,7 +106,7 @@ def test_parts_of_different_shapes_share_a_batch() -> None:
 def test_large_input_is_preprocessed_in_pieces_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
     whole = encoder.encode(SLICES)
-    monkeypatch.setattr(encoder, "PREPROCESS_BYTES", {"cpu": 1})
+    monkeypatch.setattr(encoding, "PREPROCESS_BYTES", {"cpu": 1})
     assert np.array_equal(encoder.encode(SLICES), whole)
 
 
@@ -121,7 +121,7 @@ def test_a_thin_slice_counts_as_the_square_that_it_becomes(monkeypatch: pytest.M
 
     counting = Encoder(replace(encoder.spec, preprocess=Counting()), nn.Identity(), torch.device("cpu"))
     monkeypatch.setattr(counting, "_model", lambda images: images.flatten(1)[:, :64])
-    monkeypatch.setattr(encoder, "PREPROCESS_BYTES", {"cpu": 2 * 256**2 * 4 * 4})
+    monkeypatch.setattr(encoding, "PREPROCESS_BYTES", {"cpu": 2 * 256**2 * 4 * 4})
     counting.encode(np.zeros((5, 256, 1), np.float32))
     assert together == [2, 2, 1]
 
@@ -151,15 +151,15 @@ def test_a_width_that_the_model_does_not_make_is_one_line() -> None:
 def test_staged_bytes_come_back_as_the_units_they_were() -> None:
     """What happens in pinned memory on a GPU, in plain memory."""
     parts = [SLICES[:2], SLICES[2:3], SLICES[3:4, :7, :9], TILES[:1, ::2], SLICES[4:6, ::2].astype(np.float64)]
-    runs = encoder._runs(parts)
+    runs = encoding._runs(parts)
     assert [len(run) for run in runs] == [2, 1, 1, 1]
-    places, size = encoder._places(runs)
-    assert all(place % encoder.ALIGNMENT == 0 for place in places)
+    places, size = encoding._places(runs)
+    assert all(place % encoding.ALIGNMENT == 0 for place in places)
     buffer = np.full(size, 7, np.uint8)
-    encoder._stage(runs, places, buffer)
+    encoding._stage(runs, places, buffer)
     raw = torch.from_numpy(buffer)
     for run, place in zip(runs, places, strict=True):
-        assert np.array_equal(encoder._view(raw, run, place).numpy(), np.concatenate(run))
+        assert np.array_equal(encoding._view(raw, run, place).numpy(), np.concatenate(run))
 
 
 class Stream:
@@ -198,8 +198,8 @@ def test_the_path_of_a_gpu_reuses_its_memory_and_mixes_no_batches(monkeypatch: p
     monkeypatch.setattr(encoder, "_copying", Stream(), raising=False)
     monkeypatch.setattr(encoder, "_computing", Stream(), raising=False)
 
-    def start(first: int, last: int) -> encoder.Pending:
-        return encoder._submit_cuda(encoder._runs([SLICES[first : first + 1], SLICES[first + 1 : last]]), last - first)
+    def start(first: int, last: int) -> encoding.Pending:
+        return encoder._submit_cuda(encoding._runs([SLICES[first : first + 1], SLICES[first + 1 : last]]), last - first)
 
     flying = [start(0, 2), start(2, 5)]
     assert np.array_equal(flying[0].result(), expected[:2]) and len(encoder._free) == 1
