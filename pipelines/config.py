@@ -146,10 +146,10 @@ class RunConfig(Settings):
     def _built_in(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
-        unknown = [str(name) for name, one in raw.items() if one is None and name not in SCHEMES]
+        unknown = [str(name) for name, fractions in raw.items() if fractions is None and name not in SCHEMES]
         if unknown:
             raise ValueError(f"{unknown[0]} needs its fractions; built in are {', '.join(SCHEMES)}")
-        return {name: SCHEMES[name] if one is None else one for name, one in raw.items()}
+        return {name: SCHEMES[name] if fractions is None else fractions for name, fractions in raw.items()}
 
     @property
     def primary_scheme(self) -> str:
@@ -175,7 +175,7 @@ class RunConfig(Settings):
 
 def _explain(error: ValidationError) -> str:
     # A misspelt key is also a missing one: the spelling is what helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         said = first["msg"].removeprefix("Value error, ")

@@ -111,7 +111,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     found = [
         (modality, bucket, items) for bucket in params["buckets"] for modality, items in usable_items(params, bucket)
     ]
-    found.sort(key=lambda one: one[:2])
+    found.sort(key=lambda span: span[:2])
     buckets = []
     specs = {modality: _spec(params, modality) for modality in {modality for modality, *_ in found}}
     raw = {modality: _raw_items(params, modality) for modality in specs}

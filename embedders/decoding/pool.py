@@ -216,7 +216,7 @@ class Decoders:
         if not free:
             self._queue.append(given)
             return
-        child = min(free, key=lambda one: (len(one.given), not _same_item(one, given), one.identity))
+        child = min(free, key=lambda worker: (len(worker.given), not _same_item(worker, given), worker.identity))
         child.given.append(given)
         if len(child.given) == 1:
             child.seen = time.monotonic()

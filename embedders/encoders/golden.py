@@ -99,7 +99,7 @@ def _check_plausible(vectors: npt.NDArray[np.float32], label: str) -> None:
     elif not (np.ptp(vectors, axis=1) > DEPENDENCE * largest).all():
         fault = "makes vectors whose values are all equal"
     else:
-        pairs = [np.abs(vectors[one] - vectors[one - 1]).max() / largest.max() for one in range(len(vectors))]
+        pairs = [np.abs(vectors[place] - vectors[place - 1]).max() / largest.max() for place in range(len(vectors))]
         if min(pairs) <= DEPENDENCE:
             fault = "makes vectors that do not depend on the image"
     if fault:

@@ -117,7 +117,9 @@ def load_weights(model: "nn.Module", path: Path) -> None:
     gated = any(".mlp.gate_proj." in name for name in shapes)
     found: dict[str, torch.Tensor] = {}
     faults: dict[str, list[str]] = {"given under two names": [], "of no floating type": [], "not finite": []}
-    for name, tensor in ((name, one) for given, value in _tensors(path) for name, one in renamed(given, value, gated)):
+    for name, tensor in (
+        (name, part) for given, value in _tensors(path) for name, part in renamed(given, value, gated)
+    ):
         if name in found:
             faults["given under two names"].append(name)
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):

@@ -114,7 +114,7 @@ class Checkpoint:
         Raises:
             TimeloomError: the disk is full or not writable.
         """
-        new = [(one, span) for one in in_work for span in one.spans if self._is_new(one, span)]
+        new = [(item, span) for item in in_work for span in item.spans if self._is_new(item, span)]
         dropped = {key for key, _ in self._saved} & set(ended)
         if not new and not dropped:
             return

@@ -243,7 +243,7 @@ class _Runner:
         last = self._exhausted and self._source.idle
         stalled = self._source.stalled()
         for modality, queue in self._queues.items():
-            if queue.waiting and (last or any(one.piece.source in stalled for one in queue.waiting)):
+            if queue.waiting and (last or any(entry.piece.source in stalled for entry in queue.waiting)):
                 return modality
         return None
 

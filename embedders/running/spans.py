@@ -209,7 +209,7 @@ class Progress:
     def wants(self, span: Span) -> bool:
         """Whether `span` is to be read: it is not done, and no earlier one has ended the item."""
         earlier = self.spans[: span.start // SPAN + 1]
-        return not (self.refused or span.finished or any(one.event is not None for one in earlier))
+        return not (self.refused or span.finished or any(span_before.event is not None for span_before in earlier))
 
     def verdict(self) -> str | None:
         """The item's verdict; None while it is open. It does not depend on which span was read first."""

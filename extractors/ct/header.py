@@ -127,10 +127,10 @@ def _archive(
         return [replace(failed, verdict=error.verdict)], []
     except Exception:  # zipfile, tarfile and their decompressors raise many things on damaged bytes
         return [failed], []
-    nested = all(one.verdict == "refused_nested_archive" for part in slices.values() for one in part)
+    nested = all(header.verdict == "refused_nested_archive" for part in slices.values() for header in part)
     if nested and not any(path.lower().endswith((".zip", ".tar", ".gz", ".bz2", ".xz", ".tgz")) for path in slices):
         return [], [fingerprint]
-    return [one for part in slices.values() for one in part], foreign
+    return [header for part in slices.values() for header in part], foreign
 
 
 def _head(file: BinaryIO) -> bytes:

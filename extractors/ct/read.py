@@ -64,10 +64,10 @@ def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
         numbers = np.arange(first, min(first + batch_size, stop))
         pixels: npt.NDArray[np.float32] | None = None
         for place in range(len(numbers)):
-            one = next(slices)
+            pixels_of_slice = next(slices)
             if pixels is None:
-                pixels = np.empty((len(numbers), *one.shape), dtype=np.float32)
-            pixels[place] = one
+                pixels = np.empty((len(numbers), *pixels_of_slice.shape), dtype=np.float32)
+            pixels[place] = pixels_of_slice
         if pixels is not None:
             yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
 

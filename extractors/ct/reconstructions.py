@@ -98,7 +98,7 @@ def choose(volumes: Sequence[Volume], config: ReconstructionConfig) -> list[Foun
         name = identity_of(volume.item.identity for volume in group)[:16]
         chosen: list[Volume] = []
         longest = max(volume.length for volume in group)
-        for volume in sorted(group, key=lambda one: _rank(one, longest, config)):
+        for volume in sorted(group, key=lambda candidate: _rank(candidate, longest, config)):
             refused = config.keep == "one" and any(same_acquisition(volume, other) for other in chosen)
             if not refused:
                 chosen.append(volume)
@@ -133,7 +133,7 @@ def _acquisitions(volumes: Sequence[Volume]) -> list[list[Volume]]:
         groups = studies[volume.study, volume.frame_of_reference, volume.item.raw_subject]
         linked = [group for group in groups if any(same_acquisition(volume, other) for other in group)]
         merged = [*(member for group in linked for member in group), volume]
-        groups[:] = [group for group in groups if not any(group is one for one in linked)] + [merged]
+        groups[:] = [group for group in groups if not any(group is other for other in linked)] + [merged]
     return [group for groups in studies.values() for group in groups]
 
 

@@ -46,15 +46,15 @@ def moments_of(values: Mapping[str, str], site_timezone: str | None = None) -> t
     candidates += [(f"{day}+{clock}", values.get(day, ""), values.get(clock, "")) for day, clock in PAIRS]
     moments = []
     for rank, (source, day, clock) in enumerate(candidates):
-        own = _OFFSET.search(clock)
-        parsed = _parse(day, clock[: own.start()] if own else clock)
+        stated = _OFFSET.search(clock)
+        parsed = _parse(day, clock[: stated.start()] if stated else clock)
         if parsed is None:
             continue
         time, precision = parsed
         if precision == "day":
             moments.append(Moment(rank + len(candidates), time, source.partition("+")[0], "day"))
             continue
-        offset = _offset(own.group()) if own else header_offset
+        offset = _offset(stated.group()) if stated else header_offset
         time, offset = _on_clock(time, offset, header_offset, site_timezone)
         moments.append(Moment(rank, time, source, precision, offset))
     return tuple(moments)

@@ -73,16 +73,16 @@ def files_of(path: Path) -> list[Path]:
     try:
         if path.suffix.lower() == ".mrxs":
             return [path, *(part for part in sorted(path.with_suffix("").glob("*")) if part.is_file())]
-        own = instance_of(path)
-        if own is None:
+        instance = instance_of(path)
+        if instance is None:
             return [path]
         beside = [
             (part, instance_of(part)) for part in sorted(path.parent.iterdir()) if part != path and part.is_file()
         ]
     except OSError as error:
         raise VerdictError("failed_unreadable") from error
-    series = [(part, one) for part, one in beside if one is not None and one.series == own.series]
-    if own.burned_in or any(one.burned_in for _, one in series):
+    series = [(part, other) for part, other in beside if other is not None and other.series == instance.series]
+    if instance.burned_in or any(other.burned_in for _, other in series):
         raise VerdictError("refused_burned_in")
     return [path, *(part for part, _ in series)]
 
@@ -105,8 +105,8 @@ def find_slides(root: Path) -> list[str]:
                 continue
             if path.suffix.lower() in SLIDE_ENDINGS or _magic(path):
                 found.append(relative)
-            elif (one := instance_of(path)) is not None:
-                key, rank = (folder, one.series), (one.volume, one.width)
+            elif (instance := instance_of(path)) is not None:
+                key, rank = (folder, instance.series), (instance.volume, instance.width)
                 if key not in series or rank > series[key][:2]:
                     series[key] = (*rank, relative)
     return sorted(found + [relative for *_, relative in series.values()])

@@ -137,7 +137,7 @@ def _most(tag: int, tags: Mapping[int, npt.NDArray[Any]]) -> int:
         return MAX_TABLES
     if tag not in (_TILE_OFFSETS, _TILE_COUNTS):
         return 16
-    sides = [tags.get(one, np.zeros(1))[:1] for one in (_WIDTH, _TILE_WIDTH, _LENGTH, _TILE_LENGTH)]
+    sides = [tags.get(tag, np.zeros(1))[:1] for tag in (_WIDTH, _TILE_WIDTH, _LENGTH, _TILE_LENGTH)]
     width, wide, height, high = (int(side[0]) if len(side) else 0 for side in sides)
     planes = int(tags[_SAMPLES][0]) if _SAMPLES in tags and len(tags[_SAMPLES]) else 1
     return min(MAX_TILES, -(-width // max(wide, 1)) * -(-height // max(high, 1)) * planes)

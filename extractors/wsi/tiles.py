@@ -246,14 +246,14 @@ def _verified(path: Path, slide: "OpenSlide", tiles: DirectTiles, plan: TilePlan
     gap = tiles.first_gap(plan)
     chosen |= set() if gap is None else {gap}
     width, height = plan.window
-    mine: Bytes = np.empty((height, width, 3), np.uint8)
+    decoded: Bytes = np.empty((height, width, 3), np.uint8)
     opened = slide
     try:
         for index in sorted(chosen):
             corner = _aligned(opened, plan, index)
             if corner is None:
                 return False
-            good = tiles.read(corner, mine)
+            good = tiles.read(corner, decoded)
             try:
                 theirs = read_region(opened, corner, plan.level, (width, height))
             except VerdictError:
@@ -261,7 +261,7 @@ def _verified(path: Path, slide: "OpenSlide", tiles: DirectTiles, plan: TilePlan
                     return False
                 opened = open_slide(path)  # after one error an OpenSlide handle fails for ever
                 continue
-            if not good or int(np.abs(mine.astype(np.int16) - theirs).max()) > TOLERANCE:
+            if not good or int(np.abs(decoded.astype(np.int16) - theirs).max()) > TOLERANCE:
                 return False
     finally:
         if opened is not slide:

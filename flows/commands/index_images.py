@@ -39,8 +39,8 @@ def index_tree(
         raise TimeloomError(f"there is no folder {path}", remedy="give the folder that the images lie in")
     items = [
         item
-        for one in (EXTRACTORS if modality is None else (modality,))
-        for item in _find(path, one, workers, progress)
+        for name in (EXTRACTORS if modality is None else (modality,))
+        for item in _find(path, name, workers, progress)
     ]
     if not items:
         raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
@@ -89,7 +89,7 @@ def _files(item: FoundItem) -> int:
 def _bytes(item: FoundItem, root: Path) -> int:
     """Bytes of the item's files; an archive's members count as the archive, once."""
     total = 0
-    for path in {one.partition("!/")[0] for one in item.paths}:
+    for path in {name.partition("!/")[0] for name in item.paths}:
         try:
             total += (root / path).stat().st_size
         except OSError:
