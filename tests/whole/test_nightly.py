@@ -295,19 +295,19 @@ def test_what_the_gate_refuses_is_not_published(
     site = published.copy(tmp_path, hospital=True)
     site.append("labs", lab(1, "P000001"))
     before = site.releases(), site.manifest
-    real = Run._pack
+    real = Run._validate
 
     def spoil(run: Run) -> None:
         """After packing, one bucket's events stand in the wrong order: a fault that only the gate can see."""
-        real(run)
         path = run._tree.events(_bucket("P000001"))
         table = read_frame(path).reverse().to_arrow()
         schema = pq.read_schema(path)
         path.unlink()
         pq.write_table(table.cast(schema), path)
+        real(run)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(Run, "_pack", spoil)
+        patch.setattr(Run, "_validate", spoil)
         patch.setattr(sys, "argv", site.command("--direct", workers=1))
         cli.main()
     assert ended.value.code == 1
