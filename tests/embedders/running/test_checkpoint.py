@@ -47,7 +47,7 @@ def embed(items: list[ItemToEmbed], store: Path, output: str = "mean", decoders:
 CHILD = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from test_checkpoint import embed, items_of
+    from tests.embedders.running.test_checkpoint import embed, items_of
     folder, store, output, decoders, log = sys.argv[1:]
     embed(items_of(Path(folder), Path(log)), Path(store), output, int(decoders))
 """)
