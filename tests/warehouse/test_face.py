@@ -12,13 +12,16 @@ REPOSITORY = Path(__file__).parents[2]
 FACE = {
     "NO_TIME", "Batch", "Curriculum", "Mixture", "Release", "ShardDataset", "TimeloomError", "attention", "scaling",
 }  # fmt: skip
+_IMPORT = re.compile(r"\s*(?:from warehouse[\w.]* import [\w, ]+|import warehouse[\w.]*)")
 _CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def imports(code: str) -> set[str]:
     """What a piece of code imports of the warehouse, as `name`, or as `module.name` where that is not its face."""
     found = set()
-    for node in ast.walk(ast.parse(code)):
+    # Line by line: a document may show a part of a file, which is no whole program.
+    lines = "\n".join(line.strip() for line in code.splitlines() if _IMPORT.match(line))
+    for node in ast.walk(ast.parse(lines)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "warehouse":
             below = node.module.removeprefix("warehouse").removeprefix(".")
             found |= {f"{below}.{name.name}" if below else name.name for name in node.names}
