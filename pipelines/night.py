@@ -137,7 +137,7 @@ class Night:
     @property
     def exports(self) -> list[Export]:
         """The exports that the configuration names; see `exports_of`."""
-        return exports_of(self.config, self.base)
+        return self.once("exports", lambda: exports_of(self.config, self.base))
 
     @property
     def profiles(self) -> list[tuple[str, ProfileConfig]]:
