@@ -22,7 +22,8 @@ $(VENV)/.tools: $(VENV)/.installed
 demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish a release.
 	@$(BIN)/timeloom demo --subjects $(SUBJECTS) || { code=$$?; [ $$code -eq 2 ] || exit $$code; }
 
-.PHONY: help demo test check lint docs format clean
+test: $(VENV)/.tools  ## Run the checks, build the documentation and run every test.
+	$(MAKE) --no-print-directory lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.
