@@ -4,26 +4,24 @@ A column is written by its name, a code as a template such as `ICD10CM/{icd_code
 as SQL over the row's text columns. docs/sources.md explains every key with an example.
 """
 
-import inspect
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import available_timezones
 
 import polars as pl
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from extractors.reading import NullValues, Reading, TableReading, known_zone, laid_over
+from extractors.source_model import Columns, SourceModel, check_format, listed
 from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK
 
@@ -44,33 +42,7 @@ DEFAULT_FORMATS = (
 )
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Columns = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
-
-
-def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Puts what the docstrings say of a model's attributes into its JSON schema, for editors."""
-    schema["description"] = inspect.cleandoc(model.__doc__ or "").partition("\n\nAttributes:\n")[0]
-    for base in reversed(model.__mro__):
-        _, _, listed = inspect.cleandoc(base.__doc__ or "").partition("\n\nAttributes:\n")
-        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, flags=re.M):
-            if name in schema["properties"]:
-                schema["properties"][name]["description"] = re.sub(r"\s+", " ", text)
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe)
-
-
-@lru_cache
-def _lacks_minutes(time_format: str) -> bool:
-    return bool(re.search("%[HI]", time_format)) and not re.search("%M|%R|%T", time_format)
-
-
-class TimeRule(_Model):
+class TimeRule(SourceModel):
     """Where a time stands.
 
     Attributes:
@@ -81,15 +53,14 @@ class TimeRule(_Model):
     """
 
     column: Columns
-    formats: Columns = list(DEFAULT_FORMATS)
+    formats: Columns = Field(default_factory=lambda: list(DEFAULT_FORMATS))
     anchor: Literal["start", "end"] = "end"
     midnight_is_date: bool = False
 
     @model_validator(mode="after")
     def _checked(self) -> "TimeRule":
-        for format in self.formats:
-            if _lacks_minutes(format):
-                raise ValueError(f"the format {format} has an hour without minutes")
+        for time_format in self.formats:
+            check_format(time_format)
         return self
 
 
@@ -114,7 +85,7 @@ Available = Annotated[
 ]
 
 
-class EventRule(_Model):
+class EventRule(SourceModel):
     """One event that a row may make.
 
     Attributes:
@@ -145,7 +116,7 @@ class EventRule(_Model):
         return self
 
 
-class JoinRule(_Model):
+class JoinRule(SourceModel):
     """Columns looked up in another table.
 
     Attributes:
@@ -163,11 +134,11 @@ class JoinRule(_Model):
     @field_validator("key", mode="before", json_schema_input_type=str | list[str] | dict[str, str])
     @classmethod
     def _same_names(cls, value: Any) -> Any:
-        names = _listed(value)
+        names = listed(value)
         return {name: name for name in names} if isinstance(names, list) else names
 
 
-class TableRule(_Model):
+class TableRule(SourceModel):
     """One raw table.
 
     Attributes:
@@ -199,7 +170,7 @@ class TableRule(_Model):
         return self
 
 
-class CodeRule(_Model):
+class CodeRule(SourceModel):
     """What codes mean: rows of a dictionary become descriptions and parents in metadata/codes.parquet.
 
     Attributes:
@@ -233,7 +204,7 @@ class CodeRule(_Model):
         return {name for join in self.joins for name in join.key if name not in looked_up} | (named - looked_up)
 
 
-class CrosswalkRule(_Model):
+class CrosswalkRule(SourceModel):
     """A table that the site supplies beside the export, named in the run's configuration; absent without it.
 
     Attributes:
@@ -245,7 +216,7 @@ class CrosswalkRule(_Model):
     why: str | None = None
 
 
-class Source(_Model):
+class Source(SourceModel):
     """A whole source.
 
     Attributes:
@@ -259,25 +230,44 @@ class Source(_Model):
         tables: by path below the source's folder, without its ending.
         crosswalks: by name, joined and described as `crosswalk/<name>`.
         codes: what dictionaries say of codes.
+        reading: how the tables are written; what a run's configuration says of it is laid over this.
     """
 
     name: str
     description: str = ""
     subject: str
-    null_values: list[str] = [""]
+    null_values: NullValues = Field(default_factory=lambda: [""])
     time_zone: str | None = None
     case_insensitive: bool = False
     units: dict[str, str | None] = Field(default_factory=dict)
     tables: dict[str, TableRule]
     crosswalks: dict[str, CrosswalkRule] = Field(default_factory=dict)
     codes: list[CodeRule] = Field(default_factory=list)
+    reading: Reading = Reading()
 
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, name: str | None) -> str | None:
-        if name is not None and name not in available_timezones():
-            raise ValueError(f"there is no time zone {name}")
-        return name
+        return known_zone(name)
+
+    def read_as(self, reading: Reading) -> "Source":
+        """The source with what a site says of its own tables.
+
+        Raises:
+            TimeloomError: the site names a table that the source has not.
+        """
+        unknown = sorted(set(reading.tables) - set(self.tables))
+        if unknown:
+            raise TimeloomError(
+                f"source {self.name} has no table {unknown[0]}, which sources.reading names",
+                remedy="name tables as the source does",
+            )
+        return self.model_copy(update={"reading": laid_over(self.reading, reading)})
+
+    def reading_of(self, table: str) -> TableReading:
+        """How a table is written, with what the source says of all its tables."""
+        general = TableReading(null_values=self.null_values, time_zone=self.time_zone)
+        return laid_over(general, self.reading.of_table(table))
 
     def needed_columns(self, table: str) -> set[str]:
         """Raw columns that a table must have for its own rules, for the joins of others and for descriptions."""

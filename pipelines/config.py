@@ -22,6 +22,7 @@ from embedders.encoders.build import EncoderConfig
 from extractors.deid import DeidConfig
 from extractors.extractor import Extractor, ModalitySettings
 from extractors.modalities import EXTRACTORS
+from extractors.reading import Reading
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
 from warehouse.configuration import LocatedPath, Settings
@@ -41,11 +42,13 @@ class SourceConfig(Settings):
 
     Attributes:
         crosswalks: files that the site supplies, by the names that the source gives them.
+        reading: how this site wrote its tables, laid over what the source says of it.
     """
 
     source: str
     path: LocatedPath
     crosswalks: dict[str, LocatedPath] = Field(default_factory=dict)
+    reading: Reading = Reading()
 
 
 class ModalityConfig(ModalitySettings):

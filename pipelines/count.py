@@ -91,7 +91,7 @@ def run(params: Params, base: Path) -> Result:
     if profile.values != "codes_only":
         path = values_path(tree, name, bucket)
         files[str(path.relative_to(base))] = write_table(path, counts.values, VALUE_COUNTS, "value counts")
-    return Result(files, {"left_out": [list(row) for row in counts.left_out.iter_rows()]})
+    return Result(files, Counts(left_out=[list(row) for row in counts.left_out.iter_rows()]))
 
 
 def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:

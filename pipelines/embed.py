@@ -4,13 +4,13 @@ Schema in: indexed items. Schema out: ITEMS; a vector per item with verdict ok, 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 
 from pipelines.aligning.bound import within_bound
-from pipelines.encode import known_outcomes, store_of, usable_items
-from pipelines.engine.context import StageReport
+from pipelines.encode import StoreParams, known_outcomes, store_of, usable_items
+from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket
 from pipelines.night import Night, Stage
@@ -19,6 +19,19 @@ from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import ITEMS
+
+
+class Counts(TypedDict):
+    """What a task tells: its items, by modality and verdict."""
+
+    verdicts: dict[str, dict[str, int]]
+    items: int
+
+
+class Params(StoreParams):
+    """What a task is given: paths and settings."""
+
+    bucket: int
 
 
 def plan(night: Night) -> list[Task]:
@@ -34,15 +47,15 @@ def plan(night: Night) -> list[Task]:
             night.context.staging,
             settings=[bound, {name: entry.store for name, entry in made_by.items()}],
             inputs=hashes.get(bucket),
-            params={
-                "bucket": bucket,
-                "trial_bound": bound,
-                "segments": segments,
-                "root": str(layout.root),
-                "private": str(layout.private),
-                "encoders": {name: block.encoder.model_dump(mode="json") for name, block in config.modalities.items()},
-                "stores": {name: entry.model_dump(mode="json") for name, entry in made_by.items()},
-            },
+            params=Params(
+                bucket=bucket,
+                trial_bound=bound,
+                segments=segments,
+                root=str(layout.root),
+                private=str(layout.private),
+                encoders={name: block.encoder.model_dump(mode="json") for name, block in config.modalities.items()},
+                stores={name: entry.model_dump(mode="json") for name, entry in made_by.items()},
+            ),
             intact="pipelines.embed:has_vectors",
         )
         for bucket in range(config.buckets)
@@ -59,7 +72,7 @@ def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[st
     return dict(grouped.select("bucket", "rows").iter_rows())
 
 
-def has_vectors(params: dict[str, Any], base: Path) -> bool:
+def has_vectors(params: Params, base: Path) -> bool:
     """Whether the stores still say of every item of the bucket what was written here; what went is made again."""
     from embedders.running.store_bucket import PASSING, read_verdicts
     from warehouse.embeddings.store import EmbeddingStore
@@ -81,7 +94,7 @@ def has_vectors(params: dict[str, Any], base: Path) -> bool:
     return True
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Writes one bucket's items.
 
     Raises:
@@ -134,7 +147,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     verdicts: dict[str, dict[str, int]] = {}
     for modality_name, verdict, number in counted.iter_rows():
         verdicts.setdefault(modality_name, {})[verdict] = number
-    return Result({str(path.relative_to(base)): rows}, {"verdicts": verdicts, "items": rows})
+    return Result({str(path.relative_to(base)): rows}, Counts(verdicts=verdicts, items=rows))
 
 
 def ready(night: Night) -> None:
@@ -150,7 +163,7 @@ def declare(night: Night) -> dict[str, Any]:
     """Which encoders made the vectors, and the items by modality and verdict."""
     total: dict[str, dict[str, int]] = {}
     for entry in night.report(STAGE.name).entries.values():
-        for modality, counted in entry.counts["verdicts"].items():
+        for modality, counted in counts_of(entry, Counts)["verdicts"].items():
             verdicts = total.setdefault(modality, {})
             for verdict, number in counted.items():
                 verdicts[verdict] = verdicts.get(verdict, 0) + number
@@ -163,7 +176,7 @@ def failed_items(report: StageReport) -> int:
     return sum(
         number
         for entry in report.entries.values()
-        for counted in entry.counts["verdicts"].values()
+        for counted in counts_of(entry, Counts)["verdicts"].values()
         for verdict, number in counted.items()
         if verdict.startswith("failed_")
     )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import polars as pl
 
@@ -28,6 +28,25 @@ if TYPE_CHECKING:
     from embedders.running.runner import EmbeddedItem, ItemToEmbed
 
 
+class StoreParams(TypedDict):
+    """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are."""
+
+    trial_bound: str | None
+    segments: list[str]
+    root: str
+    private: str
+    encoders: dict[str, dict[str, Any]]
+    stores: dict[str, dict[str, Any]]
+
+
+class Params(StoreParams):
+    """What a task is given; `device` is the number of its GPU, None for the CPU."""
+
+    buckets: list[int]
+    embedding: dict[str, Any]
+    device: int | None
+
+
 def plan(night: Night) -> list[Task]:
     """One task per device worker, over the buckets of those tasks of the stage `embed` that are out of date.
 
@@ -42,7 +61,7 @@ def plan(night: Night) -> list[Task]:
     embedding = config.embedding.model_dump(mode="json")
     if embedding["decoders"] is None:
         embedding["decoders"] = max(1, len(os.sched_getaffinity(0)) // workers - 1) if gpu else 0
-    shared = {name: value for name, value in stale[0].params.items() if name != "bucket"}
+    shared = cast("StoreParams", {name: stale[0].params[name] for name in StoreParams.__annotations__})
     return [
         make_task(
             STAGE,
@@ -50,12 +69,12 @@ def plan(night: Night) -> list[Task]:
             context.staging,
             settings=workers,
             inputs=[task.fingerprint for task in stale[worker::workers]],
-            params=shared
-            | {
-                "buckets": [task.params["bucket"] for task in stale[worker::workers]],
-                "embedding": embedding,
-                "device": worker if gpu else None,
-            },
+            params=Params(
+                **shared,
+                buckets=[task.params["bucket"] for task in stale[worker::workers]],
+                embedding=embedding,
+                device=worker if gpu else None,
+            ),
             intact="pipelines.encode:is_done",
         )
         for worker in range(workers)
@@ -68,7 +87,7 @@ def _gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def usable_items(params: dict[str, Any], bucket: int) -> Iterator[tuple[str, pl.DataFrame]]:
+def usable_items(params: StoreParams, bucket: int) -> Iterator[tuple[str, pl.DataFrame]]:
     """Per modality, the items of a bucket that the index found usable."""
     items = items_of_bucket([Path(path) for path in params["segments"]], bucket)
     usable = items.filter(within_bound(items, params["trial_bound"])).filter(pl.col("verdict") == "ok")
@@ -76,13 +95,13 @@ def usable_items(params: dict[str, Any], bucket: int) -> Iterator[tuple[str, pl.
         yield str(modality), part
 
 
-def store_of(params: dict[str, Any], modality: str, bucket: int) -> tuple[Path, EncoderEntry]:
+def store_of(params: StoreParams, modality: str, bucket: int) -> tuple[Path, EncoderEntry]:
     """A modality's store of a bucket, and what fills it."""
     entry = EncoderEntry.model_validate(params["stores"][modality])
     return Layout(Path(params["root"])).embedding_bucket(modality, entry.store, bucket), entry
 
 
-def known_outcomes(params: dict[str, Any], modality: str, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
+def known_outcomes(params: StoreParams, modality: str, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
     """What became of `items`, in their order, as far as their store knows."""
     from embedders.running.store_bucket import outcomes
 
@@ -92,7 +111,7 @@ def known_outcomes(params: dict[str, Any], modality: str, bucket: int, items: pl
     return [known[key] for key in expected if key in known]
 
 
-def is_done(params: dict[str, Any], base: Path) -> bool:
+def is_done(params: Params, base: Path) -> bool:
     """Whether every item of the task's buckets has an outcome that lasts."""
     from embedders.running.store_bucket import PASSING
 
@@ -104,7 +123,7 @@ def is_done(params: dict[str, Any], base: Path) -> bool:
     return True
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Embeds what is missing of the task's buckets, one modality after the other."""
     from embedders.running.runner import Bucket, RunnerSettings, embed_buckets
 
@@ -126,7 +145,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     return Result({}, figures.counts())
 
 
-def _spec(params: dict[str, Any], modality: str) -> EncoderSpec:
+def _spec(params: StoreParams, modality: str) -> EncoderSpec:
     spec = encoder_spec(EncoderConfig.model_validate(params["encoders"][modality]), modality)
     planned = params["stores"][modality]["store"]
     if spec.store_name != planned:
@@ -137,7 +156,7 @@ def _spec(params: dict[str, Any], modality: str) -> EncoderSpec:
     return spec
 
 
-def _raw_items(params: dict[str, Any], modality: str) -> "Callable[[str, int], ItemToEmbed]":
+def _raw_items(params: StoreParams, modality: str) -> "Callable[[str, int], ItemToEmbed]":
     """From an item's key and units to what the runner needs, which the private folder knows."""
     from embedders.running.runner import ItemToEmbed
 
@@ -151,7 +170,7 @@ def _raw_items(params: dict[str, Any], modality: str) -> "Callable[[str, int], I
     return item
 
 
-def _encoder(params: dict[str, Any], modality: str, folder: Path) -> "Callable[[], Encoder]":
+def _encoder(params: Params, modality: str, folder: Path) -> "Callable[[], Encoder]":
     """Builds a modality's encoder when the first item needs it, and holds it against its golden vectors."""
 
     @cache

@@ -5,7 +5,7 @@ What ties an item's key to raw files is written to the private folder beside the
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,26 @@ from pipelines.night import Night, Stage
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json, write_json
 from warehouse.hashing import bucket_of
+
+
+class Counts(TypedDict):
+    """What a task tells: items by verdict, and how many findings were of an item that was found already."""
+
+    modality: str
+    verdicts: dict[str, int]
+    found_again: int
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    modality: str
+    settings: dict[str, Any]
+    workers: int
+    deid: dict[str, Any]
+    private: str
+    buckets: int
+    segment: str
 
 
 def plan(night: Night) -> list[Task]:
@@ -63,22 +83,22 @@ def plan(night: Night) -> list[Task]:
                 key=modality,
                 base=str(layout.segments),
                 record=str(record),
-                params={
-                    "modality": modality,
-                    "settings": block.model_dump(mode="json", exclude={"encoder"}),
-                    "workers": config.workers,
-                    "deid": config.deid.model_dump(mode="json"),
-                    "private": str(layout.private),
-                    "buckets": config.buckets,
-                    "segment": f"{name}.parquet",
-                },
+                params=Params(
+                    modality=modality,
+                    settings=block.model_dump(mode="json", exclude={"encoder"}),
+                    workers=config.workers,
+                    deid=config.deid.model_dump(mode="json"),
+                    private=str(layout.private),
+                    buckets=config.buckets,
+                    segment=f"{name}.parquet",
+                ),
                 fingerprint=fingerprint,
             )
         )
     return tasks
 
 
-def run(params: dict[str, Any], base: Path) -> Result:
+def run(params: Params, base: Path) -> Result:
     """Indexes one modality's tree."""
     modality = params["modality"]
     extractor = extractor_of(modality)
@@ -102,7 +122,7 @@ def run(params: dict[str, Any], base: Path) -> Result:
     with atomic_write(base / params["segment"]) as temporary:
         pq.write_table(items.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
     verdicts = dict(items.group_by("verdict").len().sort("verdict").iter_rows())
-    counts = {"modality": modality, "verdicts": verdicts, "found_again": len(frame) - len(items)}
+    counts = Counts(modality=modality, verdicts=verdicts, found_again=len(frame) - len(items))
     return Result({params["segment"]: len(items)}, counts)
 
 

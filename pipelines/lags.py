@@ -27,6 +27,12 @@ MIN_ROWS = 100
 WHOLE_TABLE = ""
 
 
+class Counts(TypedDict):
+    """What the task tells: codes whose lag is known."""
+
+    codes: int
+
+
 class Params(TypedDict):
     """What a task is given: paths and settings."""
 
@@ -71,7 +77,7 @@ def run(params: Params, base: Path) -> Result:
     new = fitted.join(known, on=["source", "code"], how="anti")
     lags = pl.concat([known, new.select(known.columns)]).sort("source", "code")
     rows = write_table(tree.lags, lags, LAGS, "the lags")
-    return Result({str(tree.lags.relative_to(base)): rows}, {"codes": rows})
+    return Result({str(tree.lags.relative_to(base)): rows}, Counts(codes=rows))
 
 
 _NOTHING = pl.DataFrame(schema={"source": pl.String, "code": pl.String, "step": pl.Int64, "rows": pl.Int64})

@@ -93,7 +93,10 @@ def plan(night: Night) -> list[Task]:
             label = table if len(config.sources) == 1 else f"{source.name}/{table}"
             rules = sha256_json(
                 [STAGE.name, STAGE.version, pl.__version__, rule.model_dump(mode="json") if rule else None]
-                + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description"})]
+                + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description", "reading"})]
+                + [source.reading.model_dump(mode="json", include={"subject_pattern", "subject_normalise"})]
+                # Of the tables that it reads alone: what is said of another changes nothing here.
+                + [source.reading_of(read).model_dump(mode="json") for read in (name, *joined)]
                 + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, label]
             )
             inputs = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in joined]

@@ -3,7 +3,7 @@
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import polars as pl
 import pyarrow as pa
@@ -30,6 +30,17 @@ CODES = pa.schema(
         pa.field("parent_codes", pa.list_(pa.string())),
     ]
 )
+
+# What becomes of a row, under the names of MedsCounts: as one number, and by reason.
+WHOLE: tuple[Literal["raw", "events", "static", "reference"], ...] = ("raw", "events", "static", "reference")
+BY_REASON: tuple[Literal["quarantined", "partial"], ...] = ("quarantined", "partial")
+
+
+class Counts(TypedDict):
+    """What the task tells: codes, and those with a description."""
+
+    codes: int
+    described: int
 
 
 class Params(TypedDict):
@@ -111,27 +122,28 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
     outcomes: Counter[tuple[str, str, str]] = Counter()
     emitted: Counter[str] = Counter()
     for entry in meds.entries.values():
-        counts = entry.counts
+        counts = counts_of(entry, MedsCounts)
         table = counts["table"]
-        for outcome in ("raw", "events", "static", "reference"):
-            outcomes[table, outcome, ""] += counts[outcome]
+        for whole in WHOLE:
+            outcomes[table, whole, ""] += counts[whole]
         emitted[table] += counts["emitted"]
-        for outcome in ("quarantined", "partial"):
-            for reason, rows in counts[outcome].items():
-                outcomes[table, outcome, reason] += rows
+        for by_reason in BY_REASON:
+            for reason, rows in counts[by_reason].items():
+                outcomes[table, by_reason, reason] += rows
         for column, times in counts["times"].items():
             for time_format, rows in times.items():
                 if time_format not in ("present", "unreadable"):
                     outcomes[table, "time_format", f"{column} {time_format}"] += rows
     for entry in align.entries.values():
-        for reason, tables in counts_of(entry, AlignCounts)["set_aside"].items():
+        bucket = counts_of(entry, AlignCounts)
+        for reason, tables in bucket["set_aside"].items():
             for table, removed in tables.items():
                 outcomes[table, "quarantined", reason] += removed["rows"]
                 outcomes[table, "events", ""] -= removed["timed"]
                 outcomes[table, "static", ""] -= removed["rows"] - removed["timed"]
                 emitted[table] -= removed["events"]
-        for outcome, counted in (("conflict", "conflicts"), ("availability", "availability")):
-            for reason, rows in entry.counts[counted].items():
+        for outcome, reasons in (("conflict", bucket["conflicts"]), ("availability", bucket["availability"])):
+            for reason, rows in reasons.items():
                 if rows:
                     outcomes["all tables", outcome, reason] += rows
     return [
@@ -172,7 +184,7 @@ def run(params: Params, base: Path) -> Result:
     with_text = described["description"].drop_nulls().len()
     return Result(
         {str(path.relative_to(base)): number for path, number in rows.items()},
-        {"codes": len(codes), "described": with_text},
+        Counts(codes=len(codes), described=with_text),
     )
 
 

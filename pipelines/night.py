@@ -176,7 +176,10 @@ def exports_of(config: RunConfig, base: Path) -> list[Export]:
     Raises:
         TimeloomError: no such source, or a crosswalk that it does not know.
     """
-    return [Export(named.path, load_source(named.source, base), dict(named.crosswalks)) for named in config.sources]
+    return [
+        Export(named.path, load_source(named.source, base).read_as(named.reading), dict(named.crosswalks))
+        for named in config.sources
+    ]
 
 
 def raw_files(exports: Iterable[Export]) -> set[Path]:

@@ -22,7 +22,9 @@ from pipelines.packing.lay import lay, row_groups, select
 from pipelines.packing.timelines import Timelines, joined, read_timelines
 from pipelines.profiles.plans import PlanConfig, plans_of
 from pipelines.split import hashes_of
+from pipelines.subset import Counts as SubsetCounts
 from pipelines.tokenize import Counts as TokenizeCounts
+from pipelines.vocabulary import Counts as VocabularyCounts
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of
@@ -37,6 +39,24 @@ from warehouse.vocabulary import vocabulary_hash
 
 if TYPE_CHECKING:
     from pipelines.profiles.rules import ProfileConfig
+
+
+class SplitCounts(TypedDict):
+    """Of one split: tokens packed, and tokens left out by reason."""
+
+    tokens: int
+    dropped: dict[str, int]
+
+
+class Counts(TypedDict):
+    """What a task tells of its packs; `fill` is the share of their places that hold a token."""
+
+    packs: int
+    tokens: int
+    images: int
+    max_segments: int
+    fill: float
+    splits: dict[str, SplitCounts]
 
 
 class Params(TypedDict):
@@ -161,7 +181,7 @@ def run(params: Params, base: Path) -> Result:
     tree, config = ReleaseLayout(base), PlanConfig.model_validate(params["settings"])
     shards, given, over_budget = _gathered(tree, params, config)
     files: dict[str, int | None] = {}
-    counts: dict[str, Any] = {"packs": 0, "tokens": 0, "images": 0, "max_segments": 0, "splits": {}}
+    counts = Counts(packs=0, tokens=0, images=0, max_segments=0, fill=0.0, splits={})
     for split in SPLITS:
         dropped = Counter({"over_budget": over_budget} if split == "train" and over_budget else {})
         tokens = 0
@@ -171,7 +191,7 @@ def run(params: Params, base: Path) -> Result:
         lost = given[split] - tokens - dropped.total()
         if lost:
             raise TimeloomError(f"packing {split} lost {lost} tokens", remedy="report this")
-        counts["splits"][split] = {"tokens": tokens, "dropped": dict(sorted(dropped.items()))}
+        counts["splits"][split] = SplitCounts(tokens=tokens, dropped=dict(sorted(dropped.items())))
         counts["tokens"] += tokens
     counts["fill"] = counts["tokens"] / max(1, counts["packs"] * config.length)
     return Result(files, counts)
@@ -226,7 +246,7 @@ def _write(
     config: PlanConfig,
     shard: _Shard,
     files: dict[str, int | None],
-    counts: dict[str, Any],
+    counts: Counts,
 ) -> int:
     """Packs and writes one shard, adds it to the result, and gives the tokens written."""
     timelines = joined(shard.parts)
@@ -275,15 +295,17 @@ def plan_entries(
         plan_name: _entry(
             plan,
             groups,
-            [packed.entries[f"{name}.{plan_name}-{group:04d}"].counts["splits"] for group in range(groups)],
-            subsets.entries[f"{name}.{plan_name}"].counts["budgets"] if plan.budgets and subsets else [],
+            [counts_of(packed.entries[f"{name}.{plan_name}-{group:04d}"], Counts)["splits"] for group in range(groups)],
+            counts_of(subsets.entries[f"{name}.{plan_name}"], SubsetCounts)["budgets"]
+            if plan.budgets and subsets
+            else [],
         )
         for plan_name, plan in plans_of(profile.context, profile.plans).items()
     }
 
 
 def _entry(
-    config: PlanConfig, groups: int, counts: Sequence[dict[str, Any]], budgets: Sequence[dict[str, int]]
+    config: PlanConfig, groups: int, counts: Sequence[dict[str, SplitCounts]], budgets: Sequence[dict[str, int]]
 ) -> PlanEntry:
     dropped: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for split in SPLITS:
@@ -307,8 +329,8 @@ def declare(night: Night) -> dict[str, Any]:
     fitted, packed, subsets = (night.report(name) for name in ("vocabulary", STAGE.name, "subset"))
     profiles = {
         name: ProfileEntry(
-            vocabulary_hash=fitted.entries[name].counts["hash"],
-            vocabulary_size=fitted.entries[name].counts["size"],
+            vocabulary_hash=counts_of(fitted.entries[name], VocabularyCounts)["hash"],
+            vocabulary_size=counts_of(fitted.entries[name], VocabularyCounts)["size"],
             scheme=str(profile.scheme),
             rules_hash=sha256_json(profile.token_rules()),
             plans=plan_entries(name, profile, night.config.pack_groups, packed, subsets),

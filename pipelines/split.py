@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.splitting.ledger import INHERITED, REMEDY, Freeze, is_whole, no_ledger, read_freeze
@@ -40,6 +40,16 @@ TRIED_SUBJECTS = 400_000  # lines of few subjects are drawn several times, and t
 SUBJECT_SPLITS = pa.schema(
     [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
 )
+
+
+class Counts(TypedDict):
+    """What a task tells: subjects by split, those new to the ledger, and those set aside by reason."""
+
+    subjects: dict[str, int]
+    new: int
+    inherited: int
+    quarantined: dict[str, int]
+    merged_ids_unknown: int
 
 
 class Params(TypedDict):
@@ -152,13 +162,13 @@ def run(params: Params, base: Path) -> Result:
     written[tree.split_freeze(scheme)] = None
     return Result(
         {str(path.relative_to(base)): rows for path, rows in written.items()},
-        {
-            "subjects": dict(present.group_by("split").len().sort("split").iter_rows()),
-            "new": len(ledger) - len(known),
-            "inherited": int((ledger["stratum"][len(known) :] == INHERITED).sum()),
-            "quarantined": dict(aside.group_by("reason").len().sort("reason").iter_rows()),
-            "merged_ids_unknown": 0 if pairs is None else unknown_ids(pairs, subjects, known),
-        },
+        Counts(
+            subjects=dict(present.group_by("split").len().sort("split").iter_rows()),
+            new=len(ledger) - len(known),
+            inherited=int((ledger["stratum"][len(known) :] == INHERITED).sum()),
+            quarantined=dict(aside.group_by("reason").len().sort("reason").iter_rows()),
+            merged_ids_unknown=0 if pairs is None else unknown_ids(pairs, subjects, known),
+        ),
     )
 
 
@@ -296,7 +306,7 @@ def hashes_of(night: Night, scheme: str) -> dict[int, str]:
 
 def check(report: StageReport, night: Night) -> None:
     """Says how many merged ids nobody has."""
-    if unknown := report.entries[night.config.primary_scheme].counts["merged_ids_unknown"]:
+    if unknown := counts_of(report.entries[night.config.primary_scheme], Counts)["merged_ids_unknown"]:
         night.log(f"split: {unknown} ids of the merges are in no table of this or an earlier night")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Counts(TypedDict):
     """What each token budget of a plan holds."""
 
-    budgets: list[Any]
+    budgets: list[dict[str, int]]
 
 
 class Params(TypedDict):
@@ -99,7 +99,7 @@ def run(params: Params, base: Path) -> Result:
     frame = ordered.with_columns(pl.Series("tier", tier).replace(len(config.budgets), None))
     written = tree.subset(params["profile"], params["plan"])
     rows = write_table(written, frame, SUBSETS, "subset")
-    return Result({str(written.relative_to(base)): rows}, {"budgets": figures(frame, config.budgets)})
+    return Result({str(written.relative_to(base)): rows}, Counts(budgets=figures(frame, config.budgets)))
 
 
 def count_targets(timelines: Timelines, config: PlanConfig) -> pl.DataFrame:

@@ -35,6 +35,16 @@ from warehouse.schemas import TOKEN_COUNTS, VOCABULARY
 from warehouse.vocabulary import COVERAGE, QUANTILES, vocabulary_hash
 
 
+class Counts(TypedDict):
+    """What a task tells: its vocabulary, and by split the tokens and those that the vocabulary lacks."""
+
+    size: int
+    hash: str
+    version: int
+    unknown: dict[str, int]
+    tokens: dict[str, int]
+
+
 class Params(TypedDict):
     """What a task is given: paths and settings."""
 
@@ -152,13 +162,13 @@ def run(params: Params, base: Path) -> Result:
     unknown = tokens.join(vocabulary, on="token", how="anti").group_by("split").agg(pl.col("count").sum()).sort("split")
     return Result(
         {str(path.relative_to(base)): number for path, number in rows.items()},
-        {
-            "size": len(vocabulary),
-            "hash": vocabulary_hash(vocabulary),
-            "version": profile.vocabulary_version,
-            "unknown": dict(unknown.iter_rows()),
-            "tokens": dict(by_split.iter_rows()),
-        },
+        Counts(
+            size=len(vocabulary),
+            hash=vocabulary_hash(vocabulary),
+            version=profile.vocabulary_version,
+            unknown=dict(unknown.iter_rows()),
+            tokens=dict(by_split.iter_rows()),
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from embedders.encoders.build import Encoder
 
@@ -17,6 +17,33 @@ class Load:
     flops_per_unit: int
     peak_flops: float
     units: int = 0
+
+
+class EncoderCounts(TypedDict):
+    """What one encoder did in a run, and on what."""
+
+    label: str
+    device: str
+    precision: str
+    units: int
+
+
+class RunCounts(TypedDict):
+    """`RunFigures` as JSON: rounded, and None where nothing was encoded."""
+
+    items: int
+    units: int
+    resumed_units: int
+    seconds: float
+    units_per_second: float | None
+    device_idle_share: float | None
+    flop_fraction: float | None
+    decode_seconds: float
+    decoders: int
+    memory_mb: int
+    rounding_error: float
+    errors: dict[str, int]
+    encoders: dict[str, EncoderCounts]
 
 
 @dataclass
@@ -73,7 +100,7 @@ class RunFigures:
         limit = sum(load.units * load.flops_per_unit / load.peak_flops for load in self.loads.values())
         return limit / self.seconds
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> RunCounts:
         """As JSON, for a stage's record."""
         return {
             "items": self.items,

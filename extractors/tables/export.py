@@ -124,7 +124,7 @@ class Export:
         return RawTable(
             path,
             name,
-            self.source.null_values,
+            self.source.reading_of(table).null_values,
             label=label or table,
             lower_case=self.source.case_insensitive,
             optional_columns=tuple(rule.optional_columns) if rule else (),

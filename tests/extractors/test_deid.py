@@ -18,8 +18,8 @@ from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from pipelines import index, meds
 from pipelines.aligning.segments import read_frame_blob, read_texts
-from tests.support.phantoms import write_series
-from tests.support.raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, read_pieces, source_of
+from tests.support.images.phantoms import write_series
+from tests.support.raw.raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, read_pieces, source_of
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.schemas import ITEMS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from extractors.events.convert import code_expression
 from extractors.source import SOURCES, Source, load_source, template_columns
-from tests.support.raw_tables import convert, convert_text, csv_text, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, source_of
 from warehouse.errors import TimeloomError
 
 MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}}}"

@@ -20,9 +20,9 @@ from pipelines import index, pack, split, vocabulary
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
 from pipelines.stages import STAGES
-from tests.support.phantoms import write_series
-from tests.support.raw_tables import KEEP, align_one, aligned_events, convert
-from tests.support.timelines import left_out, named_tokens
+from tests.support.images.phantoms import write_series
+from tests.support.raw.raw_tables import KEEP, align_one, aligned_events, convert
+from tests.support.tokens.timelines import left_out, named_tokens
 from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout

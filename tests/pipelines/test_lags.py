@@ -18,7 +18,7 @@ from pipelines.aligning.segments import read_frame_blob, read_texts
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Result
-from tests.support.raw_tables import BUCKETS, align_one, aligned_events, convert_text, csv_text
+from tests.support.raw.raw_tables import BUCKETS, align_one, aligned_events, convert_text, csv_text
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import TaskEntry

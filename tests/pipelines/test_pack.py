@@ -15,8 +15,8 @@ from pipelines.packing import lay as laying
 from pipelines.packing.lay import best_fit, cut
 from pipelines.profiles.plans import PlanConfig
 from pipelines.subset import tiers
-from tests.support.packing_cases import CONTEXT, EMPTY, LENGTHS, expected, packed, same, timelines, unpacked
-from tests.support.packing_plans import Case
+from tests.support.tokens.packing_cases import CONTEXT, EMPTY, LENGTHS, expected, packed, same, timelines, unpacked
+from tests.support.tokens.packing_plans import Case
 from warehouse.errors import TimeloomError
 from warehouse.losses import LOSS_TARGETS
 from warehouse.parquet import write_table

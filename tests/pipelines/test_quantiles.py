@@ -20,7 +20,7 @@ from pipelines.profiles import built_in
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, fit
 from pipelines.split import SUBJECT_SPLITS
-from tests.support.timelines import events, fitted, named_tokens
+from tests.support.tokens.timelines import events, fitted, named_tokens
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, TaskEntry

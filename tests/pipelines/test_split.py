@@ -21,7 +21,7 @@ from pipelines.engine.run_stage import run_stage
 from pipelines.splitting.ledger import INHERITED
 from pipelines.splitting.merges import ACROSS_SPLITS, components, read_merges
 from pipelines.splitting.schemes import SplitConfig
-from tests.support.populations import population
+from tests.support.tokens.populations import population
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of

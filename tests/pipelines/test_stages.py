@@ -10,9 +10,9 @@ import pytest
 from pipelines import conversion, stages
 from pipelines.engine.local import LocalEngine
 from pipelines.night import Stage
-from tests.support import toy_night_stage
-from tests.support.night_site import NightSite, make_export
-from tests.support.stage_contract import DyingEngine, KilledError, StageContract, beam_site, shuffled_site
+from tests.support.nights import toy_night_stage
+from tests.support.nights.site import Site, make_export, site_of_images
+from tests.support.nights.stage_contract import DyingEngine, KilledError, StageContract, beam_site, shuffled_site
 from validation.verify import verify_release
 from warehouse.embeddings.environments import close_stores
 
@@ -25,20 +25,20 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
-    site = NightSite(tmp_path_factory.mktemp("calm"), export)
+def calm(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
+    site = site_of_images(tmp_path_factory.mktemp("calm"), export)
     site.night()
     close_stores()
     return site
 
 
 @pytest.fixture(scope="module")
-def shuffled(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
+def shuffled(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
     return shuffled_site(tmp_path_factory.mktemp("shuffled"), export)
 
 
 @pytest.fixture(scope="module")
-def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> NightSite:
+def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
     return beam_site(tmp_path_factory.mktemp("beam"), export)
 
 
@@ -70,19 +70,19 @@ def test_workers_of_a_conversion_import_stages_of_it() -> None:
 
 
 def test_a_stage_that_reads_what_it_does_not_name_is_refused(
-    calm: NightSite, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calm: Site, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = replace(toy_night_stage.STAGE, after=())
     monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, hasty))
     with pytest.raises(LookupError, match="the stage toy reads align, which it does not name"):
-        NightSite(tmp_path / "site", export).night()
+        site_of_images(tmp_path / "site", export).night()
 
 
 def test_a_stage_is_added_by_one_line(
-    calm: NightSite, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calm: Site, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, toy_night_stage.STAGE))
-    site, engine = NightSite(tmp_path / "site", export), DyingEngine("toy")
+    site, engine = site_of_images(tmp_path / "site", export), DyingEngine("toy")
     with pytest.raises(KilledError):
         site.night(engine)
     close_stores()
@@ -98,7 +98,7 @@ def test_a_stage_is_added_by_one_line(
     assert others == {name: calm.hashes(name) for name in others}
 
 
-def test_the_list_is_what_a_manifest_says(calm: NightSite) -> None:
+def test_the_list_is_what_a_manifest_says(calm: Site) -> None:
     assert calm.manifest.stages == {stage.name: stage.version for stage in stages.STAGES}
 
 

@@ -17,8 +17,8 @@ from pipelines.profiles import built_in, codes_of, pieces_of
 from pipelines.profiles.fitting import extend
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import SUBJECT_SPLITS
-from tests.support import timelines
-from tests.support.timelines import left_out, named_tokens, usable
+from tests.support.tokens import timelines
+from tests.support.tokens.timelines import left_out, named_tokens, usable
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import EVENTS, ITEMS

@@ -13,7 +13,7 @@ from extractors.crosswalk import CrosswalkConfig, read_crosswalk
 from extractors.extractor import ModalitySettings
 from extractors.items import FoundItem
 from extractors.modalities import EXTRACTORS
-from tests.support.phantoms import disc, stained, write_series, write_tiff
+from tests.support.images.phantoms import disc, stained, write_series, write_tiff
 from warehouse.embeddings.store import close_stores, content_hash
 
 

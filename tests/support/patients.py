@@ -6,7 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from tests.support.markov import vector_of
 from tests.support.releases import (
     DIMS,
     ENCODER,
@@ -23,6 +22,7 @@ from tests.support.releases import (
     write_tables,
     write_vectors,
 )
+from tests.support.tokens.markov import vector_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, PlanEntry, ProfileEntry
 from warehouse.order import sort_events

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.toy_stage import toy_manifest
+from tests.support.nights.toy_stage import toy_manifest
 from warehouse import publish as publishing
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file

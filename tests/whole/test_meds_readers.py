@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.mimic_raw import Raw
+from tests.support.raw.mimic_raw import Raw
 from warehouse import Release
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ import yaml
 from extractors.source import load_source
 from flows.runs.convert import convert
 from flows.runs.settings import RunSettings
-from tests.support.mimic_reference import TABLES, Demo, Event
+from tests.support.raw.mimic_reference import TABLES, Demo, Event
 
 SEED = int(os.environ.get("TIMELOOM_MIMIC_SEED", "20261121"))
 SUBJECTS = int(os.environ.get("TIMELOOM_MIMIC_SUBJECTS", "10"))

@@ -22,7 +22,7 @@ from extractors.source import SOURCES, Source, load_source
 from flows.runs.run import Run
 from pipelines.config import parse_config
 from pipelines.engine.local import LocalEngine
-from tests.support.raw_tables import KEEP, convert, csv_text
+from tests.support.raw.raw_tables import KEEP, convert, csv_text
 from warehouse.layout import Layout
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

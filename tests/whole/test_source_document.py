@@ -16,7 +16,7 @@ from flows.commands.check_source import json_schema
 from flows.runs.run import Run
 from pipelines.config import load_config
 from pipelines.engine.local import LocalEngine
-from tests.support.clinic import EXAMPLES, ROOT, SPOILT, Clinic, timeloom
+from tests.support.raw.clinic import EXAMPLES, ROOT, SPOILT, Clinic, timeloom
 from warehouse.layout import Layout
 
 DOCUMENT = ROOT / "docs" / "sources.md"

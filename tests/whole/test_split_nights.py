@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
-from tests.support.site import Site
+from tests.support.nights.site import Site, site_of_tables
 from validation.verify import verify_release
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -17,7 +17,7 @@ EVEN = {"train": 0.5, "tuning": 0.25, "held_out": 0.25}
 
 @pytest.fixture
 def site(tmp_path: Path, export: Path) -> Site:
-    site = Site(tmp_path, export)
+    site = site_of_tables(tmp_path, export)
     site.config["splits"] = {"even": EVEN, "mehrt": None}
     return site
 

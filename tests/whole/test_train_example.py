@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.markov import fabricate, markov_timelines
+from tests.support.tokens.markov import fabricate, markov_timelines
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "train_llama.py"
 MARGIN = 0.15

@@ -22,7 +22,7 @@ from embedders.encoders.build import Encoder, EncoderConfig, get_encoder
 from embedders.running.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, embed_buckets
 from embedders.running.store_bucket import Bucket, read_verdicts
 from extractors.modalities import EXTRACTORS
-from tests.support import unit_readers
+from tests.support.images import unit_readers
 from warehouse.embeddings.store import close_stores
 from warehouse.errors import TimeloomError
 
@@ -85,7 +85,7 @@ def test_units_come_in_order_through_any_memory(processes: int, memory: int, tmp
 def test_a_decoder_that_goes_on_waiting_says_so_again(tmp_path: Path) -> None:
     """What is given back first need not be the oldest: tiles go on while a volume's rest waits for its batch."""
     small, large = (
-        SpanRequest("tests.support.unit_readers:read_large", 16, tmp_path, (name,), {"bytes": size}, 0, count)
+        SpanRequest("tests.support.images.unit_readers:read_large", 16, tmp_path, (name,), {"bytes": size}, 0, count)
         for name, size, count in (("a", 1 << 10, 16), ("b", 16 << 10, 160))
     )
     with Decoders(1, 1 << 20, timeout=2.5) as pool:
@@ -181,7 +181,7 @@ def test_a_second_death_is_the_end(tmp_path: Path) -> None:
 def test_a_reader_that_cannot_be_imported_is_no_death(tmp_path: Path) -> None:
     item = unit_readers.item(tmp_path, 0, 3)
     with Decoders(1, 1 << 20) as pool, pytest.raises(TimeloomError, match="does not work here"):
-        everything(pool, [SpanRequest("tests.support.unit_readers:absent", 16, item.root, item.paths, {}, 0, 3)])
+        everything(pool, [SpanRequest("tests.support.images.unit_readers:absent", 16, item.root, item.paths, {}, 0, 3)])
 
 
 def _in_shared_memory() -> set[str]:
@@ -200,7 +200,8 @@ def test_nothing_is_left_when_the_run_is_killed(tmp_path: Path) -> None:
         from embedders.decoding.pool import Decoders
         pool = Decoders(2, 1 << 20)
         for number in range(2):
-            pool.put(number, SpanRequest("tests.support.unit_readers:read", 16, Path(sys.argv[1]), ("0",), {}, 0, 5000))
+            reader = "tests.support.images.unit_readers:read"
+            pool.put(number, SpanRequest(reader, 16, Path(sys.argv[1]), ("0",), {}, 0, 5000))
         while len(pool.stalled()) < 2:
             pool.events(0.1)
         print(*pool.pids, flush=True)

@@ -21,7 +21,7 @@ from embedders.encoders.weights import load_weights, weights_sha256
 from embedders.inputs.common import spec_hash
 from embedders.inputs.ct import CtSpec
 from embedders.inputs.wsi import TileSpec
-from tests.support.phantoms import disc, stained
+from tests.support.images.phantoms import disc, stained
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 

@@ -20,7 +20,7 @@ from embedders.running.runner import ItemToEmbed, RunFigures, RunnerSettings, em
 from embedders.running.spans import Progress
 from embedders.running.store_bucket import Bucket
 from extractors.modalities import EXTRACTORS
-from tests.support import unit_readers
+from tests.support.images import unit_readers
 from warehouse.embeddings.store import EmbeddingStore, close_stores, content_hash
 
 REPOSITORY = Path(__file__).parents[3]

@@ -28,8 +28,8 @@ from extractors.ct.settings import CT
 from extractors.items import FoundItem
 from extractors.modalities import EXTRACTORS
 from extractors.wsi.index import index_slides
-from tests.support import unit_readers
-from tests.support.phantoms import disc, stained, write_series, write_tiff
+from tests.support.images import unit_readers
+from tests.support.images.phantoms import disc, stained, write_series, write_tiff
 from warehouse.embeddings.store import EmbeddingStore, close_stores, content_hash
 from warehouse.errors import TimeloomError
 

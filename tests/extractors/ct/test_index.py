@@ -22,7 +22,7 @@ from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.ct.time import earliest, moments_of
 from extractors.dicom.elements import quiet
 from extractors.items import VERDICTS, FoundItem, VerdictError
-from tests.support.phantoms import AIR, disc, write_series, write_slice
+from tests.support.images.phantoms import AIR, disc, write_series, write_slice
 
 TILTED = {"ImageOrientationPatient": [1, 0, 0, 0, 0.9659258, -0.2588190]}
 

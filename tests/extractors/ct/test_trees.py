@@ -24,8 +24,8 @@ from extractors.ct.index import index_ct, read_ct_units, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.dicom import files
 from extractors.items import FoundItem, UnitRequest, VerdictError, file_on_disk
-from tests.support.ct_phantoms import write_enhanced
-from tests.support.phantoms import disc, write_series
+from tests.support.images.ct_phantoms import write_enhanced
+from tests.support.images.phantoms import disc, write_series
 
 ALL = ReconstructionConfig(keep="all")
 

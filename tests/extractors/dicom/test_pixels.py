@@ -22,8 +22,8 @@ from extractors.dicom import pixels as dicom_pixels
 from extractors.dicom.elements import quiet, read_elements
 from extractors.dicom.pixels import DECODERS, FrameReader, PixelFormat, decode, pixel_format, stored_values
 from extractors.items import VerdictError
-from tests.support.ct_phantoms import ENCODERS, LOSSLESS, write_as
-from tests.support.phantoms import disc, write_series, write_slice
+from tests.support.images.ct_phantoms import ENCODERS, LOSSLESS, write_as
+from tests.support.images.phantoms import disc, write_series, write_slice
 
 
 def noisy(seed: int = 0) -> np.ndarray:

@@ -21,7 +21,7 @@ from flows.runs.settings import RunSettings
 from pipelines import meds
 from pipelines.aligning import gather
 from pipelines.engine.context import StageReport
-from tests.support.raw_tables import (
+from tests.support.raw.raw_tables import (
     align_one,
     aligned_events,
     convert,

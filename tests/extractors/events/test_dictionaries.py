@@ -15,7 +15,7 @@ from extractors.source import Source
 from extractors.tables import csv_reader
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
-from tests.support.raw_tables import csv_text
+from tests.support.raw.raw_tables import csv_text
 from warehouse.errors import TimeloomError
 
 REFERENCE: dict[str, Any] = {"role": "reference"}

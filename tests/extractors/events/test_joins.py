@@ -19,7 +19,7 @@ from extractors.tables import csv_reader
 from extractors.tables.export import Export
 from pipelines import meds
 from pipelines.aligning.segments import read_frame_blob
-from tests.support.raw_tables import convert, convert_text, csv_text, plan_meds, run_meds, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, plan_meds, run_meds, source_of
 from warehouse.errors import TimeloomError
 
 

@@ -16,7 +16,7 @@ from extractors.source import Source, TimeRule
 from pipelines import meds
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
-from tests.support.raw_tables import convert, convert_text, csv_text, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, source_of
 from warehouse.errors import TimeloomError
 from warehouse.manifest import TaskEntry
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extractors.events.values import FLAGS, parse_values
 from extractors.source import Source
-from tests.support.raw_tables import convert, convert_text, csv_text, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, source_of
 
 
 def event(**keys: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 from extractors.events.dictionaries import describe
 from extractors.source import Source, load_source, raw_columns
 from extractors.tables.export import Export
-from tests.support.raw_tables import convert, csv_text
+from tests.support.raw.raw_tables import convert, csv_text
 from warehouse.errors import TimeloomError
 
 OMOP = load_source("omop")

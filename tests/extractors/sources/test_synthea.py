@@ -14,7 +14,7 @@ from flows.commands.check_source import check
 from flows.runs.run import Run
 from pipelines.config import parse_config
 from pipelines.engine.local import LocalEngine
-from tests.support.raw_tables import convert, csv_text
+from tests.support.raw.raw_tables import convert, csv_text
 from warehouse.layout import Layout
 
 # Columns as versions 3.x write them.

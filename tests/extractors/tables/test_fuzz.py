@@ -21,7 +21,7 @@ from extractors.events.values import parse_values
 from extractors.source import TimeRule
 from extractors.tables import csv_reader
 from extractors.tables.raw_table import RawTable
-from tests.support.raw_tables import (
+from tests.support.raw.raw_tables import (
     align_one,
     aligned_events,
     convert,

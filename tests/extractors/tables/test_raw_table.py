@@ -11,7 +11,7 @@ import pytest
 from extractors.tables import csv_reader
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
-from tests.support.raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
 from warehouse.errors import TimeloomError
 
 GOOD = csv_text(["pid", "at"], [(number, "2020-01-01") for number in range(5)]).encode()

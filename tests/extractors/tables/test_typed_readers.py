@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.tables.raw_table import RawTable
-from tests.support.raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
+from tests.support.raw.raw_tables import convert, convert_text, csv_text, quarantine_of, source_of
 from warehouse.errors import TimeloomError
 
 PLAIN: dict[str, Any] = {"events": [{"code": "X", "time": "at"}]}

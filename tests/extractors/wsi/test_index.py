@@ -23,7 +23,7 @@ from extractors.wsi import tiff
 from extractors.wsi.index import find_slides, index_slides, read_slide_units
 from extractors.wsi.plan import MAX_TILES, plan_tiles
 from extractors.wsi.tiff import tiled_pages
-from tests.support.phantoms import stained, write_tiff
+from tests.support.images.phantoms import stained, write_tiff
 
 WHEN = datetime(2020, 1, 2, 3, 4, 5)
 

@@ -19,7 +19,7 @@ from extractors.wsi import read as slide_read
 from extractors.wsi.index import index_slides, read_slide_units
 from extractors.wsi.plan import TilePlan, open_slide, otsu, plan_tiles
 from extractors.wsi.read import SlideReader
-from tests.support.phantoms import stained, write_tiff
+from tests.support.images.phantoms import stained, write_tiff
 
 WHEN = datetime(2020, 1, 2, 3, 4, 5)
 

@@ -18,7 +18,7 @@ from extractors.wsi.plan import TilePlan, open_slide
 from extractors.wsi.read import SlideReader, resample
 from extractors.wsi.tiff import tiled_pages
 from extractors.wsi.tiles import direct_tiles
-from tests.support.phantoms import stained
+from tests.support.images.phantoms import stained
 
 DESCRIPTION = "Aperio Image Library v1\n{width}x{height}|AppMag = 20|MPP = 0.5"
 

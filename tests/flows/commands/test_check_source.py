@@ -13,7 +13,7 @@ from extractors.check.explain import explain
 from extractors.source import SOURCES, Source, load_source
 from extractors.tables.export import Export
 from flows.commands.check_source import check, describe
-from tests.support.clinic import (
+from tests.support.raw.clinic import (
     EXAMPLES,
     SPOILT,
     Clinic,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.phantoms import stained, write_series, write_tiff
+from tests.support.images.phantoms import stained, write_series, write_tiff
 
 NAME = "DOE^JANE"
 

@@ -21,7 +21,7 @@ from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.segments import SCHEMA, frame_batch
 from pipelines.aligning.statistics import subject_statistics
-from tests.support.bucket_rows import narrow
+from tests.support.tokens.bucket_rows import narrow
 from warehouse.arrays import NO_TIME
 from warehouse.order import order_events, sort_events
 from warehouse.parquet import conform

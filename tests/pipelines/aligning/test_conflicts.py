@@ -17,8 +17,8 @@ from pipelines.aligning.columns import NONE_8
 from pipelines.aligning.conflicts import CONFLICTS, earliest, find_conflicts
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
-from tests.support.bucket_rows import narrow
-from tests.support.raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
+from tests.support.raw.raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
+from tests.support.tokens.bucket_rows import narrow
 from warehouse.arrays import NO_TIME
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry

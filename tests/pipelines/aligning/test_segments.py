@@ -24,7 +24,15 @@ from pipelines.aligning.segments import (
     read_texts,
     texts_batch,
 )
-from tests.support.raw_tables import align_one, aligned_events, convert_text, csv_text, plan_meds, read_pieces, run_meds
+from tests.support.raw.raw_tables import (
+    align_one,
+    aligned_events,
+    convert_text,
+    csv_text,
+    plan_meds,
+    read_pieces,
+    run_meds,
+)
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 

@@ -22,14 +22,14 @@ from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import Engine, StageFunction, Task, WorkerLostError, make_task
 from pipelines.engine.workers import uncollected
-from tests.support import toy_stage
+from tests.support.nights import toy_stage
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.layout import Layout
 from warehouse.manifest import Manifest
 from warehouse.publish import publish
 
-STAGE = StageFunction("toy", 1, "tests.support.toy_stage:run")
+STAGE = StageFunction("toy", 1, "tests.support.nights.toy_stage:run")
 ENGINES: dict[str, Callable[[], Engine]] = {
     "local, 1 worker": lambda: LocalEngine(1),
     "local, 2 workers": lambda: LocalEngine(2),
@@ -171,7 +171,7 @@ def test_a_killed_worker_is_one_line_while_this_process_works_too(inputs: list[P
 
 def test_this_process_and_a_worker_share_the_tasks(tmp_path: Path) -> None:
     done: list[str] = []
-    with LocalEngine(2, in_this_process=True, modules=["tests.support.toy_stage"]) as engine:
+    with LocalEngine(2, in_this_process=True, modules=["tests.support.nights.toy_stage"]) as engine:
         engine.start()
         engine._executor().submit(os.getpid).result()  # it is there
         engine.map([pid_task(tmp_path, number) for number in range(30)], done.append)
@@ -189,7 +189,7 @@ def test_the_heaviest_task_starts_first(tmp_path: Path) -> None:
 
 def pid_task(staging: Path, number: int) -> Task:
     """A task that takes a moment and writes down who did it."""
-    stage = StageFunction("toy", 1, "tests.support.toy_stage:who")
+    stage = StageFunction("toy", 1, "tests.support.nights.toy_stage:who")
     return make_task(stage, str(number), staging, settings=0, inputs=0, params={"name": str(number)})
 
 
@@ -316,7 +316,7 @@ def test_finished_tasks_resume_and_changed_ones_run_again(inputs: list[Path], tm
     assert again(settings="other") == (5, 0, 0)
     inputs[1].write_text("another line\n")
     assert again(settings="other") == (1, 0, 4)
-    newer = StageFunction("toy", 2, "tests.support.toy_stage:run")
+    newer = StageFunction("toy", 2, "tests.support.nights.toy_stage:run")
     tasks = [
         make_task(newer, path.stem, tmp_path, settings="other", inputs=sha256_file(path), params=task.params)
         for path, task in zip(inputs, tasks_of(inputs, tmp_path), strict=True)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipelines.profiles import NamespaceRule, Piece, ProfileConfig, built_in, codes_of, pieces_of, with_rules
 from pipelines.profiles.codes import groups_of
 from pipelines.profiles.intervals import DAY, SPECIFICATIONS, between, interval_tokens
-from tests.support.timelines import events, fitted, left_out, named_tokens, usable
+from tests.support.tokens.timelines import events, fitted, left_out, named_tokens, usable
 from warehouse.errors import TimeloomError
 from warehouse.tokens import RESERVED, TIMELINE_END
 

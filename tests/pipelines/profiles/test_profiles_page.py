@@ -13,7 +13,7 @@ from pipelines.profiles.fitting import extend, fixed_tokens
 from pipelines.profiles.lexicon import make_lexicon
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import choose
-from tests.support.timelines import events, named_tokens, part_of, usable
+from tests.support.tokens.timelines import events, named_tokens, part_of, usable
 
 PAGE = Path(__file__).parents[3] / "docs" / "profiles.md"
 ADMITTED = datetime(2024, 3, 1, 9, 30)

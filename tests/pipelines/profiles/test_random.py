@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pipelines.profiles.events import Part, TextPlaces, read_parts
 from pipelines.profiles.intervals import LONGEST, MINUTE
 from pipelines.profiles.rules import ProfileConfig
-from tests.support.naive_timelines import Naive
-from tests.support.timelines import events, fitted, named_tokens, part_of, usable
+from tests.support.tokens.naive_timelines import Naive
+from tests.support.tokens.timelines import events, fitted, named_tokens, part_of, usable
 from warehouse.arrays import NO_TIME
 from warehouse.parquet import write_tables
 from warehouse.schemas import EVENTS

@@ -14,7 +14,7 @@ from pipelines.splitting.ledger import INHERITED, Freeze, no_ledger
 from pipelines.splitting.order import order_of
 from pipelines.splitting.quota import WHOLE, Quota
 from pipelines.splitting.strata import lined_up, quartiles, spread, strata
-from tests.support.populations import SCHEMES, Fractions, freeze_all, frozen, population
+from tests.support.tokens.populations import SCHEMES, Fractions, freeze_all, frozen, population
 
 
 def furthest(ledger: pl.DataFrame, fractions: Fractions) -> float:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.split import SPLITS, assign
-from tests.support.populations import freeze_all, population
+from tests.support.tokens.populations import freeze_all, population
 from validation.measure.splits import FEWEST, measure_splits, smd
 from validation.measure.subjects import (
     IMAGING,

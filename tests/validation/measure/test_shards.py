@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.profiles.plans import PlanConfig
-from tests.support.packing_cases import CONTEXT, timelines
-from tests.support.packing_plans import Case, release_of
+from tests.support.tokens.packing_cases import CONTEXT, timelines
+from tests.support.tokens.packing_plans import Case, release_of
 from validation.measure.shards import measure_shards
 from warehouse.manifest import PlanEntry, ProfileEntry
 from warehouse.parquet import write_table

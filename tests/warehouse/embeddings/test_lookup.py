@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.support.markov import fabricate, markov_timelines, vector_of
 from tests.support.releases import DIMS
+from tests.support.tokens.markov import fabricate, markov_timelines, vector_of
 from warehouse import Release
 from warehouse.embeddings import addresses, environments, lookup
 from warehouse.embeddings.addresses import ArrayAddresses, no_marks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.markov import fabricate, markov_timelines
 from tests.support.releases import Timeline
+from tests.support.tokens.markov import fabricate, markov_timelines
 from warehouse import Release
 from warehouse.embeddings.store import close_stores
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.support.markov import CONTEXT, fabricate, markov_timelines, train
+from tests.support.tokens.markov import CONTEXT, fabricate, markov_timelines, train
 from warehouse import Release
 from warehouse.readers.attention import block_diagonal, flex_mask, varlen
 

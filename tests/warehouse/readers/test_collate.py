@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.markov import CONTEXT, fabricate, train, units_of, vector_of
 from tests.support.releases import DIMS, Timeline, compact, pack_timelines
+from tests.support.tokens.markov import CONTEXT, fabricate, train, units_of, vector_of
 from warehouse import Release
 from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.support.markov import CONTEXT, FIRST_CODE, fabricate, train, vector_of
 from tests.support.releases import DIMS
+from tests.support.tokens.markov import CONTEXT, FIRST_CODE, fabricate, train, vector_of
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.readers import open_shards as shelf_module

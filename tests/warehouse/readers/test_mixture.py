@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.support.markov import CONTEXT, fabricate, markov_timelines
+from tests.support.tokens.markov import CONTEXT, fabricate, markov_timelines
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.readers.collate import count_targets

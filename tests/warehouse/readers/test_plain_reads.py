@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tests.support.markov import fabricate, markov_timelines
+from tests.support.tokens.markov import fabricate, markov_timelines
 from warehouse import Release
 from warehouse.embeddings import lookup, memory
 from warehouse.embeddings.memory import PLAIN_READS

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.support.markov import FIRST_CODE, train, vector_of
 from tests.support.releases import STORES
+from tests.support.tokens.markov import FIRST_CODE, train, vector_of
 from warehouse import Release
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.packing_cases import CONTEXT, HEADER, LENGTHS, expected, packed, same, timelines, unpacked
+from tests.support.tokens.packing_cases import CONTEXT, HEADER, LENGTHS, expected, packed, same, timelines, unpacked
 from warehouse.arrays import NO_TIME
 from warehouse.errors import TimeloomError
 from warehouse.shards import file as shards

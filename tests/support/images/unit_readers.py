@@ -18,7 +18,7 @@ from embedders.running.spans import ItemToEmbed
 from extractors.ct.settings import CT
 from extractors.items import UnitBatch, UnitRequest, VerdictError
 
-READER = "tests.support.unit_readers:read"
+READER = "tests.support.images.unit_readers:read"
 EXTRACTOR = replace(CT, read_units=READER)
 SIDE = 64
 

@@ -9,7 +9,7 @@ from pipelines import pack, subset
 from pipelines.engine.context import StageReport
 from pipelines.profiles.plans import PlanConfig, plans_of
 from pipelines.profiles.rules import ProfileConfig
-from tests.support.packing_cases import CONTEXT, HEADER, timelines, unpacked
+from tests.support.tokens.packing_cases import CONTEXT, HEADER, timelines, unpacked
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import ProfileEntry, TaskEntry
 from warehouse.parquet import write_table

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.commands.check_source import check
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "docs" / "examples"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from tests.support.mimic_raw import NOTHING, SPELT, Moment, Raw, Row, Value, day, moment, read_value, tidy, upper
+from tests.support.raw.mimic_raw import NOTHING, SPELT, Moment, Raw, Row, Value, day, moment, read_value, tidy, upper
 
 
 class Event(NamedTuple):

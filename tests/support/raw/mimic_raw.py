@@ -1,6 +1,6 @@
 """The MIMIC-IV demo's raw tables, times and values as their documentation says, with the standard library alone.
 
-What tests/support/mimic_reference.py works from. A NULL (an empty field, or `___`) is None.
+What tests/support/raw/mimic_reference.py works from. A NULL (an empty field, or `___`) is None.
 """
 
 import csv

@@ -12,7 +12,7 @@ from pipelines.engine.beam import BeamEngine
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Task
 from pipelines.night import Stage
-from tests.support.night_site import NightSite, shuffled_tables
+from tests.support.nights.site import Site, shuffled_tables, site_of_images
 from warehouse.embeddings.environments import close_stores
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -54,19 +54,19 @@ class StageContract:
         if kept_stage.prepares is not None:
             assert kept_stage.prepares in [other.name for other in stages.STAGES[place:]]
 
-    def test_shuffled_input_gives_the_same_bytes(self, kept_stage: Stage, calm: NightSite, shuffled: NightSite) -> None:
+    def test_shuffled_input_gives_the_same_bytes(self, kept_stage: Stage, calm: Site, shuffled: Site) -> None:
         # Rows that made nothing are named by their record number, which is what a shuffle changes.
         numbered = str(ReleaseLayout(Path()).quarantine)
         expected, made = calm.hashes(kept_stage.name), shuffled.hashes(kept_stage.name)
         assert made | {numbered: None} == expected | {numbered: None}
 
-    def test_both_engines_give_the_same_bytes(self, kept_stage: Stage, calm: NightSite, on_beam: NightSite) -> None:
+    def test_both_engines_give_the_same_bytes(self, kept_stage: Stage, calm: Site, on_beam: Site) -> None:
         assert on_beam.hashes(kept_stage.name) == calm.hashes(kept_stage.name)
 
     def test_a_kill_in_its_midst_is_made_good(
-        self, kept_stage: Stage, calm: NightSite, export: Path, tmp_path: Path
+        self, kept_stage: Stage, calm: Site, export: Path, tmp_path: Path
     ) -> None:
-        site, engine = NightSite(tmp_path / "site", export), DyingEngine(kept_stage.name)
+        site, engine = site_of_images(tmp_path / "site", export), DyingEngine(kept_stage.name)
         with pytest.raises(KilledError):
             site.night(engine)
         close_stores()
@@ -84,7 +84,7 @@ class StageContract:
             raise ValueError(PATIENT)
 
         monkeypatch.setattr(importlib.import_module(module), name, fails)
-        site = NightSite(tmp_path / "site", export)
+        site = site_of_images(tmp_path / "site", export)
         with pytest.raises(TimeloomError) as caught:
             site.night()
         close_stores()
@@ -94,15 +94,15 @@ class StageContract:
         assert told and not any(word in text for word in PATIENT.split() for text in told)
 
 
-def shuffled_site(folder: Path, export: Path) -> NightSite:
+def shuffled_site(folder: Path, export: Path) -> Site:
     """A site after one night over the same rows in the opposite order."""
-    site = NightSite(folder / "site", export, shuffled_tables(export, folder / "tables"))
+    site = site_of_images(folder / "site", export, shuffled_tables(export, folder / "tables"))
     site.night()
     return site
 
 
-def beam_site(folder: Path, export: Path) -> NightSite:
+def beam_site(folder: Path, export: Path) -> Site:
     """A site after one night on Beam."""
-    site = NightSite(folder / "site", export)
+    site = site_of_images(folder / "site", export)
     site.night(BeamEngine())
     return site

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from tests.support.phantoms import write_slice
+from tests.support.images.phantoms import write_slice
 
 Encoder = Callable[[npt.NDArray[Any], int], bytes]
 

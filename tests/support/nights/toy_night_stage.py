@@ -49,7 +49,7 @@ def declared(night: Night) -> dict[str, Any]:
 STAGE = Stage(
     "toy",
     version=1,
-    run="tests.support.toy_night_stage:run",
+    run="tests.support.nights.toy_night_stage:run",
     step="toy",
     after=("align",),
     plan=plan,

@@ -1,0 +1,43 @@
+"""What every part of a source's YAML is made of."""
+
+import inspect
+import re
+from functools import lru_cache
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def listed(value: Any) -> Any:
+    """A list, where one text is meant as the only one."""
+    return [value] if isinstance(value, str) else value
+
+
+Columns = Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])]
+
+
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Puts what the docstrings say of a model's attributes into its JSON schema, for editors."""
+    schema["description"] = inspect.cleandoc(model.__doc__ or "").partition("\n\nAttributes:\n")[0]
+    for base in reversed(model.__mro__):
+        _, _, listed = inspect.cleandoc(base.__doc__ or "").partition("\n\nAttributes:\n")
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, flags=re.M):
+            if name in schema["properties"]:
+                schema["properties"][name]["description"] = re.sub(r"\s+", " ", text)
+
+
+class SourceModel(BaseModel):
+    """A part of a source's YAML: frozen, without unknown keys, described for editors by its docstring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe)
+
+
+@lru_cache
+def check_format(time_format: str) -> None:
+    """Refuses a strptime format that reads less than it seems to.
+
+    Raises:
+        ValueError: says why.
+    """
+    if re.search("%[HI]", time_format) and not re.search("%M|%R|%T", time_format):
+        raise ValueError(f"the format {time_format} has an hour without minutes")
