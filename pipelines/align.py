@@ -212,7 +212,7 @@ def has_events(report: StageReport, night: Night) -> None:
 
 STAGE = Stage(
     "align",
-    version=3,
+    version=4,
     run="pipelines.align:run",
     step="align",
     after=("meds", "lags", "embed"),

@@ -293,7 +293,7 @@ def quarantined(report: StageReport) -> int:
 
 STAGE = Stage(
     "meds",
-    version=2,
+    version=3,
     run="pipelines.meds:run",
     step="extract",
     in_release=False,

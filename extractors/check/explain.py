@@ -12,12 +12,14 @@ import numpy as np
 import polars as pl
 
 from extractors.check.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
+from extractors.check.suspicions_times import in_times
 from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespace, times_of
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows
-from extractors.events.times import Times, parse_times
+from extractors.events.times import Times, times_as_read
+from extractors.origins import readings_of
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
 from extractors.tables.block import TableBlock
 from extractors.tables.export import ENDINGS, Export
@@ -144,6 +146,7 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
         if sample is not None:
             samples.append(sample)
             suspicions += in_table(source, sample)
+            suspicions += in_times(source, sample)
     suspected = {
         (suspicion.table, suspicion.rule) for suspicion in suspicions if suspicion.check.startswith("billing_code")
     }
@@ -224,7 +227,9 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     events = _texts(converter, converter.convert(Rows.of_frame(frame)))
     for name, expression in rule.derive.items():
         frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
-    times = {key_of(time_rule): parse_times(frame, time_rule, source.time_zone) for time_rule in times_of(rule)}
+    times = {
+        key_of(time_rule): times_as_read(frame, readings_of(source, table, time_rule)) for time_rule in times_of(rule)
+    }
     facts = [_join_facts(export, join, frame, number) for number, join in enumerate(rule.joins)]
     used = source.needed_columns(table) | set(rule.optional_columns)
     table_facts = replace(

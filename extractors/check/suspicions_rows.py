@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from extractors.check.suspicions_yaml import BILLING, Suspicion, idle_zone, key_of, times_of
+from extractors.check.suspicions_yaml import BILLING, Suspicion, declares_offsets, idle_zone, key_of, times_of
 from extractors.events.converted import RECORDED, Account
 from extractors.events.times import Times, precision_of
 from extractors.events.values import parse_values
 from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns
+from extractors.source_model import reads_offsets
 
 SHOWN_SUBJECTS = 11
 UNREADABLE = 0.001  # the default of limits.unparsable_times
@@ -144,7 +145,7 @@ def _time_of_day(sample: Sample, rule: TimeRule) -> Iterator[Suspicion]:
     if not moments or times.is_empty() or rule.midnight_is_date:
         return
     column = ", ".join(rule.column)
-    timed = any(precision_of(format) in MOMENTS for format in rule.formats)
+    timed = any(precision_of(time_format) in MOMENTS for time_format in read.tried)
     if timed and "anchor" not in rule.model_fields_set and not precision.is_in(MOMENTS).any():
         yield Suspicion(
             "date_as_time", sample.table, column,
@@ -315,12 +316,12 @@ def _zones(source: Source, samples: list[Sample]) -> Iterator[Suspicion]:
     for sample in samples:
         for time in times_of(sample.rule):
             for time_format in sample.times[key_of(time)].formats:
-                if "%z" in time_format:
+                if reads_offsets(time_format):
                     with_offset.append(f"{sample.table}.{time.column[0]}")
                 elif precision_of(time_format) in MOMENTS:
                     naive.append(f"{sample.table}.{time.column[0]}")
     if source.time_zone and naive and not with_offset:
-        if any("%z" in format for rule in source.tables.values() for time in times_of(rule) for format in time.formats):
+        if declares_offsets(source):
             yield idle_zone(source.time_zone)
     elif not source.time_zone and naive and with_offset:
         yield Suspicion(

@@ -4,15 +4,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from extractors.source import (
-    EventRule,
-    Source,
-    TableRule,
-    TimeRule,
-    aggregate,
-    sql,
-    template_columns,
-)
+from extractors.origins import origins, readings_of
+from extractors.source import EventRule, Source, TableRule, TimeRule, template_columns
+from extractors.source_model import reads_offsets
 
 # Codes that a coder assigns for the bill, when the stay is over.
 BILLING = re.compile(r"ICD[-_ ]?O?\d*[-_ ]?(CM|PCS|GM|CA|AM)?|(MS|APR)?[-_ ]?DRG|HCPCS|CPT\d?", re.I)
@@ -72,9 +66,19 @@ def in_yaml(source: Source) -> Iterator[Suspicion]:
                     "join_of_an_optional_table", table, join.table,
                     f"{join.table} may be absent, and then a run stops", "mark the join `optional: true` too",
                 )  # fmt: skip
-    formats = [format for rule in source.tables.values() for time in times_of(rule) for format in time.formats]
-    if source.time_zone and not any("%z" in time_format for time_format in formats):
+    if source.time_zone and not declares_offsets(source):
         yield idle_zone(source.time_zone)
+
+
+def declares_offsets(source: Source) -> bool:
+    """Whether some time of the source may have an offset."""
+    return any(
+        reads_offsets(time_format)
+        for table, rule in source.tables.items()
+        for time in times_of(rule)
+        for reading in readings_of(source, table, time)
+        for time_format in reading.rule.formats
+    )
 
 
 def idle_zone(zone: str) -> Suspicion:
@@ -105,17 +109,6 @@ def _may_bill(rule: TableRule, template: str) -> bool:
     return any(BILLING.fullmatch(namespace(text)) for text in texts)
 
 
-def _origins(table: str, rule: TableRule, column: str) -> Iterator[tuple[str, str]]:
-    """The raw columns that a column comes from, with their tables."""
-    if column in rule.derive:
-        for root in sql(rule.derive[column]).meta.root_names():
-            if root != column:
-                yield from _origins(table, rule, root)
-        return
-    looked_up = [(join.table, aggregate(join.columns[column])[1]) for join in rule.joins if column in join.columns]
-    yield looked_up[-1] if looked_up else (table, column)
-
-
 def _billed_at_the_start(
     table: str, rule: TableRule, event: EventRule, starts: set[tuple[str, str]]
 ) -> Iterator[Suspicion]:
@@ -129,8 +122,8 @@ def _billed_at_the_start(
             "give it a time, and `available:` the end of the stay",
         )  # fmt: skip
         return
-    origins = [origin for column in known.column for origin in _origins(table, rule, column)]
-    early = [column for other, column in origins if (other, column) in starts or _STARTS.search(column)]
+    found = [origin for column in known.column for origin in origins(table, rule, column)]
+    early = [column for other, column in found if (other, column) in starts or _STARTS.search(column)]
     if early:
         what = "available" if event.available else "timed"
         yield Suspicion(

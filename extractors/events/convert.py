@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from extractors.deid import Deidentifier
 from extractors.events.converted import AT_TIME, AWAITED, LAG_STEP_US, LAG_STEPS, REASONS, RECORDED, Account
 from extractors.events.series import both, column, filled, spread
-from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled
+from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
 from extractors.events.values import parse_values
+from extractors.origins import TimeReading, readings_of
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn
@@ -109,6 +110,7 @@ class Converter:
         self.columns = sorted(raw_columns(self.rule, source.subject))
         times = [time for event in self.rule.events for time in (event.time, event.available) if time]
         self.moments = {time.column[0] for time in times if len(time.column) == 1}
+        self._readings: dict[str, list[TimeReading]] = {}
 
     def prepare(self, block: TableBlock) -> Rows:
         """The columns of a block, its records' numbers, and hashes of everything in them.
@@ -138,7 +140,7 @@ class Converter:
             for number, rule in enumerate(self.rule.events)
         ]
         for rule, times, rows_asked in asked.values():
-            self.account.saw_times(rule, times, rows_asked)
+            self.account.saw_times(rule.column, times, rows_asked)
         self._settle(state, pl.Series(rows.number))
         events = pl.concat(made)
         self.account.emitted += len(events)
@@ -173,10 +175,15 @@ class Converter:
 
     def _times(self, rows: Rows, rule: TimeRule, parsed: dict[str, Times]) -> Times:
         key = rule.model_dump_json(exclude={"otherwise"})
-        if key not in parsed:
+        if key not in self._readings:
+            self._readings[key] = readings_of(self.source, self.table, rule)
+        readings = self._readings[key]
+        if key not in parsed and len(readings) > 1:
+            parsed[key] = times_as_read(pl.DataFrame({name: rows.columns[name].rows for name in rule.column}), readings)
+        elif key not in parsed:
             single = len(rule.column) == 1
             texts = rows.columns[rule.column[0]] if single else rows.by(rule.column, first_filled)
-            parsed[key] = column_times(texts, rule, self.source.time_zone)
+            parsed[key] = column_times(texts, readings[0].rule, readings[0].zone)
         return parsed[key]
 
     def _make(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from extractors.events.times import Times
-from extractors.source import TimeRule
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
@@ -57,11 +56,11 @@ class Account:
     partial: Counter[str] = field(default_factory=Counter)
     times: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def saw_times(self, rule: TimeRule, times: Times, asked: pl.Series) -> None:
-        """Counts a column's values in the rows (n,) bool that some event asked for their time."""
-        seen = self.times.setdefault("|".join(rule.column), {"present": 0, "unreadable": 0})
+    def saw_times(self, columns: list[str], times: Times, asked: pl.Series) -> None:
+        """Counts a time's values in the rows (n,) bool that some event asked for it."""
+        seen = self.times.setdefault("|".join(columns), {"present": 0, "unreadable": 0})
         unreadable, read_by = int((times.unreadable & asked).sum()), times.read_by.filter(asked).drop_nulls()
         seen["present"] += unreadable + len(read_by)
         seen["unreadable"] += unreadable
         for number, rows in read_by.value_counts().iter_rows():
-            seen[rule.formats[number]] = seen.get(rule.formats[number], 0) + rows
+            seen[times.tried[number]] = seen.get(times.tried[number], 0) + rows

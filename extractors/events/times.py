@@ -1,11 +1,15 @@
 """Times as exports write them: text in, microseconds and a precision out, and what could not be read counted."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import polars as pl
 
+from extractors.origins import TimeReading
 from extractors.source import TimeRule
+from extractors.source_model import names_utc
 from extractors.tables.rows import TextColumn
 
 _DATES = (
@@ -20,6 +24,10 @@ _FIRST, _LAST = (
 )
 _SPAN = {"day": "1d", "month": "1mo", "year": "1y"}
 _MOMENT = "%Y-%m-%d %H:%M:%S"
+# Names of offset 0 behind a time; what else a name may mean hangs on who wrote it.
+_UTC_NAMES = r"(?i)(\d|[ap]m)\s*(?:UTC|GMT|UT|Z)(\s|$)"
+_WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "z": 0}
+_UNDIVIDED = re.compile("%[YmdHMS]%[YmdHMS]")
 PRECISIONS = ("us", "s", "min", "day", "month", "year")
 # The first of PRECISIONS that is no moment but a span of days.
 MOMENTS = PRECISIONS.index("day")
@@ -46,7 +54,8 @@ class Times:
         unreadable: (n,) bool, a value stood there and no format fits.
         present: number of values that stood there.
         formats: how many values each format read.
-        read_by: (n,) uint8, which of the rule's formats read the value, null where none did.
+        tried: the formats, in the order of their trial.
+        read_by: (n,) uint8, which of `tried` read the value, null where none did.
     """
 
     time: pl.Series
@@ -54,6 +63,7 @@ class Times:
     unreadable: pl.Series
     present: int
     formats: dict[str, int]
+    tried: list[str]
     read_by: pl.Series
 
     def gather(self, places: pl.Series) -> "Times":
@@ -99,6 +109,38 @@ def parse_times(frame: pl.DataFrame, rule: TimeRule, zone: str | None = None) ->
         precision = _label(precision_of(time_format), len(text)).zip_with(new, precision)
         read_by = read_by.set(new, number)
     return _settled(time, precision, text.is_not_null() & time.is_null(), read_by, formats, rule)
+
+
+def times_as_read(frame: pl.DataFrame, readings: Sequence[TimeReading]) -> Times:
+    """The same of columns that are not all written alike.
+
+    Args:
+        readings: what `extractors.origins.readings_of` gives for a rule.
+    """
+    if len(readings) == 1:
+        return parse_times(frame, readings[0].rule, readings[0].zone)
+    found: list[tuple[Times, pl.Series]] = []
+    is_open = pl.Series([True]).new_from_index(0, len(frame))
+    for reading in readings:
+        text = first_filled(frame.select(reading.rule.column)).set(~is_open, None).alias("text")
+        rule = reading.rule.model_copy(update={"column": ["text"]})
+        found.append((parse_times(text.to_frame(), rule, reading.zone), text.is_not_null()))
+        is_open &= text.is_null()
+    times, _ = found[0]
+    for other, stands in found[1:]:
+        counted = {
+            name: times.formats.get(name, 0) + other.formats.get(name, 0) for name in times.formats | other.formats
+        }
+        times = Times(
+            time=other.time.zip_with(stands, times.time),
+            precision=other.precision.zip_with(stands, times.precision),
+            unreadable=other.unreadable | times.unreadable,
+            present=times.present + other.present,
+            formats=counted,
+            tried=[*times.tried, *other.tried],
+            read_by=(other.read_by + len(times.tried)).cast(pl.UInt8).zip_with(stands, times.read_by),
+        )
+    return times
 
 
 def column_times(texts: TextColumn, rule: TimeRule, zone: str | None = None) -> Times:
@@ -151,6 +193,7 @@ def _settled(
         unreadable=unreadable.alias("unreadable"),
         present=present,
         formats={name: number for name, number in formats.items() if number},
+        tried=rule.formats,
         read_by=read_by.set(time.is_null(), None) if time.null_count() else read_by,
     )
 
@@ -159,7 +202,19 @@ def _label(precision: str, rows: int) -> pl.Series:
     return pl.Series([precision], dtype=pl.Enum(PRECISIONS)).new_from_index(0, rows)
 
 
+def _digits(time_format: str) -> int:
+    """How many digits a value must have whose parts no sign divides; 0 where signs do, or digits vary."""
+    parts = re.findall("%([A-Za-z])", time_format)
+    if not _UNDIVIDED.search(time_format) or not set(parts) <= _WIDTHS.keys():
+        return 0
+    return sum(_WIDTHS[part] for part in parts)
+
+
 def _parse(values: pl.Series, time_format: str, zone: str | None) -> pl.Series:
+    digits = _digits(time_format)
+    if digits:
+        # 2020111 is the first of November as well as the eleventh of January.
+        values = values.set(values.str.count_matches(r"\d") != digits, None)
     precision = precision_of(time_format)
     if precision in ("month", "year"):
         completion = "-01" if precision == "month" else "-01-01"
@@ -167,12 +222,23 @@ def _parse(values: pl.Series, time_format: str, zone: str | None) -> pl.Series:
         return (values + completion).str.to_date(time_format + day_format, strict=False).cast(pl.Datetime("us"))
     if precision == "day":
         return values.str.to_date(time_format, strict=False, exact=True).cast(pl.Datetime("us"))
-    if "%z" not in time_format:
-        return values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
-    # ISO 8601 writes UTC as Z, which only the permissive directive reads.
-    permissive = time_format.replace("%z", "%#z")
+    if "%z" not in time_format and "%Z" not in time_format:
+        parsed = values.str.to_datetime(time_format, time_unit="us", strict=False, exact=True)
+        return _on_the_wall(parsed.dt.replace_time_zone("UTC"), zone) if zone and names_utc(time_format) else parsed
+    # ISO 8601 writes UTC as Z, which only the permissive directive reads; of zones' names no directive reads any.
+    permissive = time_format.replace("%z", "%#z").replace("%Z", "%#z")
     parsed = values.str.to_datetime(permissive, time_unit="us", strict=False, exact=True)
-    return parsed.dt.convert_time_zone(zone or "UTC").dt.replace_time_zone(None)
+    open_values = values.set(parsed.is_not_null(), None)
+    if open_values.str.contains(_UTC_NAMES).any():
+        named = open_values.str.replace(_UTC_NAMES, "${1}+00:00${2}")
+        parsed = parsed.zip_with(
+            parsed.is_not_null(), named.str.to_datetime(permissive, time_unit="us", strict=False, exact=True)
+        )
+    return _on_the_wall(parsed, zone)
+
+
+def _on_the_wall(zoned: pl.Series, zone: str | None) -> pl.Series:
+    return zoned.dt.convert_time_zone(zone or "UTC").dt.replace_time_zone(None)
 
 
 def _readable(time: pl.Series) -> pl.Series:

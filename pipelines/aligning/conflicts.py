@@ -24,9 +24,9 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
     Args:
         events: in the total order.
     """
-    # A date stands at the end of its day: only what was over by then, or had not begun, contradicts another.
-    first, last = earliest(events.time, events.precision), events.time
-    timed = last != NO_TIME
+    # A date means some moment of its day: only what was over by then, or had not begun, contradicts another.
+    first, last = earliest(events.time, events.precision), latest(events.time, events.precision)
+    timed = events.time != NO_TIME
     born = _of_subject(events, texts, BIRTH, first, NO_TIME)
     died = _of_subject(events, texts, DEATH, last, _NEVER)
     marks = dict.fromkeys(CONFLICTS, np.zeros(0, np.int64))
@@ -35,7 +35,7 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
     if died is not None:
         # What has no time is earlier than any death.
         marks["after_death"] = np.flatnonzero(first > died)
-    marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, timed)
+    marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, last, timed)
     conflict = np.full(len(events), NONE_8, np.uint8)
     for number, name in reversed(list(enumerate(CONFLICTS))):
         conflict[marks[name]] = number
@@ -44,16 +44,24 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
 
 def earliest(time: I64, precision: U8) -> I64:
     """When each event (n,) may have happened at the earliest: the start of the day, month or year that is known."""
-    first = time
+    return _bound(time, precision, spans=0)
+
+
+def latest(time: I64, precision: U8) -> I64:
+    """When it may have happened at the latest: the last microsecond of what is known."""
+    return _bound(time, precision, spans=1)
+
+
+def _bound(time: I64, precision: U8, *, spans: int) -> I64:
     coarse = np.flatnonzero((precision >= PRECISIONS.index("day")) & (precision != NONE_8) & (time != NO_TIME))
-    if len(coarse):
-        first, known = time.copy(), precision[coarse]
-        for name, unit in _UNITS.items():
-            of_precision = coarse[known == PRECISIONS.index(name)]
-            first[of_precision] = (
-                time[of_precision].view("datetime64[us]").astype(unit).astype("datetime64[us]").view(np.int64)
-            )
-    return first
+    if not len(coarse):
+        return time
+    bound, known = time.copy(), precision[coarse]
+    for name, unit in _UNITS.items():
+        of_precision = coarse[known == PRECISIONS.index(name)]
+        span = time[of_precision].view("datetime64[us]").astype(unit) + spans
+        bound[of_precision] = span.astype("datetime64[us]").view(np.int64) - spans
+    return bound
 
 
 def _of_subject(events: BucketRows, texts: BucketTexts, code: str, instant: I64, otherwise: int) -> I64 | None:
@@ -70,7 +78,7 @@ def _of_subject(events: BucketRows, texts: BucketTexts, code: str, instant: I64,
     return np.repeat(of_subject, np.diff(starts, append=len(subject)))
 
 
-def _visits(events: BucketRows, first: I64, timed: Bools) -> tuple[I64, I64]:
+def _visits(events: BucketRows, first: I64, last: I64, timed: Bools) -> tuple[I64, I64]:
     """Ends before the starts of their own raw rows, and starts before the end of a visit of that table that began
     before: their places."""
     bounds = np.flatnonzero(((events.kind == _START) | (events.kind == _END)) & timed & (events.item == NONE_32))
@@ -79,7 +87,7 @@ def _visits(events: BucketRows, first: I64, timed: Bools) -> tuple[I64, I64]:
     order, starts = groups(events.subject[bounds], events.source[bounds], events.row_hash[bounds])
     places = bounds[order]
     lengths = np.diff(starts, append=len(places))
-    is_start, time, possible = events.kind[places] == _START, events.time[places], first[places]
+    is_start, time, possible = events.kind[places] == _START, last[places], first[places]
     begun = np.minimum.reduceat(np.where(is_start, possible, _NEVER), starts)
     start = np.minimum.reduceat(np.where(is_start, time, _NEVER), starts)
     end = np.maximum.reduceat(np.where(is_start, NO_TIME, possible), starts)

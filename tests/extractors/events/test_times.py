@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.events.times import Times, parse_times
+from extractors.reading import Reading
 from extractors.source import Source, TimeRule
 from pipelines import meds
 from pipelines.engine.context import StageReport
@@ -144,6 +145,137 @@ def test_a_zone_gives_utc() -> None:
 @pytest.mark.parametrize("offset", ["Z", "+00:00", "+0000", "+00", "-00:00"])
 def test_every_spelling_of_utc_is_read(offset: str) -> None:
     assert parsed([f"2020-01-01 12:00:00{offset}"], formats=ZONED)[0] == [datetime(2020, 1, 1, 12)]
+
+
+@pytest.mark.parametrize("name", [" UTC", "UTC", " GMT", "GMT", "Z", " Z", " utc", "+00:00"])
+@pytest.mark.parametrize("directive", ["%z", "%Z", " %z", " %Z"])
+def test_names_of_offset_0_are_read_with_either_directive(name: str, directive: str) -> None:
+    values: list[str | None] = [f"2020-07-01 10:00:00{name}", f"2020-01-01 10:00:00{name}", None]
+    times = times_of(values, "Europe/Vienna", formats=f"%Y-%m-%d %H:%M:%S{directive}")
+    # Summer time is two hours ahead of offset 0, winter time one.
+    assert times.time.to_list() == [datetime(2020, 7, 1, 12), datetime(2020, 1, 1, 11), None]
+    assert not times.unreadable.any()
+
+
+@pytest.mark.parametrize("name", [" UTC", " GMT", "Z"])
+def test_a_name_that_the_format_itself_says_is_offset_0_too(name: str) -> None:
+    times = times_of([f"2020-07-01 10:00:00{name}"], "Europe/Vienna", formats=f"%Y-%m-%d %H:%M:%S{name}")
+    assert times.time.to_list() == [datetime(2020, 7, 1, 12)]
+
+
+@pytest.mark.parametrize("name", ["CET", "EST", "PDT", "UTC+2", "GMT-05:00", "BST"])
+@pytest.mark.parametrize("directive", ["%z", "%Z"])
+def test_another_name_of_a_zone_is_unreadable(name: str, directive: str) -> None:
+    assert parsed([f"2020-07-01 10:00:00 {name}"], formats=f"%Y-%m-%d %H:%M:%S {directive}")[2] == [True]
+
+
+@pytest.mark.parametrize("name", ["CET", "CEST", "EST", "MEZ"])
+def test_a_format_that_names_another_zone_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"names the zone {name}, which nothing reads"):
+        TimeRule(column=["x"], formats=[f"%Y-%m-%d %H:%M:%S {name}"])
+    # The words around a time are no zones.
+    TimeRule(column=["x"], formats=["%d.%m.%Y um %H:%M Uhr", "%Y-%m-%dT%H:%M", "%d-%b-%Y %I:%M %p"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "time_format", "time"),
+    [
+        ("20200105", "%Y%m%d", datetime(2020, 1, 5, 23, 59, 59, LAST)),
+        ("2020105", "%Y%m%d", None),
+        ("202001051", "%Y%m%d", None),
+        ("202001050304", "%Y%m%d%H%M", datetime(2020, 1, 5, 3, 4)),
+        ("20201503", "%Y%d%m", datetime(2020, 3, 15, 23, 59, 59, LAST)),
+        ("2020-1-5", "%Y-%m-%d", datetime(2020, 1, 5, 23, 59, 59, LAST)),
+        ("1/5/2020 3:04", "%m/%d/%Y %H:%M", datetime(2020, 1, 5, 3, 4)),
+    ],
+)
+def test_digits_that_no_sign_divides_must_all_be_there(raw: str, time_format: str, time: datetime | None) -> None:
+    assert parsed([raw], formats=time_format)[0] == [time]
+
+
+# --- how a site writes them
+
+SITE = {"events": [{"code": "X", "time": ["exact", "day"]}]}
+WRITTEN = [
+    ("1", "3/4/2020 10:00", "x"),
+    ("1", None, "04.03.2020"),
+    ("1", None, None),
+    ("1", "2020-03-04 10:00:00", "x"),
+]
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"formats": ["%d/%m/%Y %H:%M", "%d.%m.%Y", "%Y-%m-%d %H:%M:%S"]},
+        {"tables": {"t": {"formats": ["%d/%m/%Y %H:%M", "%d.%m.%Y", "%Y-%m-%d %H:%M:%S"]}}},
+        {
+            "formats": "%Y",
+            "tables": {
+                "t": {
+                    "columns": {
+                        "exact": {"formats": ["%d/%m/%Y %H:%M", "%Y-%m-%d %H:%M:%S"]},
+                        "day": {"formats": "%d.%m.%Y"},
+                    }
+                }
+            },
+        },
+    ],
+    ids=["source", "table", "columns"],
+)
+def test_formats_beside_a_source_stand_in_place_of_the_rules(tmp_path: Path, reading: dict[str, Any]) -> None:
+    (tmp_path / "t.csv").write_text(csv_text(["pid", "exact", "day"], WRITTEN))
+    source = source_of(t=SITE).read_as(Reading.model_validate(reading))
+    events, counts = convert(tmp_path, source, "t", tmp_path / "t.csv")
+    assert events["time"].to_list() == [
+        datetime(2020, 4, 3, 10), datetime(2020, 3, 4, 23, 59, 59, LAST), datetime(2020, 3, 4, 10),
+    ]  # fmt: skip
+    assert counts["times"] == {
+        "exact|day": {"present": 3, "unreadable": 0, "%d/%m/%Y %H:%M": 1, "%d.%m.%Y": 1, "%Y-%m-%d %H:%M:%S": 1}
+    }
+    # Nothing else is told of what is not read: with the rule's own formats the day comes before the month, or never.
+    assert convert(tmp_path, source_of(t=SITE), "t", tmp_path / "t.csv")[1]["quarantined"]["unparsable_time"] == 2
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"time_zone": "Europe/Vienna"},
+        {"tables": {"t": {"time_zone": "Europe/Vienna"}}},
+        {"time_zone": "Asia/Tokyo", "tables": {"t": {"columns": {"exact": {"time_zone": "Europe/Vienna"}}}}},
+    ],
+    ids=["source", "table", "column"],
+)
+def test_a_wall_clock_beside_a_source(tmp_path: Path, reading: dict[str, Any]) -> None:
+    rows = [(1, "2020-07-01 10:00:00+00:00"), (1, "2020-01-01 10:00:00 UTC"), (1, "2020-01-01 10:00:00")]
+    (tmp_path / "t.csv").write_text(csv_text(["pid", "exact"], rows))
+    rule = {"events": [{"code": "X", "time": "exact"}]}
+    source = source_of(t=rule).read_as(Reading.model_validate(reading))
+    events, _ = convert(tmp_path, source, "t", tmp_path / "t.csv")
+    assert [at.hour for at in events["time"]] == [12, 11, 10]
+
+
+def test_formats_reach_what_is_looked_up_and_what_is_derived(tmp_path: Path) -> None:
+    (tmp_path / "stays.csv").write_text("stay,ended\ns1,04.03.2020 18:00\n")
+    (tmp_path / "t.csv").write_text("pid,stay,year,day\n1,s1,1950,03.03.2020\n1,s1,1951,\n")
+    rule = {
+        "joins": [{"table": "stays", "key": "stay", "columns": {"left": "ended"}}],
+        "derive": {"when": "COALESCE(day, year)"},
+        "events": [
+            {"code": "X", "time": {"column": "when", "formats": ["%Y-%m-%d", "%Y"], "anchor": "start"}},
+            {"code": "Y", "time": "left"},
+        ],
+    }
+    source = source_of(t=rule, stays={"role": "reference"}).read_as(
+        Reading.model_validate(
+            {"tables": {"t": {"formats": "%d.%m.%Y"}, "stays": {"columns": {"ended": {"formats": "%d.%m.%Y %H:%M"}}}}}
+        )
+    )
+    events, _ = convert(tmp_path, source, "t", tmp_path / "t.csv")
+    assert events.select("code", "time").rows() == [
+        ("X", datetime(2020, 3, 3)), ("Y", datetime(2020, 3, 4, 18)), ("X", datetime(1951, 1, 1)),
+        ("Y", datetime(2020, 3, 4, 18)),
+    ]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)

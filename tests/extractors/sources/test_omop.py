@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from extractors.events.dictionaries import describe
+from extractors.reading import Reading
 from extractors.source import Source, load_source, raw_columns
 from extractors.tables.export import Export
 from tests.support.raw.raw_tables import convert, csv_text
@@ -236,6 +237,14 @@ def test_an_observation_keeps_whichever_value_stands(tmp_path: Path) -> None:
         (None, "13:14", datetime(2020, 2, 29, 13, 14), "min"),
         (None, "2020-02-29", end_of("2020-02-29"), "day"),
         ("2020-02-29 13:14:15", "08:00:00", datetime(2020, 2, 29, 13, 14, 15), "s"),
+        ("2020-02-29 13:14:15 UTC", None, datetime(2020, 2, 29, 13, 14, 15), "us"),
+        ("2020-02-29 13:14:15.250 UTC", None, datetime(2020, 2, 29, 13, 14, 15, 250000), "us"),
+        ("2020-02-29T13:14", None, datetime(2020, 2, 29, 13, 14), "min"),
+        ("2020-02-29T13:14Z", None, datetime(2020, 2, 29, 13, 14), "min"),
+        ("20200229", None, end_of("2020-02-29"), "day"),
+        ("2020-2-9", None, end_of("2020-02-09"), "day"),
+        ("2/9/2020 3:04", None, datetime(2020, 2, 9, 3, 4), "min"),
+        ("2/9/2020", None, end_of("2020-02-09"), "day"),
     ],
 )
 def test_a_moment_is_one_only_where_it_says_more_than_its_date(
@@ -258,6 +267,11 @@ def test_a_moment_is_one_only_where_it_says_more_than_its_date(
         (1963, 5, None, "1963-05-01 00:00:00", "1963-05-01", "month"),
         (1963, 5, None, "1963-05-01", "1963-05-01", "month"),
         (1963, None, None, "1963-05-01 00:00:00", "1963-05-01", "day"),
+        (1963, None, None, "19630101", "1963-01-01", "year"),
+        (1963, 5, None, "1963-05-01 00:00:00 UTC", "1963-05-01", "month"),
+        (1963, 5, None, "5/1/1963 0:00", "1963-05-01", "month"),
+        (1963, 5, 1, "5/1/1963", "1963-05-01", "day"),
+        (1963, 5, None, "1963-5-1T00:00Z", "1963-05-01", "month"),
         (1963, None, None, "1963-05-17 00:00:00", "1963-05-17", "day"),
         (1963, None, None, "1963-01-01 04:00:00", "1963-01-01 04:00:00", "s"),
         (None, None, None, "1963-05-01 00:00:00", "1963-05-01", "day"),
@@ -362,11 +376,34 @@ def test_a_part_of_a_visit_belongs_to_it(tmp_path: Path, version: dict[str, int]
     }
     events = made(tmp_path, "visit_detail", row | version)
     assert [(event["code"], event["time"], event["kind"], event["visit_id"]) for event in events] == [
-        ("VISIT_DETAIL_START/VISIT/OMOP4822460", end_of("2020-03-02"), "visit_start", 70),
-        ("VISIT_DETAIL_FROM/CMS PLACE OF SERVICE/23", end_of("2020-03-02"), "clinical", 70),
+        ("VISIT_DETAIL_START/VISIT/OMOP4822460", datetime(2020, 3, 2), "visit_start", 70),
+        ("VISIT_DETAIL_FROM/CMS PLACE OF SERVICE/23", datetime(2020, 3, 2), "clinical", 70),
         ("VISIT_DETAIL_TO/CMS PLACE OF SERVICE/12", end_of("2020-03-03"), "clinical", 70),
         ("VISIT_DETAIL_END/VISIT/OMOP4822460", end_of("2020-03-03"), "visit_end", 70),
     ]
+
+
+def test_nothing_of_a_visit_of_which_only_the_days_are_known_precedes_its_start(tmp_path: Path) -> None:
+    days = VISIT | {"visit_start_datetime": None}
+    (start, end) = made(tmp_path, "visit_occurrence", days)
+    lab = {"measurement_concept_id": 1, "measurement_date": "2020-03-01", "visit_occurrence_id": 70}
+    (event,) = made(tmp_path, "measurement", lab | {"measurement_datetime": "2020-03-01 00:30:00"})
+    assert (start["time"], start["time_precision"], start["available_time"]) == (
+        datetime(2020, 3, 1), "day", datetime(2020, 3, 1),
+    )  # fmt: skip
+    assert start["time"] <= event["time"] < end["time"] == end_of("2020-03-05")
+
+
+def test_a_site_says_beside_the_source_that_it_writes_the_day_first(tmp_path: Path) -> None:
+    row = {"measurement_concept_id": 1, "measurement_date": "02/03/2020", "measurement_time": None}
+    (event,) = made(tmp_path, "measurement", row)
+    assert event["time"] == end_of("2020-02-03")
+    source = OMOP.read_as(Reading.model_validate({"formats": ["%d/%m/%Y", "%d/%m/%Y %H:%M"]}))
+    (event,) = made(tmp_path / "b", "measurement", row, source=source)
+    assert event["time"] == end_of("2020-03-02")
+    (birth,) = [event for event in made(tmp_path / "c", "person", {"year_of_birth": 1963}, source=source)
+                if event["code"] == "MEDS_BIRTH"]  # fmt: skip
+    assert birth["time"] == datetime(1963, 1, 1)
 
 
 def test_an_encounter_number_never_becomes_a_code(tmp_path: Path) -> None:

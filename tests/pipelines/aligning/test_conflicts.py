@@ -67,6 +67,30 @@ def marked(events: pl.DataFrame) -> list[tuple[str, int, str]]:
     return sorted(events.drop_nulls("conflict").select("code", days, "conflict").rows())
 
 
+ANCHORED: dict[str, Any] = {
+    "events": [
+        {"code": "MEDS_BIRTH", "time": "born"},
+        {"code": "ADMISSION", "time": {"column": "started", "anchor": "start"}, "kind": "visit_start"},
+        {"code": "DISCHARGE", "time": "ended", "kind": "visit_end"},
+    ]
+}
+
+
+def test_a_stay_that_starts_its_day_is_not_too_early(tmp_path: Path) -> None:
+    """Born at noon and admitted that day; discharged at noon and admitted again that day, then a day too early."""
+    rows = [
+        row(born="2020-01-01 12:00:00"),
+        row(started="2020-01-01", ended="2020-01-05 12:00:00"),
+        row(started="2020-01-05", ended="2020-01-09 12:00:00", note="b"),
+        row(started="2020-01-08", ended="2020-01-11 12:00:00", note="c"),
+    ]
+    _, counts = convert_text(tmp_path, ANCHORED, csv_text(FIELDS, rows))
+    conflicts: Counter[str] = Counter()
+    for bucket in range(2):
+        conflicts.update(align_one(tmp_path, {SEGMENT: counts}, bucket).counts["conflicts"])
+    assert {name: number for name, number in conflicts.items() if number} == {"overlapping_visit": 1}
+
+
 PLAIN = [
     row(born=0, sex="F"), row(died=50), row(started=10, ended=20), row(started=20, ended=30, note="b"), row(at=15),
     row(at=50), row(at=0), row(2, at=99), row(2, at=-99),
