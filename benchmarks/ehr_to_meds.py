@@ -57,7 +57,7 @@ def timeloom(raw: Path, folder: Path, options: argparse.Namespace) -> Result:
     return measure.run(command, output, options.processes, options.ceiling, good=CONVERTED)
 
 
-def one(name: str, size: int, raw: Path, options: argparse.Namespace) -> Result:
+def measure_converter(name: str, size: int, raw: Path, options: argparse.Namespace) -> Result:
     """The result of a converter at a size; a peer's comes from the work folder with `--reuse-peers`."""
     kept = options.work / "results" / f"{name}-x{size}.json"
     if name != "timeloom" and options.reuse_peers and kept.is_file():
@@ -228,7 +228,7 @@ def main() -> None:
     for size in options.sizes:
         raw = mimic_replica.replicate(demo, options.work, size, gzip)
         for name in options.only:
-            result = results[name, size] = one(name, size, raw, options)
+            result = results[name, size] = measure_converter(name, size, raw, options)
             print(row(peers.title(name), size, result), flush=True)
     if "timeloom" in options.only and INCREMENT_SIZE in options.sizes:
         raw = mimic_replica.replicate(demo, options.work, INCREMENT_SIZE, gzip)
