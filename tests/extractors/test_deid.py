@@ -38,13 +38,13 @@ def hashing(**changes: Any) -> Deidentifier:
 
 
 def test_an_id_becomes_the_same_in_any_block_and_order() -> None:
-    one, other = hashing(), hashing()
-    together = one.subject_ids(text("a", None, "b", "a"))
+    first, second = hashing(), hashing()
+    together = first.subject_ids(text("a", None, "b", "a"))
     assert together[0] == together[3] != together[2]
     assert together[1] is None
-    assert other.subject_ids(text("z", "b", "a")).to_list()[1:] == [together[2], together[0]]
+    assert second.subject_ids(text("z", "b", "a")).to_list()[1:] == [together[2], together[0]]
     assert together.drop_nulls().min() >= 0
-    assert one.subject_ids(text()).to_list() == one.subject_ids(text(None)).drop_nulls().to_list() == []
+    assert first.subject_ids(text()).to_list() == first.subject_ids(text(None)).drop_nulls().to_list() == []
 
 
 def test_an_id_becomes_the_same_in_another_process() -> None:
@@ -56,19 +56,19 @@ def test_an_id_becomes_the_same_in_another_process() -> None:
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    here, raw = hashing(), text("a", "ü")
-    ids, visits = here.subject_ids(raw).to_list(), here.visit_ids(raw).to_list()
-    days = here.offsets(raw).dt.total_days().to_list()
-    assert out.stdout.strip() == f"{ids} {visits} {days} {here.item_key('i')}"
+    deidentifier, raw = hashing(), text("a", "ü")
+    ids, visits = deidentifier.subject_ids(raw).to_list(), deidentifier.visit_ids(raw).to_list()
+    days = deidentifier.offsets(raw).dt.total_days().to_list()
+    assert out.stdout.strip() == f"{ids} {visits} {days} {deidentifier.item_key('i')}"
 
 
 def test_another_key_gives_other_ids_offsets_and_item_keys() -> None:
     raw = pl.Series([str(number) for number in range(50)])
-    one, other = hashing(), Deidentifier(DeidConfig(), bytes(32))
-    assert not set(one.subject_ids(raw)) & set(other.subject_ids(raw))
-    assert one.offsets(raw).to_list() != other.offsets(raw).to_list()
-    assert one.item_key("x") != other.item_key("x")
-    assert one.key_fingerprint != other.key_fingerprint
+    deidentifier, other_key = hashing(), Deidentifier(DeidConfig(), bytes(32))
+    assert not set(deidentifier.subject_ids(raw)) & set(other_key.subject_ids(raw))
+    assert deidentifier.offsets(raw).to_list() != other_key.offsets(raw).to_list()
+    assert deidentifier.item_key("x") != other_key.item_key("x")
+    assert deidentifier.key_fingerprint != other_key.key_fingerprint
 
 
 def test_subject_and_visit_ids_of_the_same_text_differ() -> None:
@@ -98,8 +98,8 @@ def test_intervals_within_a_subject_stand_to_the_microsecond(tmp_path: Path) -> 
     rows, _ = convert(tmp_path, source, "t", raw, {"mode": "limited"})
     truth = [datetime.fromisoformat(at) for at in times]
     shifts = []
-    for own in rows.partition_by("subject_id"):
-        found = own["time"].to_list()
+    for events_of_subject in rows.partition_by("subject_id"):
+        found = events_of_subject["time"].to_list()
         assert [later - found[0] for later in found] == [later - truth[0] for later in truth]
         shifts.append(found[0] - truth[0])
     assert shifts[0] != shifts[1]
@@ -209,11 +209,11 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     items = pl.read_parquet(layout.segments / "items-ct-0.parquet")
     assert items["verdict"].to_list() == ["ok"]
     for bucket in range(BUCKETS):
-        mine = items.filter(pl.col("bucket") == bucket).with_columns(
+        items_of_bucket = items.filter(pl.col("bucket") == bucket).with_columns(
             *(pl.lit(0, pl.Int32).alias(name) for name in ("units_encoded", "units_failed", "dim")),
             *(pl.lit(None, pl.String).alias(name) for name in ("store", "encoder")),
         )
-        align_one(layout.segments, {counts["segment"]: counts}, bucket, mine.select(ITEMS.names))
+        align_one(layout.segments, {counts["segment"]: counts}, bucket, items_of_bucket.select(ITEMS.names))
     events = pl.concat([aligned_events(layout.segments, bucket) for bucket in range(BUCKETS)])
     assert len(events) == 2
 
@@ -222,9 +222,9 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     frames = [read_frame_blob(segment, counts["blobs"][name], empty) for name, empty in FRAMES.items()]
     pieces = [read_pieces(segment, count["pieces"]) for count in counts["buckets"].values()]
     # A segment is compressed: what it holds is looked at, not its bytes.
-    told = str([texts, *(frame.to_dict(as_series=False) for frame in (*frames, *pieces))])
-    assert not any(needle in told for needle in (PATIENT, VISIT, "p2"))
-    assert "unparsable_time" in told
+    contents = str([texts, *(frame.to_dict(as_series=False) for frame in (*frames, *pieces))])
+    assert not any(needle in contents for needle in (PATIENT, VISIT, "p2"))
+    assert "unparsable_time" in contents
     uids = ("2.25.1", "2.25.99", "2.25.98")
     assert _holders(layout.root, PATIENT, VISIT, *uids) == set()
     assert _holders(layout.private, PATIENT) == {"items-ct-0.json"}

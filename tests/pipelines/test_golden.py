@@ -182,11 +182,11 @@ def plain(packs: Packs, header: ShardHeader) -> Iterator[dict[str, str]]:
             "token_type": " ".join(names),
             "time": " | ".join(times),
             "segments": "; ".join(
-                f"subject {packs.segment_subject[one]} from its token {packs.segment_offset[one]}, "
-                f"{packs.segment_length[one]} tokens"
-                for one in segments
+                f"subject {packs.segment_subject[number]} from its token {packs.segment_offset[number]}, "
+                f"{packs.segment_length[number]} tokens"
+                for number in segments
             ),
-            "images": "; ".join(f"{packs.image_key[one]} at {packs.image_position[one]}" for one in images),
+            "images": "; ".join(f"{packs.image_key[number]} at {packs.image_position[number]}" for number in images),
         }
 
 

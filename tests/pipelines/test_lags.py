@@ -118,13 +118,13 @@ def test_where_no_lag_is_asked_for_none_is_counted(tmp_path: Path) -> None:
     )
 )
 def test_a_lag_is_the_percentile_that_numpy_gives(steps: dict[str, list[int]]) -> None:
-    rows = [("t", code, step, 1) for code, own in steps.items() for step in own]
+    rows = [("t", code, step, 1) for code, steps_of_code in steps.items() for step in steps_of_code]
     counted = pl.DataFrame(rows, schema={"source": str, "code": str, "step": pl.Int64, "rows": pl.Int64}, orient="row")
     found = {code: (lag, number) for _, code, lag, number in lags.fit(counted).iter_rows()}
     plain = {
         # "inverted_cdf" is the smallest value at which at least that share of the values lies at or below it.
-        code: (int(np.percentile(own, 95, method="inverted_cdf")) * LAG_STEP_US, len(own))
-        for code, own in steps.items()
+        code: (int(np.percentile(steps_of_code, 95, method="inverted_cdf")) * LAG_STEP_US, len(steps_of_code))
+        for code, steps_of_code in steps.items()
     }
     assert found == plain
 
@@ -196,8 +196,8 @@ def test_shifted_dates_keep_their_lags(tmp_path: Path) -> None:
 def test_a_bucket_is_aligned_again_only_where_a_code_that_it_awaits_has_another_lag(tmp_path: Path) -> None:
     ids = range(40)
     buckets = bucket_of(np.array(ids), BUCKETS)
-    one, other = (next(n for n in ids if buckets[n] == bucket) for bucket in range(BUCKETS))
-    rows = [(one, "A", NOON, None), (other, "B", NOON, None), (other, "A", NOON, NOON)]
+    subject_a, subject_b = (next(n for n in ids if buckets[n] == bucket) for bucket in range(BUCKETS))
+    rows = [(subject_a, "A", NOON, None), (subject_b, "B", NOON, None), (subject_b, "A", NOON, NOON)]
     _, counts = convert_text(tmp_path, LABS, labs(*rows))
     report = report_of(tmp_path, t=counts)
     with LocalEngine(1) as engine:

@@ -44,7 +44,9 @@ def naive_best_fit(lengths: list[int], context: int, most: int) -> list[int]:
     chosen = []
     for now, length in enumerate(lengths):
         fitting = [
-            (free[one], -filled[one], one) for one in range(len(free)) if free[one] >= length and segments[one] < most
+            (free[candidate], -filled[candidate], candidate)
+            for candidate in range(len(free))
+            if free[candidate] >= length and segments[candidate] < most
         ]
         if fitting:
             best = min(fitting)[2]
@@ -103,12 +105,12 @@ def kept_by(tokens: pl.DataFrame, config: PlanConfig) -> dict[int, list[Any]]:
     """What a plan keeps of each subject, in plain Python."""
     rows = expected(tokens)
     if config.subjects == "imaging":
-        rows = {one: line for one, line in rows.items() if any(kind == TokenType.IMAGE for _, kind, *_ in line)}
+        rows = {subject: line for subject, line in rows.items() if any(kind == TokenType.IMAGE for _, kind, *_ in line)}
     if not config.images:
-        rows = {one: [token for token in line if token[1] != TokenType.IMAGE] for one, line in rows.items()}
+        rows = {subject: [token for token in line if token[1] != TokenType.IMAGE] for subject, line in rows.items()}
     if config.mode == "last_n":
-        rows = {one: line[-config.length :] for one, line in rows.items()}
-    return {row: line for row, line in rows.items() if line}
+        rows = {subject: line[-config.length :] for subject, line in rows.items()}
+    return {subject: line for subject, line in rows.items() if line}
 
 
 PLANS = st.builds(
@@ -126,12 +128,12 @@ def test_every_plan_keeps_what_it_says_and_declares_the_rest(lengths: list[int],
     with TemporaryDirectory() as folder:
         case = Case(Path(folder), lengths, config, seed, without=min(1, len(lengths)))
         for split in SPLITS:
-            own = case.of_split(split)
-            kept = kept_by(own, case.config)
+            tokens = case.of_split(split)
+            kept = kept_by(tokens, case.config)
             assert case.read(split) == kept
             out = sum(map(len, kept.values()))
             assert sum(result.counts["splits"][split]["tokens"] for result in case.results) == out
-            assert len(own) == out + sum(case.dropped(split).values())
+            assert len(tokens) == out + sum(case.dropped(split).values())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from warehouse.shards.file import read_header
 
 BUCKETS = 4
 GROUPS = [[0, 1], [2, 3]]
-VOCABULARY = pl.DataFrame({"token_id": range(40), "token": [f"T{one}" for one in range(40)]})
+VOCABULARY = pl.DataFrame({"token_id": range(40), "token": [f"T{number}" for number in range(40)]})
 SPLITS = {bucket: f"split hash {bucket}" for bucket in range(BUCKETS)}
 
 
@@ -32,7 +32,7 @@ SPLITS = {bucket: f"split hash {bucket}" for bucket in range(BUCKETS)}
 def context(tmp_path: Path) -> RunContext:
     tree = ReleaseLayout(tmp_path / "release")
     subjects = pl.DataFrame(
-        {"subject_id": range(30), "split": ["train"] * 30, "order": [one / 30 for one in range(30)]}
+        {"subject_id": range(30), "split": ["train"] * 30, "order": [number / 30 for number in range(30)]}
     )
     write_table(tree.scheme_subjects("mehrt"), subjects, SCHEME_SUBJECTS, "subjects")
     return RunContext(engine=LocalEngine(1), staging=tmp_path, previous=None, previous_path=None)
@@ -74,9 +74,9 @@ def profile(**plans: PlanConfig) -> ProfileConfig:
     return ProfileConfig(context=8, scheme="mehrt", plans=plans)
 
 
-def changed(one: dict[str, Task], other: dict[str, Task]) -> set[str]:
-    return {key for key in one | other if key not in one or key not in other
-            or one[key].fingerprint != other[key].fingerprint}  # fmt: skip
+def changed(before: dict[str, Task], after: dict[str, Task]) -> set[str]:
+    return {key for key in before | after if key not in before or key not in after
+            or before[key].fingerprint != after[key].fingerprint}  # fmt: skip
 
 
 def test_a_further_plan_costs_its_own_tasks_alone(context: RunContext) -> None:

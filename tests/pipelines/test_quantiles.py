@@ -58,7 +58,7 @@ def test_breaks_are_numpys_quantiles_whatever_the_order(values: list[float], bin
 
 
 @settings(max_examples=150, deadline=None)
-@given(NUMBERS, st.lists(st.floats(-100, 100), min_size=1, max_size=40).map(lambda one: sorted(set(one))))
+@given(NUMBERS, st.lists(st.floats(-100, 100), min_size=1, max_size=40).map(lambda cuts: sorted(set(cuts))))
 def test_a_bin_is_the_number_of_breaks_below(values: list[float], breaks: list[float]) -> None:
     other = [[0.0], breaks, [1.0, 2.0, 3.0]]
     frame = pl.DataFrame(
@@ -66,7 +66,7 @@ def test_a_bin_is_the_number_of_breaks_below(values: list[float], breaks: list[f
     )
     numbers = np.float32([*values, *breaks])
     found = Breaks(frame).bins(numbers, np.ones(len(numbers), np.int64))
-    assert found.tolist() == [sum(one < float(value) for one in breaks) for value in numbers]
+    assert found.tolist() == [sum(cut < float(value) for cut in breaks) for value in numbers]
 
 
 def test_known_breaks_stay_and_new_ones_come_behind() -> None:
@@ -88,27 +88,27 @@ def lab(value: float | None, hour: int = 0, **more: Any) -> dict[str, Any]:
     return {"code": "LOINC/1", "time": NOON + timedelta(hours=hour), "unit": "mg", "numeric_value": value, **more}
 
 
-TRAIN = events(*[lab(float(one), one) for one in range(1, 12)])
+TRAIN = events(*[lab(float(hour), hour) for hour in range(1, 12)])
 WORDS, BREAKS, _ = fitted(TRAIN, PAIR)
 
 
-def told(*rows: dict[str, Any], profile: ProfileConfig = PAIR) -> list[str]:
+def tokens_of(*rows: dict[str, Any], profile: ProfileConfig = PAIR) -> list[str]:
     words, breaks = (WORDS, BREAKS) if profile is PAIR else fitted(TRAIN, profile)[:2]
     return named_tokens(events(*rows), profile, vocabulary=words, quantiles=breaks)["token"].to_list()[1:]
 
 
 def test_a_value_equal_to_a_break_falls_below_it() -> None:
     assert BREAKS["breaks"][0].to_list() == [2, 3, 4, 5, 6, 7, 8, 9, 10]
-    assert told(lab(2.0)) == ["LOINC/1", "VALUE/Q1"]
-    assert told(lab(2.001)) == ["LOINC/1", "VALUE/Q2"]
-    assert told(lab(-99)) == ["LOINC/1", "VALUE/Q1"]
-    assert told(lab(99)) == ["LOINC/1", "VALUE/Q10"]
+    assert tokens_of(lab(2.0)) == ["LOINC/1", "VALUE/Q1"]
+    assert tokens_of(lab(2.001)) == ["LOINC/1", "VALUE/Q2"]
+    assert tokens_of(lab(-99)) == ["LOINC/1", "VALUE/Q1"]
+    assert tokens_of(lab(99)) == ["LOINC/1", "VALUE/Q10"]
 
 
 def test_no_value_is_no_quantile() -> None:
-    assert told(lab(None)) == ["LOINC/1"]
-    assert told(lab(float("nan"))) == ["LOINC/1"]
-    assert told(lab(None), profile=FUSED) == ["LOINC/1"]
+    assert tokens_of(lab(None)) == ["LOINC/1"]
+    assert tokens_of(lab(float("nan"))) == ["LOINC/1"]
+    assert tokens_of(lab(None), profile=FUSED) == ["LOINC/1"]
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,14 @@ def test_no_value_is_no_quantile() -> None:
     [("<", "VALUE/Q1"), ("<=", "VALUE/Q1"), (None, "VALUE/Q1"), (">=", "VALUE/Q1"), (">", "VALUE/Q2")],
 )
 def test_censored_values(flag: str | None, token: str) -> None:
-    assert told(lab(2.0, value_flag=flag)) == ["LOINC/1", token]
+    assert tokens_of(lab(2.0, value_flag=flag)) == ["LOINC/1", token]
 
 
 def test_units_have_breaks_of_their_own_and_so_has_none() -> None:
     several = [
-        lab(float(one), one, unit=unit) for unit, scale in (("g", 0), (None, 100)) for one in range(scale, scale + 4)
+        lab(float(number), number, unit=unit)
+        for unit, scale in (("g", 0), (None, 100))
+        for number in range(scale, scale + 4)
     ]
     words, breaks, _ = fitted(events(*several), PAIR)
     assert breaks.select("code", "unit").rows() == [("LOINC/1", None), ("LOINC/1", "g")]
@@ -132,15 +134,15 @@ def test_units_have_breaks_of_their_own_and_so_has_none() -> None:
 
 
 def test_fused_values_are_one_token() -> None:
-    assert told(lab(2.5), lab(11.0, 1), profile=FUSED) == ["LOINC/1//Q2", "LOINC/1//Q10"]
+    assert tokens_of(lab(2.5), lab(11.0, 1), profile=FUSED) == ["LOINC/1//Q2", "LOINC/1//Q10"]
     words, _, _ = fitted(TRAIN, FUSED)
     # Every bin has its id from the first night on, also one that train does not fill.
-    assert set(words["token"]) >= {f"LOINC/1//Q{one}" for one in range(1, 11)} | {"LOINC/1"}
+    assert set(words["token"]) >= {f"LOINC/1//Q{number}" for number in range(1, 11)} | {"LOINC/1"}
     assert words.filter(pl.col("token") == "LOINC/1")["train_count"].item() == 0
 
 
 def test_only_train_decides() -> None:
-    held = [lab(float(one * 1000), one, subject_id=2) for one in range(1, 12)]
+    held = [lab(float(hour * 1000), hour, subject_id=2) for hour in range(1, 12)]
     both = pl.concat([TRAIN, events(*held)])
     words, breaks, _ = fitted(both, PAIR, splits={1: "train", 2: "held_out"})
     assert breaks.equals(BREAKS)
@@ -211,7 +213,7 @@ class Nights:
         return read_frame(self.tree.quantiles("p"))
 
 
-SECOND = events(*[lab(float(one), one, subject_id=2, code="LOINC/2") for one in range(1, 6)])
+SECOND = events(*[lab(float(hour), hour, subject_id=2, code="LOINC/2") for hour in range(1, 6)])
 SPLITS = {1: "train", 2: "train", 3: "train"}
 
 
@@ -221,7 +223,7 @@ def test_a_new_code_in_one_bucket_leaves_the_others_alone(tmp_path: Path, profil
     assert nights.run({0: TRAIN, 1: SECOND}, SPLITS) == {"p-0000", "p-0001"}
     words, breaks = nights.words, nights.breaks
     assert nights.run({0: TRAIN, 1: SECOND}, SPLITS) == set()
-    more = pl.concat([SECOND, events(*[lab(float(one), one, subject_id=3, code="LOINC/3") for one in range(9)])])
+    more = pl.concat([SECOND, events(*[lab(float(hour), hour, subject_id=3, code="LOINC/3") for hour in range(9)])])
     assert nights.run({0: TRAIN, 1: more}, SPLITS) == {"p-0001"}
     assert nights.words[: len(words)].select("token_id", "token").equals(words.select("token_id", "token"))
     assert len(nights.words) > len(words)
@@ -232,7 +234,7 @@ def test_breaks_are_frozen_while_values_drift(tmp_path: Path) -> None:
     nights = Nights(tmp_path, PAIR)
     nights.run({0: TRAIN}, SPLITS)
     breaks = nights.breaks
-    drifted = pl.concat([TRAIN, events(*[lab(float(1000 + one), one, subject_id=3) for one in range(50)])])
+    drifted = pl.concat([TRAIN, events(*[lab(float(1000 + hour), hour, subject_id=3) for hour in range(50)])])
     nights.run({0: drifted}, SPLITS)
     assert nights.breaks.equals(breaks)
     # A higher version is a refit: new ids, new breaks.
@@ -265,7 +267,7 @@ def test_a_vocabulary_is_not_taken_over_for_other_splits_or_quantiles(tmp_path: 
 def test_the_most_frequent_codes_of_train_stay(tmp_path: Path) -> None:
     rules = built_in("mehrt", codes={"LOINC": {"top": 2}})
     often = [("A", 3), ("B", 2), ("C", 2), ("D", 9)]
-    rows = [lab(None, one, code=f"LOINC/{code}") for code, times in often for one in range(times)]
+    rows = [lab(None, hour, code=f"LOINC/{code}") for code, times in often for hour in range(times)]
     frame, held = events(*rows[:7]), events(*[row | {"subject_id": 2} for row in rows[7:]])
     nights = Nights(tmp_path, rules)
     nights.run({0: frame, 1: held}, {1: "train", 2: "held_out"})
@@ -285,7 +287,7 @@ def test_a_fused_token_takes_no_place_among_the_top(tmp_path: Path) -> None:
     rules = built_in("mehrt", values="fused", min_values=1, codes={"LOINC": {"values": True, "top": 20}})
     nights = Nights(tmp_path, rules)
     nights.run({0: TRAIN, 1: SECOND}, SPLITS)
-    third = events(*[lab(float(one), one, subject_id=3, code="LOINC/3") for one in range(5)])
+    third = events(*[lab(float(hour), hour, subject_id=3, code="LOINC/3") for hour in range(5)])
     nights.run({0: TRAIN, 1: SECOND, 2: third}, SPLITS)
     assert {"LOINC/1", "LOINC/2", "LOINC/3"} <= set(nights.words["token"])
 
@@ -293,7 +295,7 @@ def test_a_fused_token_takes_no_place_among_the_top(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_no_number() -> None:
     with_infinity = pl.concat([TRAIN, events(lab(float("inf"), 40), lab(float("-inf"), 41))])
     assert fitted(with_infinity, PAIR)[1].equals(BREAKS)
-    assert told(lab(float("inf")), lab(float("-inf"), 1)) == ["LOINC/1", "LOINC/1"]
+    assert tokens_of(lab(float("inf")), lab(float("-inf"), 1)) == ["LOINC/1", "LOINC/1"]
     largest = lab(float(np.finfo(np.float32).max), value_flag=">")
     assert np.isfinite(fitted(events(largest, lab(1.0, 1)), PAIR)[1]["breaks"][0].to_numpy()).all()
 

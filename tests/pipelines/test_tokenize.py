@@ -161,7 +161,7 @@ def test_no_birth_gives_no_age() -> None:
 
 
 def test_repeated_demographics_are_dropped_and_counted() -> None:
-    again = [{"code": f"DEMO/ETHNICITY/{one}", "time": NOON + timedelta(days=day)} for day, one in enumerate("BAA")]
+    again = [{"code": f"DEMO/ETHNICITY/{group}", "time": NOON + timedelta(days=day)} for day, group in enumerate("BAA")]
     given = events(SEX, SEX | {"subject_id": 2}, LAB, *again)
     rows = named_tokens(given, MEHRT)
     assert rows.filter(pl.col("subject_id") == 1)["token"].to_list() == [

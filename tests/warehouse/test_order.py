@@ -85,7 +85,11 @@ def test_coarser_times_come_after_exact_ones_of_the_same_moment() -> None:
     rank = ["s", "day", "month", "year"]
     for permutation in itertools.permutations(rank):
         frame = events(
-            *({"time": NIGHT, "time_precision": one, "kind": "visit_start"} for one in permutation if one != "s")
+            *(
+                {"time": NIGHT, "time_precision": precision, "kind": "visit_start"}
+                for precision in permutation
+                if precision != "s"
+            )
         )
         exact = events({"time": NIGHT, "time_precision": "s", "kind": "visit_end"})
         assert sort_events(pl.concat([frame, exact]))["time_precision"].to_list() == rank
@@ -225,9 +229,9 @@ BESIDE_SECONDS = st.integers(-30, 30).map(lambda n: n // 3 * 1_000_000 + n % 3 -
     st.lists(st.integers(-50, 50).map(lambda n: n // 2 * 1_000_000 - n % 2), min_size=1),
 )
 def test_steps_order_as_the_times_do(times: list[int], beside: list[int], whole_seconds: list[int]) -> None:
-    for some in (times, beside, whole_seconds, [*whole_seconds, NO_TIME]):
-        number = steps(np.array(some, np.int64)).tolist()
-        for (combination, first), (other, second) in itertools.combinations(zip(some, number, strict=True), 2):
+    for moments in (times, beside, whole_seconds, [*whole_seconds, NO_TIME]):
+        number = steps(np.array(moments, np.int64)).tolist()
+        for (combination, first), (other, second) in itertools.combinations(zip(moments, number, strict=True), 2):
             assert (combination < other, combination == other) == (first < second, first == second)
     # Whole seconds and what is just before them are numbered without gaps in between.
     span = max(whole_seconds) - min(whole_seconds)

@@ -242,10 +242,11 @@ def test_a_database_csv_and_parquet_give_the_same_events(
             "SELECT table_name FROM duckdb_tables() WHERE database_name = 'whole'"
         ).fetchall():
             columns = [
-                one for (one,) in connection.execute(f"SELECT column_name FROM (DESCRIBE whole.{name})").fetchall()
+                column
+                for (column,) in connection.execute(f"SELECT column_name FROM (DESCRIBE whole.{name})").fetchall()
             ]
-            some = "WHERE PERSON_ID <= 60" if "PERSON_ID" in columns else "LIMIT 500"
-            connection.execute(f"CREATE TABLE {name} AS FROM whole.{name} {some}")
+            chosen = "WHERE PERSON_ID <= 60" if "PERSON_ID" in columns else "LIMIT 500"
+            connection.execute(f"CREATE TABLE {name} AS FROM whole.{name} {chosen}")
             if "column" not in columns[0]:
                 connection.execute(f"COPY {name} TO '{forms['csv'] / name}.csv' (HEADER)")
                 connection.execute(f"COPY {name} TO '{forms['parquet'] / name}.parquet'")

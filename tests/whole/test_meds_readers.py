@@ -212,15 +212,17 @@ def test_meds_transforms_counts_and_filters_as_we_do(place: Place) -> None:
     shell(TRANSFORMS, place.folder)
     out, events = place.folder / "mimic-frequent", place.events()
     columns = ("code", "code/n_occurrences", "code/n_subjects", "values/n_occurrences", "description")
-    told = pl.read_parquet(out / "metadata" / "codes.parquet").select(columns)
-    own = count(events, place.counted)
-    assert {code: tuple(numbers) for code, *numbers, _ in told.iter_rows() if numbers[0]} == own
-    assert count(events, list(place.counted)[1:]) != own
+    transformed = pl.read_parquet(out / "metadata" / "codes.parquet").select(columns)
+    expected = count(events, place.counted)
+    assert {code: tuple(numbers) for code, *numbers, _ in transformed.iter_rows() if numbers[0]} == expected
+    assert count(events, list(place.counted)[1:]) != expected
     descriptions = pl.read_parquet(place.dataset / "metadata" / "codes.parquet").select("code", "description")
     known = dict(descriptions.iter_rows())
-    assert {code: text for code, *_, text in told.iter_rows()} == {code: known.get(code) for code in told["code"]}
-    frequent = [code for code, (_, subjects, _) in own.items() if subjects >= 11]
-    assert 0 < len(frequent) < len(own)
+    assert {code: text for code, *_, text in transformed.iter_rows()} == {
+        code: known.get(code) for code in transformed["code"]
+    }
+    frequent = [code for code, (_, subjects, _) in expected.items() if subjects >= 11]
+    assert 0 < len(frequent) < len(expected)
     for path in sorted((place.dataset / "data").glob("*.parquet")):
         kept = pl.read_parquet(out / "data" / path.name)
         assert kept.equals(pl.read_parquet(path).filter(pl.col("code").is_in(frequent)))

@@ -174,8 +174,8 @@ def expected(demo: Demo, drawn: set[int]) -> Counter[Event]:
 
 @pytest.fixture(scope="module")
 def made(events: pl.DataFrame, drawn: set[int]) -> list[Event]:
-    own = events.filter(pl.col("subject_id").is_in(list(drawn)))
-    return [Event(*row) for row in own.select(Event._fields).iter_rows()]
+    events_of_drawn = events.filter(pl.col("subject_id").is_in(list(drawn)))
+    return [Event(*row) for row in events_of_drawn.select(Event._fields).iter_rows()]
 
 
 def differences(expected: Counter[Event], made: Iterable[Event]) -> tuple[list[Event], list[Event]]:
@@ -231,9 +231,11 @@ def test_the_recomputation_finds_an_event_that_is_lost_or_there_twice(
 
 def test_lags_of_every_code_and_table_equal_a_recomputation(demo: Demo, dataset: Path) -> None:
     made = {(table, code): (lag, rows) for table, code, lag, rows in read_lags(dataset).iter_rows()}
-    own = {(table, code): found for table in TABLES for code, found in demo.lags(table).items()}
-    assert len(own) > 500 and {table for table, code in own if code == ""} == {table for table, _ in own}
-    assert made == own
+    recomputed = {(table, code): found for table in TABLES for code, found in demo.lags(table).items()}
+    assert len(recomputed) > 500 and {table for table, code in recomputed if code == ""} == {
+        table for table, _ in recomputed
+    }
+    assert made == recomputed
 
 
 def read_lags(dataset: Path) -> pl.DataFrame:
@@ -287,7 +289,7 @@ def in_order(frame: pl.DataFrame) -> bool:
             "subject_id", "time", "time_precision", "kind", "code", "source"
         ).iter_rows()
     ]
-    return all(one <= other for one, other in pairwise(keys))
+    return all(first <= second for first, second in pairwise(keys))
 
 
 def test_files_are_in_the_total_order(dataset: Path) -> None:

@@ -68,8 +68,8 @@ class Release:
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The events of a table, those in which nothing but the columns of an example is of interest."""
-        own = self.events.filter(pl.col("source") == name)
-        return own.select(
+        events_of_table = self.events.filter(pl.col("source") == name)
+        return events_of_table.select(
             pl.col("subject_id").alias("subject"), "time", "code", pl.col("available_time").alias("available"),
             "availability", pl.col("time_precision").alias("precision"), pl.col("numeric_value").alias("number"),
             pl.col("text_value").alias("text"), pl.col("value_flag").alias("flag"), "unit",
@@ -129,7 +129,8 @@ def expected(event: dict[str, Any]) -> dict[str, Any]:
 
 def in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(
-        ({key: event[key] for key in sorted(event)} for event in events), key=lambda one: [str(one[key]) for key in one]
+        ({key: event[key] for key in sorted(event)} for event in events),
+        key=lambda event: [str(event[key]) for key in event],
     )
 
 
@@ -156,8 +157,8 @@ def test_every_row_is_accounted_for(release: Release) -> None:
 
 
 def test_the_pharmacy_join_does_not_fan_out(release: Release) -> None:
-    starts = [one for one in release.table("hosp/prescriptions") if one["code"].startswith("PRESCRIPTION_START/")]
-    assert len({one["pharmacy_id"] for one in ROWS["hosp/prescriptions"]}) == 1
+    starts = [event for event in release.table("hosp/prescriptions") if event["code"].startswith("PRESCRIPTION_START/")]
+    assert len({row["pharmacy_id"] for row in ROWS["hosp/prescriptions"]}) == 1
     assert len(starts) == len(ROWS["hosp/prescriptions"]) == 3
 
 
@@ -285,7 +286,7 @@ def test_the_check_finds_a_swapped_availability(folder: Path, tmp_path: Path, ta
     raw = load_source("mimic-iv").model_dump()
     source = Source.model_validate(raw | {"tables": {**raw["tables"], table: leaking(table)[mutation]}})
     right, wrong = (
-        converted(tmp_path / name, folder, table, one) for name, one in (("right", None), ("wrong", source))
+        converted(tmp_path / name, folder, table, mapping) for name, mapping in (("right", None), ("wrong", source))
     )
     assert before_discharge(right, {STAY: DISCHARGE}) == 0
     assert before_discharge(wrong, {STAY: DISCHARGE}) == len(wrong) > 0

@@ -374,17 +374,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    own = {
+    variables = {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in own.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         process = start_server(port)
     url = f"http://127.0.0.1:{port}/api"
-    yield Server(url, os.environ | own | {"PREFECT_API_URL": url})
+    yield Server(url, os.environ | variables | {"PREFECT_API_URL": url})
     process.terminate()
     process.wait(timeout=30)
 
@@ -409,26 +409,28 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     outcome = json.loads(done.stdout)
     assert outcome["published"]
 
-    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
+    (run,) = [flow_run for flow_run in server.ask("flow_runs") if flow_run["id"] not in known]
     seen = server.finished(run["id"])
     assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
-    assert sorted(one["name"] for one in seen["task_runs"]) == sorted(STEPS), "one task run a step, none a bucket"
-    assert {one["state_type"] for one in seen["task_runs"]} == {"COMPLETED"}
+    assert sorted(task_run["name"] for task_run in seen["task_runs"]) == sorted(STEPS), (
+        "one task run a step, none a bucket"
+    )
+    assert {task_run["state_type"] for task_run in seen["task_runs"]} == {"COMPLETED"}
     assert [step["step"] for step in outcome["steps"]] == STEPS
 
-    artifacts = {one["key"]: one for one in seen["artifacts"]}
+    artifacts = {artifact["key"]: artifact for artifact in seen["artifacts"]}
     assert {key for key, artifact in artifacts.items() if artifact["type"] == "progress"} == {
         f"progress-{s}" for s in STEPS
     }
-    assert all(one["data"] == 100.0 for one in artifacts.values() if one["type"] == "progress")
+    assert all(artifact["data"] == 100.0 for artifact in artifacts.values() if artifact["type"] == "progress")
     assert artifacts["steps"]["type"] == "table"
     assert [row["step"] for row in json.loads(artifacts["steps"]["data"])] == STEPS
     assert artifacts["release"]["type"] == "markdown"
     assert outcome["release"] in artifacts["release"]["data"]
     assert Path(outcome["report"]).resolve().as_uri() in artifacts["quality-report"]["data"]
 
-    told = json.dumps(seen)
-    assert not [word for word in _identifiers(site) if word in told]
+    answers = json.dumps(seen)
+    assert not [word for word in _identifiers(site) if word in answers]
     assert set(seen["flow_runs"][0]["parameters"]) == {"config", "root", "engine", "runner", "workers", "limit"}
 
 
@@ -446,7 +448,7 @@ def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dic
     )
     command = [sys.executable, "-c", script, str(site.config), str(site.root)]
     subprocess.run(command, capture_output=True, check=False, env=server.environment)
-    (run,) = [one for one in server.ask("flow_runs") if one["id"] not in known]
+    (run,) = [flow_run for flow_run in server.ask("flow_runs") if flow_run["id"] not in known]
     return server.finished(run["id"])
 
 
@@ -455,7 +457,7 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
     patch = "def judge(*_, **__):\n    int('Erika Mustermann')\ngate.judge_release = judge\nnightly.RETRIES = 0"
     seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "FAILED"
-    assert {one["name"]: one["state_type"] for one in seen["task_runs"]}["validate"] == "FAILED"
+    assert {task_run["name"]: task_run["state_type"] for task_run in seen["task_runs"]}["validate"] == "FAILED"
     assert "ValueError" in json.dumps(seen)
     assert "Mustermann" not in json.dumps(seen)
     assert site.manifest.release_id == published.manifest.release_id
@@ -481,7 +483,7 @@ def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path:
     )
     seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
-    assert [one["run_count"] for one in seen["task_runs"]] == [1] * 9, "no step may be repeated"
+    assert [task_run["run_count"] for task_run in seen["task_runs"]] == [1] * 9, "no step may be repeated"
     assert site.manifest.release_id != published.manifest.release_id
 
 

@@ -45,7 +45,7 @@ def test_every_key_is_explained() -> None:
     whole = schema()
     jsonschema.Draft202012Validator.check_schema(whole)
     for model in [whole, *whole["$defs"].values()]:
-        silent = [name for name, one in model["properties"].items() if not one.get("description")]
+        silent = [name for name, definition in model["properties"].items() if not definition.get("description")]
         assert silent == [], model["title"]
 
 

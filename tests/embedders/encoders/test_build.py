@@ -255,10 +255,10 @@ def test_the_same_seed_gives_the_same_bits_in_each_process() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        own, other = (build_encoder(random_config(seed=seed), "ct").encode(pixels) for seed in (5, 6))
+        same_seed, other_seed = (build_encoder(random_config(seed=seed), "ct").encode(pixels) for seed in (5, 6))
     finally:
         torch.set_num_threads(threads)
-    assert child.stdout == own.tobytes().hex() and not np.array_equal(own, other)
+    assert child.stdout == same_seed.tobytes().hex() and not np.array_equal(same_seed, other_seed)
 
 
 def nearest_centre_accuracy(vectors: np.ndarray, classes: np.ndarray) -> float:

@@ -129,10 +129,10 @@ def test_a_thin_slice_counts_as_the_square_that_it_becomes(monkeypatch: pytest.M
 def test_results_may_be_fetched_in_any_order_and_more_than_once() -> None:
     encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
     pending = [encoder.submit([SLICES[index : index + 2]]) for index in (0, 2, 4)]
-    backwards = [one.result() for one in reversed(pending)][::-1]
+    backwards = [batch.result() for batch in reversed(pending)][::-1]
     assert np.array_equal(np.concatenate(backwards), encoder.encode(SLICES[:6]))
     assert np.array_equal(pending[0].result(), backwards[0])
-    assert all(0 < one.seconds < 60 for one in pending)
+    assert all(0 < batch.seconds < 60 for batch in pending)
 
 
 @pytest.mark.parametrize("units", [0, 10])
@@ -207,7 +207,7 @@ def test_the_path_of_a_gpu_reuses_its_memory_and_mixes_no_batches(monkeypatch: p
     assert not encoder._free
     assert np.array_equal(flying[0].result(), expected[:2]), "a result outlives its slot"
     assert np.array_equal(flying[1].result(), expected[2:5]) and np.array_equal(flying[2].result(), expected[5:])
-    assert all(one.seconds == 1.5 for one in flying)
+    assert all(batch.seconds == 1.5 for batch in flying)
     assert len(encoder._free) == 2 and len({id(slot) for slot in encoder._free}) == 2
 
 

@@ -64,7 +64,9 @@ def mean_of(item: ItemToEmbed, encoder: Encoder, units: np.ndarray) -> np.ndarra
 def test_the_stored_vector_is_the_mean_over_units(tmp_path: Path, encoder: Encoder) -> None:
     items = [unit_readers.item(tmp_path / "x", number, 5 + 9 * number) for number in range(4)]
     results, figures = embed(items, encoder, tmp_path / "s.lmdb")
-    assert results == [EmbeddedItem(one.item_key, "ok", one.units_expected, one.units_expected, 0, 64) for one in items]
+    assert results == [
+        EmbeddedItem(item.item_key, "ok", item.units_expected, item.units_expected, 0, 64) for item in items
+    ]
     worst = 0.0
     for item in items:
         expected = mean_of(item, encoder, np.arange(item.units_expected))
@@ -149,7 +151,7 @@ def test_the_bits_do_not_depend_on_order_mixing_and_checkpoints(
     found: list[EmbeddedItem] = []
     for part in (order[:cut], order[cut:]):
         found += embed([many[index] for index in part], encoder, path, RunnerSettings(checkpoint_units=checkpoint))[0]
-    assert sorted(found, key=lambda one: one.item_key) == undisturbed[0]
+    assert sorted(found, key=lambda embedded: embedded.item_key) == undisturbed[0]
     assert content_hash(path) == undisturbed[1]
 
 

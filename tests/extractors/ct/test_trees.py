@@ -468,8 +468,8 @@ def test_each_frame_is_rescaled_by_its_own_slope(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keyword", ["TemporalPositionIndex", "StackID"])
 def test_temporal_positions_and_stacks_are_volumes_of_their_own(tmp_path: Path, keyword: str) -> None:
     images = [disc(inside=10.0 * k) for k in range(8)]
-    own = [{keyword: 1 + k // 4 if keyword[0] == "T" else f"{k // 4}"} for k in range(8)]
-    write_enhanced(tmp_path / "x", images, [k % 4 for k in range(8)], own)
+    per_frame = [{keyword: 1 + k // 4 if keyword[0] == "T" else f"{k // 4}"} for k in range(8)]
+    write_enhanced(tmp_path / "x", images, [k % 4 for k in range(8)], per_frame)
     items = index_ct(tmp_path, reconstruction=ALL)
     assert [(item.verdict, item.units_expected) for item in items] == [("ok", 4)] * 2
     centres = sorted(tuple(pixels_of(item, tmp_path)[:, 16, 16].round(-1).tolist()) for item in items)

@@ -104,12 +104,12 @@ def test_every_file_of_the_tree_is_in_the_table(real_data: Path, tree: str) -> N
     items = found(real_data, tree)
     assert set(items) == set(TABLES[tree])
     files = {path.relative_to(real_data / tree).as_posix() for path in (real_data / tree).rglob("*") if path.is_file()}
-    told = {path for item in items.values() for path in item.paths}
+    named = {path for item in items.values() for path in item.paths}
     # What no item names: text files, which one item counts; DICOMDIRs; a byte-identical or repeated instance.
-    untold = {
-        path for path in files - told if Path(path).suffix not in (".txt", ".md") and Path(path).name != "LICENSE"
+    unnamed = {
+        path for path in files - named if Path(path).suffix not in (".txt", ".md") and Path(path).name != "LICENSE"
     }
-    assert all(Path(path).name in ("DICOMDIR", "DIRFILE") for path in untold - COPIES), sorted(untold)[:5]
+    assert all(Path(path).name in ("DICOMDIR", "DIRFILE") for path in unnamed - COPIES), sorted(unnamed)[:5]
 
 
 @pytest.mark.parametrize(

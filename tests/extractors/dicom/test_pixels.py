@@ -210,8 +210,12 @@ def test_a_deflated_data_set_within_another_is_refused(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("syntax", "damage"),
     [
-        *((syntax, one) for syntax in sorted(ENCODERS) for one in ("cut", "cut before its end", "blanked", "a hole")),
-        *(("1.2.840.10008.1.2.5", one) for one in ("cut", "cut before its end")),  # zeros are runs of its pixels
+        *(
+            (syntax, damage)
+            for syntax in sorted(ENCODERS)
+            for damage in ("cut", "cut before its end", "blanked", "a hole")
+        ),
+        *(("1.2.840.10008.1.2.5", damage) for damage in ("cut", "cut before its end")),  # zeros are runs of its pixels
     ],
 )
 def test_a_frame_with_a_part_missing_is_refused(syntax: str, damage: str, share: float) -> None:
@@ -319,7 +323,7 @@ def test_reading_an_odd_file_says_nothing(
     recwarn.clear()
     with caplog.at_level(logging.DEBUG):
         read_elements(BytesIO(content), len(content))
-    assert "DOE" not in caplog.text + "".join(str(one.message) for one in recwarn)
+    assert "DOE" not in caplog.text + "".join(str(warning.message) for warning in recwarn)
 
 
 def test_the_real_slice_is_the_same_in_every_lossless_syntax(real_data: Path) -> None:

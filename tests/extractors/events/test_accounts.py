@@ -171,7 +171,7 @@ def test_what_is_no_integer_id_is_quarantined_where_ids_are_kept_and_hashed_wher
 def test_negative_and_the_largest_ids_are_kept(tmp_path: Path) -> None:
     ids = [-5, -(2**63), 2**63 - 1, 0]
     found, counts = convert_text(
-        tmp_path, table(event(time="at")), csv_text(["pid", "at"], [(one, "2020-01-01") for one in ids])
+        tmp_path, table(event(time="at")), csv_text(["pid", "at"], [(subject, "2020-01-01") for subject in ids])
     )
     assert found["subject_id"].to_list() == ids
     assert sum(removed_rows(tmp_path, {SEGMENT: counts})) == 4
@@ -295,7 +295,7 @@ def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
         assert whole in (None, seen[0][3])
     changed = [*MANY[:-1], (*MANY[-1][:-1], 99)]
     _, counts = convert_text(tmp_path, rule, csv_text(["pid", "at", "v", "n"], changed))
-    assert {bucket: one["hash"] for bucket, one in counts["buckets"].items()} != seen[0][0]
+    assert {bucket: count["hash"] for bucket, count in counts["buckets"].items()} != seen[0][0]
 
 
 def files(release: ReleaseLayout, bucket: int) -> list[Path]:
@@ -394,6 +394,6 @@ def test_the_releases_quarantine_says_which_rows_of_which_file_and_nothing_of_th
     assert done.quarantined == 6
     names = [name for name in {*ledger["table"]} if name.startswith("unmapped-")]
     assert [rows[name, "quarantined"] for name in names] == [1]
-    told = str([ledger.rows(), *(read_frame(path).rows() for path in tree.path.rglob("*.parquet"))])
-    assert "SECRET" not in told
-    assert "unparsable_time" in told
+    contents = str([ledger.rows(), *(read_frame(path).rows() for path in tree.path.rglob("*.parquet"))])
+    assert "SECRET" not in contents
+    assert "unparsable_time" in contents

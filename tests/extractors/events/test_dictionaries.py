@@ -196,7 +196,7 @@ def test_descriptions_are_those_of_a_plain_dictionary(rows: list[tuple[str, str,
         items(Path(folder), *rows, header="id label up")
         found = described(Path(folder), source_of([rule]), codes)
     for code in codes:
-        own = [row for row in rows if row[0] and f"X/{row[0]}" == code]
-        texts = sorted(label for _, label, _ in own if label)
-        parents = {f"P/{up}" for *_, up in own if up} | {f"ALL/{label or '-'}" for _, label, _ in own}
+        rows_of_code = [row for row in rows if row[0] and f"X/{row[0]}" == code]
+        texts = sorted(label for _, label, _ in rows_of_code if label)
+        parents = {f"P/{up}" for *_, up in rows_of_code if up} | {f"ALL/{label or '-'}" for _, label, _ in rows_of_code}
         assert found[code] == (texts[0] if texts else None, sorted(parents) or None)

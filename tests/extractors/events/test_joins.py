@@ -229,7 +229,7 @@ def test_a_lookup_that_does_not_fit_gives_the_same_events_and_hashes(
 ) -> None:
     seeded = random.Random(3)
     stays = [(n % 50, f"s{n}", "2020-01-01", f"2020-02-{n % 28 + 1:02d} 10:00:00") for n in range(400)]
-    write_stays(tmp_path, *stays, *((one[0], one[1], one[2], None) for one in stays[:9]))
+    write_stays(tmp_path, *stays, *((stay[0], stay[1], stay[2], None) for stay in stays[:9]))
     rows = [(n % 50, f"s{seeded.randrange(450)}", n) for n in range(1500)]
     text = csv_text(["pid", "stay", "code"], rows)
     rule = with_join({"closed": "max(closed)"})
@@ -255,7 +255,7 @@ def test_a_lookup_that_does_not_fit_gives_the_same_events_and_hashes(
         assert found.equals(seen[0][0])
         assert rest == list(seen[0][1:])
     closed = {row["stay"]: row["closed"] for row in csv.DictReader(csv_text(["stay", "closed"], [
-        (one[1], one[3]) for one in stays]).splitlines())}  # fmt: skip
+        (stay[1], stay[3]) for stay in stays]).splitlines())}  # fmt: skip
     plain = [(f"DX/{code}", datetime.fromisoformat(closed[stay])) for _, stay, code in rows if stay in closed]
     assert seen[0][0].select("code", "time").rows() == plain
 

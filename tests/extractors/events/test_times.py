@@ -96,14 +96,14 @@ def test_formats_mixed_in_a_column_read_each_value_by_its_own(
     values: list[tuple[datetime, str]], formats: list[str]
 ) -> None:
     formats = [*formats, FRACTION]
-    text = [FORMATTED[value][1](at).strftime(value.replace("%.f", ".%f")) for at, value in values]
+    text = [FORMATTED[pattern][1](at).strftime(pattern.replace("%.f", ".%f")) for at, pattern in values]
     times = times_of([*text, None, "rubbish"], formats=formats)
-    assert times.time.to_list()[:-2] == [FORMATTED[one][1](at) for at, one in values]
-    assert times.precision.to_list()[:-2] == [FORMATTED[one][0] for _, one in values]
+    assert times.time.to_list()[:-2] == [FORMATTED[pattern][1](at) for at, pattern in values]
+    assert times.precision.to_list()[:-2] == [FORMATTED[pattern][0] for _, pattern in values]
     assert times.unreadable.to_list() == [False] * (len(values) + 1) + [True]
     assert times.present == len(values) + 1
     assert times.formats == {
-        format: number for format in formats if (number := sum(format == two for _, two in values))
+        format: number for format in formats if (number := sum(format == pattern for _, pattern in values))
     }
 
 
@@ -286,8 +286,8 @@ def test_formats_reach_what_is_looked_up_and_what_is_derived(tmp_path: Path) -> 
 )
 def test_an_offset_is_converted_to_the_declared_zones_wall_clock(at: datetime, minutes: int, zone: str | None) -> None:
     moment = at.replace(tzinfo=timezone(timedelta(minutes=minutes)))
-    there = moment.astimezone(ZoneInfo(zone) if zone else UTC).replace(tzinfo=None)
-    assert times_of([f"{moment:%Y-%m-%d %H:%M:%S%z}"], zone, formats=ZONED).time.to_list() == [there]
+    wall_clock = moment.astimezone(ZoneInfo(zone) if zone else UTC).replace(tzinfo=None)
+    assert times_of([f"{moment:%Y-%m-%d %H:%M:%S%z}"], zone, formats=ZONED).time.to_list() == [wall_clock]
 
 
 def test_the_hour_that_a_clock_skips_and_the_one_that_it_repeats() -> None:

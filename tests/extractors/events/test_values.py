@@ -54,7 +54,7 @@ DECIMALS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False, width=32).map(repr),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     # Half-way between two of float32, where a number rounded twice may end on the wrong side.
-    st.integers(2**24, 2**26).map(lambda one: f"{Decimal(one) + Decimal('0.5')}"),
+    st.integers(2**24, 2**26).map(lambda number: f"{Decimal(number) + Decimal('0.5')}"),
 )
 
 
@@ -70,7 +70,7 @@ def test_a_number_is_float32_of_what_stands_there(texts: list[str]) -> None:
             assert (number, flag, kept, unit) == (None, None, text, None)
 
 
-NUMBERS = st.decimals(min_value=0, max_value=10**6, places=2).map(lambda one: str(one))
+NUMBERS = st.decimals(min_value=0, max_value=10**6, places=2).map(lambda number: str(number))
 SIGNS = {"<": "<", ">": ">", "<=": "<=", ">=": ">=", "=<": "<=", "=>": ">=", "≤": "<=", "≥": ">="}
 UNITS = ["mg/dL", "mmol/L", "%", "mL/min/1.73 m2", "IU/L", "10*3/uL", "mmHg", "g", "°C", "ng/mL"]
 
@@ -84,8 +84,8 @@ def test_a_comparator_is_flagged_and_its_number_kept(sign: str, number: str, bla
 
 @settings(max_examples=80, deadline=None)
 @given(NUMBERS, NUMBERS, st.sampled_from(["-", " - ", "–", " to "]), st.sampled_from(["", *UNITS]))
-def test_a_range_stands_for_its_middle(one: str, other: str, dash: str, unit: str) -> None:
-    low, high = sorted((one, other), key=float)
+def test_a_range_stands_for_its_middle(first: str, second: str, dash: str, unit: str) -> None:
+    low, high = sorted((first, second), key=float)
     text = f"{low}{dash}{high}{' ' + unit if unit else ''}"
     assert read(text)[0][:3] == (float(np.float32((float(low) + float(high)) / 2)), "range", text)
 

@@ -83,15 +83,15 @@ def nearest(centres: NDArray[np.float64], feature: NDArray[np.float64]) -> int:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
-    one, two, other = (tmp_path / name for name in ("one", "deeper/two", "other"))
-    simulate(one, subjects=25, seed=3)
-    simulate(two, subjects=25, seed=3)
-    simulate(other, subjects=25, seed=4)
-    assert tree_hash(one) == tree_hash(two) != tree_hash(other)
-    before = {p: p.stat().st_mtime_ns for p in one.rglob("*")}
-    again = simulate(one, subjects=25, seed=3)
-    assert before == {p: p.stat().st_mtime_ns for p in one.rglob("*")}
-    assert again.truth == one / "truth"
+    first, second, other_seed = (tmp_path / name for name in ("one", "deeper/two", "other"))
+    simulate(first, subjects=25, seed=3)
+    simulate(second, subjects=25, seed=3)
+    simulate(other_seed, subjects=25, seed=4)
+    assert tree_hash(first) == tree_hash(second) != tree_hash(other_seed)
+    before = {p: p.stat().st_mtime_ns for p in first.rglob("*")}
+    again = simulate(first, subjects=25, seed=3)
+    assert before == {p: p.stat().st_mtime_ns for p in first.rglob("*")}
+    assert again.truth == first / "truth"
 
 
 def test_a_subject_stays_the_same_when_the_hospital_grows(

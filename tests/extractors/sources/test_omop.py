@@ -53,7 +53,7 @@ def table(folder: Path, name: str, *rows: dict[str, Any]) -> Path:
 
 def vocabulary(folder: Path) -> None:
     columns = ("concept_id", "vocabulary_id", "concept_code", "domain_id")
-    rows = (dict(zip(columns, one, strict=True), concept_name=f"name of {one[0]}") for one in CONCEPTS)
+    rows = (dict(zip(columns, concept, strict=True), concept_name=f"name of {concept[0]}") for concept in CONCEPTS)
     table(folder, "concept", *rows)
 
 
@@ -204,7 +204,7 @@ def test_a_measurement_keeps_number_sign_answer_and_unit(tmp_path: Path) -> None
         (None, None, "LOINC/LA6576-8", None),
         (None, None, None, None),
     ]
-    assert {one["code"] for one in events} == {"LOINC/2345-7"}
+    assert {event["code"] for event in events} == {"LOINC/2345-7"}
 
 
 def test_an_observation_keeps_whichever_value_stands(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_what_a_person_is_has_no_time_and_says_where_it_comes_from(tmp_path: Pat
         {"gender_concept_id": 8521, "race_concept_id": None, "ethnicity_source_value": "italian"},
         {"gender_concept_id": 0},
     ]
-    account, events = account_and_events(tmp_path, "person", *(born | one for one in people))
+    account, events = account_and_events(tmp_path, "person", *(born | person for person in people))
     static = [(event["row"], event["code"]) for event in events if event["time"] is None]
     assert static == [
         (1, "DEMO/SEX/M"),
@@ -310,7 +310,7 @@ def test_what_a_person_is_has_no_time_and_says_where_it_comes_from(tmp_path: Pat
         (4, "DEMO/ETHNICITY/OMOP_SOURCE/ITALIAN"),
         (5, "DEMO/SEX/U"),
     ]
-    assert codes([one for one in events if one["time"] is not None]) == ["MEDS_BIRTH"] * 5
+    assert codes([event for event in events if event["time"] is not None]) == ["MEDS_BIRTH"] * 5
     assert account["events"] == 5
 
 
@@ -552,7 +552,9 @@ def test_periods_episodes_and_payers(tmp_path: Path) -> None:
 def test_person_ids_may_be_negative_and_of_64_bits(tmp_path: Path) -> None:
     ids = ["-9223372036854775808", "9223372036854775807", "-1", "0", "9223372036854775808", "PERSON_ID", "", "1.5"]
     row = CONDITION | {"condition_concept_id": 201826}
-    account, events = account_and_events(tmp_path, "condition_occurrence", *(row | {"person_id": one} for one in ids))
+    account, events = account_and_events(
+        tmp_path, "condition_occurrence", *(row | {"person_id": person} for person in ids)
+    )
     assert [event["subject_id"] for event in events] == [-(2**63), 2**63 - 1, -1, 0]
     assert account["quarantined"] == {"bad_subject_id": 4}
 

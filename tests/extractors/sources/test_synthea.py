@@ -90,7 +90,7 @@ class Export:
         assert account["raw"] == ends
         return events
 
-    def told(self, table: str) -> list[tuple[Any, ...]]:
+    def codes_and_times(self, table: str) -> list[tuple[Any, ...]]:
         """Code, time and availability of each event."""
         return sorted(self.events(table).select("code", "time", "available_time").rows(), key=str)
 
@@ -150,7 +150,7 @@ def test_subjects_are_the_same_in_every_table(export: Export) -> None:
         table: export.events(table)["subject_id"].unique().to_list()
         for table in ("patients", "claims", "immunizations")
     }
-    assert len({tuple(one) for one in ids.values()}) == 1
+    assert len({tuple(subjects) for subjects in ids.values()}) == 1
     visits = export.events("encounters").filter(pl.col("row") == 1)["visit_id"].unique().to_list()
     assert visits == export.events("immunizations")["visit_id"].to_list()
 
@@ -179,7 +179,7 @@ def test_conditions_are_known_when_the_encounter_ends(export: Export) -> None:
         {"START": "2021-05-01", "PATIENT": BEN, "ENCOUNTER": OPEN, "SYSTEM": SNOMED, "CODE": "5"},
     )  # fmt: skip
     day, stop = end_of("2020-02-29"), at("2020-03-02T09:00:00")
-    assert export.told("conditions") == [
+    assert export.codes_and_times("conditions") == [
         ("CONDITION_END/SNOMED/1", end_of("2020-12-01"), end_of("2020-12-01")),
         ("ICD10CM/I10", day, stop),
         ("SNOMED/1", day, stop),
@@ -230,15 +230,18 @@ def test_what_was_done_in_an_encounter(export: Export) -> None:
     export.write("careplans", {"Id": "x", "START": "2020-02-29", "CODE": "734163000", **who})
     export.write("supplies", {"DATE": "2020-02-29", "CODE": "337388004", "QUANTITY": 3, **who})
     begun, done, day = at("2020-02-29T10:00:00"), at("2020-02-29T11:30:00"), end_of("2020-02-29")
-    assert export.told("medications") == [("MEDICATION_END/RXNORM/860975", done, done), ("RXNORM/860975", begun, begun)]
-    assert export.told("procedures") == [
+    assert export.codes_and_times("medications") == [
+        ("MEDICATION_END/RXNORM/860975", done, done),
+        ("RXNORM/860975", begun, begun),
+    ]
+    assert export.codes_and_times("procedures") == [
         ("PROCEDURE_END/SNOMED/232717009", done, done),
         ("SNOMED/232717009", begun, done),
     ]
-    assert export.told("devices") == [("DEVICE_START/SNOMED/706004007", begun, begun)]
-    assert export.told("immunizations") == [("CVX/08", begun, begun)]
-    assert export.told("careplans") == [("CAREPLAN_START/SNOMED/734163000", day, day)]
-    assert export.told("supplies") == [("SUPPLY/SNOMED/337388004", day, day)]
+    assert export.codes_and_times("devices") == [("DEVICE_START/SNOMED/706004007", begun, begun)]
+    assert export.codes_and_times("immunizations") == [("CVX/08", begun, begun)]
+    assert export.codes_and_times("careplans") == [("CAREPLAN_START/SNOMED/734163000", day, day)]
+    assert export.codes_and_times("supplies") == [("SUPPLY/SNOMED/337388004", day, day)]
     assert export.events("supplies")["numeric_value"].to_list() == [3.0]
     assert export.events("medications")["numeric_value"].to_list() == [None, None], "what DISPENSES counts comes later"
 
@@ -289,7 +292,7 @@ def test_claims_are_known_when_the_encounter_ends(export: Export) -> None:
         {"ID": "2", "TYPE": "PAYMENT", "PAYMENTS": "100.00", **entry},
         {"ID": "3", "TYPE": "TRANSFEROUT", "AMOUNT": None, "TRANSFERS": "29.16", **entry},
     )
-    assert export.told("claims") == [("CLAIM/SNOMED/1", stop, stop), ("CLAIM/SNOMED/8", stop, stop)]
+    assert export.codes_and_times("claims") == [("CLAIM/SNOMED/1", stop, stop), ("CLAIM/SNOMED/8", stop, stop)]
     money = export.events("claims_transactions")
     assert money.select("code", "numeric_value", "unit").rows() == [
         ("CLAIM_TRANSACTION/CHARGE", pytest.approx(129.16), "USD"),
@@ -307,7 +310,7 @@ def test_insurance_starts_with_its_plan(export: Export) -> None:
         {"START_DATE": "2019-05-01T10:00:00Z", "END_DATE": "2030-05-01T10:00:00Z", **plan},
         {"START_DATE": "2020-05-01T10:00:00Z", **plan, "PAYER": "somebody"},
     )
-    assert export.told("payer_transitions") == [
+    assert export.codes_and_times("payer_transitions") == [
         ("INSURANCE/BLUE EXAMPLE", at("2019-05-01T10:00:00"), at("2019-05-01T10:00:00")),
         ("INSURANCE/UNKNOWN", at("2020-05-01T10:00:00"), at("2020-05-01T10:00:00")),
     ]
@@ -347,12 +350,14 @@ def test_version_2(export: Export) -> None:
         columns="PATIENT,START_YEAR,END_YEAR,PAYER,OWNERSHIP",
     )
     day, stop, begun = end_of("2020-02-29"), at("2020-03-02T09:00:00"), at("2020-02-29T10:00:00")
-    assert export.told("conditions") == [("SNOMED/1", day, stop)]
-    assert export.told("allergies") == [("ALLERGY/SNOMED/2", day, stop)]
-    assert export.told("procedures") == [("SNOMED/3", begun, begun)]
-    assert export.told("observations") == [("LOINC/8302-2", day, day)]
-    assert export.told("imaging_studies") == [("IMAGING/DX/UNKNOWN", begun, begun)]
-    assert export.told("payer_transitions") == [("INSURANCE/BLUE EXAMPLE", end_of("2019-12-31"), end_of("2019-12-31"))]
+    assert export.codes_and_times("conditions") == [("SNOMED/1", day, stop)]
+    assert export.codes_and_times("allergies") == [("ALLERGY/SNOMED/2", day, stop)]
+    assert export.codes_and_times("procedures") == [("SNOMED/3", begun, begun)]
+    assert export.codes_and_times("observations") == [("LOINC/8302-2", day, day)]
+    assert export.codes_and_times("imaging_studies") == [("IMAGING/DX/UNKNOWN", begun, begun)]
+    assert export.codes_and_times("payer_transitions") == [
+        ("INSURANCE/BLUE EXAMPLE", end_of("2019-12-31"), end_of("2019-12-31"))
+    ]
 
 
 def test_without_encounters_and_payers(export: Export) -> None:
@@ -360,7 +365,7 @@ def test_without_encounters_and_payers(export: Export) -> None:
     (export.folder / "payers.csv").unlink()
     export.write("conditions", {"START": "2020-02-29", "PATIENT": ANNA, "ENCOUNTER": STAY, "CODE": "1"})
     export.write("payer_transitions", {"START_DATE": "2019-05-01T10:00:00Z", "PATIENT": ANNA, "PAYER": PAYER})
-    assert export.told("conditions") == [("SNOMED/1", end_of("2020-02-29"), end_of("2020-02-29"))]
+    assert export.codes_and_times("conditions") == [("SNOMED/1", end_of("2020-02-29"), end_of("2020-02-29"))]
     assert export.events("conditions")["availability"].to_list() == ["time"]
     assert export.events("payer_transitions")["code"].to_list() == ["INSURANCE/UNKNOWN"]
 
@@ -391,13 +396,13 @@ def test_a_release(tmp_path: Path) -> None:
     )
     export.write(
         "encounters",
-        *({"Id": visit, "START": start, "STOP": stop, "PATIENT": one, "ENCOUNTERCLASS": "inpatient",
-           "CODE": "185347001", "DESCRIPTION": "Encounter for problem"} for one, visit, start, stop in patients),
+        *({"Id": visit, "START": start, "STOP": stop, "PATIENT": patient, "ENCOUNTERCLASS": "inpatient",
+           "CODE": "185347001", "DESCRIPTION": "Encounter for problem"} for patient, visit, start, stop in patients),
     )  # fmt: skip
     export.write(
         "conditions",
-        *({"START": start[:10], "PATIENT": one, "ENCOUNTER": visit, "SYSTEM": SNOMED, "CODE": "22298006",
-           "DESCRIPTION": "Myocardial infarction"} for one, visit, start, _ in patients),
+        *({"START": start[:10], "PATIENT": patient, "ENCOUNTER": visit, "SYSTEM": SNOMED, "CODE": "22298006",
+           "DESCRIPTION": "Myocardial infarction"} for patient, visit, start, _ in patients),
     )  # fmt: skip
     export.write("payers", {"Id": PAYER, "NAME": "Blue Example"})
     assert check("synthea", export.folder)["exit_code"] == 0, "nothing is suspicious"

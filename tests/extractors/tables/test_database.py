@@ -87,12 +87,12 @@ def test_floats_and_moments_come_back_to_the_bit(
     path.unlink(missing_ok=True)
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE TABLE t (x DOUBLE)")
-        connection.executemany("INSERT INTO t VALUES (?)", [[one] for one in numbers])
+        connection.executemany("INSERT INTO t VALUES (?)", [[number] for number in numbers])
         connection.execute("CREATE TABLE m (x TIMESTAMP)")
         connection.executemany("INSERT INTO m VALUES (?)", [[moment] for moment in moments])
     back = [struct.pack("<d", float(str(text))) for text in texts(path, "t")["x"]]
     assert back == [struct.pack("<d", number) for number in numbers]
-    assert [datetime.datetime.fromisoformat(str(one)) for one in texts(path, "m")["x"]] == moments
+    assert [datetime.datetime.fromisoformat(str(text)) for text in texts(path, "m")["x"]] == moments
 
 
 def test_whole_floats_are_written_as_the_ids_they_are(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_nothing_is_written_and_a_log_of_the_writer_is_read(tmp_path: Path) -> N
         os._exit(0)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
-    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert "a.duckdb.wal" in before
     assert texts(path, "t") == {"a": ["1"]}
-    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_several_processes_read_at_once(tmp_path: Path) -> None:
@@ -245,13 +245,13 @@ def refusal(path: Path, table: str | None = None) -> str:
             database_tables(path)
         else:
             list(database_frames(path, table, database_columns(path, table)))
-    told = str(caught.value)
-    assert "\n" not in told
-    assert str(path.parent) not in told
-    assert "SECRET" not in told
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path.parent) not in message
+    assert "SECRET" not in message
     assert caught.value.remedy
     assert caught.value.__suppress_context__ or caught.value.__cause__ is None
-    return told
+    return message
 
 
 def test_a_database_that_is_being_written_is_refused(writer: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_view_that_cannot_be_streamed_fails_rather_than_spills(
     )
     monkeypatch.setitem(database._SETTINGS, "memory_limit", "16MB")
     assert "needs more memory" in refusal(path, "v")
-    assert [one.name for one in tmp_path.iterdir()] == ["a.duckdb"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.duckdb"]
 
 
 def test_a_reader_that_stops_early_lets_go_of_the_file(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_rows_are_those_of_a_plain_reader_wherever_a_chunk_ends(text: str, chunk
         else:
             assert not swallowed
             plain = dict(enumerate(records, 1))
-            assert rows == {n: tuple(one or None for one in row) for n, row in plain.items() if len(row) == 2}
+            assert rows == {n: tuple(cell or None for cell in row) for n, row in plain.items() if len(row) == 2}
             assert sorted(raw.malformed) == [n for n, row in plain.items() if len(row) != 2]
 
 

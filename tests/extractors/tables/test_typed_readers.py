@@ -69,12 +69,12 @@ def test_parquet_of_every_type_is_text(tmp_path: Path, kind: str) -> None:
     assert raw.malformed == []
     if kind.startswith(("float", "beyond")):
         # How a float is spelt is the library's choice, so the numbers are compared.
-        assert [value is None for value in values] == [one is None for one in text]
+        assert [value is None for value in values] == [cell is None for cell in text]
         number = np.float32 if kind == "float32" else float
-        assert [repr(number(value)) for value in values if value] == [repr(number(one)) for one in text if one]
+        assert [repr(number(value)) for value in values if value] == [repr(number(cell)) for cell in text if cell]
     elif kind == "moments":
         read = [value and datetime.fromisoformat(value) for value in values]
-        assert read == [one and datetime.fromisoformat(one) for one in text]
+        assert read == [cell and datetime.fromisoformat(cell) for cell in text]
     else:
         assert values == text
 
@@ -166,6 +166,6 @@ def test_parquet_of_any_types_gives_the_events_of_its_text(
         plain, same = convert(work, source_of(t=rule), "t", work / "t.csv")
     columns = ["row", "subject_id", "time", "code", "numeric_value", "text_value"]
     assert found.select(columns).rows() == plain.select(columns).rows()
-    assert [counts[one] for one in ("raw", "events", "quarantined")] == [
-        same[one] for one in ("raw", "events", "quarantined")
+    assert [counts[name] for name in ("raw", "events", "quarantined")] == [
+        same[name] for name in ("raw", "events", "quarantined")
     ]

@@ -181,7 +181,7 @@ def test_pydicom_says_nothing_of_what_lies_beside_slides(
     with caplog.at_level(logging.DEBUG):
         assert find_slides(tmp_path) == ["a.dcm"]
         index(tmp_path, "a.dcm")
-    said = caplog.text + "".join(str(one.message) for one in recwarn) + "".join(capfd.readouterr())
+    said = caplog.text + "".join(str(warning.message) for warning in recwarn) + "".join(capfd.readouterr())
     assert "secret" not in said.lower()
 
 

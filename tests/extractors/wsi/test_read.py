@@ -87,9 +87,9 @@ def test_the_level_read_is_the_coarsest_that_is_fine_enough(tmp_path: Path) -> N
 
 
 def test_the_manifest_overrides_the_pixel_size_and_makes_another_item(slide: Path) -> None:
-    own, other = index_one(slide), index_one(slide, mpp=0.25)
-    assert (own.units_expected, other.units_expected, other.geometry["mpp_source"]) == (4, 1, "manifest")
-    assert own.identity != other.identity
+    item, overridden = index_one(slide), index_one(slide, mpp=0.25)
+    assert (item.units_expected, overridden.units_expected, overridden.geometry["mpp_source"]) == (4, 1, "manifest")
+    assert item.identity != overridden.identity
 
 
 @pytest.mark.parametrize(

@@ -115,12 +115,12 @@ def pixels(path: Path, mpp: float = 0.5) -> tuple[str, np.ndarray]:
 
 def differences(path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float = 0.5) -> tuple[str, int]:
     """Which reader was used, and its largest difference from OpenSlide over all tiles of the slide."""
-    how, mine = pixels(path, mpp)
+    how, found = pixels(path, mpp)
     with monkeypatch.context() as patch:
         patch.setattr(slide_read, "direct_tiles", lambda *given: (None, "openslide:layout"))
-        _, theirs = pixels(path, mpp)
-    assert mine.shape == theirs.shape and len(mine)
-    return how, int(np.abs(mine.astype(int) - theirs).max())
+        _, by_openslide = pixels(path, mpp)
+    assert found.shape == by_openslide.shape and len(found)
+    return how, int(np.abs(found.astype(int) - by_openslide).max())
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_a_wrong_decoder_gives_way_to_openslide(tmp_path: Path, change: Any, mon
     _, right = pixels(tmp_path / "a.svs")
     monkeypatch.setattr(tiles.DirectTiles, "_load", wrong(change))
     monkeypatch.setattr(tiles, "SAMPLES", 64)
-    how, mine = pixels(tmp_path / "a.svs")
-    assert how == "openslide:differs" and np.array_equal(mine, right)
+    how, found = pixels(tmp_path / "a.svs")
+    assert how == "openslide:differs" and np.array_equal(found, right)
 
 
 def test_a_colour_space_that_the_tiff_denies_is_read_as_openslide_does(

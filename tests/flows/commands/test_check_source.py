@@ -49,7 +49,7 @@ def test_a_suspicious_choice_is_found(clinic: Clinic, spoil: Callable[[Clinic], 
     values = private_values(clinic)
     spoil(clinic)
     description = clinic.check()
-    found = [one for one in description["suspicious"] if one["check"] == SPOILT[spoil]]
+    found = [finding for finding in description["suspicious"] if finding["check"] == SPOILT[spoil]]
     assert found
     assert found[0]["what"] and found[0]["remedy"] and "\n" not in found[0]["what"] + found[0]["remedy"]
     assert description["exit_code"] == 2
@@ -131,12 +131,12 @@ def test_the_converter_itself_makes_the_events(clinic: Clinic) -> None:
 def test_a_malformed_row_is_counted(clinic: Clinic) -> None:
     with (clinic.folder / "labs.csv").open("a", encoding="utf-8") as file:
         file.write("one,field,too,few\n" * 12)
-    labs = next(one for one in clinic.check()["tables"] if one["table"] == "labs")
+    labs = next(table for table in clinic.check()["tables"] if table["table"] == "labs")
     assert labs["became"] == {"events": 69, "malformed_row": 12} and labs["rows"] == 81
 
 
 def test_only_the_first_rows_are_read(clinic: Clinic) -> None:
-    tables = {one["table"]: one for one in clinic.check(rows=12)["tables"]}
+    tables = {table["table"]: table for table in clinic.check(rows=12)["tables"]}
     assert tables["labs"]["rows"] == tables["visits"]["rows"] == 12
     assert tables["diagnoses"]["joins"][0]["found"] == 12, "a joined table is read whole"
 
@@ -147,7 +147,7 @@ def test_parts_of_a_table(clinic: Clinic) -> None:
     for part in range(2):
         (clinic.folder / "labs" / f"{part}.csv").write_text(text, encoding="utf-8")
     (clinic.folder / "labs.csv").unlink()
-    tables = {one["table"]: one for one in clinic.check(rows=100)["tables"]}
+    tables = {table["table"]: table for table in clinic.check(rows=100)["tables"]}
     assert tables["labs"]["rows"] == 100
 
 
@@ -164,16 +164,18 @@ def test_a_table_without_rows(clinic: Clinic) -> None:
         path = clinic.folder / f"{table}.csv"
         path.write_text(path.read_text(encoding="utf-8").partition("\n")[0] + "\n", encoding="utf-8")
     description = clinic.check()
-    labs = next(one for one in description["tables"] if one["table"] == "labs")
+    labs = next(table for table in description["tables"] if table["table"] == "labs")
     assert (labs["rows"], labs["became"], labs["error"]) == (0, {}, "")
-    assert {one["check"] for one in description["suspicious"]} == {"join_misses", "no_events"}, "of the diagnoses"
+    assert {finding["check"] for finding in description["suspicious"]} == {"join_misses", "no_events"}, (
+        "of the diagnoses"
+    )
 
 
 def test_a_missing_table_and_a_missing_column_are_errors(clinic: Clinic) -> None:
     (clinic.folder / "visits.csv").unlink()
     clinic.change("prescriptions", lambda _, row: {name: value for name, value in row.items() if name != "dose"})
     description = clinic.check()
-    tables = {one["table"]: one for one in description["tables"]}
+    tables = {table["table"]: table for table in description["tables"]}
     assert tables["visits"]["state"] == "absent"
     assert "visits is missing" in tables["diagnoses"]["error"]
     assert "lacks the column dose" in tables["prescriptions"]["error"]
@@ -222,8 +224,8 @@ def numbers(value: Any) -> Iterator[int]:
     if isinstance(value, int):
         yield value
     elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from numbers(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
 
 
 def shown_values(description: dict[str, Any], values: set[str]) -> set[str]:
@@ -247,7 +249,7 @@ def test_a_rare_namespace_is_not_named(clinic: Clinic) -> None:
     clinic.yaml_with("THEN 'CLINIC_LAB/' || test", "THEN test")
     description = clinic.check()
     assert "Muster" not in json.dumps(description)
-    labs = next(one for one in description["tables"] if one["table"] == "labs")
+    labs = next(table for table in description["tables"] if table["table"] == "labs")
     assert {lab["namespace"] for lab in labs["rules"][0]["made"]} == {"LOINC", "SARS", "{code}"}
 
 
@@ -306,9 +308,9 @@ def test_built_in_sources_show_nothing_suspicious_in_their_yaml(name: str) -> No
 
 def test_the_demo_of_mimic(real_data: Path) -> None:
     description = check("mimic-iv", real_data / "mimic-iv-demo-2.2", 2000)
-    assert not [one for one in description["tables"] if one["error"]]
+    assert not [table for table in description["tables"] if table["error"]]
     assert not [number for number in numbers(description["tables"]) if 1 <= number <= 10]
-    assert not [one for one in description["suspicious"] if one["check"].startswith("billing_code")]
+    assert not [finding for finding in description["suspicious"] if finding["check"].startswith("billing_code")]
 
 
 def test_describe_tells_small_from_withheld() -> None:

@@ -65,7 +65,7 @@ class Place:
 
     def command(self, *more: object) -> list[str]:
         command = [Path(sys.executable).with_name("timeloom"), "meds", self.config, "--out", self.out, "--workers", 1]
-        return [str(one) for one in (*command, *more)]
+        return [str(argument) for argument in (*command, *more)]
 
     def timeloom(self, *more: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(self.command(*more), capture_output=True, text=True, check=False)
@@ -154,7 +154,7 @@ def test_the_events_are_those_of_a_release_of_the_same_configuration(converted: 
     root = tmp_path / "warehouse"
     command = [Path(sys.executable).with_name("timeloom"), "run", converted.config, "--root", root]
     command += ["--workers", 1, "--direct", "--json"]
-    done = subprocess.run([str(one) for one in command], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(argument) for argument in command], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     release = current_release(Layout(root))
     assert release is not None
@@ -275,7 +275,7 @@ main()
 def kill(place: Place, module: str, name: str, calls: int) -> None:
     """Converts, and is killed at the call of a function after that many."""
     command = [sys.executable, "-c", DEADLY, module, name, calls, *place.command()[1:]]
-    done = subprocess.run([str(one) for one in command], cwd=REPOSITORY, capture_output=True, check=False)
+    done = subprocess.run([str(argument) for argument in command], cwd=REPOSITORY, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -329,9 +329,9 @@ def test_of_two_at_once_the_second_is_told_in_one_line(again: Place) -> None:
 def test_quarantined_rows_are_told_with_exit_code_2(again: Place) -> None:
     done = again.timeloom("--json")
     assert done.returncode == 2, done.stderr
-    told = json.loads(done.stdout)
+    summary = json.loads(done.stdout)
     events = again.events()
-    assert told == {
+    assert summary == {
         "events": events.height,
         "subjects": events["subject_id"].n_unique(),
         "codes": events["code"].n_unique(),
@@ -341,7 +341,7 @@ def test_quarantined_rows_are_told_with_exit_code_2(again: Place) -> None:
     }
     plain = again.timeloom()
     assert plain.returncode == 2
-    assert f"{told['quarantined']} raw rows are quarantined" in plain.stdout + plain.stderr
+    assert f"{summary['quarantined']} raw rows are quarantined" in plain.stdout + plain.stderr
 
 
 def test_without_quarantined_rows_the_exit_code_is_0(again: Place) -> None:

@@ -67,7 +67,7 @@ def written(path: Path, frames: list[pl.DataFrame], buckets: int) -> dict[str, A
             # Columns that the segment does not hold, and another order of those that it does.
             writer.write(frame.select(reversed(frame.columns)).with_columns(row=number))
         index = writer.index(CODES)
-        assert writer.rows == sum(map(len, frames)) == sum(one["rows"] for one in index.values())
+        assert writer.rows == sum(map(len, frames)) == sum(entry["rows"] for entry in index.values())
         return index
 
 
@@ -82,27 +82,29 @@ def test_pieces_read_back_as_they_were_written(
     whole = frame_of(rows)
     places = [0, *sorted(cut % (len(rows) + 1) for cut in cuts), len(rows)]
     frames = [whole[start:end] for start, end in pairwise(places)]
-    own = bucket_of(whole["subject_id"].to_numpy(), buckets).tolist()
+    bucket_of_row = bucket_of(whole["subject_id"].to_numpy(), buckets).tolist()
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "GATHERED_ROWS", gathered)
         path = Path(folder) / "one.segment"
         index = written(path, frames, buckets)
-        assert set(index) == {str(number) for number in own}
-        for number, one in index.items():
-            kept = whole.filter(pl.Series(own, dtype=pl.Int64) == int(number))
-            assert read_pieces(path, one["pieces"]).equals(kept)
-            assert one["rows"] == len(kept)
+        assert set(index) == {str(number) for number in bucket_of_row}
+        for number, entry in index.items():
+            kept = whole.filter(pl.Series(bucket_of_row, dtype=pl.Int64) == int(number))
+            assert read_pieces(path, entry["pieces"]).equals(kept)
+            assert entry["rows"] == len(kept)
             waits = kept.filter(pl.col("availability") == AWAITED)["code"]
-            assert one["awaited"] == sorted({CODES[code] for code in waits})
-            assert len(one["pieces"]) <= max(1, len(kept))
+            assert entry["awaited"] == sorted({CODES[code] for code in waits})
+            assert len(entry["pieces"]) <= max(1, len(kept))
         # The hash is of the rows, not of their order or of the pieces that they came in.
         patch.setattr(segments, "GATHERED_ROWS", 3)
         again = written(path, [frame_of(shuffle.sample(rows, len(rows)))], buckets)
-        assert {number: one["hash"] for number, one in again.items()} == {n: one["hash"] for n, one in index.items()}
+        assert {number: entry["hash"] for number, entry in again.items()} == {
+            n: entry["hash"] for n, entry in index.items()
+        }
         if rows:
             rows[0]["row_hash"] ^= 1
             changed = written(path, [frame_of(rows)], buckets)
-            assert changed[str(own[0])]["hash"] != index[str(own[0])]["hash"]
+            assert changed[str(bucket_of_row[0])]["hash"] != index[str(bucket_of_row[0])]["hash"]
 
 
 def test_a_repeated_row_changes_the_hash(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_texts_and_frames_read_back(tmp_path: Path) -> None:
     texts = [[], ["", "é\n\x00"], [f"code {n}" for n in range(3000)]]
     with SegmentWriter(tmp_path / "s", 1) as writer:
         places = [writer.blob(texts_batch(text)) for text in texts]
-        others = [writer.blob(frame_batch(one)) for one in frames]
+        others = [writer.blob(frame_batch(frame)) for frame in frames]
         assert writer.index([]) == {}
     assert [read_texts(tmp_path / "s", place) for place in places] == texts
     for frame, place in zip(frames, others, strict=True):
@@ -145,7 +147,7 @@ def test_flushes_of_any_size_align_to_the_same_bytes(tmp_path: Path, monkeypatch
         for bucket in range(2):
             align_one(tmp_path, {"t-t.csv.segment": counts}, bucket)
             files.append(aligned_events(tmp_path, bucket))
-        seen.append(({number: one["hash"] for number, one in counts["buckets"].items()}, files))
+        seen.append(({number: count["hash"] for number, count in counts["buckets"].items()}, files))
     for hashes, files in seen[1:]:
         assert hashes == seen[0][0]
         assert all(file.equals(other) for file, other in zip(files, seen[0][1], strict=True))

@@ -33,7 +33,7 @@ def pieces(code: str, profile: ProfileConfig = MEHRT) -> list[str]:
 
 
 def test_procedures_in_seven_know_their_place() -> None:
-    expected = [f"ICD10PCS/{place}/{one}" for place, one in enumerate("30233N1", 1)]
+    expected = [f"ICD10PCS/{place}/{character}" for place, character in enumerate("30233N1", 1)]
     assert pieces("ICD10PCS/30233N1", SEVEN) == expected
     assert codes_of(expected, SEVEN) == ["ICD10PCS/30233N1"]
     # Without the places the first and the last 3 would be one token.
@@ -57,8 +57,8 @@ def test_every_code_comes_back_and_no_token_has_two_meanings(codes: list[str], p
     found = pieces_of(pl.Series(codes), profile)
     whole = found.group_by("code", maintain_order=True).agg("token")
     assert codes_of(found["token"].to_list(), profile) == whole["code"].to_list() == sorted(codes)
-    own = [tuple(tokens) for tokens in whole["token"].to_list()]
-    assert len(set(own)) == len(own)
+    token_lists = [tuple(tokens) for tokens in whole["token"].to_list()]
+    assert len(set(token_lists)) == len(token_lists)
     # A token stands at one place of a code only, and is none that the rules name themselves.
     assert found.group_by("token").agg(pl.col("piece").n_unique())["piece"].max() == 1
     named = {name for name, _ in RESERVED} | {TIMELINE_END} | set(interval_tokens("ethos19"))
@@ -134,7 +134,9 @@ def test_each_parent_is_a_group_with_its_own_value() -> None:
     rules = ProfileConfig(
         codes={"A": NamespaceRule(parents=("B",)), "B": NamespaceRule(values=True)}, values="pair", min_values=1
     )
-    given_rows = [{"code": "A/1", "numeric_value": float(one), "time": NOON + timedelta(hours=one)} for one in (1, 2)]
+    given_rows = [
+        {"code": "A/1", "numeric_value": float(hour), "time": NOON + timedelta(hours=hour)} for hour in (1, 2)
+    ]
     parents = pl.DataFrame({"code": ["A/1"], "parent_codes": [["B/1", "B/2"]]})
     made = named_tokens(events(*given_rows), rules, parents=parents)["token"].to_list()
     assert made[1:] == ["B/1", "VALUE/Q1", "B/2", "VALUE/Q1", "B/1", "VALUE/Q10", "B/2", "VALUE/Q10"]
@@ -147,9 +149,9 @@ def test_each_parent_is_a_group_with_its_own_value() -> None:
 def test_intervals_begin_where_the_papers_say(name: str) -> None:
     starts = [start for _, start in SPECIFICATIONS[name]]
     assert len(starts) == int(name[-2:])
-    at, one = between(np.array(starts), name)
+    at, counts = between(np.array(starts), name)
     assert at.tolist() == list(range(len(starts)))
-    assert one.tolist() == [1] * len(starts)
+    assert counts.tolist() == [1] * len(starts)
     below, number = between(np.array(starts) - 1, name)
     assert below.tolist() == list(range(-1, len(starts) - 1))
     assert number.tolist() == [0] + [1] * (len(starts) - 1)
@@ -234,7 +236,7 @@ def test_only_an_items_own_event_is_an_image() -> None:
 
 
 def test_of_several_known_at_the_start_the_last_counts() -> None:
-    known = [{"code": f"DEMO/ETHNICITY/{one}", "time": NOON} for one in "BA"]
+    known = [{"code": f"DEMO/ETHNICITY/{group}", "time": NOON} for group in "BA"]
     given_rows = events(*known, {"code": "LOINC/1", "time": NOON})
     assert "DEMO/ETHNICITY/B" in named_tokens(given_rows, built_in("mehrt", demographic_value="at_start"))["token"]
     assert "DEMO/ETHNICITY/A" in named_tokens(given_rows, MEHRT)["token"]
@@ -288,7 +290,7 @@ def test_images_may_stand_first() -> None:
 
 
 def test_what_becomes_available_together_stands_by_its_own_time() -> None:
-    labs = [{"code": "LOINC/1", "time": NOON + timedelta(hours=one), "numeric_value": -float(one)} for one in (1, 0)]
+    labs = [{"code": "LOINC/1", "time": NOON + timedelta(hours=hour), "numeric_value": -float(hour)} for hour in (1, 0)]
     rules = built_in("mehrt", codes={"LOINC": {"values": True}}, values="pair", min_values=1)
     known = NOON + timedelta(days=1)
     made = named_tokens(events(*[lab | {"available_time": known} for lab in labs]), rules)["token"].to_list()

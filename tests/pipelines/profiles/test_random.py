@@ -133,9 +133,9 @@ def test_timelines_and_counts_are_those_of_the_reference(
     left_out = counts.left_out.group_by("namespace", "reason").agg(pl.col("count").sum())
     assert {(namespace, reason): number for namespace, reason, number in left_out.iter_rows()} == reference.left_out
     # What is counted is what is written: in train every token is known.
-    told = made.filter(pl.col("subject_id").is_in(train)).group_by("token").len()
+    written = made.filter(pl.col("subject_id").is_in(train)).group_by("token").len()
     counted = vocabulary.filter(pl.col("train_count") > 0).select("token", "train_count")
-    assert dict(told.iter_rows()) == dict(counted.iter_rows())
+    assert dict(written.iter_rows()) == dict(counted.iter_rows())
 
 
 @settings(max_examples=100, deadline=None)
@@ -167,11 +167,11 @@ def test_a_files_row_groups_are_one_part(tmp_path: Path) -> None:
         parts = list(read_parts(tmp_path / "events.parquet", codes, values=True, rows=size))
         frame = pl.concat(groups)
         assert sum(map(len, parts)) == len(frame)
-        assert np.concatenate([one.time for one in parts]).tolist() == [
+        assert np.concatenate([part.time for part in parts]).tolist() == [
             NO_TIME if time is None else time for time in frame["time"].to_physical().to_list()
         ]
         for name in ("code", "kind", "source", "unit"):
-            assert [text for one in parts for text in texts(getattr(one, name))] == frame[name].to_list()
+            assert [text for part in parts for text in texts(getattr(part, name))] == frame[name].to_list()
         keys = [text for part in parts for text in texts(part.item_key)]
         assert [key for key, kind in zip(keys, frame["kind"], strict=True) if kind == "image"] == ["a", "a", "b"]
 

@@ -90,23 +90,23 @@ def write_enhanced(
     dataset.SharedFunctionalGroupsSequence = [shared]
     frames, stored = [], []
     for number, (image, height) in enumerate(zip(images, heights, strict=True)):
-        own = dict((per_frame or [{}] * len(images))[number])
-        slope = own.get("RescaleSlope", 2)
+        values = dict((per_frame or [{}] * len(images))[number])
+        slope = values.get("RescaleSlope", 2)
         frame = Dataset()
         frame.PlanePositionSequence = [Dataset()]
         frame.PlanePositionSequence[0].ImagePositionPatient = [-16.0, -16.0, float(height)]
         frame.PixelValueTransformationSequence = [Dataset()]
         frame.PixelValueTransformationSequence[0].RescaleSlope = slope
         frame.PixelValueTransformationSequence[0].RescaleIntercept = -1024
-        frame.PixelValueTransformationSequence[0].RescaleType = own.get("RescaleType", "HU")
+        frame.PixelValueTransformationSequence[0].RescaleType = values.get("RescaleType", "HU")
         frame.FrameContentSequence = [Dataset()]
         frame.FrameContentSequence[0].FrameAcquisitionDateTime = f"20200304100{number % 10}00"
         frame.FrameContentSequence[0].FrameAcquisitionNumber = 1
         for keyword in ("StackID", "TemporalPositionIndex"):
-            if keyword in own:
-                setattr(frame.FrameContentSequence[0], keyword, own[keyword])
+            if keyword in values:
+                setattr(frame.FrameContentSequence[0], keyword, values[keyword])
         frame.CTImageFrameTypeSequence = [Dataset()]
-        frame.CTImageFrameTypeSequence[0].FrameType = own.get("FrameType", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
+        frame.CTImageFrameTypeSequence[0].FrameType = values.get("FrameType", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
         frames.append(frame)
         stored.append(np.rint((image + 1024) / slope).astype("<i2"))
     dataset.PerFrameFunctionalGroupsSequence = frames
@@ -115,7 +115,7 @@ def write_enhanced(
         dataset.PixelData = np.stack(stored).tobytes()
     else:
         encode = ENCODERS[syntax]
-        dataset.PixelData = encapsulate([encode(one.view("u2"), 16) for one in stored])
+        dataset.PixelData = encapsulate([encode(pixels.view("u2"), 16) for pixels in stored])
         dataset["PixelData"].is_undefined_length = True
         dataset.file_meta.TransferSyntaxUID = UID(syntax)
     for keyword, value in header.items():

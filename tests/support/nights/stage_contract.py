@@ -88,10 +88,10 @@ class StageContract:
         with pytest.raises(TimeloomError) as caught:
             site.night()
         close_stores()
-        told = [str(caught.value), json.dumps(getattr(caught.value, "__notes__", []))]
-        told += [path.read_text(errors="ignore") for path in site.layout.logs.glob("*.log")]
-        told += [path.read_text(errors="ignore") for path in site.layout.work.rglob("*.error")]
-        assert told and not any(word in text for word in PATIENT.split() for text in told)
+        messages = [str(caught.value), json.dumps(getattr(caught.value, "__notes__", []))]
+        messages += [path.read_text(errors="ignore") for path in site.layout.logs.glob("*.log")]
+        messages += [path.read_text(errors="ignore") for path in site.layout.work.rglob("*.error")]
+        assert messages and not any(word in message for word in PATIENT.split() for message in messages)
 
 
 def shuffled_site(folder: Path, export: Path) -> Site:

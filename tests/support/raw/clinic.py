@@ -44,7 +44,7 @@ class Clinic:
         return check(str(self.yaml), self.folder if path else None, rows)
 
     def found(self, path: bool = True) -> set[str]:
-        return {one["check"] for one in self.check(path=path)["suspicious"]}
+        return {finding["check"] for finding in self.check(path=path)["suspicious"]}
 
 
 def timeloom(*arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -26,7 +26,7 @@ SPELLINGS = {
     "mcg/kg/min": "MCG/KG/MIN", "mEq/h": "mEq./hour mEq/hour", "g/h": "grams/hour gm/hr", "g/min": "grams/min",
     "log10 copies/mL": "log10_cop/mL",
 }  # fmt: skip
-SPELT = {other.replace("_", " "): one for one, others in SPELLINGS.items() for other in others.split()}
+SPELT = {spelling.replace("_", " "): unit for unit, others in SPELLINGS.items() for spelling in others.split()}
 
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 BOUND = re.compile(r"(<=|>=|=<|=>|<|>)\s*(\S+)")
@@ -139,9 +139,9 @@ class Raw:
         """Whether a microbiology row is the first of those that share its key."""
         if key not in self._firsts:
             firsts: dict[tuple[str | None, ...], str] = {}
-            for one in self.rows("hosp/microbiologyevents"):
-                group = tuple(one[name] for name in key)
-                firsts[group] = min(firsts.get(group, str(one["microevent_id"])), str(one["microevent_id"]))
+            for other in self.rows("hosp/microbiologyevents"):
+                group = tuple(other[name] for name in key)
+                firsts[group] = min(firsts.get(group, str(other["microevent_id"])), str(other["microevent_id"]))
             self._firsts[key] = firsts
         return self._firsts[key][tuple(row[name] for name in key)] == row["microevent_id"]
 

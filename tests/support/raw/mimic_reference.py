@@ -117,14 +117,14 @@ def fact(
     """A fact with a time, if both its code and its time are there."""
     if code is None or when is None:
         return None
-    told = tidy(text)
-    if value.text is not None and told is not None and value.text != told:
-        told = f"{value.text}; {told}"
+    tidied = tidy(text)
+    if value.text is not None and tidied is not None and value.text != tidied:
+        tidied = f"{value.text}; {tidied}"
     stay = visit if visit is not None else row.get("hadm_id")
     spelt = tidy(unit)
     return Draft(
         int(str(row["subject_id"])), code, when.time, when.precision, known.time if known else None, awaits,
-        value.number, told or value.text, value.flag, SPELT.get(spelt, spelt) if spelt else None, kind,
+        value.number, tidied or value.text, value.flag, SPELT.get(spelt, spelt) if spelt else None, kind,
         int(stay) if stay else None,
     )  # fmt: skip
 
@@ -244,7 +244,7 @@ def prescriptions(demo: Demo, row: Row) -> Drafts:
     ndc = tidy(row["ndc"])
     product = f"DRUG/{upper(row['drug'])}" if ndc is None or set(ndc) == {"0"} else f"NDC/{ndc}"
     entered = [entry["entertime"] for entry in demo.found("hosp/pharmacy", "pharmacy_id", row["pharmacy_id"])]
-    known = moment(max((one for one in entered if one), default=None))
+    known = moment(max((time for time in entered if time), default=None))
     code = f"{upper(row['drug_type'], 'UNKNOWN')}/{product}"
     dose = read_value(row["dose_val_rx"].replace(",", "") if row["dose_val_rx"] else None)
     start, stop = moment(row["starttime"]), moment(row["stoptime"])
@@ -257,7 +257,7 @@ def prescriptions(demo: Demo, row: Row) -> Drafts:
 
 def pharmacy(demo: Demo, row: Row) -> Drafts:
     name, entered = upper(row["medication"], "UNKNOWN"), moment(row["entertime"])
-    directions = " ".join(one for one in (row["route"], row["frequency"]) if one)
+    directions = " ".join(part for part in (row["route"], row["frequency"]) if part)
     yield fact(row, f"PHARMACY/{name}", moment(row["starttime"]) or entered, known=entered, text=directions)
     yield fact(row, f"PHARMACY_END/{name}", moment(row["stoptime"]), known=entered, text=row["status"])
 
@@ -292,7 +292,7 @@ def emar_detail(demo: Demo, row: Row) -> Drafts:
             yield fact(
                 row, f"EMAR_DOSE/{upper(given['event_txt'], 'UNKNOWN')}/{drug}", when, known=known, awaits=True,
                 visit=visit, value=read_value(row["dose_given"]), unit=row["dose_given_unit"],
-                text=": ".join(one for one in (row["product_code"], described) if one),
+                text=": ".join(part for part in (row["product_code"], described) if part),
             )  # fmt: skip
         if row["infusion_rate"]:
             yield fact(

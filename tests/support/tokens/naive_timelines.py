@@ -31,13 +31,13 @@ def targets_of(code: str, profile: ProfileConfig, parents: dict[str, list[str]])
     rule = rule_of(code, profile)[1]
     chosen: list[str] = []
     for kind in rule.parents:
-        chosen = chosen or sorted({one for one in parents.get(code, []) if begins(one, [kind])})
+        chosen = chosen or sorted({parent for parent in parents.get(code, []) if begins(parent, [kind])})
         if len(chosen) > 1 and rule.several != "each":
             pairs = zip(chosen[0], chosen[-1], strict=False)
-            common = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            common = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             chosen = [common] if rule.several == "common" and len(common) >= len(kind) + 4 else [code]
     fell_back = bool(rule.parents) and chosen in ([], [code])
-    named = [one for one in chosen or [code] if profile.namespaces is None or begins(one, profile.namespaces)]
+    named = [target for target in chosen or [code] if profile.namespaces is None or begins(target, profile.namespaces)]
     return named, None if named else ("no_parent" if fell_back else "namespace_not_in_profile")
 
 
@@ -110,8 +110,8 @@ class Naive:
         self.left_out[key] = self.left_out.get(key, 0) + 1
 
     def _precision(self, row: dict[str, Any]) -> int:
-        own = self.profile.order == "time" or row["available_time"] == row["time"]
-        return PRECISION_RANK[row["time_precision"]] if own else 0
+        at_its_time = self.profile.order == "time" or row["available_time"] == row["time"]
+        return PRECISION_RANK[row["time_precision"]] if at_its_time else 0
 
     def _sorted(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return sorted(rows, key=self._key)
@@ -129,7 +129,7 @@ class Naive:
         kept: list[dict[str, Any]] = []
         for row in sorted(rows, key=self._key):
             named, reason = targets_of(row["code"], profile, self.parents)
-            rules = [rule_of(one, profile)[1] for one in named]
+            rules = [rule_of(target, profile)[1] for target in named]
             if row["code"] == "MEDS_BIRTH":
                 self._drop(row, "becomes_age")
             elif row["kind"] == "image":
@@ -149,7 +149,7 @@ class Naive:
                 kept.append(row)
         front, timed = self._facts(rows, facts)
         age = age_tokens(rows, profile) if profile.static != "none" else []
-        start = [(one, "demographic") for one in [*sorted(front), *age]]
+        start = [(token, "demographic") for token in [*sorted(front), *age]]
         self._add(subject, [("[BOS]", "special"), *start], None, None)
         before: datetime | None = None
         last: datetime | None = None
@@ -163,7 +163,7 @@ class Naive:
                 self._add(subject, [(f"[{row['code'].split('/')[1]}]", "image")], at, row["item_key"])
             else:
                 kind = "demographic" if row in timed else "structured"
-                self._add(subject, [(one, kind) for one in self._event(row)], at, None)
+                self._add(subject, [(token, kind) for token in self._event(row)], at, None)
             last = at
             before = before if row["kind"] == "image" else at
         if profile.timeline_end:
@@ -176,7 +176,7 @@ class Naive:
                 self._drop(row, "demographic_not_in_profile")
             return [], []
         front: dict[str, str] = {}
-        told: list[str] = []
+        in_front: list[str] = []
         timed: list[dict[str, Any]] = []
         starts = [row[profile.order] for row in rows if row["code"] != "MEDS_BIRTH" and row[profile.order]]
         used: dict[str, dict[str, Any]] = {}
@@ -186,7 +186,7 @@ class Naive:
                 if front.get(named) == row["code"]:
                     self._drop(row, "repeated_demographic")
                 elif row[profile.order] is None:
-                    told.append(row["code"])
+                    in_front.append(row["code"])
                 else:
                     timed.append(row)
                 front[named] = row["code"]
@@ -201,14 +201,14 @@ class Naive:
                         self._drop(lost, "repeated_demographic")
                 if known:
                     used[named] = row
-        told += [row["code"] for row in used.values()]
-        having = {attribute(code) for code in told}
+        in_front += [row["code"] for row in used.values()]
+        having = {attribute(code) for code in in_front}
         lacking = [
             f"{unknown_demographic}/UNKNOWN"
             for unknown_demographic in profile.unknown_demographics
             if unknown_demographic not in having
         ]
-        return told + lacking, timed
+        return in_front + lacking, timed
 
     def _event(self, row: dict[str, Any]) -> list[str]:
         profile, found = self.profile, []
@@ -217,7 +217,7 @@ class Naive:
             value = number_of(row)
             breaks = self.breaks.get((code, row["unit"]))
             if rule.values and profile.values != "codes_only" and value is not None and breaks is not None:
-                bin_ = 1 + sum(one < float(value) for one in breaks)
+                bin_ = 1 + sum(cut < float(value) for cut in breaks)
                 if profile.values == "pair":
                     tokens.append(f"VALUE/Q{bin_}")
                 else:

@@ -38,7 +38,7 @@ def timelines(lengths: list[int], seed: int = 0, step_us: int = 1_000_001) -> pl
             "token_id": np.where(image, IMAGE_TOKENS["ct"] + modality, 100 + number % 60_000).astype(np.uint32),
             "type": np.where(image, int(TokenType.IMAGE), int(TokenType.STRUCTURED)).astype(np.uint8),
             "time": pl.Series(number * step_us - 10**15).cast(pl.Datetime("us")),
-            "item_key": [f"key{one}" if is_image else None for one, is_image in enumerate(image)],
+            "item_key": [f"key{place}" if is_image else None for place, is_image in enumerate(image)],
         },
         schema=EMPTY.schema,
     ).with_columns(pl.when(pl.Series(number % 5 != 0)).then("time").alias("time"))
@@ -83,9 +83,9 @@ def unpacked(packs: Packs, header: ShardHeader, whole: bool = True) -> Rows:
                 token = int(packs.input_ids[row, place])
                 assert modality is None or FIRST_IMAGE + modality == token
                 tokens.append((token, int(packs.token_type[row, place]), int(times[row, place]), key))
-            own = pieces.setdefault(int(packs.segment_subject[segment]), {})
-            assert int(packs.segment_offset[segment]) not in own
-            own[int(packs.segment_offset[segment])] = tokens
+            by_offset = pieces.setdefault(int(packs.segment_subject[segment]), {})
+            assert int(packs.segment_offset[segment]) not in by_offset
+            by_offset[int(packs.segment_offset[segment])] = tokens
             position += length
             segment += 1
         assert position == packs.length[row]
@@ -94,13 +94,13 @@ def unpacked(packs: Packs, header: ShardHeader, whole: bool = True) -> Rows:
         assert (times[row, position:] == NO_TIME).all()
     assert not images
     joined: Rows = {}
-    for subject, own in pieces.items():
+    for subject, by_offset in pieces.items():
         joined[subject] = []
-        first = min(own)
+        first = min(by_offset)
         assert first == 0 or not whole
-        for offset in sorted(own):
+        for offset in sorted(by_offset):
             assert offset == first + len(joined[subject])
-            joined[subject] += own[offset]
+            joined[subject] += by_offset[offset]
     return joined
 
 

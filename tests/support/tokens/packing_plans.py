@@ -74,9 +74,9 @@ class Case:
                 assert (header.plan, header.mode, header.group) == ("p", self.config.mode, number)
                 assert packs.pack_id.tolist() == [(number << 32) + row for row in range(len(packs))]
                 assert packs.segments_per_pack.max(initial=0) <= header.max_segments
-                own = unpacked(packs, header, whole=self.config.mode != "last_n")
-                assert not set(own) & set(found)
-                found |= own
+                subjects = unpacked(packs, header, whole=self.config.mode != "last_n")
+                assert not set(subjects) & set(found)
+                found |= subjects
         return found
 
     def of_split(self, split: str) -> pl.DataFrame:
@@ -94,9 +94,9 @@ class Case:
 def release_of(case: Case) -> dict[str, ProfileEntry]:
     """What a manifest says of the case, which gets its vocabulary."""
     size = 2000  # the ids of a thousand tokens
-    vocabulary = pl.DataFrame({"token_id": range(size), "token": [f"T{one}" for one in range(size)]}).with_columns(
-        pl.lit("structured").alias("type"), pl.lit(1).alias("train_count")
-    )
+    vocabulary = pl.DataFrame(
+        {"token_id": range(size), "token": [f"T{number}" for number in range(size)]}
+    ).with_columns(pl.lit("structured").alias("type"), pl.lit(1).alias("train_count"))
     write_table(case.tree.vocabulary("mehrt"), vocabulary, VOCABULARY, "vocabulary")
     case.pack(vocabulary_hash(vocabulary), size)
     profile = ProfileConfig(context=CONTEXT, plans={"p": case.config})

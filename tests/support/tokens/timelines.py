@@ -54,8 +54,8 @@ def fitted(
     train = counts.values.filter(pl.col("split") == "train")
     quantiles = fit(train, empty_frame(QUANTILES), profile.quantiles, profile.min_values)
     kept, _ = without_the_rest(counts.tokens, None, profile)
-    told, _ = with_values(kept, counts.values, quantiles, profile)
-    return extend(told, None, fixed_tokens(profile, quantiles)), quantiles, counts
+    tokens, _ = with_values(kept, counts.values, quantiles, profile)
+    return extend(tokens, None, fixed_tokens(profile, quantiles)), quantiles, counts
 
 
 def named_tokens(

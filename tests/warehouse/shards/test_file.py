@@ -58,7 +58,7 @@ def foreign_rows(path: Path) -> Iterator[dict[str, Any]]:
                 part = slice(place, place + size)
                 values = wide["time"][row, part].tolist()
                 times = [None if value == none else origin + value * unit for value in values]
-                keys = [images.get(one) for one in range(place, place + size)]
+                keys = [images.get(position) for position in range(place, place + size)]
                 ids, types = wide["input_ids"][row, part].tolist(), wide["token_type"][row, part].tolist()
                 segments.append((subject, offset, list(zip(ids, types, times, keys, strict=True))))
                 place += size
@@ -79,8 +79,8 @@ def test_a_reader_written_from_the_page_alone_reads_every_token(lengths: list[in
             for subject, offset, rows in pack["segments"]:
                 found.setdefault(subject, {})[offset] = rows
     joined = {entry: [row for offset in sorted(parts) for row in parts[offset]] for entry, parts in found.items()}
-    wanted = {one: [(*row[:2], None if row[2] == NO_TIME else row[2], row[3]) for row in rows]
-              for one, rows in expected(tokens).items()}  # fmt: skip
+    wanted = {subject: [(*row[:2], None if row[2] == NO_TIME else row[2], row[3]) for row in rows]
+              for subject, rows in expected(tokens).items()}  # fmt: skip
     assert joined == wanted
 
 
@@ -193,7 +193,7 @@ def test_the_largest_ids_keep_their_value(tmp_path: Path) -> None:
 )
 def test_compact_times_are_exact(segments: list[list[int | None]], step: int, origin: int) -> None:
     flat = [NO_TIME if time is None else origin + time * step for segment in segments for time in segment]
-    times, lengths = np.array(flat, np.int64), np.array([len(one) for one in segments], np.int64)
+    times, lengths = np.array(flat, np.int64), np.array([len(segment) for segment in segments], np.int64)
     small = compact_times(times, lengths)
     row = micros(small.values[None], np.array([len(flat)]), lengths, small.origins, small.unit_us)
     assert row[0].tolist() == flat
@@ -275,9 +275,9 @@ def test_a_flipped_byte_of_a_small_column_is_noticed_when_it_is_read(tmp_path: P
     raw = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
     column = next(
-        metadata.row_group(0).column(one)
-        for one in range(metadata.num_columns)
-        if metadata.schema.column(one).path.startswith("segment_subject")
+        metadata.row_group(0).column(number)
+        for number in range(metadata.num_columns)
+        if metadata.schema.column(number).path.startswith("segment_subject")
     )
     raw[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     path.write_bytes(raw)
