@@ -221,7 +221,7 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     texts = [read_texts(segment, counts["blobs"][name]) for name in ("codes", "units")]
     frames = [read_frame_blob(segment, counts["blobs"][name], empty) for name, empty in FRAMES.items()]
     pieces = [read_pieces(segment, count["pieces"]) for count in counts["buckets"].values()]
-    # A segment is compressed: what it holds is looked at, not its bytes.
+    # A segment is compressed, so its contents are searched and not its bytes.
     contents = str([texts, *(frame.to_dict(as_series=False) for frame in (*frames, *pieces))])
     assert not any(needle in contents for needle in (PATIENT, VISIT, "p2"))
     assert "unparsable_time" in contents

@@ -1,4 +1,4 @@
-"""One tiny example a stage, checked by hand and shown in docs/stages.md.
+"""One tiny example for each stage, checked by hand and shown in docs/stages.md.
 
 `python -m tests.pipelines.test_golden` writes that page.
 """
@@ -35,11 +35,11 @@ from warehouse.tokens import TYPE_NAMES
 GOLDEN = Path(__file__).parents[1] / "golden"
 PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
 TYPES = {name: int(kind) for kind, name in TYPE_NAMES.items()}
-LAG_US = 90 * 60_000_000  # what results of the example usually take
+LAG_US = 90 * 60_000_000  # the usual lag of the example's results
 
 
 def read(path: Path, schema: pa.Schema | None = None, **missing: Any) -> pl.DataFrame:
-    """A CSV as a frame of `schema`; columns that it lacks are `missing`'s, else null."""
+    """A CSV as a frame of `schema`; a column that it lacks gets its value from `missing`, else null."""
     text = pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=False)
     if schema is None:
         return text
@@ -167,7 +167,7 @@ def pack_train(given: Path, work: Path) -> dict[str, str]:
 
 
 def plain(packs: Packs, header: ShardHeader) -> Iterator[dict[str, str]]:
-    """What of the header follows from the timelines, then packs as text, a line a column."""
+    """The fields of the header that follow from the timelines, then each pack as text, one line for each column."""
     segment = image = 0
     yield {name: str(getattr(header, name)) for name in ("mode", "time_dtype", "time_unit_us", "dropped")}
     micros = packs.times_us(header)
@@ -214,7 +214,7 @@ def examples() -> list[str]:
 
 
 def listed() -> list[str]:
-    """The list of stages as a table, and what each is made from as a picture."""
+    """The list of stages as a table, and a diagram of what each stage reads."""
     rows = ["| stage | step | version | reads what these did | what it does |", "|---|---|---|---|---|"]
     for stage in STAGES:
         module = importlib.import_module(stage.run.partition(":")[0])

@@ -1,4 +1,4 @@
-"""How long a result usually takes: counted, frozen when first known, and given to those that nobody dated."""
+"""The usual delay of results: it is counted, frozen when first known, and given to results without a date."""
 
 import shutil
 from datetime import datetime, timedelta
@@ -39,12 +39,12 @@ def labs(*rows: tuple[int, str, datetime | str, datetime | str | None]) -> str:
 
 
 def took(item: str, minutes: list[int], pid: int = 1) -> list[tuple[int, str, datetime | str, datetime | str | None]]:
-    """Rows whose results came so many minutes after."""
+    """Rows whose results came that many minutes later."""
     return [(pid, item, NOON + timedelta(days=n), NOON + timedelta(days=n, minutes=m)) for n, m in enumerate(minutes)]
 
 
 def fitted(work: Path, *accounts: dict[str, Any], before: Path | None = None) -> dict[str, tuple[int, int]]:
-    """What the lags stage says: minutes and rows by code."""
+    """The result of the lags stage: minutes and rows by code."""
     segments = [
         {"source": account["table"], "path": str(work / account["segment"])}
         | {name: account["blobs"][name] for name in ("codes", "lags")}
@@ -63,7 +63,7 @@ def report_of(work: Path, **accounts: dict[str, Any]) -> StageReport:
     return StageReport("meds", entries=entries)
 
 
-# --- what a row says
+# --- what one row gives
 
 
 def test_availability_is_never_before_time_nor_empty(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_availability_is_never_before_time_nor_empty(tmp_path: Path) -> None:
 def test_lags_are_counted_by_code_in_steps_of_five_minutes(tmp_path: Path) -> None:
     minutes = [0, 1, 5, 6, 10, 11, 60, 60 * 24 * 13, 60 * 24 * 400]
     rows = [*took("A", minutes), (1, "B", NOON, NOON - timedelta(hours=1)), (1, "A", NOON, None)]
-    # Neither against the end of a day, nor where no event is made.
+    # A lag is counted neither from a date, nor from a row that makes no event.
     rows += [(1, "A", "2020-01-01", NOON + timedelta(days=1)), ("x", "A", NOON, NOON), (1, "A", "bad", NOON)]  # type: ignore[list-item]
     _, counts = convert_text(tmp_path, LABS, labs(*rows))
     found = read_frame_blob(tmp_path / SEGMENT, counts["blobs"]["lags"], meds.LAGS)
@@ -132,7 +132,7 @@ def test_a_lag_is_the_percentile_that_numpy_gives(steps: dict[str, list[int]]) -
 def test_a_code_with_few_rows_takes_its_tables_lag(tmp_path: Path) -> None:
     many, few = [10] * 190 + [60] * 10, [600] * (lags.MIN_ROWS - 1)
     _, counts = convert_text(tmp_path, LABS, labs(*took("MANY", many), *took("FEW", few)))
-    # Of 299 rows the 285th is one of the 600 minutes; of 200 the 190th is still one of 10.
+    # Of 299 sorted rows the 285th has 600 minutes; of 200 rows the 190th has 10 minutes.
     assert fitted(tmp_path, counts) == {"": (600, 299), "LAB/MANY": (10, 200)}
     frame = read_frame(ReleaseLayout(tmp_path / "release").lags)
     asked = {"t": {"LAB/MANY", "LAB/FEW", "LAB/NEVER"}, "other": {"LAB/MANY"}}
@@ -141,7 +141,7 @@ def test_a_code_with_few_rows_takes_its_tables_lag(tmp_path: Path) -> None:
         "other": {},
         "t": {"LAB/FEW": 600 * minute, "LAB/MANY": 10 * minute, "LAB/NEVER": 600 * minute},
     }
-    # One row more, and it has its own.
+    # With one more row the code has its own lag.
     _, counts = convert_text(tmp_path, LABS, labs(*took("MANY", many), *took("FEW", [*few, 5])))
     assert fitted(tmp_path, counts)["LAB/FEW"] == (600, lags.MIN_ROWS)
 
@@ -153,11 +153,11 @@ def test_what_is_once_given_stays_and_new_codes_are_added(tmp_path: Path) -> Non
     shutil.copyfile(ReleaseLayout(tmp_path / "release").lags, kept)
     _, second = convert_text(tmp_path, LABS, labs(*took("A", [500] * 900), *took("B", [20] * 100)))
     assert fitted(tmp_path, second, before=kept) == {"": (10, 100), "LAB/A": (10, 100), "LAB/B": (20, 100)}
-    # Else they would have moved.
+    # Otherwise the lags would have changed.
     assert fitted(tmp_path, second)["LAB/A"] == (500, 900)
 
 
-# --- what waits for it
+# --- what waits for a lag
 
 
 def test_facts_that_await_a_lag_get_it_or_their_time(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_a_bucket_is_aligned_again_only_where_a_code_that_it_awaits_has_another_
             return [task.fingerprint for task in tasks]
 
         first = prints(("t", "LAB/A", 5))
-        # Lags of codes that nobody awaits, or of another table's, change nothing.
+        # Lags of codes that no bucket awaits, or of another table, change nothing.
         assert prints(("t", "LAB/A", 5), ("t", "LAB/C", 7), ("u", "LAB/A", 9), ("u", "", 9)) == first
-        # The table's lag is for those that have none of their own.
+        # The table's lag is for the codes that have no lag of their own.
         assert [a == b for a, b in zip(prints(("t", "LAB/A", 5), ("t", "", 7)), first, strict=True)] == [True, False]
         assert [a == b for a, b in zip(prints(("t", "LAB/A", 6)), first, strict=True)] == [False, True]
 
@@ -257,7 +257,7 @@ def test_a_second_conversion_with_more_rows_moves_no_earlier_estimate(tmp_path: 
     assert len(estimated) == len(people)
     assert (estimated["available_time"] - estimated["time"]).unique().to_list() == [timedelta(minutes=10)]
     assert known.select("code", "rows").rows() == [("", 180), ("LAB/A", 180)]
-    # Slow results of one subject, and a code that is new: only that subject's bucket is written again.
+    # One subject has slow results of a new code: only that subject's bucket is written again.
     again, later, rewritten = converted([*took("A", [900] * 200), *took("B", [30] * 100)])
     assert rewritten == 1
     assert later.select("code", "lag_us").rows()[:2] == known.select("code", "lag_us").rows()

@@ -1,4 +1,4 @@
-"""Packing: in every mode no token is lost but those the plan declares, and best fit is as a naive one has it."""
+"""Packing: every mode loses only the tokens that the plan declares, and best fit equals a naive best fit."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,7 @@ def test_the_order_of_subjects_does_not_matter(lengths: list[int], seed: int) ->
 
 
 def naive_best_fit(lengths: list[int], context: int, most: int) -> list[int]:
-    """Looks at every open pack for every segment; of equal ones the pack filled last."""
+    """Looks at every open pack for every segment; among equal packs it takes the one that was filled last."""
     free: list[int] = []
     segments: list[int] = []
     filled: list[int] = []

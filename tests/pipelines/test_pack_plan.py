@@ -1,4 +1,4 @@
-"""What packing depends on: a further plan costs its own tasks and no other, and nothing but what it reads matters."""
+"""What packing depends on: a further plan adds only its own tasks, and only the inputs of a task matter."""
 
 from hashlib import sha256
 from pathlib import Path

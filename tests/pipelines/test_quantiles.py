@@ -1,4 +1,4 @@
-"""Numbers as quantiles: fitted on train, frozen, looked up in one way everywhere; and a vocabulary that only grows."""
+"""Numbers as quantiles: fitted on train, frozen, looked up in one way; and a vocabulary that only grows."""
 
 import json
 import random
@@ -48,7 +48,7 @@ NUMBERS = st.lists(st.sampled_from([0.0, -1.5, 0.1, 2.0, 2.5, 1e6, 7.0]) | st.fl
 def test_breaks_are_numpys_quantiles_whatever_the_order(values: list[float], bins: int, chance: random.Random) -> None:
     frame = counted(values)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=chance.randrange(1 << 30))
-    # Buckets count for themselves: equal values come in several rows.
+    # Each bucket counts alone, so equal values come in several rows.
     halves = pl.concat([shuffled, shuffled]).with_columns(pl.col("count"))
     fitted_breaks = fit(halves, NO_BREAKS, bins, 1)["breaks"][0].to_list()
     doubled = np.sort(np.repeat(np.float32(values).astype(np.float64), 2))
@@ -129,14 +129,14 @@ def test_units_have_breaks_of_their_own_and_so_has_none() -> None:
     assert breaks.select("code", "unit").rows() == [("LOINC/1", None), ("LOINC/1", "g")]
     rows = events(lab(3.0, 0, unit="g"), lab(100.0, 1, unit=None), lab(3.0, 2, unit="other"))
     made = named_tokens(rows, PAIR, vocabulary=words, quantiles=breaks)["token"].to_list()[1:]
-    # A unit that train does not have tells no value, rather than another unit's.
+    # A unit that train does not have gives no value token, not the token of another unit.
     assert made == ["LOINC/1", "VALUE/Q10", "LOINC/1", "VALUE/Q1", "LOINC/1"]
 
 
 def test_fused_values_are_one_token() -> None:
     assert tokens_of(lab(2.5), lab(11.0, 1), profile=FUSED) == ["LOINC/1//Q2", "LOINC/1//Q10"]
     words, _, _ = fitted(TRAIN, FUSED)
-    # Every bin has its id from the first night on, also one that train does not fill.
+    # Every bin has an id from the first night on, even if train has no value in it.
     assert set(words["token"]) >= {f"LOINC/1//Q{number}" for number in range(1, 11)} | {"LOINC/1"}
     assert words.filter(pl.col("token") == "LOINC/1")["train_count"].item() == 0
 
@@ -147,7 +147,7 @@ def test_only_train_decides() -> None:
     words, breaks, _ = fitted(both, PAIR, splits={1: "train", 2: "held_out"})
     assert breaks.equals(BREAKS)
     assert words.equals(WORDS)
-    # The same check sees it where the other subject is in train too.
+    # The same check finds a difference if the other subject is in train too.
     assert not fitted(both, PAIR, splits={1: "train", 2: "train"})[1].equals(BREAKS)
 
 

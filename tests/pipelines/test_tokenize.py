@@ -1,4 +1,4 @@
-"""Events to tokens: golden vectors, one meaning a token, demographics, images, and a vocabulary of train alone."""
+"""Events to tokens: golden vectors, one meaning for each token, demographics, images, a vocabulary of train only."""
 
 import csv
 import gzip

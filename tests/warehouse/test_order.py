@@ -1,4 +1,4 @@
-"""The total order of events: one answer for any input order, and who comes first at equal times."""
+"""The total order of events: one result for any input order, and the order at equal times."""
 
 import itertools
 from datetime import datetime
@@ -75,7 +75,7 @@ def test_rows_that_differ_in_one_column_alone_have_one_order(column: str) -> Non
 def test_kinds_at_one_time() -> None:
     rank = ["visit_start", "clinical", "image", "death", "visit_end"]
     for permutation in itertools.permutations(rank):
-        # Codes that would sort the other way, so that the kind decides.
+        # These codes would sort the other way, so the kind decides.
         frame = events(*({"kind": kind, "code": f"{9 - rank.index(kind)}"} for kind in permutation))
         assert sort_events(frame)["kind"].to_list() == rank
         assert sort_events(frame, by="available_time")["kind"].to_list() == rank
@@ -198,7 +198,7 @@ SUBJECTS = st.sampled_from([10, 2**40]).flatmap(lambda far: st.lists(st.integers
 def test_many_packed_keys_order_as_the_keys_do(
     subjects: list[int], each: int, times: int, codes: int, data: st.DataObject
 ) -> None:
-    # In runs as exports are, or not; narrow keys and wide, so that every way of saving bits is taken.
+    # Sorted in runs, as exports are, or not; narrow and wide keys, so that every way of saving bits is used.
     rows = len(subjects) * each
     random = np.random.default_rng(data.draw(st.integers(0, 9)))
     subject = np.repeat(np.array(subjects, np.int64), each)
@@ -260,7 +260,7 @@ def test_ranks_are_those_of_the_texts_and_null_is_below_them(texts: list[str | N
     plain = pl.Series(texts, dtype=pl.String)
     number = {text: place for place, text in enumerate(sorted({text for text in texts if text is not None}))}
     assert ranks(plain).tolist() == [-1 if text is None else number[text] for text in texts]
-    # Texts that an enumeration has and no row does move no row.
+    # Texts that are in an enumeration but in no row do not change the order of rows.
     listed = plain.cast(pl.Enum(sorted({*number, "a", "zz"})))
     assert np.array_equal(np.argsort(ranks(listed), kind="stable"), np.argsort(ranks(plain), kind="stable"))
     assert ranks(plain, {"a": 3, "b": 1}).tolist() == [{"a": 3, "b": 1}.get(text or "", 0) for text in texts]

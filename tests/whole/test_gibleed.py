@@ -1,4 +1,4 @@
-"""GiBleed, real data of OMOP CDM 5.3: the ledger, counts by SQL, ten persons worked out again, and its other forms."""
+"""GiBleed, real data of OMOP CDM 5.3: the ledger, counts by SQL, ten persons computed again, and its other forms."""
 
 import gzip
 import random
@@ -19,7 +19,7 @@ from pipelines.engine.local import LocalEngine
 from warehouse.layout import Layout, ReleaseLayout
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "omop-gibleed.yaml"
-# Tables that GiBleed has no rows for: what stands in each is its own header, as a row.
+# Tables without rows in GiBleed: each has only its own header, as a row.
 HEADERS_ONLY = {"death", "visit_detail", "device_exposure", "specimen", "note", "payer_plan_period"}
 
 
@@ -37,7 +37,7 @@ def gibleed(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sql(gibleed: Path) -> Callable[[str], list[tuple[Any, ...]]]:
-    """Asks a copy of GiBleed, so that nothing of how we open it has a part in the answer."""
+    """Queries a copy of GiBleed, so that our way of opening it cannot change the answer."""
     copy = Path(shutil.copy(gibleed, gibleed.with_name("copy.duckdb")))
 
     def ask(query: str) -> list[tuple[Any, ...]]:
@@ -84,7 +84,7 @@ def test_every_table_of_gibleed_is_accounted_for_with_difference_0(
         )
         .iter_rows()
     }
-    # A table that no rule mentions is not called by its name.
+    # The name of a table that no rule mentions does not appear.
     (unmapped,) = (table for table in found if table.startswith("unmapped-"))
     found["ontime"] = found.pop(unmapped)
     tables = [name for (name,) in sql("SELECT table_name FROM duckdb_tables()")]
@@ -130,7 +130,7 @@ def test_persons_births_and_deaths_of_gibleed(sql: Asked, release: tuple[pl.Data
     events = release[0]
     born = events.filter(pl.col("code") == "MEDS_BIRTH").select("subject_id", pl.col("time").dt.date())
     assert dict(born.iter_rows()) == dict(sql("SELECT person_id, birth_datetime::DATE FROM person"))
-    # GiBleed has periods of twice as many persons as it has persons; they are kept.
+    # GiBleed has observation periods of twice as many persons as it has persons; they are kept.
     strangers = set(events["subject_id"]) - set(born["subject_id"])
     periods = sql("SELECT person_id FROM observation_period WHERE person_id NOT IN (SELECT person_id FROM person)")
     assert strangers == {person for (person,) in periods}
@@ -154,7 +154,7 @@ def test_no_diagnosis_of_a_stay_in_gibleed_is_known_before_its_end(
 
 
 def test_ten_persons_of_gibleed_field_by_field(sql: Asked, release: tuple[pl.DataFrame, pl.DataFrame]) -> None:
-    """Worked out again in plain Python from rows that SQL gives, for persons of a seeded draw and with a stay."""
+    """Computed again in plain Python from rows that SQL gives, for persons of a seeded draw and with a stay."""
     staying = [person for (person,) in sql("SELECT DISTINCT person_id FROM visit_occurrence ORDER BY 1")]
     chosen = random.Random(7).sample(staying, 10)
     concepts = {

@@ -1,4 +1,4 @@
-"""Other people's MEDS tools read a release, and the converted MIMIC-IV demo, as they are: docs/meds-tools.md, run."""
+"""Other people's MEDS tools read a release and the converted MIMIC-IV demo unchanged: docs/meds-tools.md is run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def blocks(language: str) -> list[str]:
 
 
 def shell(command: str, folder: Path) -> str:
-    """Runs a command of the page as a person would, in a folder, with the environment's tools."""
+    """Runs a command of the page in a folder, with the environment's tools, as a person would."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -46,7 +46,7 @@ TASK, PIPELINE = blocks("yaml")
 
 @dataclass(frozen=True)
 class Place:
-    """A folder in which `mimic-meds` is a MEDS dataset, and what the page's task says in its codes."""
+    """A folder in which `mimic-meds` is a MEDS dataset, and the page's task in the codes of that dataset."""
 
     folder: Path
     task: str
@@ -74,7 +74,7 @@ def mimic(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def published(demo_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """The simulated hospital's release: its codes are others, and it has splits."""
+    """The simulated hospital's release: it has other codes, and splits."""
     folder, release = tmp_path_factory.mktemp("release"), Release.open(demo_release)
     (folder / "mimic-meds").symlink_to(release.path)
     task = TASK.replace("HOSPITAL_ADMISSION/", "ENCOUNTER_START/INPATIENT").replace(
@@ -118,7 +118,7 @@ def test_meds_schema_would_notice_a_wrong_type(published: Place) -> None:
 
 def test_meds_reader_reads_every_event(place: Place) -> None:
     shell(READER, place.folder)
-    # It keeps its own mappings open, so it gets a process of its own.
+    # The reader keeps its files mapped, so it runs in a separate process.
     (place.folder / "count.py").write_text(COUNT, encoding="utf-8")
     events = place.events()
     said = shell("python count.py", place.folder)
@@ -128,12 +128,12 @@ def test_meds_reader_reads_every_event(place: Place) -> None:
 
 
 Label = tuple[int, datetime, bool]
-# Of a subject: admissions, discharges, deaths.
+# The admissions, discharges and deaths of a subject.
 Stays = dict[int, tuple[set[datetime], set[datetime], set[datetime]]]
 
 
 def stays_of_mimic(folder: Path) -> Stays:
-    """From the raw files, without any code of ours."""
+    """Read from the raw files, without any code of the packages."""
     raw, found = Raw(folder), defaultdict(lambda: (set(), set(), set()))
     deaths: dict[int, datetime] = {}
     for row in raw.rows("hosp/admissions"):
@@ -162,8 +162,8 @@ def stays_of_release(events: pl.DataFrame) -> Stays:
 
 
 def labels_of(stays: Stays, hours: int = 24) -> tuple[set[Label], set[int]]:
-    """One label an admission that lasts longer than that: whether death is what ends it; and the subjects of whose
-    admissions one has not ended."""
+    """A label for each admission that lasts longer than `hours`, which is whether it ends with death; and the
+    subjects with an admission that has not ended."""
     found, unended = set(), set()
     for subject, (admissions, discharges, deaths) in stays.items():
         for begun in admissions:
@@ -197,7 +197,7 @@ def test_aces_labels_equal_an_own_count(place: Place, request: pytest.FixtureReq
 
 
 def count(events: pl.DataFrame, subjects: Iterable[int]) -> dict[str, tuple[int, int, int]]:
-    """By code, events, subjects and values of some subjects."""
+    """The numbers of events, subjects and values of each code, of some subjects."""
     asked, number, values, of = set(subjects), Counter[str](), Counter[str](), defaultdict(set)
     for subject, code, value in events.select("subject_id", "code", "numeric_value").iter_rows():
         if subject in asked:

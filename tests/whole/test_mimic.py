@@ -1,4 +1,4 @@
-"""Real data: the MIMIC-IV demo converted as a person would, held to what its raw files say by the standard library.
+"""Real data: the MIMIC-IV demo is converted, and compared with its raw files, read with the standard library.
 
 TIMELOOM_MIMIC_SEED draws other subjects for the recomputation, TIMELOOM_MIMIC_SUBJECTS more of them.
 """
@@ -35,7 +35,7 @@ KNOWN_AT_DISCHARGE = (
     "DRG_MORTALITY/",
     "HCPCS/",
 )
-# Of events at one time, what comes first.
+# The order of events at the same time.
 KINDS = ["visit_start", "clinical", "image", "death", "visit_end"]
 
 
@@ -98,7 +98,7 @@ def rows_in(ledger: pl.DataFrame, table: str, *outcomes: str) -> int:
 
 
 def unaccounted(ledger: pl.DataFrame, counted: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Of tables by their number of rows: raw rows that the ledger lacks, and raw rows of it that went nowhere."""
+    """For tables with their numbers of rows: raw rows that the ledger lacks, and its raw rows without an outcome."""
     found = {}
     for table, number in counted.items():
         raw = rows_in(ledger, table, "raw")
@@ -114,7 +114,7 @@ def test_every_table_is_accounted_for_with_difference_0(
     assert unaccounted(ledger, counted) == {}
     assert rows_in(ledger, "hosp/labevents", "events") == 107_727
     assert pl.read_parquet(dataset / "quarantine.parquet").is_empty()
-    # The check finds a row that is missing, and one that went nowhere.
+    # The check finds a missing row, and a row without an outcome.
     assert unaccounted(ledger, counted | {"hosp/omr": counted["hosp/omr"] + 1}) == {"hosp/omr": (1, 0)}
     static = (pl.col("table") == "hosp/poe") & (pl.col("outcome") == "events")
     lost = ledger.with_columns(pl.when(static).then(pl.col("rows") - 1).otherwise("rows").alias("rows"))
@@ -179,7 +179,7 @@ def made(events: pl.DataFrame, drawn: set[int]) -> list[Event]:
 
 
 def differences(expected: Counter[Event], made: Iterable[Event]) -> tuple[list[Event], list[Event]]:
-    """The events that are expected and not there, and those that are there and not expected."""
+    """The expected events that are missing, and the events that are not expected."""
     counted = Counter(made)
     return list((expected - counted).elements()), list((counted - expected).elements())
 
@@ -253,7 +253,7 @@ def test_as_many_events_after_death_as_counted_in_the_raw_files(
         event
         for table in TABLES
         for event in demo.events(table, set(died))
-        # A day that ended after the death may have begun before it.
+        # A day that ended after the death may have started before it.
         if event.time and earliest(event) > died[event.subject_id]
     )
     marked = events.filter(pl.col("conflict").is_not_null())
@@ -297,7 +297,7 @@ def test_files_are_in_the_total_order(dataset: Path) -> None:
     assert len(files) == 2
     assert all(in_order(frame) for frame in files)
     assert not set(files[0]["subject_id"]) & set(files[1]["subject_id"])
-    # Some moments are of several kinds; a visit's end that moves before them is noticed.
+    # Some moments have events of several kinds; the check finds a visit's end that moves before them.
     frame = files[0]
     ends = frame.with_row_index().filter((pl.col("kind") == "visit_end") & (pl.col("time") == pl.col("time").shift()))
     place = int(ends["index"][0])
@@ -324,7 +324,7 @@ def test_shuffled_rows_give_the_same_bytes(folder: Path, dataset: Path, demo: De
 
 
 def too_early(events: pl.DataFrame, demo: Demo) -> Counter[str]:
-    """By table, the events known only at discharge that could be read before it, or of which nobody can say so."""
+    """By table, the events known only at discharge that are available before it, or whose stay or time is unknown."""
     discharged = {int(str(row["hadm_id"])): str(row["dischtime"]) for row in demo.rows("hosp/admissions")}
     coded = events.filter(pl.any_horizontal(pl.col("code").str.starts_with(prefix) for prefix in KNOWN_AT_DISCHARGE))
     return Counter(
@@ -353,7 +353,7 @@ def test_the_check_finds_a_source_whose_availability_is_swapped(
         (tmp_path / "raw" / f"{name}.csv.gz").symlink_to(folder / f"{name}.csv.gz")
     source = whole | {"tables": kept, "codes": [], "crosswalks": {}}
     assert early(source, demo, tmp_path / "right") == {}
-    # Looked up at admission, as a mapping does that takes the first time it finds.
+    # A mapping with this mistake makes the facts known at admission.
     kept[f"hosp/{table}"]["joins"][0]["columns"]["dischtime"] = "admittime"
     assert early(source, demo, tmp_path / "swapped")[f"hosp/{table}"] > 0
 

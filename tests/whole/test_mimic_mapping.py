@@ -45,7 +45,7 @@ CROSSWALKS = {
 
 
 def export(folder: Path, rows: dict[str, list[dict[str, Any]]], columns: dict[str, str] = COLUMNS) -> Path:
-    """A download as PhysioNet lays it out; rows are of subject 1 and its stay, and numbered in their first column."""
+    """An export in PhysioNet's layout; rows belong to subject 1 and its stay, and the first column numbers them."""
     for table, header in columns.items():
         names = header.split()
         lines = [
@@ -67,7 +67,7 @@ class Release:
     ledger: pl.DataFrame
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """The events of a table, those in which nothing but the columns of an example is of interest."""
+        """The events of a table, with only the columns of an example."""
         events_of_table = self.events.filter(pl.col("source") == name)
         return events_of_table.select(
             pl.col("subject_id").alias("subject"), "time", "code", pl.col("available_time").alias("available"),
@@ -114,7 +114,7 @@ def release(folder: Path) -> Release:
 
 
 def expected(event: dict[str, Any]) -> dict[str, Any]:
-    """An example's event with everything that it leaves out."""
+    """An example's event with all columns that it leaves out."""
     known = "recorded" if "available" in event else "time"
     standard = {
         "subject": 1, "available": event["time"], "availability": known if event["time"] else None,
@@ -146,7 +146,7 @@ def test_every_mapped_table_has_an_example() -> None:
 
 
 def test_every_row_is_accounted_for(release: Release) -> None:
-    """A set of vital signs without any is the only row that makes nothing."""
+    """A row of vital signs without any value is the only row without events."""
     rows = {(table, outcome, reason): number for table, outcome, reason, number, _ in release.ledger.iter_rows()}
     quarantined = {key: number for key, number in rows.items() if key[1] == "quarantined" and number}
     assert quarantined == {("ed/vitalsign", "quarantined", "no_rule_applies"): 1}
@@ -199,7 +199,7 @@ def test_dictionaries_describe_codes(release: Release) -> None:
         ("EMAR/ADMINISTERED/CISPLATIN", ["RXNORM/2555"]),
         ("EMAR_DOSE/ADMINISTERED/CISPLATIN", ["RXNORM/2555"]),
         ("PHARMACY/CISPLATIN", ["RXNORM/2555"]),
-        # Due is not given.
+        # A dose that is due is not a dose that was given.
         ("EMAR_DUE/CISPLATIN", None),
         ("ED_DISPENSED_GSN/004080", ["ATC/N02AA01", "RXNORM/7052"]),
         ("ED_DISPENSED_GSN/004081", None),
@@ -219,7 +219,7 @@ def test_the_fixture_holds_the_57_verified_ingredients() -> None:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The shapes that other exports have: no crosswalks, chartevents and emergency department; LOINC in d_labitems; the
+    """The forms of other exports: no crosswalks, chartevents and emergency department; LOINC in d_labitems; the
     capitals of 2.2."""
     columns = {table: names for table, names in COLUMNS.items() if not table.startswith("ed/")}
     del columns["icu/chartevents"]
@@ -255,7 +255,7 @@ def test_the_emergency_department_of_1_0_has_no_race_transport_or_disposition(tm
 
 
 def before_discharge(events: pl.DataFrame, discharged: dict[int, datetime]) -> int:
-    """Facts of KNOWN_AT_DISCHARGE that could be read before their stay's discharge."""
+    """The number of facts of KNOWN_AT_DISCHARGE that are available before the discharge of their stay."""
     limits = pl.DataFrame({"visit_id": list(discharged), "limit": list(discharged.values())})
     known = events.filter(pl.col("source").is_in(KNOWN_AT_DISCHARGE))
     joined = known.join(limits, on="visit_id", how="left")
@@ -293,7 +293,7 @@ def test_the_check_finds_a_swapped_availability(folder: Path, tmp_path: Path, ta
 
 
 def test_what_was_coded_of_an_unknown_stay_is_quarantined(tmp_path: Path) -> None:
-    """Nobody knows when it was known: it must not be known on its day."""
+    """The discharge is unknown, so the fact must not be available on its own day."""
     rows = {table: [*ROWS[table], {**ROWS[table][0], "hadm_id": 29999999}] for table in KNOWN_AT_DISCHARGE}
     folder = export(tmp_path / "raw", {**ROWS, **rows})
     reasons = ("missing_time", "no_rule_applies", "missing_time", "no_rule_applies")
@@ -352,7 +352,7 @@ def test_of_real_laboratory_rows_each_answer_is_kept(demo: Path, tmp_path: Path)
 
 
 def answer(row: dict[str, str]) -> str:
-    """What a laboratory row says, without the remark behind it."""
+    """The result of a laboratory row, without the remark after it."""
     said = row["value"] if row["value"] != "___" else ""
     return (said or row["valuenum"] or ("" if row["comments"] == "___" else row["comments"].split(".  ")[0])).rstrip(
         ".* "

@@ -1,5 +1,5 @@
-"""A whole night: the same bytes on every engine, after every kill, and under a real Prefect server; nothing but what
-changed is rewritten, and what the gate refuses is not published."""
+"""A whole night: the same bytes on every engine, after every kill, and under a real Prefect server; only changed
+files are written again, and a release that the gate refuses is not published."""
 
 import json
 import os
@@ -120,7 +120,7 @@ class Site:
         return sorted(path.name for path in self.layout.releases.iterdir())
 
     def copy(self, folder: Path, *, hospital: bool = False) -> "Site":
-        """This root in another place; with its hospital, so that the hospital may change."""
+        """A copy of this root; with `hospital` it also copies the hospital, so that the test may change it."""
         shutil.copytree(self.root, folder / "warehouse", symlinks=True)
         shutil.copytree(self.layout.private, folder / "warehouse.private")
         if hospital:
@@ -134,7 +134,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty patients, a few CT series and slides, every planted fault."""
+    """Forty patients, a few CT series and slides, and every planted fault."""
     folder = tmp_path_factory.mktemp("export") / "hospital"
     simulate(folder, subjects=40, seed=11, imaging_share=0.05)
     return folder
@@ -173,7 +173,7 @@ def test_a_second_night_without_news_publishes_nothing(published: Site, tmp_path
     assert outcome.release == before[1].release_id
     assert (site.releases(), site.manifest) == before
     ran = {step["step"]: step["ran"] for step in outcome.steps}
-    # Of align it is the lags alone, which are added to those of the night before; the first night had none.
+    # Only the lags of align run: they are added to those of the night before, and the first night had none.
     assert {name: ran[name] for name in ("embed", "align", "tokenize", "pack")} == {
         "embed": 0, "align": 1, "tokenize": 0, "pack": 0,
     }  # fmt: skip
@@ -239,7 +239,7 @@ def _bucket(patient: str) -> int:
 
 
 def _rewritten(old: ReleaseLayout, new: ReleaseLayout, folder: str) -> set[str]:
-    """Files of a folder that are no links to the release before."""
+    """Files of a folder that are not links to the previous release."""
     return {
         path.name
         for path in (new.path / folder).glob("*.parquet")
@@ -298,7 +298,7 @@ def test_what_the_gate_refuses_is_not_published(
     real = Run._validate
 
     def spoil(run: Run) -> None:
-        """After packing, one bucket's events stand in the wrong order: a fault that only the gate can see."""
+        """Puts one bucket's events into the wrong order after packing, which only the gate can find."""
         path = run._tree.events(_bucket("P000001"))
         table = read_frame(path).reverse().to_arrow()
         schema = pq.read_schema(path)
@@ -358,7 +358,7 @@ class Server:
         }
 
     def finished(self, run: str) -> dict[str, list[dict[str, Any]]]:
-        """The same, once the server has worked off what it was sent last."""
+        """The same, after the server has processed its last messages."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             known = self.of_run(run)
@@ -390,7 +390,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _identifiers(site: Site) -> set[str]:
-    """Raw ids of patients and of what is theirs, names of their image folders and files, and the hashed ids."""
+    """Raw ids of patients and of their records, names of their image folders and files, and the hashed ids."""
     tables = site.hospital / "tables"
     frames = [pl.read_csv(path, infer_schema=False) for path in sorted(tables.glob("*.csv"))]
     names = ("patient_id", "encounter_id", "lab_id")
@@ -435,7 +435,7 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
 
 
 def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dict[str, Any]]]:
-    """One night with news in a process of its own, in which `patch` is executed first; what the server saw of it."""
+    """Runs a night with new data in a separate process, which executes `patch` first; returns what the server saw."""
     site.append("labs", lab(1, "P000001"))
     known = {run["id"] for run in server.ask("flow_runs")}
     script = (

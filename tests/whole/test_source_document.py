@@ -1,4 +1,4 @@
-"""The JSON schema of a source's YAML, and docs/sources.md: what they say is so."""
+"""The JSON schema of a source's YAML, and docs/sources.md: their statements are true."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def blocks(language: str) -> list[str]:
 
 
 def bare(text: str) -> list[str]:
-    """Lines without what a terminal pads them with."""
+    """Lines without the padding of a terminal."""
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
@@ -141,7 +141,7 @@ def test_every_key_is_in_the_document() -> None:
 
 
 def test_the_documents_events_are_the_runs(tmp_path: Path) -> None:
-    """The whole way of the clinic: from its configuration to a release, and what of it the document shows."""
+    """The clinic from its configuration to a release, and the parts of the release that the document shows."""
     config = load_config(EXAMPLES / "clinic.yaml")
     with Run(config, EXAMPLES, Layout(tmp_path / "warehouse"), LocalEngine(1)) as run:
         for name, step in run.steps:

@@ -219,7 +219,7 @@ def test_the_store_name_follows_everything_that_makes_a_vector(checkpoint: Path,
 
 
 def test_hashes_and_stores_are_those_of_earlier_versions() -> None:
-    """A class may be renamed; what enters a hash may not, or every store would be filled anew."""
+    """A class may get another name; the contents of a hash must not change, or every store is filled again."""
     assert spec_hash(CtSpec()) == "a832eda9f5a8d555620aef1a90b98ceaeddad62c341d1c2bcc3b8af2105d417b"
     assert spec_hash(TileSpec()) == "adbe69c9ed780545b5fd7bc2627549b368ac2b3111f3bd4ffa23a104124bdf85"
     demo = EncoderConfig(name="random-dinov2", width=1024)

@@ -1,4 +1,4 @@
-"""Batches: a unit's vector has the same bits wherever it stands, whatever its neighbours, in one part or in many."""
+"""Batches: a unit's vector has the same bits at every place, beside any neighbours, in one part or in many."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -149,7 +149,7 @@ def test_a_width_that_the_model_does_not_make_is_one_line() -> None:
 
 
 def test_staged_bytes_come_back_as_the_units_they_were() -> None:
-    """What happens in pinned memory on a GPU, in plain memory."""
+    """The steps that run in pinned memory on a GPU, here in ordinary memory."""
     parts = [SLICES[:2], SLICES[2:3], SLICES[3:4, :7, :9], TILES[:1, ::2], SLICES[4:6, ::2].astype(np.float64)]
     runs = encoding._runs(parts)
     assert [len(run) for run in runs] == [2, 1, 1, 1]
@@ -168,7 +168,7 @@ class Stream:
 
 
 class Event:
-    """Says when the host waited, and whether anything was recorded before."""
+    """A stand-in for a CUDA event: waiting for it fails if it was not recorded before."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -186,7 +186,7 @@ class Event:
 
 
 def test_the_path_of_a_gpu_reuses_its_memory_and_mixes_no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams and pinned memory are stood in; the staging, the slots and the order of steps are the real ones."""
+    """Stand-ins replace streams and pinned memory; the staging, the slots and the order of steps are real."""
     encoder = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu", batch_size=8), "ct")
     expected = encoder.encode(SLICES)
     empty = torch.empty
@@ -203,7 +203,7 @@ def test_the_path_of_a_gpu_reuses_its_memory_and_mixes_no_batches(monkeypatch: p
 
     flying = [start(0, 2), start(2, 5)]
     assert np.array_equal(flying[0].result(), expected[:2]) and len(encoder._free) == 1
-    flying.append(start(5, 9))  # in the memory of the first
+    flying.append(start(5, 9))  # it reuses the memory of the first
     assert not encoder._free
     assert np.array_equal(flying[0].result(), expected[:2]), "a result outlives its slot"
     assert np.array_equal(flying[1].result(), expected[2:5]) and np.array_equal(flying[2].result(), expected[5:])

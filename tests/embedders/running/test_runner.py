@@ -1,4 +1,4 @@
-"""The runner: means that are right, items that do not disturb each other, the same bits however it works."""
+"""The runner: means are right, items do not disturb each other, and every way of working gives the same bits."""
 
 import errno
 import random
@@ -55,7 +55,7 @@ def embed(
 
 
 def mean_of(item: ItemToEmbed, encoder: Encoder, units: np.ndarray) -> np.ndarray:
-    """Recomputed from units, one by one, in float64."""
+    """The mean, computed again from single units in float64."""
     number = int(item.paths[0])
     vectors = [encoder.encode(unit_readers.pixels(number, np.array([unit])))[0] for unit in units]
     return np.stack(vectors).astype(np.float64).mean(axis=0)
@@ -103,7 +103,7 @@ def test_a_sequence_holds_every_unit_and_its_place(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> list[ItemToEmbed]:
-    """Short items, one that is cut into spans, some that lose units or fail."""
+    """Short items, one item that is cut into spans, and some items that lose units or fail."""
     folder = tmp_path_factory.mktemp("many")
     sizes = [3, 1, 40, SPAN + 2 * BLOCK + 5, 17, 16, 33, 20]
     faults: dict[int, dict[str, object]] = {
@@ -146,7 +146,7 @@ def test_the_bits_do_not_depend_on_order_mixing_and_checkpoints(
     order: list[int], cut: int, checkpoint: int, many: list[ItemToEmbed], undisturbed: tuple[list[EmbeddedItem], str],
     encoder: Encoder, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
-    """In two runs, the items of each in any order."""
+    """The items are embedded in two runs, each in any order."""
     path = tmp_path_factory.mktemp("mixed") / "s.lmdb"
     found: list[EmbeddedItem] = []
     for part in (order[:cut], order[cut:]):
@@ -205,7 +205,7 @@ def test_a_file_that_changed_while_it_was_read_is_tried_again(tmp_path: Path, en
     for times in (1, 2):
         assert embed([item], encoder, tmp_path / "s.lmdb")[0][0].verdict == "failed_changed"
         assert len((tmp_path / "log").read_text().splitlines()) == times
-        # The night that met it says so, and publishes the others.
+        # The night that finds it reports it, and publishes the other items.
         known = outcomes(tmp_path / "s.lmdb", {item.item_key: item.units_expected}, encoder.spec.width)
         assert [entry.verdict for entry in known.values()] == ["failed_changed"]
 
@@ -221,7 +221,7 @@ def test_a_file_that_went_costs_its_item_alone(decoders: int, when: str, tmp_pat
     assert [result.verdict for result in results] == ["ok", "failed_changed", "ok"]
     known = outcomes(tmp_path / "s.lmdb", {item.item_key: 3 for item in items}, encoder.spec.width)
     assert sorted(entry.verdict for entry in known.values()) == ["failed_changed", "ok", "ok"]
-    back = unit_readers.item(tmp_path / "x", 1, 3)  # the file is there again: no lasting verdict
+    back = unit_readers.item(tmp_path / "x", 1, 3)  # the file is there again, so the verdict does not stay
     assert embed([items[0], back, items[2]], encoder, tmp_path / "s.lmdb")[0][1].verdict == "ok"
 
 
@@ -238,7 +238,7 @@ def test_a_verdict_of_old_does_not_ask_for_its_files(tmp_path: Path, encoder: En
 def test_a_disk_that_is_away_is_no_verdict(
     decoders: int, how: str, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would otherwise publish a night without images. A disk that is not mounted leaves an empty folder."""
+    """Otherwise a night would publish a release without images. A disk that is not mounted leaves an empty folder."""
     items = [unit_readers.item(tmp_path / "x", number, 3) for number in range(2)]
     if how == "an error of the disk":
         original = Path.stat
@@ -281,7 +281,7 @@ def test_a_vector_that_float16_cannot_hold_is_refused(
 
 
 def test_too_many_failed_units_refuse_the_item(tmp_path: Path, encoder: Encoder) -> None:
-    """A tenth, or what the geometry says."""
+    """The limit is a tenth of the units, or the one that the geometry gives."""
     cases = [([0, 1], {}, "ok"), ([0, 1, 2], {}, "failed_unreadable"), ([0, 1, 2], {"max_failed_tiles": 0.2}, "ok")]
     items = [unit_readers.item(tmp_path / "x", n, 20, bad=bad, **more) for n, (bad, more, _) in enumerate(cases)]
     results, _ = embed(items, encoder, tmp_path / "s.lmdb")

@@ -1,4 +1,4 @@
-"""Trees as hospitals have them: archives, multi-frame objects, reconstructions, files that change or cannot be read."""
+"""Folders as hospitals have them: archives, multi-frame objects, reconstructions, changed and unreadable files."""
 
 import bz2
 import gzip
@@ -360,7 +360,7 @@ def test_a_study_in_a_damaged_compressed_archive_is_never_foreign(tmp_path: Path
 @pytest.mark.parametrize("damage", ["a header", "no end", "a cut at a member"])
 @pytest.mark.parametrize("suffix", ["", *sorted(PACKERS)])
 def test_damage_between_a_tars_members_is_not_its_end(tmp_path: Path, suffix: str, damage: str) -> None:
-    """tarfile would give the members before it and say nothing: a shorter volume."""
+    """tarfile would return the members before the damage without an error, and the volume would be shorter."""
     content = bytearray(packed_study(tmp_path))
     pack = PACKERS.get(suffix, bytes)
     tree = tmp_path / "tree"
@@ -627,7 +627,7 @@ def test_slices_without_a_series_are_told_apart_by_study_and_folder(tmp_path: Pa
     victim = tmp_path / folders[1] / "1-2"
     victim.write_bytes(victim.read_bytes()[:-100])
     found = verdicts(tmp_path, reconstruction=ALL)
-    # Beside two studies nothing says whose a damaged file is, but that its volume lacks a slice.
+    # With two studies in a folder, a damaged file is assigned to none; only the missing slice of its volume shows.
     spoilt = {"ok": 1, "failed_unreadable": 1} | ({"failed_missing_slice": 1} if folders[0] == folders[1] else {})
     assert found == spoilt
 

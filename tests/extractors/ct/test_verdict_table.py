@@ -1,4 +1,4 @@
-"""The verdict table: for every series or file of the public test trees, what it must be, and why."""
+"""The verdict table: the verdict that every series or file of the public test data must have, and why."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ IBSI: dict[str, Row] = {
         for number in ("008/CT", "019/CT", "025/CT", "042/CT", "019/MR_T1", "019/PET")
     },
 }
-# Named by no item: the same bytes as another file, which counts once.
+# No item names this file: it has the same bytes as another file, and counts once.
 COPIES = {"odd/CT1_J2KI"}
 TABLES = {"ct-robustness": ROBUSTNESS, "ct-head-series": HEAD, "ct-ibsi-sts": IBSI}
 
@@ -105,7 +105,7 @@ def test_every_file_of_the_tree_is_in_the_table(real_data: Path, tree: str) -> N
     assert set(items) == set(TABLES[tree])
     files = {path.relative_to(real_data / tree).as_posix() for path in (real_data / tree).rglob("*") if path.is_file()}
     named = {path for item in items.values() for path in item.paths}
-    # What no item names: text files, which one item counts; DICOMDIRs; a byte-identical or repeated instance.
+    # No item names text files (one item counts them), DICOMDIRs, or a second copy of an instance.
     unnamed = {
         path for path in files - named if Path(path).suffix not in (".txt", ".md") and Path(path).name != "LICENSE"
     }

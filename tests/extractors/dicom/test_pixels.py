@@ -57,7 +57,7 @@ def test_every_lossless_encoding_gives_the_stored_values_that_pydicom_gives(
     assert (expected < 0).any() or bits.get("PixelRepresentation") == 0
     got = stored(tmp_path / "other")
     assert got.dtype == expected.dtype and np.array_equal(got, expected)
-    # pydicom leaves signed JPEG-LS and HTJ2K of fewer bits unsigned, which makes air dense.
+    # pydicom reads signed JPEG-LS and HTJ2K of fewer bits as unsigned, which gives air a high density.
     if syntax not in ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201") or bits != {"BitsStored": 12, "HighBit": 11}:
         assert np.array_equal(pydicom.dcmread(tmp_path / "other").pixel_array, expected)
     plain, other = (next(iter(read_volume([name], tmp_path))) for name in ("plain", "other"))
@@ -74,7 +74,7 @@ def test_each_fallback_decoder_gives_the_same_bits(syntax: str) -> None:
         for decoder in DECODERS[syntax]:
             try:
                 decoded = decoder(data, form)
-            except Exception:  # a codec that this file's flavour does not suit is what fall-backs are for
+            except Exception:  # fall-backs exist for codecs that cannot read this variant
                 continue
             assert np.array_equal(decoded.reshape(16, 24), pixels)
             agreeing += 1
@@ -94,7 +94,7 @@ def test_odd_sizes_and_padding_bytes_are_read(tmp_path: Path) -> None:
 
 
 def test_bits_above_the_high_bit_are_masked_and_extend_the_sign(tmp_path: Path) -> None:
-    """An overlay in the upper bits (retired, but in archives) is no density; pydicom alone leaves it in."""
+    """An overlay in the upper bits (retired, but still in archives) is not a density; pydicom does not remove it."""
     write_slice(tmp_path / "a", disc(inside=100.0), 0, BitsStored=12, HighBit=11)
     clean = stored(tmp_path / "a")
     dataset = pydicom.dcmread(tmp_path / "a")
@@ -135,7 +135,7 @@ def test_water_air_and_padding_of_phantoms(tmp_path: Path, signed: int) -> None:
         ("failed_too_many_units", {"NumberOfFrames": 2_000_000_000}),
         ("failed_unreadable", {"BitsAllocated": 64}),
         ("failed_unreadable", {"BitsStored": 17}),
-        ("failed_unreadable", {"Rows": 4096, "Columns": 4096}),  # plausible, but the file has not so many bytes
+        ("failed_unreadable", {"Rows": 4096, "Columns": 4096}),  # plausible, but the file has fewer bytes
     ],
 )
 def test_a_header_that_claims_too_much_is_a_verdict_at_the_index(
@@ -168,7 +168,7 @@ def test_a_codestream_larger_than_its_header_is_never_decoded(
     with pytest.raises(VerdictError, match="failed_implausible_size"):
         list(read_volume(["a"], tmp_path))
     assert not calls
-    with pytest.raises(VerdictError, match="failed_unreadable"):  # the same size, and the decoder is asked
+    with pytest.raises(VerdictError, match="failed_unreadable"):  # with the right size the decoder is called
         decode(ENCODERS[syntax](large[:32, :32], 16), PixelFormat(syntax, 32, 32, 16, 16, 15, True, 1, True))
     assert calls
 
@@ -188,7 +188,7 @@ def test_a_deflated_bomb_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_deflated_data_set_within_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each level would take the limit's memory again."""
+    """Each level could take as much memory as the limit allows."""
     monkeypatch.setattr(elements, "MAX_INFLATED", 1 << 20)
     uid = b"1.2.840.10008.1.2.1.99"
     meta = struct.pack("<HH2sH", 2, 16, b"UI", len(uid)) + uid
@@ -215,15 +215,15 @@ def test_a_deflated_data_set_within_another_is_refused(tmp_path: Path, monkeypat
             for syntax in sorted(ENCODERS)
             for damage in ("cut", "cut before its end", "blanked", "a hole")
         ),
-        *(("1.2.840.10008.1.2.5", damage) for damage in ("cut", "cut before its end")),  # zeros are runs of its pixels
+        *(("1.2.840.10008.1.2.5", damage) for damage in ("cut", "cut before its end")),  # zeros are valid runs
     ],
 )
 def test_a_frame_with_a_part_missing_is_refused(syntax: str, damage: str, share: float) -> None:
-    """Decoders fill up what is missing, and most of them in silence."""
+    """Decoders fill the missing part, and most of them give no error."""
     y, x = np.mgrid[:128, :128]
     noise = np.random.default_rng(0).normal(0, 20, x.shape)
     image = (1000 + 300 * np.sin(x / 9) * np.cos(y / 7) + noise).astype(np.uint16)
-    image[:, :8] = image[-8:] = 0  # as outside of the scanner's circle
+    image[:, :8] = image[-8:] = 0  # like the area outside the scanner's circle
     rle = syntax not in ENCODERS
     data = run_lengths(image) if rle else ENCODERS[syntax](image, 16)
     form = PixelFormat(syntax, 128, 128, 16, 16, 15, False, 1, True)
@@ -253,7 +253,7 @@ def run_lengths(image: np.ndarray) -> bytes:
 @pytest.mark.parametrize("syntax", sorted(ENCODERS))
 @pytest.mark.parametrize("value", [0, 5, 4095])
 def test_slices_of_one_value_are_whole(syntax: str, value: int) -> None:
-    """The shortest streams, and an end that decoders' filling would look like."""
+    """These streams are the shortest, and their end looks like the filling of a decoder."""
     form = PixelFormat(syntax, 64, 64, 16, 12, 11, False, 1, True)
     image = np.full((64, 64), value, np.uint16)
     half = np.where(np.arange(64)[:, None] < 20, np.arange(64) * 9, image).astype(np.uint16)
@@ -317,7 +317,7 @@ def test_a_scan_gives_way_to_pydicom_where_a_file_is_odd(tmp_path: Path) -> None
 def test_reading_an_odd_file_says_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """pydicom's warnings quote values; those of the file's meta group are looked at late."""
+    """pydicom's warnings quote values; it checks the values of the file's meta group late."""
     write_slice(tmp_path / "a", disc(), 0, PatientID="Müller", SpecificCharacterSet="ISO_IR 100")
     content = (tmp_path / "a").read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"DOE^JANE, born 1950-01-01\0", 1)
     recwarn.clear()

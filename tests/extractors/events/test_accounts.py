@@ -1,4 +1,4 @@
-"""Every raw row is accounted for: what it becomes, which rows are equal, and what is told of those that make none."""
+"""Every raw row is accounted for: what it becomes, which rows are equal, and the record of rows without events."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def table(*events: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 
 def removed_rows(work: Path, accounts: dict[str, dict[str, Any]]) -> tuple[int, int]:
-    """Aligns both buckets: repeated rows of `t` and all events that are left."""
+    """Aligns both buckets; returns the number of repeated rows of `t` and the number of events that remain."""
     repeated = left = 0
     for bucket in range(2):
         result = align_one(work, accounts, bucket)
@@ -80,7 +80,7 @@ ROWS = st.lists(
 
 
 def plain_time(text: str) -> str:
-    """missing, bad or good, as datetime reads it."""
+    """Whether datetime finds the text missing, bad or good."""
     if not text.strip():
         return "missing"
     try:
@@ -145,7 +145,7 @@ def test_codes_of_many_columns_with_many_values_are_their_rows_own(tmp_path: Pat
     rows = [
         (1, "2020-01-01", *(f"{(row * (2 * place + 1) + place) % 256}" for place in range(9))) for row in range(256)
     ]
-    # These differ from the first row in the first column alone.
+    # These rows differ from the first row in the first column only.
     rows += [(1, "2020-01-01", value, *rows[0][3:]) for value in ("7", "8")]
     found, _ = convert_text(tmp_path, table(event(template, time="at")), csv_text(["pid", "at", *names], rows))
     assert found["code"].to_list() == ["/".join(str(value) for value in row[2:]) for row in rows]
@@ -185,7 +185,7 @@ def test_two_ids_of_different_tables_with_one_hash_stop_the_run(
 
     def digest(self: Deidentifier, domain: str, value: str) -> bytes:
         made = real(self, domain, value)
-        # The first half is the id that subjects get, the second what tells two raw ids apart.
+        # The first half is the id of the subject; the second half shows whether two raw ids differ.
         return bytes(8) + made[8:] if collide and domain == "subject" and value.startswith("twin") else made
 
     monkeypatch.setattr(Deidentifier, "_digest", digest)
@@ -223,7 +223,7 @@ def test_equal_rows_are_found_across_the_files_of_a_table_and_other_rows_are_not
     }
     (bucket,) = accounts["t-a.csv.segment"]["buckets"]
     result = align_one(tmp_path, accounts, int(bucket))
-    # Rows of another table are no repetition, though they are equal.
+    # An equal row of another table is not a repetition.
     assert result.counts["set_aside"]["duplicate_row"] == {"t": {"rows": 1, "events": 1, "timed": 1}}
     left = aligned_events(tmp_path, int(bucket)).select("source", "code").rows()
     assert left == [("t", "X/A"), ("u", "X/A"), ("t", "X/B"), ("t", "X/B"), ("u", "X/B")]
@@ -287,7 +287,7 @@ def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
         parts = [pl.read_parquet(release.events(bucket)) for bucket in range(2)]
         whole = [[path.read_bytes() for path in files(release, bucket)] for bucket in range(2)]
         hashes = {bucket: count["hash"] for bucket, count in counts["buckets"].items()}
-        # With other ranges the file has other row groups, and the same rows.
+        # With other ranges the file has other row groups, but the same rows.
         seen.append((hashes, [result.counts for result in results], parts, whole if ranges > len(MANY) else None))
     for hashes, accounts, parts, whole in seen[1:]:
         assert (hashes, accounts) == seen[0][:2]
@@ -302,7 +302,7 @@ def files(release: ReleaseLayout, bucket: int) -> list[Path]:
     return [release.events(bucket), release.subjects(bucket), release.codes_of(bucket)]
 
 
-# --- what is no table of the source
+# --- tables that the source does not know
 
 
 def test_a_table_that_no_rule_mentions_is_accounted_for(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_table_that_no_rule_mentions_is_accounted_for(tmp_path: Path) -> None:
         (raw / name).write_bytes(GOOD)
     (raw / "readme.txt").write_text("no table")
     tasks = plan_meds(tmp_path, MAPPING)
-    # By a hash: the name of a file that nobody mapped may be a patient's.
+    # The label is a hash, because the name of an unmapped file may be a patient's name.
     names = sorted(task.params["label"] for task in tasks)
     assert names[0] == "t"
     assert all(name.startswith("unmapped-") and "extra" not in name for name in names[1:])
@@ -390,7 +390,7 @@ def test_the_releases_quarantine_says_which_rows_of_which_file_and_nothing_of_th
         rows[table, outcome] += number
     assert (rows["t", "raw"], rows["t", "events"], rows["t", "quarantined"]) == (17, 3, 14)
     assert (rows["u", "raw"], rows["u", "events"]) == (1, 1)
-    # Nine repetitions and one across the files are no rows that a person must look at.
+    # Nine repeated rows, and one that is repeated across the files, need no person's attention.
     assert done.quarantined == 6
     names = [name for name in {*ledger["table"]} if name.startswith("unmapped-")]
     assert [rows[name, "quarantined"] for name in names] == [1]

@@ -1,4 +1,4 @@
-"""What codes mean: descriptions and parents from dictionaries, for the codes that occur and no others."""
+"""Meanings of codes: descriptions and parents from dictionaries, only for the codes that occur."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +40,7 @@ def items(work: Path, *rows: tuple[object, ...], name: str = "items", header: st
 def described(
     work: Path, source: Source, codes: list[str], crosswalks: dict[str, Path] | None = None
 ) -> dict[str, tuple[str | None, list[str] | None]]:
-    """Description and parents by code, in the order asked."""
+    """Description and parents of each code, in the order of `codes`."""
     frame = describe(pl.Series(codes, dtype=pl.String), [Export(work, source, crosswalks)])
     assert frame["code"].to_list() == codes
     return {code: (text, parents) for code, text, parents in frame.iter_rows()}
@@ -78,7 +78,7 @@ def test_parents_of_several_rows_and_rules_add_up(tmp_path: Path) -> None:
         "LAB/1": ("A", ["ALL", "UP/P1", "UP/P2"]),
         "LAB/2": ("B", ["ALL", "UP/NONE"]),
     }
-    # A parent that stands nowhere is none, and takes neither the description nor the other parents with it.
+    # An empty parent is left out; the description and the other parents stay.
     assert described(tmp_path, source_of(rules[:1]), ["LAB/2"]) == {"LAB/2": ("B", None)}
 
 

@@ -1,4 +1,4 @@
-"""Columns looked up in other tables: whatever fits into memory, the same rows come out, and nothing is left behind."""
+"""Columns looked up in other tables: any amount of memory gives the same rows, and no temporary file remains."""
 
 import csv
 import random
@@ -265,7 +265,7 @@ def test_what_no_row_asks_for_is_not_looked_at(tmp_path: Path, fits: bool, monke
     if not fits:
         monkeypatch.setattr(joins, "LOOKUP_BYTES", 1)
     (tmp_path / "raw").mkdir()
-    # Few distinct texts, as numbered columns have: and one that the rule's SQL cannot read.
+    # There are few distinct texts, as in columns of numbers, and one text that the rule's SQL cannot read.
     people = "".join(f"{number},{number // 50},{number % 3}\n" for number in range(1000))
     (tmp_path / "raw" / "people.csv").write_text(f"card,person,factor\n{people}1000,99,n/a\n")
     rule = table(
@@ -330,5 +330,5 @@ def test_a_looked_up_value_is_part_of_a_buckets_hash(tmp_path: Path) -> None:
         write_stays(tmp_path, *((1, f"s{n}", opened, f"2020-01-{closed} 10:00:00") for n in (1, 2)))
         _, counts = convert_text(tmp_path, with_join({"closed": "closed"}), text, stays=STAYS)
         hashes.append({bucket: count["hash"] for bucket, count in counts["buckets"].items()})
-    # Another value that is looked up is another bucket; another column of the same table is not.
+    # A change of a looked-up value changes the bucket's hash; a change of another column of that table does not.
     assert hashes[0] != hashes[1] == hashes[2]

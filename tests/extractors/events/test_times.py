@@ -1,4 +1,4 @@
-"""Times as exports write them: what each format reads, what stands for a date, and what is unreadable."""
+"""Times as exports write them: what each format reads, which moment a date gets, and what is unreadable."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -72,7 +72,7 @@ def test_what_no_format_fits_is_unreadable(raw: str) -> None:
     assert parsed([raw, None, "  "]) == ([None] * 3, [None] * 3, [True, False, False])
 
 
-# `%.f` also reads a time without a fraction, so it stands behind the others.
+# `%.f` also reads a time without a fraction, so it comes after the other formats.
 FRACTION = "%Y-%m-%d %H:%M:%S%.f"
 FORMATTED: dict[str, tuple[str, Callable[[datetime], datetime]]] = {
     FRACTION: ("us", lambda at: at.replace(microsecond=at.microsecond or 1)),
@@ -299,11 +299,11 @@ def test_the_hour_that_a_clock_skips_and_the_one_that_it_repeats() -> None:
         datetime(2021, 3, 28, 1, 59, 59), datetime(2021, 3, 28, 3), datetime(2021, 10, 31, 2, 30),
         datetime(2021, 10, 31, 2, 30),
     ]  # fmt: skip
-    # Long before 1970, and before that zone had a summer.
+    # This is long before 1970, when that zone had no summer time.
     assert times_of(["1955-07-01 12:00:00Z"], "Europe/Berlin", formats=ZONED).time.to_list() == [
         datetime(1955, 7, 1, 13)
     ]
-    # Without an offset a wall clock is taken as it stands, be it in the gap or in the repeated hour.
+    # Without an offset the wall-clock time is kept, even in the skipped hour and in the repeated hour.
     plain: list[str | None] = ["2021-03-28 02:30:00", "2021-10-31 02:30:00"]
     times = times_of(plain, "Europe/Berlin")
     assert times.time.to_list() == [datetime(2021, 3, 28, 2, 30), datetime(2021, 10, 31, 2, 30)]
@@ -350,7 +350,7 @@ def test_the_first_column_that_is_not_empty_is_taken() -> None:
     assert not times.unreadable.any()
 
 
-# --- what is told of them
+# --- what the accounts and the ledger say of times
 
 SEEN = {"events": [{"code": "X", "time": "at", "available": "known"}]}
 ROWS = [

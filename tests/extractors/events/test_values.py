@@ -1,4 +1,4 @@
-"""Values as laboratories write them: float32 equal to the source's, and never less told than stood there."""
+"""Values as laboratories write them: numbers equal the source's as float32, and no part of a text is lost."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -53,7 +53,7 @@ DECIMALS = st.one_of(
     st.integers(-(2**70), 2**70).map(str),
     st.floats(allow_nan=False, allow_infinity=False, width=32).map(repr),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
-    # Half-way between two of float32, where a number rounded twice may end on the wrong side.
+    # Half-way between two float32 numbers, where rounding twice may give the wrong one.
     st.integers(2**24, 2**26).map(lambda number: f"{Decimal(number) + Decimal('0.5')}"),
 )
 
@@ -122,11 +122,11 @@ def test_nothing_that_stood_there_is_lost(texts: list[str | None]) -> None:
             assert (flag is None) == (number is None)
             assert flag is None or flag in FLAGS
             assert unit is not None if flag == "unit" else flag is not None or unit is None
-        # What one value becomes does not hang on the others in its block.
+        # The result of a value does not depend on the other values in its block.
         assert read(text) == [(number, flag, kept, unit)]
 
 
-# --- beside a text and a unit
+# --- with a text column and a unit column
 
 
 def converted(tmp_path: Path, rows: list[tuple[str | None, ...]], **units: str | None) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The simulated hospital: same seed same bytes, readable by the field's readers, faults and signal really there."""
+"""The simulated hospital: a seed gives the same bytes, standard readers read them, faults and signal are present."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def ct_feature(volume: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def slide_feature(image: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean colour of what is not white."""
+    """Mean colour of the pixels that are not white."""
     stained = image[image.min(axis=2) < 225]
     return np.asarray(stained.mean(axis=0))
 
@@ -104,7 +104,7 @@ def test_a_subject_stays_the_same_when_the_hospital_grows(
         before = table(small, name)
         after = table(grown, name).filter(pl.col("patient_id") <= "P000025")
         changed = len(set(before.rows()) ^ set(after.rows()))
-        # A spoilt row differs on both sides; nothing else may.
+        # A spoilt row may differ in both exports; no other row may differ.
         planted = sum(f["count"] for root in (small, grown) for f in faults_of(root).values() if f["table"] == name)
         assert changed <= 2 * planted, name
     images = [*small.glob("ct/*/*/*"), *small.glob("slides/*.svs")]
@@ -305,7 +305,7 @@ def test_pixels_tell_the_class_and_the_class_chose_the_finding(hospital: tuple[P
             with openslide.OpenSlide(root / row["image_id"]) as opened:
                 level = np.asarray(opened.read_region((0, 0), 2, opened.level_dimensions[2]).convert("RGB"))
             guess, findings = nearest(slide, slide_feature(level)), SLIDE_FINDINGS
-        # The next laboratory row of this patient after the image, whatever signal.csv says.
+        # The next laboratory row of this patient after the image, found without signal.csv.
         after = labs.filter(
             (pl.col("patient_id") == row["patient_id"]) & (pl.col("collected_time") > row["image_time"])
         )
@@ -331,7 +331,7 @@ def test_the_finding_is_the_very_next_event_by_time_and_by_availability(
         }.items()
         for column in columns
     ]
-    # Facts known by the day stand at the day's end.
+    # Facts that are known to the day have the time of the day's end.
     moments += [
         table(root, name).select("patient_id", (pl.col(column) + " 23:59:59").alias("at"))
         for name, column in (("diagnoses", "recorded_date"), ("procedures", "procedure_date"))

@@ -1,4 +1,4 @@
-"""OMOP CDM: concepts, values, times and availability, on rows made here in both versions of the model."""
+"""OMOP CDM: concepts, values, times and availability, on made-up rows in both versions of the model."""
 
 from datetime import date, datetime
 from pathlib import Path
@@ -43,7 +43,7 @@ CONCEPTS = [
 
 
 def table(folder: Path, name: str, *rows: dict[str, Any]) -> Path:
-    """Writes a table with the columns that the model requires, and what the rows name."""
+    """Writes a table with the columns that the model requires and the columns that the rows have."""
     path = folder / f"{name}.csv"
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys([*COLUMNS[name]["required"], *(column for row in rows for column in row)]))
@@ -58,7 +58,7 @@ def vocabulary(folder: Path) -> None:
 
 
 def made(work: Path, name: str, *rows: dict[str, Any], source: Source = OMOP) -> list[dict[str, Any]]:
-    """Events of rows of one table; other tables lie in `work`/cdm already."""
+    """Events of rows of one table; the other tables are already in `work`/cdm."""
     return account_and_events(work, name, *rows, source=source)[1]
 
 
@@ -415,7 +415,7 @@ def test_an_encounter_number_never_becomes_a_code(tmp_path: Path) -> None:
 
 
 def coded_at(work: Path, source: Source) -> list[dict[str, Any]]:
-    """A condition and a procedure during a stay, after it, without one, and in one that nobody knows."""
+    """Conditions and procedures during a stay, after it, without a stay, and with an unknown stay."""
     table(work / "cdm", "visit_occurrence", {"person_id": 1} | VISIT | {"visit_end_datetime": "2020-03-05 11:00:00"})
     dates = {"condition_start_date": "2020-03-02", "condition_end_date": "2020-03-03"}
     conditions = [dates | {"visit_occurrence_id": visit, "condition_concept_id": 9} for visit in (70, None, 71)]
@@ -430,7 +430,7 @@ def coded_at(work: Path, source: Source) -> list[dict[str, Any]]:
 
 
 def leaks(events: list[dict[str, Any]]) -> int:
-    """Facts of the stay that are available before it ends, and yet are coded at its end."""
+    """The number of facts that are coded at the end of the stay, but available before it ends."""
     return sum(event["available_time"] < datetime(2020, 3, 5, 11) for event in events if event["visit_id"] == 70)
 
 

@@ -1,4 +1,4 @@
-"""Synthea's CSV export, on rows made from its published columns: no export of it is at hand."""
+"""Synthea's CSV export, on made-up rows with its published columns: we have no export of Synthea."""
 
 import uuid
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ class Export:
         self.source: Source = load_source("synthea")
 
     def write(self, table: str, *rows: dict[str, Any], columns: str | None = None) -> None:
-        """Rows by column; columns that a row leaves out are empty."""
+        """Writes rows, each by column; columns that a row does not have are empty."""
         names = (columns or COLUMNS[table]).split(",")
         assert all(set(row) <= set(names) for row in rows), "a column that the schema does not have"
         text = csv_text(names, ([row.get(name) for name in names] for row in rows))
@@ -91,7 +91,7 @@ class Export:
         return events
 
     def codes_and_times(self, table: str) -> list[tuple[Any, ...]]:
-        """Code, time and availability of each event."""
+        """Code, time and time of availability of each event."""
         return sorted(self.events(table).select("code", "time", "available_time").rows(), key=str)
 
 
@@ -317,7 +317,7 @@ def test_insurance_starts_with_its_plan(export: Export) -> None:
 
 
 def test_version_2(export: Export) -> None:
-    """Fewer columns, dates where version 3 has moments, years where it has dates, one row a study."""
+    """It has fewer columns, dates instead of version 3's moments, years instead of dates, and one row for a study."""
     who = {"PATIENT": ANNA, "ENCOUNTER": STAY}
     export.write(
         "conditions",
@@ -376,7 +376,7 @@ def test_references_make_no_events(export: Export) -> None:
 
 
 def people(number: int) -> Iterator[tuple[str, str, str, str]]:
-    """Id, encounter and its start and stop."""
+    """A patient's id, and an encounter's id, start and stop."""
     for place in range(number):
         start = datetime(2020, 1, 1, 8) + timedelta(days=3 * place)
         stop = start + timedelta(days=1, hours=2)
@@ -384,7 +384,7 @@ def people(number: int) -> Iterator[tuple[str, str, str, str]]:
 
 
 def test_a_release(tmp_path: Path) -> None:
-    """UUIDs to a published release: nothing is lost, and codes say what they mean."""
+    """From UUIDs to a published release: nothing is lost, and codes have descriptions."""
     export = Export(tmp_path)
     patients = list(people(24))
     export.write(

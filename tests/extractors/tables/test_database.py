@@ -1,4 +1,4 @@
-"""DuckDB files read as text: values, names, batches, several readers, and files that are none."""
+"""DuckDB files read as text: values, names, batches, several readers, and files that are no database."""
 
 import datetime
 import math
@@ -182,7 +182,7 @@ def test_no_columns_and_no_rows(tmp_path: Path) -> None:
 
 def test_nothing_is_written_and_a_log_of_the_writer_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.duckdb"
-    # Ended before its checkpoint: the rows lie in the log beside the file.
+    # The writer ends before its checkpoint, so the rows are in the log beside the file.
     script = f"""
         import duckdb, os
         connection = duckdb.connect({str(path)!r})
@@ -294,7 +294,7 @@ def test_another_storage_version_is_named(tmp_path: Path) -> None:
 
 
 def checksum(block: bytearray) -> int:
-    """As DuckDB sums up a block: so that only the version differs, and the file is not damaged."""
+    """The checksum of a block as DuckDB computes it, so that only the version differs and the file is not damaged."""
     total = 5381
     for (word,) in struct.iter_unpack("<Q", block):
         total ^= word * 0xBF58476D1CE4E5B9 & (1 << 64) - 1

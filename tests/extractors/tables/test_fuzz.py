@@ -1,4 +1,4 @@
-"""Whatever a raw table looks like: the rows that a plain reader finds become events, or one clear line is told."""
+"""Random raw tables: every row that a simple reader finds becomes events, or the run stops with one clear line."""
 
 import csv
 import gzip
@@ -38,9 +38,9 @@ Records = list[tuple[str, ...]]
 
 
 def plain_records(text: str) -> tuple[Records, bool]:
-    """Records of a CSV letter by letter, without empty lines; and whether a quoted field swallows other records.
+    """Reads a CSV letter by letter: its records without empty lines, and whether a quoted field swallows others.
 
-    It does where it is not closed, or spans lines and is closed by what is no end of a field.
+    A field does so if its quote is never closed, or if it spans lines and its closing quote does not end the field.
     """
     records: Records = []
     record: list[str] = []
@@ -150,7 +150,7 @@ def known_value(text: str | None) -> tuple[float | None, str | None]:
 
 
 def plain_events(records: Records, header: list[str]) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
-    """Events, and quarantined rows with reasons, worked out a row at a time."""
+    """Events, and quarantined rows with reasons, computed row by row."""
     events: list[tuple[Any, ...]] = []
     quarantined: list[tuple[int, str]] = []
     for number, record in enumerate(records, 1):
@@ -228,7 +228,7 @@ def refusal(header: list[str]) -> bool:
 
 
 def compare(work: Path, data: bytes, name: str = "t.csv", deid: dict[str, Any] | None = None) -> str:
-    """Converts a file and holds the outcome against the plain one; says which it was."""
+    """Converts a file, compares the outcome with the simple reader's, and returns which outcome it was."""
     text = data.decode(errors="surrogateescape").removeprefix("\ufeff")
     lines, swallowed = plain_records(text)
     header, records = (list(lines[0]), lines[1:]) if lines and text[:1] not in "\r\n" else ([], [])
@@ -306,7 +306,7 @@ def test_hashed_ids_lose_no_row_that_has_one(rows: list[tuple[str, ...]]) -> Non
         found, counts = convert(Path(folder), source_of(t=RULE), "t", Path(folder) / "t.csv", {"mode": "expert"})
         named = [row for row in rows if row[0].strip()]
         assert counts["quarantined"].get("bad_subject_id", 0) == len(rows) - len(named)
-        # The same raw id, however it is padded, is one subject.
+        # The same raw id with any padding is one subject.
         expected = {row[0].strip() for row in named if row[4] or (row[3] != "skip" and known_time(row[1])[0])}
         assert found["subject_id"].n_unique() == len(expected)
 
@@ -323,7 +323,7 @@ def test_a_gzip_cut_anywhere_is_refused_and_never_half_a_table(tmp_path: Path, c
     assert not list(tmp_path.glob("*.segment"))
 
 
-# --- files that are none
+# --- files that are no tables
 
 MAPPING = "{name: s, subject: pid, tables: {t: {events: [{code: X, time: at}]}}}"
 
@@ -375,7 +375,7 @@ def test_of_equal_rows_one_stays_wherever_they_stand(
     rule = {"events": [{"code": "X/{code}", "time": "at"}]}
     lines = csv_text(["pid", "at", "code", "n"], [(pid, "2020-01-01", code, note) for pid, code, note in rows])
     header, _, body = lines.partition("\n")
-    # Every row twice, with an empty and a malformed line between, and with or without a last line end.
+    # Every row comes twice, with an empty and a malformed line between, with or without a last line end.
     text = f"{header}\n{body}\n1\n{body if ended else body[:-1]}"
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv_reader, "CHUNK_BYTES", chunk)

@@ -1,4 +1,4 @@
-"""Parquet of every type becomes the text that a CSV of it would hold, or one clear line is told."""
+"""Parquet of every type becomes the text that its CSV would have, or the run stops with one clear line."""
 
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -68,7 +68,7 @@ def test_parquet_of_every_type_is_text(tmp_path: Path, kind: str) -> None:
     assert block.numbers(np.arange(3)).tolist() == [1, 2, 3]
     assert raw.malformed == []
     if kind.startswith(("float", "beyond")):
-        # How a float is spelt is the library's choice, so the numbers are compared.
+        # The library chooses how to write a float, so the numbers are compared.
         assert [value is None for value in values] == [cell is None for cell in text]
         number = np.float32 if kind == "float32" else float
         assert [repr(number(value)) for value in values if value] == [repr(number(cell)) for cell in text if cell]

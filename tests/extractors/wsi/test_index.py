@@ -1,4 +1,4 @@
-"""Which slides a tree holds and what is said of each: real, broken and hostile files; exact geometry by hand."""
+"""Which slides a folder has and the verdict of each: real, broken and hostile files; geometry computed by hand."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ def verdict(root: Path, path: str, mpp: float | None = None) -> str:
     return index(root, path, mpp=mpp)[0].verdict
 
 
-# Of every file of the folder: the verdict and the number of tissue tiles with the file's own pixel size, and why.
+# For every file of the folder: the verdict, the number of tissue tiles at the file's own pixel size, and why.
 REAL = {
     "cmu-1-small-region.svs": ("ok", 53, "a scan at 0.499 um/px"),
     "small.svs": ("failed_no_tissue", None, "16 x 16 pixels, all white"),
@@ -102,7 +102,7 @@ def ifd(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
 
 
 def page(width: int, height: int, side: int = 256, tiles: int = 1, **change: int) -> list[tuple[int, int, int, int]]:
-    """A tiled RGB page; offsets and byte counts, where there are several, at byte 400."""
+    """A tiled RGB page; if there are several offsets and byte counts, they are at byte 400."""
     values = {256: width, 257: height, 259: 7, 262: 2, 277: 3, 322: side, 323: side, 254: 0}
     entries = [(tag, 4, 1, value) for tag, value in values.items()]
     place = change.get("place", 400)
@@ -142,7 +142,7 @@ def test_what_declares_more_than_it_holds_is_never_opened(
 
 
 def test_tables_that_a_tag_declares_are_not_read_beyond_what_a_page_needs(tmp_path: Path) -> None:
-    """A sparse file holds any table: of tiles, of JPEG tables, of bits."""
+    """A sparse file can hold tables of any length: of tiles, of JPEG tables, of bits."""
     most = 32 << 20
     with (tmp_path / "a.tif").open("wb") as file:
         entries = [entry for entry in page(256, 256) if entry[0] not in (258, 324, 325)]
@@ -167,7 +167,7 @@ def test_pydicom_says_nothing_of_what_lies_beside_slides(
     recwarn: pytest.WarningsRecorder,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Its warnings quote the values that are not as they should be."""
+    """pydicom's warnings quote the wrong values."""
     with quiet():
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -244,7 +244,7 @@ def test_an_unexpected_error_is_one_slides_verdict(tmp_path: Path, monkeypatch: 
 
 
 class Sketch:
-    """A slide of given levels, white but for a dark left half; stands in for OpenSlide in plans."""
+    """A slide of given levels, with a dark left half and a white right half; it replaces OpenSlide in plans."""
 
     def __init__(self, *levels: tuple[int, int], **properties: str) -> None:
         self.level_dimensions, self.dimensions, self.level_count = levels, levels[0], len(levels)

@@ -1,4 +1,4 @@
-"""Slides: physical scale, tissue, spans, damage, and images that must never be read."""
+"""Slides: physical scale, tissue, spans, damage, and images that must not be read."""
 
 import os
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def test_tissue_tiles_are_found_where_the_tissue_is(slide: Path) -> None:
 
 
 def test_a_tile_is_as_wide_in_micrometres_whatever_the_scan(tmp_path: Path) -> None:
-    """The same stripes of 32 um, scanned at three pixel sizes, have the same period in the tiles read."""
+    """The same stripes of 32 um, scanned at three pixel sizes, have the same period in the tiles."""
     for mpp in (0.25, 0.4, 0.5):
         side = int(1024 * 0.5 / mpp)
         x = np.arange(side) * mpp

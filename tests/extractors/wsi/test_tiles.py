@@ -1,4 +1,4 @@
-"""Direct decoding gives OpenSlide's pixels for every encoding, or gives way to it."""
+"""Direct decoding gives OpenSlide's pixels for every encoding, or OpenSlide reads the slide."""
 
 import hashlib
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def texture(height: int = 900, width: int = 1100) -> np.ndarray:
 
 
 def split_tables(stream: bytes) -> tuple[bytes, bytes]:
-    """A JPEG's tables as a stream of their own, and what is left."""
+    """A JPEG's tables as a separate stream, and the rest."""
     tables, rest, at = b"\xff\xd8", b"\xff\xd8", 2
     while stream[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
@@ -236,7 +236,7 @@ def test_a_wrong_decoder_gives_way_to_openslide(tmp_path: Path, change: Any, mon
 def test_a_colour_space_that_the_tiff_denies_is_read_as_openslide_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RGB written as YCbCr without a marker that says so: wrong colours, but the same in both readers."""
+    """RGB stored as YCbCr without a marker for it: the colours are wrong, but both readers give the same."""
     monkeypatch.setitem(KINDS, "jpeg-rgb", {"compression": 7, "photometric": "ycbcr", "subsampling": (1, 1)})
     write_encoded(tmp_path / "a.svs", "jpeg-rgb")
     assert differences(tmp_path / "a.svs", monkeypatch)[1] == 0
@@ -265,7 +265,7 @@ def test_samples_are_the_same_in_every_process_and_differ_between_slides(
 
 
 def test_bytes_that_are_no_tile_of_this_size_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
-    """A stream that declares 65,500 x 65,500 pixels in the place of a tile of 256 x 256."""
+    """A stream declares 65,500 x 65,500 pixels where a tile of 256 x 256 must be."""
     for kind in ("jpeg-420", "j2k-rgb"):
         write_encoded(tmp_path / "a.svs", kind)
         content = bytearray((tmp_path / "a.svs").read_bytes())
@@ -321,13 +321,13 @@ def weights(count: int, extent: float, a: float = -0.5, shift: float = 0.0) -> n
 
 
 def in_float64(window: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Columns first, each step rounded to bytes, as PIL does."""
+    """Columns first; each step is rounded to bytes, as in PIL."""
     half = np.clip(np.rint(np.einsum("ij,kjc->kic", across, window)), 0, 255)
     return np.clip(np.rint(np.einsum("ij,jkc->ikc", down, half)), 0, 255)
 
 
 def near(tile: np.ndarray, other: np.ndarray) -> bool:
-    """No value is more than two grey levels off, and one in a hundred is off at all."""
+    """No value differs by more than two grey levels, and at most one value in a hundred differs."""
     off = np.abs(tile.astype(int) - other)
     return bool(off.max() <= 2 and (off > 0).mean() < 0.01)
 
@@ -368,7 +368,7 @@ def test_a_window_that_may_not_be_written_to_is_resampled_too() -> None:
 
 
 def test_what_the_direct_reader_reads_is_the_pyramid_level_alone(tmp_path: Path) -> None:
-    """Thumbnail, label and macro are filled with noise after the index: no pixel changes and nothing fails."""
+    """After the index, noise fills thumbnail, label and macro: no pixel changes and nothing fails."""
     description = DESCRIPTION.format(width=1100, height=900)
     secret = stained(400)
     with tifffile.TiffWriter(tmp_path / "a.svs") as tiff:
@@ -391,7 +391,7 @@ def test_what_the_direct_reader_reads_is_the_pyramid_level_alone(tmp_path: Path)
 
 @pytest.mark.parametrize("what", ["cut", "hole"])
 def test_a_jpeg_tile_that_was_cut_or_blanked_is_counted(tmp_path: Path, what: str) -> None:
-    """libjpeg fills what is missing with grey and only warns."""
+    """libjpeg fills the missing part with grey and only warns."""
     write_encoded(tmp_path / "a.svs", "jpeg-444")
     content = bytearray((tmp_path / "a.svs").read_bytes())
     with tifffile.TiffFile(tmp_path / "a.svs") as tiff:
@@ -410,7 +410,7 @@ def test_a_jpeg_tile_that_was_cut_or_blanked_is_counted(tmp_path: Path, what: st
 
 @pytest.mark.parametrize("kind", ["jpeg-420", "jpeg-444"])
 def test_a_jpeg_tile_that_ends_before_its_last_blocks_is_refused(kind: str, tmp_path: Path) -> None:
-    """libjpeg leaves them grey, and OpenSlide refuses the tile; a tile that is grey in earnest is one."""
+    """libjpeg leaves these blocks grey, and OpenSlide refuses the tile; a tile that is really grey is accepted."""
     write_encoded(tmp_path / "a.svs", kind)
     (page,) = tiled_pages(tmp_path / "a.svs")
     decoder = tiles._decoder(page)

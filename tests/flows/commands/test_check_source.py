@@ -35,7 +35,7 @@ def clinic(tmp_path: Path) -> Clinic:
     return Clinic(tmp_path)
 
 
-# Each suspicious choice is found where it is made, and the clinic as it stands makes none.
+# Each suspicious choice is found if it is made; the unchanged clinic has none.
 
 
 def test_the_clinic_as_it_stands_is_clean(clinic: Clinic) -> None:
@@ -81,7 +81,7 @@ def test_midnight_that_is_declared_is_no_mistake(clinic: Clinic) -> None:
 
 
 def test_an_end_that_is_ahead_is_no_mistake_where_its_start_is_not(clinic: Clinic) -> None:
-    """What is stored between the start and the end of an infusion is stored after all: of its start."""
+    """A time of storage between the start and the end of an infusion belongs to the start, and is after it."""
     clinic.yaml_with(
         "  lab_catalogue: {role",
         """  drips:
@@ -97,7 +97,7 @@ def test_an_end_that_is_ahead_is_no_mistake_where_its_start_is_not(clinic: Clini
     assert "available_before_time" in clinic.found()
 
 
-# What is told.
+# What the description says.
 
 
 def test_facts_of_a_table(clinic: Clinic) -> None:
@@ -119,7 +119,7 @@ def test_facts_of_a_table(clinic: Clinic) -> None:
 
 
 def test_the_converter_itself_makes_the_events(clinic: Clinic) -> None:
-    """Quarantine reasons and their counts are those of a run."""
+    """Reasons of quarantine and their counts equal those of a run."""
     clinic.change(
         "labs", lambda number, row: row | ({"sampled": ""} if number < 20 else {"test": ""} if number < 33 else {})
     )
@@ -314,7 +314,7 @@ def test_the_demo_of_mimic(real_data: Path) -> None:
 
 
 def test_describe_tells_small_from_withheld() -> None:
-    """A table of twelve rows of which two went to quarantine shows neither, and says that it hides."""
+    """A table of twelve rows, of which two are quarantined, shows neither number, and says that it hides them."""
     source = Source.model_validate({"name": "s", "subject": "p", "tables": {"t": {"events": [{"code": "A"}]}}})
     facts = explain(source)
     facts.tables[0].account.raw, facts.tables[0].account.static = 12, 10

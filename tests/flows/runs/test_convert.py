@@ -1,4 +1,4 @@
-"""`timeloom meds`: raw tables to MEDS files; what is reused, what survives a kill, what is refused."""
+"""`timeloom meds` converts raw tables to MEDS files: what it reuses, what survives a kill, what it refuses."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ CONFIG = {
 
 @dataclass
 class Place:
-    """Raw tables, a configuration, a dataset and what its conversion reuses."""
+    """Raw tables, a configuration, a dataset, and the files that its next conversion reuses."""
 
     folder: Path
 
@@ -104,7 +104,7 @@ def converted(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def again(converted: Place, tmp_path: Path) -> Place:
-    """A copy of all that the conversion left, links and times included."""
+    """A copy of all files of the conversion, with links and times."""
     for path in converted.folder.iterdir():
         if path.is_dir():
             shutil.copytree(path, tmp_path / path.name, symlinks=True)
@@ -114,7 +114,7 @@ def again(converted: Place, tmp_path: Path) -> Place:
 
 
 def one_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """The line that an error is said in, behind those of progress."""
+    """The line of the error, after the lines of progress."""
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("timeloom: ")]
@@ -253,7 +253,7 @@ def test_an_empty_folder_is_taken(again: Place) -> None:
     assert again.files() == files
 
 
-# A kill at a known moment: the n-th call of a function does not come back.
+# A kill at a known moment: the process dies in the n-th call of a function.
 DEADLY = """
 import importlib, os, signal, sys
 module, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -273,7 +273,7 @@ main()
 
 
 def kill(place: Place, module: str, name: str, calls: int) -> None:
-    """Converts, and is killed at the call of a function after that many."""
+    """Converts in a process that is killed at a call of a function, after `calls` earlier calls of it."""
     command = [sys.executable, "-c", DEADLY, module, name, calls, *place.command()[1:]]
     done = subprocess.run([str(argument) for argument in command], cwd=REPOSITORY, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -310,7 +310,7 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(
     ("module", "name", "calls"), [("pipelines.align", "run", 0), ("flows.runs.convert", "link_or_copy", 3)]
 )
 def test_a_kill_leaves_the_dataset_before_as_it_is(again: Place, module: str, name: str, calls: int) -> None:
-    """Until all is done, whoever reads the dataset reads the one before."""
+    """Until the conversion is complete, readers of the dataset read the previous one."""
     files = again.files()
     lines = again.labs.read_text().splitlines()
     again.labs.write_text("\n".join([lines[0], *lines[2:]]) + "\n")

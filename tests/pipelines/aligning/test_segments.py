@@ -1,4 +1,4 @@
-"""Segments: pieces of one bucket each that read back as they were written, and say so when they do not."""
+"""Segments: each piece belongs to one bucket and reads back as it was written; damage is reported."""
 
 from datetime import datetime
 from itertools import pairwise
@@ -64,7 +64,7 @@ def frame_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
 def written(path: Path, frames: list[pl.DataFrame], buckets: int) -> dict[str, Any]:
     with SegmentWriter(path, buckets) as writer:
         for number, frame in enumerate(frames):
-            # Columns that the segment does not hold, and another order of those that it does.
+            # The frame has a column that the segment does not store, and the columns come in another order.
             writer.write(frame.select(reversed(frame.columns)).with_columns(row=number))
         index = writer.index(CODES)
         assert writer.rows == sum(map(len, frames)) == sum(entry["rows"] for entry in index.values())
@@ -95,7 +95,7 @@ def test_pieces_read_back_as_they_were_written(
             waits = kept.filter(pl.col("availability") == AWAITED)["code"]
             assert entry["awaited"] == sorted({CODES[code] for code in waits})
             assert len(entry["pieces"]) <= max(1, len(kept))
-        # The hash is of the rows, not of their order or of the pieces that they came in.
+        # The hash depends on the rows, not on their order or their pieces.
         patch.setattr(segments, "GATHERED_ROWS", 3)
         again = written(path, [frame_of(shuffle.sample(rows, len(rows)))], buckets)
         assert {number: entry["hash"] for number, entry in again.items()} == {
@@ -111,7 +111,7 @@ def test_a_repeated_row_changes_the_hash(tmp_path: Path) -> None:
     row = dict.fromkeys(CONVERTED) | {"subject_id": 1, "code": 0, "rule": 0, "availability": 0, "row_hash": 5}
     hashes = [written(tmp_path / "s", [frame_of([row] * times)], 1)["0"]["hash"] for times in (1, 2, 3)]
     assert len(set(hashes)) == 3
-    # Two rows that differ in the rule alone are not one row twice.
+    # Two rows that differ only in the rule are not a repeated row.
     other = written(tmp_path / "s", [frame_of([row, row | {"rule": 1}])], 1)["0"]["hash"]
     assert other not in hashes
 
@@ -185,7 +185,7 @@ def test_every_flipped_byte_is_one_line_and_is_extracted_anew(tmp_path: Path) ->
                 read_blob(segment, piece, segments.TEXTS)
             assert "SECRET" not in str(caught.value)
             assert str(tmp_path) not in str(caught.value)
-            # Nobody trusts the record any more: the next run converts the raw file again, to the same bytes.
+            # The record is deleted: the next run converts the raw file again, to the same bytes.
             assert not segment.with_suffix(".json").exists()
             again = run_meds(tmp_path, plan_meds(tmp_path, MAPPING))
             assert (again.ran, again.resumed) == (1, 0)
@@ -204,7 +204,7 @@ def test_a_truncated_segment_is_extracted_anew(tmp_path: Path, keep: int) -> Non
     again = run_meds(tmp_path, plan_meds(tmp_path, MAPPING))
     assert again.ran == 1
     assert segment.read_bytes() == whole
-    # Cut while it is being read.
+    # The file is cut while it is read.
     segment.write_bytes(whole[:keep])
     with pytest.raises(TimeloomError, match="a segment is damaged"):
         read_texts(segment, entry.counts["blobs"]["quarantine"])
@@ -221,7 +221,7 @@ def test_a_conversion_that_fails_leaves_no_segment(tmp_path: Path) -> None:
 
 def test_subjects_of_every_segment_are_those_of_the_raw_rows(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
-    # A subject whose only row is quarantined was still seen.
+    # A subject whose only row is quarantined is still in the list.
     rows = [*ROWS, (77, "rubbish", 1), ("", "2020-01-01", 1)]
     (tmp_path / "raw" / "t.csv").write_text(csv_text(["pid", "at", "v"], rows))
     report = run_meds(tmp_path, plan_meds(tmp_path, MAPPING, {"mode": "synthetic", "subject_ids": "keep"}))

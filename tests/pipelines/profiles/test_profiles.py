@@ -1,4 +1,4 @@
-"""Rules of profiles: pieces and back again, parents, values, intervals, demographics, and what rules may not say."""
+"""Rules of profiles: codes to pieces and back, parents, values, intervals, demographics, and refused rules."""
 
 import re
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ def test_procedures_in_seven_know_their_place() -> None:
     expected = [f"ICD10PCS/{place}/{character}" for place, character in enumerate("30233N1", 1)]
     assert pieces("ICD10PCS/30233N1", SEVEN) == expected
     assert codes_of(expected, SEVEN) == ["ICD10PCS/30233N1"]
-    # Without the places the first and the last 3 would be one token.
+    # Without the places, the first 3 and the last 3 would be the same token.
     assert len(set(pieces("ICD10PCS/3023333", SEVEN))) == 7
 
 
@@ -59,7 +59,7 @@ def test_every_code_comes_back_and_no_token_has_two_meanings(codes: list[str], p
     assert codes_of(found["token"].to_list(), profile) == whole["code"].to_list() == sorted(codes)
     token_lists = [tuple(tokens) for tokens in whole["token"].to_list()]
     assert len(set(token_lists)) == len(token_lists)
-    # A token stands at one place of a code only, and is none that the rules name themselves.
+    # Each token has one place in a code, and it is not a token that the rules reserve.
     assert found.group_by("token").agg(pl.col("piece").n_unique())["piece"].max() == 1
     named = {name for name, _ in RESERVED} | {TIMELINE_END} | set(interval_tokens("ethos19"))
     assert not set(found["token"]) & named

@@ -1,4 +1,4 @@
-"""Random events under random rules: timelines and counts equal those of the plain reference."""
+"""Random events under random rules: timelines and counts equal those of the simple reference."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -99,7 +99,7 @@ def profiles(draw: st.DrawFn) -> ProfileConfig:
 
 
 def one_birth_each(given_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without further births of a subject: aligning takes them out."""
+    """The rows with one birth a subject at most: aligning removes further ones."""
     born, kept = set[int](), []
     for row in given_rows:
         if row["code"] != "MEDS_BIRTH" or row["subject_id"] not in born:
@@ -132,7 +132,7 @@ def test_timelines_and_counts_are_those_of_the_reference(
     assert shown == reference.tokens
     left_out = counts.left_out.group_by("namespace", "reason").agg(pl.col("count").sum())
     assert {(namespace, reason): number for namespace, reason, number in left_out.iter_rows()} == reference.left_out
-    # What is counted is what is written: in train every token is known.
+    # The counts equal the written tokens: in train every token is known.
     written = made.filter(pl.col("subject_id").is_in(train)).group_by("token").len()
     counted = vocabulary.filter(pl.col("train_count") > 0).select("token", "train_count")
     assert dict(written.iter_rows()) == dict(counted.iter_rows())

@@ -29,7 +29,7 @@ def _htj2k(pixels: npt.NDArray[Any], bits: int) -> bytes:
     return bytes(imagecodecs.htj2k_encode(pixels, reversible=True))
 
 
-# Syntax → how a frame is encoded. JPEG and JPEG-LS know no sign: they carry the bits.
+# Syntax → how a frame is encoded. JPEG and JPEG-LS have no sign: they store the bits.
 ENCODERS: Mapping[str, Encoder] = {
     "1.2.840.10008.1.2.4.57": lambda pixels, bits: bytes(imagecodecs.ljpeg_encode(pixels, bitspersample=bits)),
     "1.2.840.10008.1.2.4.70": lambda pixels, bits: bytes(
@@ -44,7 +44,7 @@ LOSSLESS = (*NATIVE, str(RLELossless), *ENCODERS)
 
 
 def write_as(source: Path, target: Path, syntax: str) -> None:
-    """The slice in `source` (explicit little endian), once more in another transfer syntax."""
+    """Writes the slice in `source` (explicit little endian) in another transfer syntax."""
     dataset = pydicom.dcmread(source)
     pixels = dataset.pixel_array
     if syntax == RLELossless:

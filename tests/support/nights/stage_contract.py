@@ -1,4 +1,4 @@
-"""What every stage of the list must keep; a test class that inherits this is given each stage of the list in turn."""
+"""The contract of every stage of the list; a test class that inherits it runs with each stage of the list."""
 
 import importlib
 import json
@@ -21,11 +21,11 @@ PATIENT = "MRN-4711 Erika Mustermann"
 
 
 class KilledError(BaseException):
-    """The process dies here."""
+    """Stands for the death of the process."""
 
 
 class DyingEngine(LocalEngine):
-    """Works until the first task of a stage is done, and dies."""
+    """Runs until the first task of a stage is done, and then dies."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(1)
@@ -33,7 +33,7 @@ class DyingEngine(LocalEngine):
         self.died = False
 
     def map(self, tasks: Sequence[Task], done: Callable[[str], None]) -> None:
-        """Runs the tasks; of its stage one only."""
+        """Runs the tasks; of its stage only the first one."""
         if tasks and tasks[0].stage == self.stage:
             super().map(tasks[:1], done)
             self.died = True
@@ -55,7 +55,7 @@ class StageContract:
             assert kept_stage.prepares in [other.name for other in stages.STAGES[place:]]
 
     def test_shuffled_input_gives_the_same_bytes(self, kept_stage: Stage, calm: Site, shuffled: Site) -> None:
-        # Rows that made nothing are named by their record number, which is what a shuffle changes.
+        # Rows without events are listed by their record number, and a shuffle changes that number.
         numbered = str(ReleaseLayout(Path()).quarantine)
         expected, made = calm.hashes(kept_stage.name), shuffled.hashes(kept_stage.name)
         assert made | {numbered: None} == expected | {numbered: None}

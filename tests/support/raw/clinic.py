@@ -15,7 +15,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 class Clinic:
-    """The documents' clinic, to be spoiled."""
+    """The clinic of the documents, which tests spoil."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.yaml = folder / "clinic", folder / "clinic-source.yaml"
@@ -52,7 +52,7 @@ def timeloom(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-# Suspicious choices, and what each is called.
+# Suspicious choices, and the name of each.
 
 
 def spoil_admission(clinic: Clinic) -> None:

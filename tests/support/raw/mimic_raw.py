@@ -1,6 +1,6 @@
 """The MIMIC-IV demo's raw tables, times and values as their documentation says, with the standard library alone.
 
-What tests/support/raw/mimic_reference.py works from. A NULL (an empty field, or `___`) is None.
+tests/support/raw/mimic_reference.py reads them. A NULL (an empty field, or `___`) is None.
 """
 
 import csv
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 Row = dict[str, str | None]
 
-# One spelling, and the others that a unit has in the tables.
+# A unit as releases write it, and its other spellings in the tables.
 SPELLINGS = {
     "mL": "ml ML mL.", "mg": "MG", "g": "grams gram gm", "mEq": "mEq. meq", "kcal": "Kcal", "units": "UNIT Units unit",
     "TAB": "tab Tab", "VIAL": "Vial", "NEB": "Neb", "mmHg": "mm_Hg", "/hpf": "#/hpf", "/lpf": "#/lpf", "/uL": "#/uL",
@@ -48,7 +48,7 @@ def moment(text: str | None) -> Moment | None:
 
 @lru_cache(1 << 14)
 def day(text: str | None) -> Moment | None:
-    """A DATE column's value, which a database may have given a midnight: the end of that day."""
+    """A DATE column's value: the end of that day. A database may have added midnight to it."""
     if text is None or not text.strip():
         return None
     return Moment(datetime.fromisoformat(text[:10]) + timedelta(days=1) - timedelta(microseconds=1), "day")
@@ -116,7 +116,7 @@ class Raw:
                 yield from csv.reader(file)
 
     def rows(self, table: str) -> list[Row]:
-        """A table's rows, those that repeat another in every column left out."""
+        """A table's rows without repeated ones, which equal another row in every column."""
         if table not in self._rows:
             header, *records = self.lines(table)
             distinct = dict.fromkeys(map(tuple, records))

@@ -1,7 +1,7 @@
-"""The MIMIC-IV demo's events worked out a second time, row by row, with the standard library alone.
+"""The MIMIC-IV demo's events computed a second time, row by row, with the standard library alone.
 
 Written from docs/sources/mimic-iv.md, docs/sources.md and MIMIC's own documentation, for tests to compare with. It has
-no code in common with the packages, and is slow and plain on purpose.
+no code in common with the packages, and is slow and simple on purpose.
 """
 
 import re
@@ -33,10 +33,10 @@ class Event(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What a row says, before it is known what a code's results usually take.
+    """The content of a row, before the usual lag of its code is known.
 
-    `known` is what its own column of availability says; where nothing stands there, `awaits` says that the lag of the
-    code's other rows is taken.
+    `known` is the value of the row's column of availability; if that is empty, `awaits` says that the lag of the
+    code's other rows is used.
     """
 
     subject: int
@@ -54,7 +54,7 @@ class Draft(NamedTuple):
 
 
 class Demo(Raw):
-    """What the tables of a folder say."""
+    """The facts of the tables of a folder."""
 
     def drafts(self, table: str, subjects: set[int] | None = None) -> Iterator[Draft]:
         make = TABLES[table]
@@ -86,7 +86,7 @@ class Demo(Raw):
         """The table's events of some subjects."""
         lags: dict[str, tuple[int, int]] | None = None
         for draft in self.drafts(table, subjects):
-            # Of a static fact, when it could be known is not asked.
+            # A static fact needs no time of availability.
             available, how = draft.time, None if draft.time is None else "time"
             if draft.known is not None and draft.time is not None:
                 available, how = max(draft.known, draft.time), "recorded"
@@ -313,7 +313,7 @@ def datetimeevents(demo: Demo, row: Row) -> Drafts:
 
 
 def given(name: str) -> Callable[[Demo, Row], Drafts]:
-    """What runs at a rate from a start until, at its end, an amount has been given."""
+    """What is given at a rate from a start to an end, and the amount that has been given at the end."""
 
     def rows(demo: Demo, row: Row) -> Drafts:
         known, item = moment(row["storetime"]), row["itemid"]

@@ -1,4 +1,4 @@
-"""The rules of docs/profiles.md once more, event by event in plain Python: what the arrays are held against."""
+"""The rules of docs/profiles.md a second time, event by event in plain Python, to compare the arrays with."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def rule_of(code: str, profile: ProfileConfig) -> tuple[str, NamespaceRule]:
 
 
 def targets_of(code: str, profile: ProfileConfig, parents: dict[str, list[str]]) -> tuple[list[str], str | None]:
-    """Codes after parents, or the reason for none."""
+    """The codes that replace a code by its parents, or the reason why there is none."""
     rule = rule_of(code, profile)[1]
     chosen: list[str] = []
     for kind in rule.parents:

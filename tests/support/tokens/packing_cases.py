@@ -1,4 +1,4 @@
-"""Timelines to pack, and packs taken apart again in plain Python: what the tests of packing and of shards share."""
+"""Timelines to pack, and the reading of packs in plain Python, for the tests of packing and of shards."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ EMPTY = pl.DataFrame(pl.from_arrow(TIMELINES.empty_table()))
 
 
 def timelines(lengths: list[int], seed: int = 0, step_us: int = 1_000_001) -> pl.DataFrame:
-    """Subjects with so many tokens each: every seventh an image, every fifth without a time."""
+    """Subjects with the given numbers of tokens: every seventh token is an image, every fifth has no time."""
     rng = np.random.default_rng(seed)
     subject = np.repeat(rng.permutation(len(lengths)).astype(np.int64) * 1_000_003 + 1, lengths)
     number = np.arange(len(subject))
@@ -45,7 +45,7 @@ def timelines(lengths: list[int], seed: int = 0, step_us: int = 1_000_001) -> pl
 
 
 def packed(tokens: pl.DataFrame, header: ShardHeader = HEADER) -> tuple[Packs, ShardHeader]:
-    """All packs of TIMELINES rows at once, and the header that their times are written with."""
+    """All packs of TIMELINES rows, and the header that is needed to read their times."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "0000.parquet"
         write_table(path, tokens, TIMELINES, "timelines")
@@ -112,7 +112,7 @@ def expected(tokens: pl.DataFrame) -> Rows:
 
 
 def same(first: Packs, second: Packs) -> None:
-    """Holds two sets of packs to be equal, types too."""
+    """Asserts that two sets of packs are equal, with their types."""
     for field in fields(Packs):
         left, right = getattr(first, field.name), getattr(second, field.name)
         assert left.equals(right) if field.name == "image_key" else np.array_equal(left, right), field.name

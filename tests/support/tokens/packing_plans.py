@@ -1,4 +1,4 @@
-"""A tree with timelines packed by one plan, as the stages do it: what the tests of packing and of its gate share."""
+"""A tree with timelines that the stages pack by one plan, for the tests of packing and of its gate."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ FRACTION = {"train": 4, "tuning": 1, "held_out": 1}
 
 
 def assigned_to(subjects: list[int]) -> pl.DataFrame:
-    """Four of six in train; the order is not that of the ids."""
+    """Four of six subjects are in train; their order is not the order of the ids."""
     names = [name for name, number in FRACTION.items() for _ in range(number)]
     return pl.DataFrame(
         {
@@ -34,7 +34,7 @@ def assigned_to(subjects: list[int]) -> pl.DataFrame:
 
 
 class Case:
-    """Timelines in a tree, two buckets in two groups, packed by one plan."""
+    """Timelines in a tree, in two buckets and two groups, packed by one plan."""
 
     def __init__(self, base: Path, lengths: list[int], config: PlanConfig, seed: int = 0, without: int = 0) -> None:
         self.tree, self.tokens = ReleaseLayout(base), timelines(lengths, seed)
@@ -65,7 +65,7 @@ class Case:
         ]
 
     def read(self, split: str, numbers: range = range(100)) -> Any:
-        """What the shards of a split with these numbers hold, subject by subject."""
+        """The contents of the shards of a split with these numbers, by subject."""
         found: dict[int, Any] = {}
         for number in numbers:
             path = self.tree.shard("mehrt", split, number, "p")
@@ -92,7 +92,7 @@ class Case:
 
 
 def release_of(case: Case) -> dict[str, ProfileEntry]:
-    """What a manifest says of the case, which gets its vocabulary."""
+    """The profiles of a manifest for the case; it also writes the case's vocabulary."""
     size = 2000  # the ids of a thousand tokens
     vocabulary = pl.DataFrame(
         {"token_id": range(size), "token": [f"T{number}" for number in range(size)]}

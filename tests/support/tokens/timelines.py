@@ -1,4 +1,4 @@
-"""A frame of events as named tokens, through the same functions as a run: count, fit, encode."""
+"""Turns a frame of events into named tokens, with the functions of a run: count, fit, encode."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ EMPTY = empty_frame(EVENTS)
 
 
 def events(*rows: dict[str, Any], **usual: Any) -> pl.DataFrame:
-    """Rows as EVENTS in the order of data/; what is not said is usual."""
+    """Rows as EVENTS in the order of data/; columns that a row does not have get usual values."""
     usual = {"subject_id": 1, "kind": "clinical", "source": "t", "time_precision": "s"} | usual
     filled = [dict.fromkeys(EVENTS.names) | usual | row for row in rows]
     for row in filled:
@@ -81,6 +81,6 @@ def named_tokens(
 
 
 def left_out(frame: pl.DataFrame, profile: ProfileConfig, items: pl.Series | None = None) -> list[tuple[str, str, int]]:
-    """Namespace, reason and number of events that became nothing."""
+    """Namespace, reason and number of the events without tokens."""
     counts = fitted(frame, profile, items)[2].left_out
     return counts.group_by("namespace", "reason").agg(pl.col("count").sum()).sort("namespace", "reason").rows()

@@ -1,4 +1,4 @@
-"""The shard format: what is written is read, mapped and understood by others, and damage is one line."""
+"""The shard format: written shards are read and mapped, other readers understand them, and damage is one line."""
 
 import json
 import mmap
@@ -27,7 +27,7 @@ from warehouse.shards.times import UNITS_US, compact_times, micros
 MINUTE = 60_000_000
 
 
-# --- a reader by somebody who has docs/shards.md, pyarrow's footer and numpy
+# --- a reader that uses only docs/shards.md, pyarrow's footer and numpy
 
 
 def foreign_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_the_page_names_every_column_and_header_key() -> None:
         assert f"`{name}`" in page, name
 
 
-# --- reading and mapping what was written
+# --- reading and mapping written shards
 
 
 @settings(max_examples=20, deadline=None)
@@ -312,7 +312,7 @@ def test_a_flipped_bit_anywhere_is_one_line_or_leaves_the_small_columns_right(tm
     write_shard(path, *packed(timelines([11] * 6)))
     whole, right = path.read_bytes(), open_shard(path).packs(0)
     rng = np.random.default_rng(seed)
-    # The footer, where everything else is found, starts where the last page ends.
+    # The footer has the place of everything else; it starts where the last page ends.
     footer = len(whole) - int.from_bytes(whole[-8:-4], "little") - 8
     refused = 0
     for place in rng.integers(footer, len(whole), 300).tolist() + rng.integers(0, footer, 300).tolist():
