@@ -109,13 +109,13 @@ class Reading(TableReading):
 
     @model_validator(mode="after")
     def _expressions(self) -> "Reading":
-        own = [step for step in self.subject_normalise if step not in ("upper", "strip_zeros")]
-        for expression in [*own, *([self.subject_pattern] if self.subject_pattern else [])]:
+        steps = [step for step in self.subject_normalise if step not in ("upper", "strip_zeros")]
+        for expression in [*steps, *([self.subject_pattern] if self.subject_pattern else [])]:
             try:
                 groups = re.compile(expression).groups
             except re.error as error:
                 raise ValueError(f"{expression} is no regular expression: {error}") from None
-            if expression in own and groups != 1:
+            if expression in steps and groups != 1:
                 raise ValueError(f"{expression} has {groups} groups; the one group of a step is the id")
         return self
 

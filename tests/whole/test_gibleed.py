@@ -205,8 +205,8 @@ def recomputed(sql: Asked, person: int, concepts: dict[int, str], left: dict[int
         "visit_concept_id, visit_start_date, visit_end_date, visit_occurrence_id", "visit_occurrence"
     ):
         begun = datetime.combine(start, time())
-        told = (begun, f"VISIT_START/{concepts[kind]}", None, begun, "time", "day")
-        yield (*told, "visit_start", "visit_occurrence", visit)
+        columns = (begun, f"VISIT_START/{concepts[kind]}", None, begun, "time", "day")
+        yield (*columns, "visit_start", "visit_occurrence", visit)
         yield event(end, f"VISIT_END/{concepts[kind]}", "visit_occurrence", visit, kind="visit_end")
     for number, start, end, visit in of(
         "condition_concept_id, condition_start_date, condition_end_date, visit_occurrence_id", "condition_occurrence"
