@@ -77,7 +77,8 @@ class AvailableRule(TimeRule):
 
     Attributes:
         otherwise: what holds where no such moment stands: the fact's own `time`; or `lag`, its time and the 95th
-            percentile of what that code's other rows took, which is marked as an estimate.
+            percentile of what that code's other rows took, which is marked as an estimate. Where the moment was to be
+            looked up and the join missed, it is `lag` in either case.
     """
 
     otherwise: Literal["time", "lag"] = "time"
@@ -128,12 +129,14 @@ class JoinRule(SourceModel):
         key: key columns, the same in both tables, or own column: the other table's.
         columns: column to look up; `min(column)` or `max(column)` where the other table has several rows a key.
         optional: the looked-up columns are null where the other table is absent.
+        no_link: values of the key that mean that there is nothing to look up: such a row is neither found nor missed.
     """
 
     table: str
     key: dict[str, str]
     columns: dict[str, str]
     optional: bool = False
+    no_link: Columns = Field(default_factory=list)
 
     @field_validator("key", mode="before", json_schema_input_type=str | list[str] | dict[str, str])
     @classmethod

@@ -50,6 +50,7 @@ class Counts(TypedDict):
     quarantined: dict[str, int]
     partial: dict[str, int]
     times: dict[str, dict[str, int]]
+    joins: dict[str, dict[str, int]]
 
 
 class Params(TypedDict):
@@ -175,6 +176,7 @@ def run(params: Params, base: Path) -> Result:
         quarantined={reason: rows for reason, rows in account.quarantined.items() if rows},
         partial={reason: rows for reason, rows in account.partial.items() if rows},
         times=account.times,
+        joins={name: {"asked": counts.asked, "missed": counts.missed} for name, counts in account.joins.items()},
     )
     return Result({segment: rows}, counts)
 
@@ -184,7 +186,7 @@ def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) ->
     joins = converter.rule.joins
     plain = converter.moments | {name for join in joins for name in join.key}
     blocks = raw.blocks(converter.columns, seed=converter.deid.row_seed, plain=plain)
-    return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch)
+    return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch, converter.account.joins)
 
 
 def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], int]:

@@ -10,17 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from extractors.deid import Deidentifier
-from extractors.events.converted import AT_TIME, AWAITED, LAG_STEP_US, LAG_STEPS, REASONS, RECORDED, Account
+from extractors.events.converted import AT_TIME, AWAITED, LAG_STEP_US, LAG_STEPS, MISSED, REASONS, RECORDED, Account
+from extractors.events.joins import MISSED as MISSED_COLUMN
 from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
 from extractors.events.values import parse_values
-from extractors.origins import TimeReading, readings_of
+from extractors.origins import TimeReading, joins_behind, readings_of
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn
 from warehouse.hashing import splitmix64
 
 _COMPACTED = 64
+DAY_US = 24 * 60 * 60 * 1_000_000
 # Before every moment in microseconds.
 _NEVER = np.iinfo(np.int64).min
 
@@ -106,11 +108,18 @@ class Converter:
         self.codes, self.units = Interner(), Interner()
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
         self._lags: list[pl.DataFrame] = []
+        self._lags_of_joins: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self.columns = sorted(raw_columns(self.rule, source.subject))
         times = [time for event in self.rule.events for time in (event.time, event.available) if time]
         self.moments = {time.column[0] for time in times if len(time.column) == 1}
         self._readings: dict[str, list[TimeReading]] = {}
+        self._marks = [
+            [f"{MISSED_COLUMN}{number}" for number in sorted(joins_behind(self.rule, event.available.column))]
+            if event.available
+            else []
+            for event in self.rule.events
+        ]
 
     def prepare(self, block: TableBlock) -> Rows:
         """The columns of a block, its records' numbers, and hashes of everything in them.
@@ -233,7 +242,12 @@ class Converter:
             precision = _nothing(pl.Enum(PRECISIONS), len(rows))
             mark("static", emit)
         known = times_of(rule.available) if rule.available is not None and rule.time is not None else None
-        available, availability = self._available(rule, time, precision, code, emit, known)
+        missed = None
+        if known is not None and self._marks[number]:
+            marked = pl.DataFrame({name: whole.columns[name].rows for name in self._marks[number]})
+            missed = marked.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
+            missed = (missed if places is None else missed.gather(places)) & known.time.is_null() & ~known.unreadable
+        available, availability = self._available(rule, time, precision, code, emit, known, missed)
         number_, flag, text, unit = self._values(rows, rule)
         offset = patient.offset
         made = pl.DataFrame(
@@ -268,8 +282,13 @@ class Converter:
         code: pl.Series,
         emit: pl.Series,
         known: Times | None,
+        missed: pl.Series | None,
     ) -> tuple[pl.Series, pl.Series]:
-        """When each fact could first be read, never before its time, and how that is known."""
+        """When each fact could first be read, never before its time, and how that is known.
+
+        Args:
+            missed: (n,) where a join that should have said it missed; None where no join says it.
+        """
         rows = len(time)
         if rule.available is None or known is None:
             how = AT_TIME if rule.time is not None else None
@@ -280,35 +299,31 @@ class Converter:
         later = np.maximum(at, known_at)
         available = pl.Series(later).cast(pl.Datetime("us"))
         if missing.any():
-            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
-            self.account.partial["unknown_available_time"] += int((emit & missing & ~known.unreadable).sum())
             otherwise = AWAITED if rule.available.otherwise == "lag" else AT_TIME
             availability = availability.set(missing, otherwise)
+            empty = emit & missing & ~known.unreadable
+            if missed is not None:
+                availability = availability.set(missed, MISSED)
+                self.account.partial["availability_join_missed"] += int((emit & missed).sum())
+                empty = empty & ~missed
+            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
+            self.account.partial["unknown_available_time"] += int(empty.sum())
+        lag, counted = later - at, (emit & ~missing).to_numpy()
+        known_day = precision.to_physical().fill_null(MOMENTS).to_numpy() >= MOMENTS
         if rule.available.otherwise == "lag":
             # Against the end of a day that is all that is known, a lag says nothing.
-            counted = (emit & ~missing).to_numpy() & (precision.to_physical().fill_null(MOMENTS).to_numpy() < MOMENTS)
-            self._count_lags(code.to_physical().fill_null(0).to_numpy(), later - at, counted)
+            self._lags = _with_lags(self._lags, code, lag, counted & ~known_day)
+        elif missed is not None:
+            # The end of a stay may be days away: rather a day too late than to be known too early.
+            self._lags_of_joins = _with_lags(self._lags_of_joins, code, lag + (DAY_US - 1) * known_day, counted)
         return available, availability
-
-    def _count_lags(
-        self, code: npt.NDArray[np.uint32], lag: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
-    ) -> None:
-        steps = np.clip(-(-lag // LAG_STEP_US), 0, LAG_STEPS)
-        keys = code.astype(np.int64) * (LAG_STEPS + 1) + steps
-        found = pc.value_counts(pa.array(keys if counted.all() else keys[counted]))
-        key, rows = found.field("values").to_numpy(), found.field("counts").to_numpy()
-        self._lags.append(pl.DataFrame({"key": key, "rows": rows}))
-        if len(self._lags) >= _COMPACTED:
-            self._lags = [self._summed_lags()]
-
-    def _summed_lags(self) -> pl.DataFrame:
-        nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.Int64})
-        return pl.concat([nothing, *self._lags]).group_by("key").agg(pl.col("rows").sum())
 
     def lags(self) -> pl.DataFrame:
         """How often a fact of a code became available so many steps of LAG_STEP_US after its time: columns code (as in
         `code`), step, rows."""
-        return self._summed_lags().select(
+        # How long it takes until a stay is over is asked only where a join missed.
+        joined = self._lags_of_joins if self.account.partial["availability_join_missed"] else []
+        return _summed([*self._lags, *joined]).select(
             (pl.col("key") // (LAG_STEPS + 1)).cast(pl.UInt32).alias("code"),
             (pl.col("key") % (LAG_STEPS + 1)).alias("step"),
             "rows",
@@ -356,6 +371,23 @@ class Converter:
             if hit.any():
                 self.quarantine[reason].append(rows.filter(hit).to_numpy())
             nothing = nothing & ~hit
+
+
+def _with_lags(
+    lags: list[pl.DataFrame], code: pl.Series, lag: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+) -> list[pl.DataFrame]:
+    """Lags with those of the rows that count, compacted now and then."""
+    steps = np.clip(-(-lag // LAG_STEP_US), 0, LAG_STEPS)
+    keys = code.to_physical().fill_null(0).to_numpy().astype(np.int64) * (LAG_STEPS + 1) + steps
+    found = pc.value_counts(pa.array(keys if counted.all() else keys[counted]))
+    key, rows = found.field("values").to_numpy(), found.field("counts").to_numpy()
+    lags = [*lags, pl.DataFrame({"key": key, "rows": rows})]
+    return [_summed(lags)] if len(lags) >= _COMPACTED else lags
+
+
+def _summed(lags: list[pl.DataFrame]) -> pl.DataFrame:
+    nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.Int64})
+    return pl.concat([nothing, *lags]).group_by("key").agg(pl.col("rows").sum())
 
 
 def _nothing(dtype: pl.DataType, rows: int) -> pl.Series:

@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from extractors.events.lookups import JoinCounts
 from extractors.events.times import Times
 
 # Why a row made no event, the first that holds.
 REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
 # How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
-# code's results usually take; `awaited` is what the last one is until that is known.
-AVAILABILITY = ("recorded", "time", "estimated", "awaited")
-RECORDED, AT_TIME, ESTIMATED, AWAITED = range(4)
+# code's results usually take; `awaited` is what the last one is until that is known. `missed` is that too, where a join
+# should have said it: such a fact is never taken to be known at its time.
+AVAILABILITY = ("recorded", "time", "estimated", "awaited", "missed")
+RECORDED, AT_TIME, ESTIMATED, AWAITED, MISSED = range(5)
 # Lags between time and availability are counted in steps of five minutes, up to two weeks.
 LAG_STEP_US = 5 * 60_000_000
 LAG_STEPS = 14 * 24 * 12
@@ -45,6 +47,7 @@ class Account:
         partial: rows that made events although a column of theirs failed, by reason.
         emitted: events made.
         times: per column, values that stood there, values that no format fits, and how many each format read.
+        joins: per join whose table is there, rows that had a key, and those whose key it lacks.
     """
 
     raw: int = 0
@@ -55,6 +58,7 @@ class Account:
     quarantined: Counter[str] = field(default_factory=Counter)
     partial: Counter[str] = field(default_factory=Counter)
     times: dict[str, dict[str, int]] = field(default_factory=dict)
+    joins: dict[str, JoinCounts] = field(default_factory=dict)
 
     def saw_times(self, columns: list[str], times: Times, asked: pl.Series) -> None:
         """Counts a time's values in the rows (n,) bool that some event asked for it."""

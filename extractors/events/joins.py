@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from extractors.events.lookups import HASHES, INDEX_BYTES, Lookup, StoredLookup, hashes_of
+from extractors.events.lookups import HASHES, INDEX_BYTES, Asking, JoinCounts, Lookup, StoredLookup, hashes_of
 from extractors.source import JoinRule, aggregate
 from extractors.tables.export import Export
 from extractors.tables.rows import Rows, TextColumn
@@ -25,6 +25,8 @@ LOOKUP_BYTES = 80 << 20
 PIECES = 32
 BLOCK_ROWS = 1 << 17
 SCRATCH = ".join-"
+# Before the join's place, the name of the column that marks the rows whose key was not found: no column of a source.
+MISSED = "_missed by the join "
 
 
 def attach_all(
@@ -42,21 +44,40 @@ def attach_all(
         yield pl.DataFrame({name: column.rows for name, column in rows.columns.items()})
 
 
-def attach_rows(blocks: Iterator[Rows], export: Export, joins: list[JoinRule], scratch: Path) -> Iterator[Rows]:
+def attach_rows(
+    blocks: Iterator[Rows],
+    export: Export,
+    joins: list[JoinRule],
+    scratch: Path,
+    counts: dict[str, JoinCounts] | None = None,
+) -> Iterator[Rows]:
     """Rows with every join's columns attached; in another order where a lookup did not fit into memory.
+
+    Each join also attaches a column MISSED with its place behind it.
 
     Args:
         scratch: a private folder, with room for the rows that ask a large lookup: they are written there as they are.
+        counts: by `name_of` each join whose table is there, what became of the rows; added to as they come.
 
     Raises:
         TimeloomError: a joined table is missing, or has several rows a key where no aggregate is given.
     """
-    for join in joins:
-        blocks = _attach(blocks, export, join, scratch, LOOKUP_BYTES // len(joins))
+    for number, join in enumerate(joins):
+        asking = Asking(list(join.key), join.no_link, f"{MISSED}{number}")
+        if counts is not None and export.files(join.table):
+            counts[name_of(join)] = asking.counts
+        blocks = _attach(blocks, export, join, asking, scratch, LOOKUP_BYTES // len(joins))
     return blocks
 
 
-def _attach(blocks: Iterator[Rows], export: Export, join: JoinRule, scratch: Path, most: int) -> Iterator[Rows]:
+def name_of(join: JoinRule) -> str:
+    """What accounts call a join: the other table, and the key."""
+    return f"{join.table} by {', '.join(join.key)}"
+
+
+def _attach(
+    blocks: Iterator[Rows], export: Export, join: JoinRule, asking: Asking, scratch: Path, most: int
+) -> Iterator[Rows]:
     kept: pl.DataFrame | None = None
     rows = _lookup_rows(export, join)
     for piece in rows:
@@ -65,11 +86,11 @@ def _attach(blocks: Iterator[Rows], export: Export, join: JoinRule, scratch: Pat
             kept = _one_row_a_key(kept, join)
             if kept.estimated_size() > most // 2:
                 held, kept = [kept], None
-                yield from _attach_large(blocks, _chain(held, rows), join, scratch, most)
+                yield from _attach_large(blocks, _chain(held, rows), join, asking, scratch, most)
                 return
     lookup, kept = _lookup(kept, join), None
     for block in blocks:
-        yield lookup.attach(block, list(join.key))
+        yield lookup.attach(block, asking)
 
 
 def _chain(held: list[pl.DataFrame], rows: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -129,7 +150,7 @@ def _lookup(rows: pl.DataFrame | None, join: JoinRule) -> Lookup:
 
 
 def _attach_large(
-    blocks: Iterator[Rows], rows: Iterator[pl.DataFrame], join: JoinRule, scratch: Path, most: int
+    blocks: Iterator[Rows], rows: Iterator[pl.DataFrame], join: JoinRule, asking: Asking, scratch: Path, most: int
 ) -> Iterator[Rows]:
     """From a file where the keys alone fit into memory, else by pieces."""
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,24 +163,24 @@ def _attach_large(
                     break
             if stored.seal() and stored.rows * INDEX_BYTES <= most:
                 for block in blocks:
-                    yield stored.attach(block, list(join.key))
+                    yield stored.attach(block, asking)
             else:
-                yield from _attach_by_pieces(blocks, chain(stored.frames(), rows), join, folder)
+                yield from _attach_by_pieces(blocks, chain(stored.frames(), rows), join, asking, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attach_by_pieces(
-    blocks: Iterator[Rows], rows: Iterator[pl.DataFrame], join: JoinRule, folder: Path
+    blocks: Iterator[Rows], rows: Iterator[pl.DataFrame], join: JoinRule, asking: Asking, folder: Path
 ) -> Iterator[Rows]:
-    keys = list(join.key)
-    asking = _cut((block.frame() for block in blocks), lambda of: hashes_of(of.select(keys))[0], folder / "asking")
+    keys = asking.keys
+    asked = _cut((block.frame() for block in blocks), lambda of: hashes_of(of.select(keys))[0], folder / "asking")
     answering = _cut(rows, lambda of: of[HASHES[0]].to_numpy(), folder / "answering")
     for piece in range(PIECES):
         parts = list(_piece(answering, piece))
         lookup = _lookup(pl.concat(parts) if parts else None, join)
-        for block in _gathered(_piece(asking, piece)):
-            yield lookup.attach(Rows.of_frame(block), keys)
+        for block in _gathered(_piece(asked, piece)):
+            yield lookup.attach(Rows.of_frame(block), asking)
 
 
 def _cut(blocks: Iterator[pl.DataFrame], hashed: Callable[[pl.DataFrame], U64], folder: Path) -> Path:

@@ -5,7 +5,7 @@ A lookup that would not fit into memory keeps its values in a file; which of the
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ HASHES = ("_first hash", "_second hash")
 # What each row of a stored lookup takes in memory, and a part of what it takes while the keys are put in order.
 INDEX_BYTES = 16
 _SEEDS = (11, 12)
+_MARKS = pl.Series([None, "missed"], dtype=pl.String)
 # A looked-up column is numbered where a sample of it holds at most this share of distinct texts.
 _SAMPLE, _DISTINCT = 10_000, 0.1
 
@@ -59,11 +60,63 @@ class _KeyIndex:
         return order[hit], self._row[place[hit]]
 
 
-def _asked(rows: Rows, keys: list[str]) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
-    """Both hashes of each row's key, and whether it is one: with a null it is none, however it hashes."""
-    asked = pl.DataFrame({name: rows.columns[name].rows for name in keys})
-    first, second = hashes_of(asked)
-    return first, second, asked.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_numpy()
+@dataclass
+class JoinCounts:
+    """What became of the rows that a join was asked for.
+
+    Attributes:
+        asked: rows with a key.
+        missed: those of them whose key the other table lacks.
+    """
+
+    asked: int = 0
+    missed: int = 0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How rows ask a lookup.
+
+    Attributes:
+        keys: their columns.
+        no_link: values of a key that point nowhere.
+        missed: the column that gets a mark in the rows whose key is not found.
+        counts: what became of the rows, added to.
+    """
+
+    keys: list[str]
+    no_link: list[str] = field(default_factory=list)
+    missed: str | None = None
+    counts: JoinCounts = field(default_factory=JoinCounts)
+
+    def hashed(self, rows: Rows) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
+        """Both hashes of each row's key, and whether it is one: with a null it is none, however it hashes."""
+        columns = [rows.columns[name] for name in self.keys]
+        if self.no_link:
+            nowhere = pl.Series(self.no_link, dtype=pl.String).implode()
+            columns = [column.map(lambda texts: texts.set(texts.is_in(nowhere), None)) for column in columns]
+        asked = pl.DataFrame({name: column.rows for name, column in zip(self.keys, columns, strict=True)})
+        first, second = hashes_of(asked)
+        return first, second, asked.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_numpy()
+
+    def attached(
+        self, rows: Rows, columns: dict[str, TextColumn], known: npt.NDArray[np.bool_], found: npt.NDArray[np.intp]
+    ) -> Rows:
+        """The rows with looked-up columns, and with the mark.
+
+        Args:
+            known: which rows have a key.
+            found: the rows whose key was found.
+        """
+        asked = int(np.count_nonzero(known))
+        self.counts.asked += asked
+        self.counts.missed += asked - len(found)
+        marks = {}
+        if self.missed is not None:
+            misses = known.astype(np.uint32)
+            misses[found] = 0
+            marks[self.missed] = TextColumn.of_some(_MARKS, misses)
+        return Rows({**rows.columns, **columns, **marks}, rows.number, rows.hashes)
 
 
 class Lookup:
@@ -84,15 +137,15 @@ class Lookup:
         """Whether two keys share their first hash."""
         return self._index.repeats
 
-    def attach(self, rows: Rows, keys: list[str]) -> Rows:
+    def attach(self, rows: Rows, asking: Asking) -> Rows:
         """The rows with the looked-up columns, null where the key is not found; they replace columns of their name."""
-        first, second, known = _asked(rows, keys)
-        asking, found = self._index.find(first)
-        good = known[asking] & (self._second[found] == second[asking])
+        first, second, known = asking.hashed(rows)
+        which, found = self._index.find(first)
+        good = known[which] & (self._second[found] == second[which])
         places = np.full(len(rows), len(self._second), np.uint32)
-        places[asking[good]] = found[good]
+        places[which[good]] = found[good]
         columns = {name: looked.at(places) for name, looked in self._columns.items()}
-        return Rows({**rows.columns, **columns}, rows.number, rows.hashes)
+        return asking.attached(rows, columns, known, which[good])
 
 
 @dataclass(frozen=True)
@@ -172,13 +225,13 @@ class StoredLookup:
         for number in range(self._file.num_record_batches):
             yield self._frame(self._file.get_batch(number))
 
-    def attach(self, rows: Rows, keys: list[str]) -> Rows:
+    def attach(self, rows: Rows, asking: Asking) -> Rows:
         """What `Lookup.attach` gives."""
-        first, second, known = _asked(rows, keys)
-        asking, found = self._index.find(first)
+        first, second, known = asking.hashed(rows)
+        which, found = self._index.find(first)
         # In the file's order: of rows that ask in an order like it, each part is then read once.
         order = np.argsort(found)
-        asking, found = asking[order], found[order]
+        which, found = which[order], found[order]
         ends = np.searchsorted(found, self._starts)
         parts = [
             self._file.get_batch(number).take(pa.array(found[start:end] - np.uint32(self._starts[number])))
@@ -186,12 +239,12 @@ class StoredLookup:
             if start < end
         ]
         values = self._frame(*(parts or [self._file.get_batch(0).slice(0, 0)]))
-        good = known[asking] & (values[HASHES[1]].to_numpy() == second[asking])
+        good = known[which] & (values[HASHES[1]].to_numpy() == second[which])
         places = np.full(len(rows), len(values), np.uint32)
-        places[asking[good]] = np.flatnonzero(good)
+        places[which[good]] = np.flatnonzero(good)
         self._forget()
         columns = {name: _Looked.of(values[name]).at(places) for name in values.columns if name not in HASHES}
-        return Rows({**rows.columns, **columns}, rows.number, rows.hashes)
+        return asking.attached(rows, columns, known, which[good])
 
     @staticmethod
     def _frame(*batches: pa.RecordBatch) -> pl.DataFrame:

@@ -211,5 +211,5 @@ def _orphan_diagnosis(tables: dict[str, pl.DataFrame], rng: np.random.Generator)
         "diagnoses",
         (ORPHAN_ENCOUNTER,),
         "partial",
-        "unknown_available_time",
+        "availability_join_missed",
     )

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED
+from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED, LAG_STEP_US, LAG_STEPS, MISSED
 from pipelines.aligning.bound import within_bound
 from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
@@ -155,8 +155,11 @@ def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_asid
 
 
 def _settle(rows: BucketRows, texts: BucketTexts, lags: dict[str, dict[str, int]]) -> None:
-    """Facts that await a lag get theirs, in place; what has none is taken to be known at its time."""
-    waits = np.flatnonzero(rows.availability == AWAITED)
+    """Facts that await a lag get theirs, in place.
+
+    What has none is taken to be known at its time, but for what a join should have told: that gets the longest lag.
+    """
+    waits = np.flatnonzero((rows.availability == AWAITED) | (rows.availability == MISSED))
     if not len(waits):
         return
     source, code = rows.source[waits].astype(np.int64), rows.code[waits]
@@ -165,6 +168,7 @@ def _settle(rows: BucketRows, texts: BucketTexts, lags: dict[str, dict[str, int]
     tables = (texts.sources[number] for number in (asked // len(texts.codes)).tolist())
     known = [lags.get(table, {}).get(name, -1) for table, name in zip(tables, names, strict=True)]
     lag = np.array(known, np.int64)[places]
+    lag[(lag < 0) & (rows.availability[waits] == MISSED)] = LAG_STEPS * LAG_STEP_US
     rows.availability[waits] = np.where(lag < 0, AT_TIME, ESTIMATED)
     later = (lag > 0) & (rows.available[waits] != NO_TIME)
     rows.available[waits[later]] += lag[later]

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
-from extractors.events.converted import AWAITED, CONVERTED
+from extractors.events.converted import AWAITED, CONVERTED, MISSED, RECORDED
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of, splitmix64
 
@@ -81,7 +81,8 @@ class SegmentWriter:
         self._gathered, self._rows = [], 0
         rule = events["rule"].to_numpy()
         hashes = events["row_hash"].to_numpy() ^ splitmix64(np.arange(int(rule.max()) + 1))[rule]
-        codes, waits = events["code"].to_numpy(), events["availability"].to_numpy() == AWAITED
+        codes, how = events["code"].to_numpy(), events["availability"].fill_null(RECORDED).to_numpy()
+        waits = (how == AWAITED) | (how == MISSED)
         batch = events.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()[0]
         for number, start, end in buckets:
             kept = self._buckets[number]

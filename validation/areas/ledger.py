@@ -19,6 +19,7 @@ PARTIAL = {
     "unparsable_time": "one of the row's times cannot be read; its other events stand",
     "unparsable_available_time": "when it became known cannot be read; see availability",
     "unknown_available_time": "when it became known is not recorded; see availability",
+    "availability_join_missed": "when it became known stands in another table that lacks it; an estimate instead",
 }
 QUARANTINED = {
     "bad_subject_id": "no patient id, or none that can be used",

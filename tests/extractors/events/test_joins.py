@@ -2,7 +2,7 @@
 
 import csv
 import random
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +17,26 @@ from extractors.events.joins import attach_all
 from extractors.source import JoinRule, Source
 from extractors.tables import csv_reader
 from extractors.tables.export import Export
-from pipelines import meds
+from pipelines import lags, meds
 from pipelines.aligning.segments import read_frame_blob
-from tests.support.raw.raw_tables import convert, convert_text, csv_text, plan_meds, run_meds, source_of
+from pipelines.engine.context import StageReport
+from pipelines.metadata import ledger_rows
+from tests.support.raw.raw_tables import (
+    align_one,
+    aligned_events,
+    convert,
+    convert_text,
+    csv_text,
+    plan_meds,
+    run_meds,
+    source_of,
+)
 from warehouse.errors import TimeloomError
+from warehouse.layout import ReleaseLayout
+from warehouse.manifest import TaskEntry
+from warehouse.parquet import read_frame
+
+NOTHING = StageReport("align", entries={})
 
 
 def event(code: str = "X", **keys: Any) -> dict[str, Any]:
@@ -83,6 +99,93 @@ def test_equal_rows_of_a_lookup_are_no_fan_out(tmp_path: Path) -> None:
     write_stays(tmp_path, *[(1, "s1", "2020-01-01", "2020-01-08")] * 2)
     text = csv_text(["pid", "stay", "code"], [(1, "s1", "A")])
     assert convert_text(tmp_path, with_join({"closed": "closed"}), text, stays=STAYS)[1]["events"] == 1
+
+
+# --- what is known when another table should say it
+
+MISSES: dict[str, Any] = table(
+    event("DX/{code}", time="at", available={"column": "closed"}),
+    joins=[{"table": "stays", "key": "stay", "columns": {"closed": "closed"}, "no_link": ["0", "-"], "optional": True}],
+)
+NOON = datetime(2020, 1, 1, 12)
+
+
+def closed_late(work: Path, rule: dict[str, Any], *rows: tuple[object, ...]) -> tuple[pl.DataFrame, dict[str, Any]]:
+    text = csv_text(["pid", "stay", "at", "code"], rows)
+    return convert_text(work, rule, text, stays={**STAYS, "optional": True})
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("derived", [True, False])
+def test_availability_through_a_join_that_missed_is_never_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool, derived: bool
+) -> None:
+    if not fits:
+        monkeypatch.setattr(joins, "LOOKUP_BYTES", 1)
+    write_stays(tmp_path, *((1, f"s{n}", "x", NOON + timedelta(days=n)) for n in range(1, 20)), (1, "open", "x", None))
+    rows = [(1, f"s{n}", NOON, "A") for n in range(1, 20)]
+    rows += [(1, "lost", NOON, "A"), (1, None, NOON, "A"), (1, "0", NOON, "A"), (1, "-", NOON, "B")]
+    rows += [(1, "open", NOON, "A"), (1, "gone", NOON, "B")]
+    rule = MISSES
+    if derived:
+        rule = {**MISSES, "derive": {"over": "COALESCE(closed, closed)"}}
+        rule["events"] = [event("DX/{code}", time="at", available="over")]
+    found, counts = closed_late(tmp_path, rule, *rows)
+    how = dict(zip(found["row"], found["availability"], strict=True))
+    assert [how[row] for row in range(1, 26)] == [
+        *["recorded"] * 19,
+        "missed",
+        "time",
+        "time",
+        "time",
+        "time",
+        "missed",
+    ]
+    assert counts["joins"] == {"stays by stay": {"asked": 22, "missed": 2}}
+    assert counts["partial"] == {"availability_join_missed": 2, "unknown_available_time": 4}
+    # The estimate: of 19 stays the 19th is the first that 95 % of them do not outlast, and it took longer than the
+    # two weeks that are counted at most.
+    account = StageReport("meds", entries={"t": TaskEntry(fingerprint="", files={}, counts=counts)})
+    lagged = {"source": "t", "path": str(tmp_path / "t-t.csv.segment")}
+    lagged |= {name: counts["blobs"][name] for name in ("codes", "lags")}
+    lags.run({"segments": [lagged], "before": None}, tmp_path / "release")
+    table_lag = read_frame(ReleaseLayout(tmp_path / "release").lags)
+    assert table_lag.select("code", "lag_us").rows() == [("", timedelta(days=14) // timedelta(microseconds=1))]
+    asked = {"t": {"DX/A", "DX/B"}}
+    for known in (lags.awaited(table_lag, asked), {}):
+        events = []
+        for bucket in range(2):
+            align_one(tmp_path, {"t-t.csv.segment": counts}, bucket, lags=known)
+            events.append(aligned_events(tmp_path, bucket))
+        missed = pl.concat(events).filter(pl.col("availability") == "estimated")
+        assert missed.select("code", "available_time").rows() == [
+            ("DX/A", NOON + timedelta(days=14)), ("DX/B", NOON + timedelta(days=14)),
+        ]  # fmt: skip
+    rows_of = {(outcome, reason): rows for _, outcome, reason, rows, _ in ledger_rows(account, NOTHING)}
+    assert rows_of["join_missed", "stays by stay"] == 2
+
+
+def test_an_estimate_of_stays_counts_the_day_that_is_all_that_is_known(tmp_path: Path) -> None:
+    write_stays(tmp_path, *((1, f"s{n}", "x", "2020-01-03 18:00:00") for n in range(5)))
+    rows = [(1, f"s{n}", "2020-01-01", "A") for n in range(5)]
+    _, counts = closed_late(tmp_path, MISSES, *rows, (1, "lost", "2020-01-01 08:00:00", "A"))
+    found = read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], meds.LAGS)
+    # From the first moment of the first day to the end: 66 hours, a step for each five minutes.
+    assert found.select("step", "rows").rows() == [(66 * 12, 5)]
+
+
+def test_where_no_join_missed_no_lag_of_stays_is_kept(tmp_path: Path) -> None:
+    write_stays(tmp_path, (1, "s1", "x", "2020-01-03 18:00:00"))
+    found, counts = closed_late(tmp_path, MISSES, (1, "s1", NOON, "A"), (1, None, NOON, "A"))
+    assert found["availability"].to_list() == ["recorded", "time"]
+    assert read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], meds.LAGS).is_empty()
+    assert counts["joins"] == {"stays by stay": {"asked": 1, "missed": 0}}
+
+
+def test_of_a_table_that_is_not_there_no_misses_are_counted_and_nothing_is_known_early(tmp_path: Path) -> None:
+    found, counts = closed_late(tmp_path, MISSES, (1, "s1", NOON, "A"), (1, "0", NOON, "A"))
+    assert found["availability"].to_list() == ["missed", "time"]
+    assert counts["joins"] == {}
 
 
 def test_a_looked_up_column_replaces_the_rows_own(tmp_path: Path) -> None:

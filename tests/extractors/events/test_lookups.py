@@ -10,7 +10,7 @@ import pytest
 
 from extractors.events import joins, lookups
 from extractors.events.joins import attach_all
-from extractors.events.lookups import HASHES, Lookup, StoredLookup
+from extractors.events.lookups import HASHES, Asking, Lookup, StoredLookup
 from extractors.source import JoinRule, Source
 from extractors.tables.export import Export
 from extractors.tables.rows import Rows, TextColumn
@@ -53,12 +53,12 @@ def test_rows_get_what_stands_beside_their_key(build: Build, tmp_path: Path) -> 
     )
     asked = rows_of(k=["c", None, "x", "a", "c", "b", ""], other=list("1234567"))
     for _ in range(2):
-        made = lookup.attach(asked, ["k"])
+        made = lookup.attach(asked, Asking(["k"]))
         assert made.columns["found"].rows.to_list() == ["C", None, None, "A", "C", None, "E"]
         assert made.columns["other"].rows.to_list() == list("1234567")
         assert made.number.tolist() == list(range(7))
-    assert lookup.attach(rows_of(k=["x", None]), ["k"]).columns["found"].rows.to_list() == [None, None]
-    assert len(lookup.attach(rows_of(k=[]), ["k"]).columns["found"].rows) == 0
+    assert lookup.attach(rows_of(k=["x", None]), Asking(["k"])).columns["found"].rows.to_list() == [None, None]
+    assert len(lookup.attach(rows_of(k=[]), Asking(["k"])).columns["found"].rows) == 0
 
 
 @KINDS
@@ -73,7 +73,7 @@ def test_a_key_that_shares_one_hash_finds_nothing(
 
     monkeypatch.setattr(lookups, "hashes_of", hashes_of)
     lookup = build(tmp_path, answers(["a", "b"], ["A", "B"]))
-    made = lookup.attach(rows_of(k=["x", "a", "y", "b"]), ["k"])
+    made = lookup.attach(rows_of(k=["x", "a", "y", "b"]), Asking(["k"]))
     assert made.columns["found"].rows.to_list() == [None, "A", None, "B"]
 
 
@@ -88,7 +88,7 @@ def test_a_stored_lookup_says_that_a_key_stands_there_twice_and_gives_its_rows_b
 
 
 def test_a_lookup_of_nothing_finds_nothing() -> None:
-    made = Lookup(answers([], [])).attach(rows_of(k=["a", None]), ["k"])
+    made = Lookup(answers([], [])).attach(rows_of(k=["a", None]), Asking(["k"]))
     assert made.columns["found"].rows.to_list() == [None, None]
     assert made.columns["found"].rows.dtype == pl.String
 
@@ -140,7 +140,7 @@ def test_a_file_is_forgotten_page_by_page(tmp_path: Path) -> None:
     size = 20_000
     keys = [str(number) for number in range(size)]
     stored = in_a_file(tmp_path, answers(keys, [f"{'x' * 200}{key}" for key in keys]))
-    made = stored.attach(rows_of(k=list(keys)), ["k"])
+    made = stored.attach(rows_of(k=list(keys)), Asking(["k"]))
     assert made.columns["found"].rows.null_count() == 0
     text = Path("/proc/self/smaps").read_text().split(str(tmp_path / "answers"))[1]
     held = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Rss:"))

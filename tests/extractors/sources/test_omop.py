@@ -441,8 +441,9 @@ def test_what_is_coded_at_the_end_of_a_visit_is_not_known_in_it(tmp_path: Path) 
         ("CONDITION_END/OMOP/9", end_of("2020-03-03"), datetime(2020, 3, 5, 11), "recorded"),
         ("OMOP/9", end_of("2020-03-02"), end_of("2020-03-02"), "time"),
         ("CONDITION_END/OMOP/9", end_of("2020-03-03"), end_of("2020-03-03"), "time"),
-        ("OMOP/9", end_of("2020-03-02"), end_of("2020-03-02"), "time"),
-        ("CONDITION_END/OMOP/9", end_of("2020-03-03"), end_of("2020-03-03"), "time"),
+        # Before a bucket is aligned: then it becomes the estimate.
+        ("OMOP/9", end_of("2020-03-02"), end_of("2020-03-02"), "missed"),
+        ("CONDITION_END/OMOP/9", end_of("2020-03-03"), end_of("2020-03-03"), "missed"),
         ("OMOP/8", end_of("2020-03-02"), datetime(2020, 3, 5, 11), "recorded"),
         ("OMOP/8", end_of("2020-03-09"), end_of("2020-03-09"), "recorded"),
     ]
