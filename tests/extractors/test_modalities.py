@@ -55,6 +55,7 @@ def test_a_modality_is_named_in_its_own_files_and_in_the_lists_only() -> None:
     assert {path for path in found if not MAY_NAME.fullmatch(path)} == set()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("modality", INDEXED)
 def test_the_same_bits_for_any_number_of_decoders(modality: str, tmp_path: Path) -> None:
     check_same_bits(modality, tmp_path)

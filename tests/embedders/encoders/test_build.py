@@ -25,6 +25,9 @@ from tests.support.images.phantoms import disc, stained
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 
+# In `make test` alone: real models take seconds each.
+pytestmark = pytest.mark.whole
+
 TINY = {
     "hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 4, "patch_size": 56, "image_size": 224,
     "mlp_ratio": 1,

@@ -24,6 +24,9 @@ from embedders.encoders.registry import NETWORKS
 from embedders.inputs.ct import CtSpec
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: real models take seconds each.
+pytestmark = pytest.mark.whole
+
 TINY: dict[str, dict[str, Any]] = {
     "dinov2-vitl14": {
         "hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 16, "patch_size": 56, "image_size": 224,

@@ -33,6 +33,9 @@ from tests.support.images.phantoms import disc, stained, write_series, write_tif
 from warehouse.embeddings.store import EmbeddingStore, close_stores, content_hash
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: each test starts decoders and an encoder.
+pytestmark = pytest.mark.whole
+
 SMALL = EncoderConfig(name="random-dinov2", width=64, device="cpu", batch_size=12)
 
 

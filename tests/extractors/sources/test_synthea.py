@@ -384,6 +384,7 @@ def people(number: int) -> Iterator[tuple[str, str, str, str]]:
         yield str(uuid.UUID(int=100 + place)), str(uuid.UUID(int=900 + place)), f"{start:%FT%TZ}", f"{stop:%FT%TZ}"
 
 
+@pytest.mark.whole
 def test_a_release(tmp_path: Path) -> None:
     """From UUIDs to a published release: nothing is lost, and codes have descriptions."""
     export = Export(tmp_path)

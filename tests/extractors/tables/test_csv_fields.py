@@ -73,6 +73,7 @@ CHUNKS = st.integers(8, 400)
 PLAIN = st.sampled_from([None, set(), {"a"}, {"b", "c"}])
 
 
+@pytest.mark.whole
 @settings(max_examples=200, deadline=None)
 @given(tables(), CHUNKS, PLAIN)
 def test_written_tables_are_read_alike(data: bytes, chunk: int, plain: set[str] | None) -> None:
@@ -220,6 +221,7 @@ print(FieldSplitter(compiled(), "a", "a", "a", [""]).split(b"7\\n", ended=True).
 """
 
 
+@pytest.mark.whole
 def test_a_damaged_cache_of_the_loops_is_passed_over(tmp_path: Path) -> None:
     def run() -> str:
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -73,6 +73,7 @@ def test_the_text_of_a_zoned_time_does_not_depend_on_this_machine(
     assert texts(path, "t") == {"zoned": ["2020-07-02 01:04:05+00:00"]}
 
 
+@pytest.mark.whole
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     numbers=st.lists(st.floats(allow_nan=False) | st.integers(-(2**60), 2**60).map(float), min_size=1, max_size=50),

@@ -33,6 +33,9 @@ from tests.support.raw.raw_tables import (
 )
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: hundreds of tables.
+pytestmark = pytest.mark.whole
+
 SECRET = "SECRET"
 Records = list[tuple[str, ...]]
 

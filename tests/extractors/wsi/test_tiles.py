@@ -339,6 +339,7 @@ def noisy(seed: int, height: int, width: int) -> np.ndarray:
     return window
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("across", "down"),
     [(512.0, 512.0), (507.735, 507.735), (400.3, 611.9), (256.4, 256.4), (130.1, 140.7), (1920.2,) * 2],

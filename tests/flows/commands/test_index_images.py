@@ -12,6 +12,9 @@ import pytest
 
 from tests.support.images.phantoms import stained, write_series, write_tiff
 
+# In `make test` alone: each test runs the command.
+pytestmark = pytest.mark.whole
+
 NAME = "DOE^JANE"
 
 

@@ -368,6 +368,7 @@ def test_no_bucket_number_given_one_is_chosen_and_kept(tables: Path, tmp_path: P
     assert place.convert() == Converted(**vars(first) | {"rewritten": 0})
 
 
+@pytest.mark.whole
 def test_the_commands_of_the_readme_convert_the_clinic(tmp_path: Path) -> None:
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
     lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()

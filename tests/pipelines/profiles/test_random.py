@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,7 @@ def one_birth_each(given_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(st.lists(rows(), min_size=1, max_size=25), profiles(), st.lists(st.sampled_from([1, 2, 5]), unique=True))
 def test_timelines_and_counts_are_those_of_the_reference(

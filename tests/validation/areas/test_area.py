@@ -44,6 +44,7 @@ def finding_of(root: Path, check: str) -> Finding:
     return next(finding for finding in verify_release(root) if finding.check == check)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("expectation", "passed", "detail"),
     [
@@ -69,6 +70,7 @@ def test_a_new_area_is_judged_reported_and_verified(
     assert (finding.ok, finding.detail) == (outcome.success, detail)
 
 
+@pytest.mark.whole
 def test_a_new_expectation_is_one_entry_of_an_area_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The area measures the column `subjects` already, and nothing expects anything of it."""
     few = Check("few", lambda release: release.events.summary, lambda _: "few enough")

@@ -62,6 +62,7 @@ def written(
     return tree.report.read_text(encoding="utf-8"), {name: table["rows"] for name, table in tables.items()}
 
 
+@pytest.mark.whole
 def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout, measurements: Measurements) -> None:
     page, tables = written(tree, measurements, deid_mode="synthetic")
     assert "Published" in page

@@ -248,6 +248,7 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     assert packs_of(resumed.batches(4)) == packs_of(plain)[3:]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_retrieve_items_by_time(release, method):
     plain = list(train(release, vectors=True, items_per_segment=2).batches(8, prefetch=0))

@@ -233,6 +233,7 @@ def test_mixtures_and_curricula_of_what_does_not_fit_are_refused(release):
         mixture(release).load_state_dict({**state, "manifest": "0"})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_dataloader_share_a_curriculum(release, method):
     plain = [batch.pack_ids.tolist() for batch in curriculum(release).batches(8)]
