@@ -93,8 +93,8 @@ AREA = Area(
         ),
         Expectation(
             "modality_ratio",
-            "CT and slides are as frequent as in train: within 0.1 points, or five standard errors where they are "
-            "more.",
+            "Items of each modality are as frequent as in train: within 0.1 points, or five standard errors where "
+            "they are more.",
             kind="derived",
             high=1,
         ),

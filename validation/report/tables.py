@@ -21,7 +21,7 @@ from validation.report.ledger_tables import (
 )
 from validation.report.table import Column, Format, Row, Table
 from validation.report.vocabulary_tables import budget_table, coverage_table
-from warehouse.modalities import title_of
+from warehouse.modalities import INDEXED, MODALITIES, title_of
 from warehouse.schemas import SPLITS
 from warehouse.shards.packs import DEFAULT_PLAN
 
@@ -47,12 +47,13 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
         Column("modality", "Modality", "text"),
         Column("verdict", "Verdict", "text"),
         Column("meaning", "Meaning", "text"),
-        Column("items", "Images"),
+        Column("items", "Items"),
         Column("units_expected", "Units expected"),
         Column("units_encoded", "Encoded"),
         Column("units_failed", "Failed"),
     ]
-    note = "A unit is a slice of a CT volume or a tile of a slide. An image that is not usable leaves no vector."
+    units = " or ".join(f"a {MODALITIES[name].unit} of a {MODALITIES[name].title}" for name in INDEXED)
+    note = f"A unit is {units}. An item that is not usable leaves no vector."
     return Table("verdicts", "Images", columns, rows, note)
 
 
