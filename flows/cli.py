@@ -54,6 +54,15 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes; this machin
 Engine = Annotated[EngineName, typer.Option(help="`local` runs processes here; `beam` runs on any Beam runner.")]
 Runner = Annotated[str, typer.Option(help="With --engine beam: the Beam runner's name.")]
 Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjects only.", min=1)]
+AcceptLoss = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-loss",
+        help="A table (or source, modality, namespace) of which tonight's release may hold much less than those before;"
+        " may be given again.",
+        show_default=False,
+    ),
+]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 
 DEMO = Path("timeloom-demo")
@@ -131,6 +140,10 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
         say(f"{what} release {outcome.release}")
         if outcome.quarantined:
             say(f"{outcome.quarantined} images or raw rows (duplicates apart) are quarantined; the report says why")
+        for name, share in outcome.tokenised.items():
+            say(f"profile {name}: {share:.1%} of clinical events are tokens")
+        for part in outcome.accepted:
+            say(f"loss agreed to: {part}")
         say(f"report: {outcome.report}")
     raise typer.Exit(outcome.exit_code)
 
@@ -153,6 +166,7 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
         runner=settings.runner,
         workers=settings.workers,
         limit=settings.limit,
+        accept_loss=list(settings.accept_loss),
     )
 
 
@@ -164,6 +178,7 @@ def demo(
     subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     workers: Workers = None,
+    accept_loss: AcceptLoss = None,
     direct: Direct = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -187,7 +202,8 @@ def demo(
         )
     config = write_config(root)
     try:
-        _carry_out(RunSettings(config, warehouse, workers=workers), direct=direct, as_json=as_json)
+        settings = RunSettings(config, warehouse, workers=workers, accept_loss=tuple(accept_loss or ()))
+        _carry_out(settings, direct=direct, as_json=as_json)
     finally:
         if not as_json and (warehouse / "current").exists():
             say(f"look at it: timeloom status --root {warehouse}; train on it: docs/modelers.md")
@@ -201,6 +217,7 @@ def run(
     runner: Runner = "FnApiRunner",
     workers: Workers = None,
     limit: Limit = None,
+    accept_loss: AcceptLoss = None,
     direct: Direct = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -210,7 +227,8 @@ def run(
     require("pipeline", "runs")
     from flows.runs.settings import RunSettings
 
-    _carry_out(RunSettings(config, root, engine.value, runner, workers, limit), direct=direct, as_json=as_json)
+    settings = RunSettings(config, root, engine.value, runner, workers, limit, tuple(accept_loss or ()))
+    _carry_out(settings, direct=direct, as_json=as_json)
 
 
 @app.command()

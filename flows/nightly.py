@@ -137,6 +137,7 @@ def nightly(
     runner: str = "FnApiRunner",
     workers: int | None = None,
     limit: int | None = None,
+    accept_loss: list[str] | None = None,
 ) -> RunOutcome:
     """Raw exports to a published release: the steps of the list of stages, then the judgement and the publication.
 
@@ -147,8 +148,11 @@ def nightly(
         runner: with `beam`, the runner's name.
         workers: processes; this machine's cores where absent.
         limit: run on that many subjects only.
+        accept_loss: tables, sources, modalities or namespaces of which this night may hold much less than those before.
     """
-    settings = RunSettings(Path(config), Path(root) if root else None, engine, runner, workers, limit)
+    settings = RunSettings(
+        Path(config), Path(root) if root else None, engine, runner, workers, limit, tuple(accept_loss or ())
+    )
     with open_run(settings, None) as run:
         run.log.line(f"prefect flow run {flow_run.get_id()}")
         for name, step in run.steps:
@@ -166,7 +170,10 @@ def _show(outcome: RunOutcome) -> None:
         devices = [device for step in outcome.steps for device in step.get("devices", [])]
         if devices:
             create_table_artifact(devices, key="devices", description="Images encoded and how busy the devices were")
-        create_markdown_artifact(
-            f"# Release {outcome.release}\n\n{what}; {outcome.quarantined} quarantined", key="release"
-        )
+        lines = [f"# Release {outcome.release}", f"{what}; {outcome.quarantined} quarantined"]
+        lines += [
+            f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in outcome.tokenised.items()
+        ]
+        lines += [f"loss agreed to: {part}" for part in outcome.accepted]
+        create_markdown_artifact("\n\n".join(lines), key="release")
         create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")

@@ -23,6 +23,7 @@ from extractors.deid import DeidConfig
 from extractors.extractor import Extractor, ModalitySettings
 from extractors.modalities import EXTRACTORS
 from extractors.reading import Reading
+from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
 from warehouse.configuration import LocatedPath, Settings
@@ -69,12 +70,6 @@ def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
         block = create_model(extractor.settings.__name__, __base__=(extractor.settings, ModalityConfig))
         fields[name] = (block, None)
     return create_model("Modalities", __base__=Settings, **fields)
-
-
-class LimitsConfig(Settings):
-    """When a run stops rather than publish. `unparsable_times` is a share of the times in one column of one table."""
-
-    unparsable_times: float = Field(default=0.001, ge=0, le=1)
 
 
 class EmbeddingConfig(Settings):

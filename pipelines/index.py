@@ -37,7 +37,7 @@ class Params(TypedDict):
 
     modality: str
     settings: dict[str, Any]
-    workers: int
+    workers: int | None
     deid: dict[str, Any]
     private: str
     buckets: int

@@ -4,8 +4,9 @@ The record beside a segment says where its pieces are, and what became of every 
 file, the tables it is joined with and the rules stand.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,7 +16,8 @@ import polars as pl
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
-from extractors.events.joins import attach_rows
+from extractors.events.joins import attach_rows, name_of
+from extractors.events.lookups import JoinCounts
 from extractors.source import Source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
@@ -23,6 +25,7 @@ from extractors.tables.rows import Rows
 from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task
+from pipelines.limits import LimitsConfig
 from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
@@ -176,7 +179,11 @@ def run(params: Params, base: Path) -> Result:
         quarantined={reason: rows for reason, rows in account.quarantined.items() if rows},
         partial={reason: rows for reason, rows in account.partial.items() if rows},
         times=account.times,
-        joins={name: {"asked": counts.asked, "missed": counts.missed} for name, counts in account.joins.items()},
+        joins={
+            name_of(join): asdict(account.joins[name_of(join)]) | {"optional": int(join.optional)}
+            for join in (rule.joins if rule is not None else ())
+            if name_of(join) in account.joins
+        },
     )
     return Result({segment: rows}, counts)
 
@@ -248,6 +255,72 @@ def check_times(report: StageReport, limit: float) -> None:
         )
 
 
+def check_rows(report: StageReport, limits: LimitsConfig) -> None:
+    """Stops the run where too many rows of a table are malformed, or made nothing.
+
+    Small tables may have a few bad rows; one that has no good row at all is read wrongly. A single row does not count:
+    exports of empty tables have such ones.
+
+    Raises:
+        TimeloomError: names tables, and how many rows are quarantined for which reasons.
+    """
+    raw: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in report.entries.values():
+        counts = counts_of(entry, Counts)
+        if "unmapped_table" not in counts["quarantined"]:
+            raw[counts["table"]] += counts["raw"]
+            reasons[counts["table"]].update(counts["quarantined"])
+    over: dict[str, list[str]] = {"malformed": [], "quarantined": []}
+    for table, rows in raw.items():
+        for name, nothing in (("malformed", reasons[table]["malformed_row"]), ("quarantined", reasons[table].total())):
+            limit = limits.malformed if name == "malformed" else limits.quarantined
+            # That no rule applies to a few rows is the source's own choice.
+            whole = nothing == rows > 1 and (rows >= limits.fewest or reasons[table]["no_rule_applies"] < rows)
+            if (rows >= limits.fewest and nothing > limit * rows) or (whole and limit < 1):
+                over[name].append(_said(table, rows, reasons[table]))
+                break
+    for name, said in over.items():
+        if said:
+            raise TimeloomError(
+                f"{'; '.join(said)}, which is beyond the limit",
+                remedy=f"look with check-source at how the table is read, or raise limits.{name}",
+            )
+
+
+def _said(table: str, rows: int, reasons: Counter[str]) -> str:
+    each = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common() if number)
+    return f"table {table}: {reasons.total()} of {rows} rows make nothing ({each})"
+
+
+def check_joins(report: StageReport, limits: LimitsConfig) -> None:
+    """Stops the run where too many rows of a table ask another one for a key that it does not have.
+
+    Of a join that the source can do without the report warns.
+
+    Raises:
+        TimeloomError: names tables and joins, and how many rows asked in vain.
+    """
+    seen: dict[tuple[str, str], JoinCounts] = defaultdict(JoinCounts)
+    for entry in report.entries.values():
+        for name, counted in counts_of(entry, Counts)["joins"].items():
+            if counted["optional"]:
+                continue
+            total = seen[counts_of(entry, Counts)["table"], name]
+            total.asked += counted["asked"]
+            total.missed += counted["missed"]
+    over = [
+        f"table {table}: {total.missed} of {total.asked} rows find nothing in {name}"
+        for (table, name), total in seen.items()
+        if total.asked >= limits.fewest and total.missed > limits.missed_joins * total.asked
+    ]
+    if over:
+        raise TimeloomError(
+            f"{'; '.join(over)}, the limit is {limits.missed_joins:.2%}",
+            remedy="look whether both tables write the key alike, or raise limits.missed_joins",
+        )
+
+
 def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
     """Every subject that a raw row names, columns of SUBJECTS.
 
@@ -268,12 +341,14 @@ def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
 
 
 def check(report: StageReport, night: Night) -> None:
-    """Looks at the times that could be read, and at the hashes of subject ids.
+    """Looks at the rows and times that could be read, at joins, and at the hashes of subject ids.
 
     Raises:
-        TimeloomError: too many times of a column cannot be read, or two raw ids share one hash.
+        TimeloomError: more of these failed than the limits allow, or two raw ids share one hash.
     """
+    check_rows(report, night.config.limits)
     check_times(report, night.config.limits.unparsable_times)
+    check_joins(report, night.config.limits)
     subjects_of(report, night.layout.segments)
 
 

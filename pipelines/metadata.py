@@ -117,7 +117,8 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
 
     What is found when a bucket is aligned moves from events, or static, to its reason: a raw row that equals an
     earlier one, a second death, and in a trial run a row of a subject outside its limit. `time_format` says how many
-    values of a time column each format read, `join_missed` how many rows had a key that the other table lacks.
+    values of a time column each format read, `join_found` and `join_missed` how many rows asked a join with a key that
+    the other table has, or lacks.
     """
     outcomes: Counter[tuple[str, str, str]] = Counter()
     emitted: Counter[str] = Counter()
@@ -130,13 +131,13 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
         for by_reason in BY_REASON:
             for reason, rows in counts[by_reason].items():
                 outcomes[table, by_reason, reason] += rows
-        for join, asked in counts["joins"].items():
-            if asked["missed"]:
-                outcomes[table, "join_missed", join] += asked["missed"]
         for column, times in counts["times"].items():
             for time_format, rows in times.items():
                 if time_format not in ("present", "unreadable"):
                     outcomes[table, "time_format", f"{column} {time_format}"] += rows
+        for join, asked in counts["joins"].items():
+            outcomes[table, "join_found", join] += asked["asked"] - asked["missed"]
+            outcomes[table, "join_missed", join] += asked["missed"]
     for entry in align.entries.values():
         bucket = counts_of(entry, AlignCounts)
         for reason, tables in bucket["set_aside"].items():
@@ -210,7 +211,7 @@ def dataset_metadata(name: str) -> dict[str, Any]:
 
 STAGE = Stage(
     "metadata",
-    version=2,
+    version=3,
     run="pipelines.metadata:run",
     step="align",
     after=("meds", "align"),

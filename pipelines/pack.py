@@ -333,6 +333,7 @@ def declare(night: Night) -> dict[str, Any]:
             vocabulary_size=counts_of(fitted.entries[name], VocabularyCounts)["size"],
             scheme=str(profile.scheme),
             rules_hash=sha256_json(profile.token_rules()),
+            left_out=tuple(sorted(profile.left_out)),
             plans=plan_entries(name, profile, night.config.pack_groups, packed, subsets),
         )
         for name, profile in night.profiles

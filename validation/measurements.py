@@ -8,7 +8,6 @@ import polars as pl
 from validation.areas import registry
 from validation.measure.annotations import measure_codes
 from validation.measure.budgets import list_budgets
-from validation.measure.coverage import measure_coverage
 from validation.measure.measured_release import MeasuredRelease
 from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
 
@@ -59,6 +58,6 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         sets=measure_sets(subjects, splits),
         histogram=measure_histogram(subjects, splits),
         budgets=list_budgets(release.profiles),
-        coverage=measure_coverage(tree, release.profiles),
+        coverage=release.coverage,
         length_unit=f"tokens of {profile}" if profile else "events",
     )

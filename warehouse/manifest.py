@@ -118,6 +118,7 @@ class ProfileEntry(BaseModel):
     Attributes:
         scheme: the split scheme that its vocabulary was fitted and its shards were divided by.
         rules_hash: SHA-256 of the rules that make tokens of events.
+        left_out: namespaces of which the profile makes no token on purpose.
         plans: by name; the profile's own is `default`.
     """
 
@@ -126,6 +127,7 @@ class ProfileEntry(BaseModel):
     vocabulary_size: int
     scheme: str
     rules_hash: str
+    left_out: tuple[str, ...] = ()
     plans: dict[str, PlanEntry]
 
     @property
@@ -145,6 +147,51 @@ class ProfileEntry(BaseModel):
                 remedy=f"choose one of: {', '.join(self.plans)}; or add profiles.{profile}.plans.{name} and run again",
             )
         return self.plans[name]
+
+
+class ContentEntry(BaseModel):
+    """How much a part of the release holds: what the next releases are compared with.
+
+    Attributes:
+        kind: `table`, `source`, `modality`; `namespace`, of one table's events; `tokens`, of a profile's namespace;
+            `profile`.
+        within: a table's source, a namespace's table as `source/table`, a tokens' profile; else empty.
+        counts: by measure (`rows` without duplicates, `events`, `subjects`, `items` that are usable, `tokens`; of a
+            profile, train's `clinical` events and those `in_tokens`). `alone` is how many of the subjects no other
+            table knows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    name: str
+    within: str = ""
+    counts: dict[str, int]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.kind, self.name, self.within
+
+
+class LossEntry(BaseModel):
+    """A loss that a person agreed to: from this release on nothing is compared with what was before.
+
+    Attributes:
+        kind, name, within: as of the ContentEntry that lost.
+        measure: what was lost.
+        before, now: how much of it there was at most in the releases before, and is.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    name: str
+    within: str = ""
+    measure: str
+    before: int
+    now: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.kind, self.name, self.within
 
 
 class Manifest(BaseModel):
@@ -169,11 +216,19 @@ class Manifest(BaseModel):
     content_hash: str
     tasks: dict[str, TaskEntry]
     files: dict[str, FileEntry]
+    contents: tuple[ContentEntry, ...] = ()  # none in a release that was made before they were counted
+    accepted_losses: tuple[LossEntry, ...] = ()
 
 
 def content_hash(files: dict[str, FileEntry]) -> str:
     """One hash of a release's data: every file but the report's."""
     return sha256_json({path: entry.sha256 for path, entry in files.items() if not path.startswith("quality/")})
+
+
+def tokenised_shares(manifest: Manifest) -> dict[str, float]:
+    """By profile, the share of clinical events that became tokens; none in a release that does not count them."""
+    counts = {entry.name: entry.counts for entry in manifest.contents if entry.kind == "profile"}
+    return {name: found["in_tokens"] / found["clinical"] for name, found in counts.items() if found["clinical"]}
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

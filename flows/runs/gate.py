@@ -1,12 +1,31 @@
 """The gate between a finished staging tree and its publication."""
 
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipelines.config import RunConfig
 from warehouse.errors import TimeloomError
-from warehouse.layout import ReleaseLayout
+from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest
+
+
+def check_names(accepted: Collection[str], parent: Manifest | None) -> None:
+    """Refuses a loss of what the release before does not have: a name that is mistyped would agree to nothing.
+
+    Raises:
+        TimeloomError: names what it has.
+    """
+    from validation.measure.losses import named_parts
+
+    # What an older timeloom published is counted only when it is compared with.
+    known = named_parts(parent.contents) if parent else set()
+    unknown = sorted(set(accepted) - known) if known else []
+    if unknown:
+        parts = [entry.name for entry in parent.contents if entry.kind in ("table", "modality")] if parent else []
+        raise TimeloomError(
+            f"the release before holds no {unknown[0]}, whose loss --accept-loss agrees to",
+            remedy=f"name one of {', '.join(dict.fromkeys(parts))}; or a source or namespace",
+        )
 
 
 def judge_release(
@@ -14,18 +33,25 @@ def judge_release(
     manifest: Manifest,
     config: RunConfig,
     steps: list[dict[str, Any]],
-    before: Path | None = None,
-) -> None:
+    layout: Layout,
+    parent: Manifest | None = None,
+    accepted: Sequence[str] = (),
+) -> Manifest:
     """Judges a staging tree, and leaves the report in it.
 
     Args:
-        before: where the release before lies.
+        parent: of the release before, which lies in `layout`.
+        accepted: names of tables, sources, modalities or namespaces of which less than before may be there.
+
+    Returns:
+        The manifest with what the release holds, and with the losses that were agreed to.
 
     Raises:
         TimeloomError: a critical expectation fails; nothing may be published.
     """
     from validation.gate.judge import judge
-    from validation.measure.measured_release import MeasuredRelease
+    from validation.measure.losses import loss_entries
+    from validation.measure.measured_release import MeasuredRelease, earlier_releases
     from validation.measurements import measure_release
     from validation.report.page import write_report
 
@@ -35,9 +61,16 @@ def judge_release(
         buckets=config.buckets,
         profiles=manifest.profiles,
         schemes={name: config.splits[name].model_dump() for name in names},
-        before=ReleaseLayout(before) if before else None,
+        before=ReleaseLayout(layout.releases / parent.release_id) if parent else None,
+        sources=manifest.sources,
+        limits=config.limits,
+        earlier=earlier_releases(layout, parent, config.limits.window) if parent else (),
+        accepted=accepted,
     )
     measurements = measure_release(release)
+    manifest = manifest.model_copy(
+        update={"contents": tuple(release.contents), "accepted_losses": loss_entries(release.losses)}
+    )
     judgement = judge(measurements, tree.quality / "data_docs")
     context = {
         "manifest": manifest,
@@ -48,5 +81,9 @@ def judge_release(
     }
     write_report(tree, measurements, judgement, context)
     if not judgement.passed:
-        first = judgement.failures[0].sentence.rstrip(".")
-        raise TimeloomError(f"the gate refuses the release: {first}", remedy=f"look at {tree.report}")
+        first = judgement.failures[0]
+        raise TimeloomError(
+            f"the gate refuses the release: {first.said}",
+            remedy=f"{first.remedy}; see {tree.report}" if first.remedy else f"look at {tree.report}",
+        )
+    return manifest

@@ -86,6 +86,7 @@ def record_lineage(layout: Layout, manifest: Manifest, job: str, steps: list[dic
         "configHash": manifest.config_hash,
         "deid": manifest.deid.model_dump(),
         "parent": manifest.parent,
+        "acceptedLosses": [loss.model_dump() for loss in manifest.accepted_losses],
         "steps": steps,
     }
     write_json(layout.lineage / f"{manifest.run_id}.json", record)

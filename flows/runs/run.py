@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractors.deid import Deidentifier
 from flows.extras import require
+from flows.runs.gate import check_names, judge_release
 from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
@@ -29,7 +30,7 @@ from pipelines.night import Night, Stage, carry_out
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import Manifest, TaskEntry, read_manifest
+from warehouse.manifest import Manifest, TaskEntry, read_manifest, tokenised_shares
 from warehouse.progress import Progress
 from warehouse.publish import complete_publication, current_release, exclusive, publish
 
@@ -46,6 +47,8 @@ class RunOutcome:
         published: a new one was published; False where nothing changed.
         quarantined: images that failed, and raw rows that made nothing and are no duplicates.
         steps: per step, its tasks run, linked and resumed, and its seconds.
+        tokenised: by profile, the share of clinical events that became tokens.
+        accepted: the parts of the release whose loss was agreed to, in words.
     """
 
     release: str
@@ -53,6 +56,8 @@ class RunOutcome:
     quarantined: int
     report: Path
     steps: list[dict[str, Any]]
+    tokenised: dict[str, float] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -74,6 +79,8 @@ class Run:
     Args:
         base: the folder that the configuration's source files are relative to.
         limit: run on that many subjects only, those with the smallest hash.
+        accept_loss: names of tables, sources, modalities or namespaces of which tonight's release may hold much less
+            than those before.
         stages: what a night consists of; the whole list where None.
     """
 
@@ -85,11 +92,13 @@ class Run:
         engine: Engine,
         *,
         limit: int | None = None,
+        accept_loss: Sequence[str] = (),
         progress: Progress | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
         self.limit_subjects = limit
+        self.accept_loss = tuple(accept_loss)
         self.progress = progress
         self.stages = tuple(stages or list_of_stages.STAGES)
         self.summaries: list[dict[str, Any]] = []
@@ -140,6 +149,8 @@ class Run:
         self.log.line(f"run {self.run_id} {'resumed' if left else 'started'}")
         current = current_release(self.layout)
         self.previous = read_manifest(current.manifest) if current else None
+        if self.accept_loss:
+            check_names(self.accept_loss, self.previous)
         self.context = RunContext(
             engine=self.engine,
             staging=self.staging,
@@ -246,9 +257,17 @@ class Run:
         if self._state.unchanged:
             return
         _remove_strangers(self._tree.path, set(self._state.manifest.files))
-        from flows.runs.gate import judge_release
-
-        judge_release(self._tree, self._state.manifest, self.config, self.summaries, before=self.context.previous_path)
+        self._state.manifest = judge_release(
+            self._tree,
+            self._state.manifest,
+            self.config,
+            self.summaries,
+            self.layout,
+            self.previous,
+            self.accept_loss,
+        )
+        for loss in self._state.manifest.accepted_losses:
+            self.log.line(f"loss agreed to: {loss.kind} {loss.name}, {loss.measure} {loss.before} to {loss.now}")
 
     def _publish(self) -> None:
         manifest = self._state.manifest
@@ -284,13 +303,17 @@ class Run:
         manifest = self._state.manifest
         if manifest is None:
             raise TimeloomError("the run has not ended", remedy="carry out every step")
-        release = self.previous.release_id if self._state.unchanged and self.previous else manifest.release_id
+        if self._state.unchanged and self.previous:
+            manifest = self.previous
+        lost = dict.fromkeys(f"{loss.kind} {loss.name}" for loss in manifest.accepted_losses)
         return RunOutcome(
-            release=release,
+            release=manifest.release_id,
             published=not self._state.unchanged,
             quarantined=quarantined(self.night, self.stages),
-            report=ReleaseLayout(self.layout.releases / release).report,
+            report=ReleaseLayout(self.layout.releases / manifest.release_id).report,
             steps=self.summaries,
+            tokenised=tokenised_shares(manifest),
+            accepted=[] if self._state.unchanged else list(lost),
         )
 
 
@@ -306,6 +329,7 @@ def open_run(settings: RunSettings, progress: Progress | None) -> Run:
         layout,
         make_engine(settings, config),
         limit=settings.limit,
+        accept_loss=settings.accept_loss,
         progress=progress,
     )
 

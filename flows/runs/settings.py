@@ -29,6 +29,7 @@ class RunSettings:
     runner: str = "FnApiRunner"
     workers: int | None = None
     limit: int | None = None
+    accept_loss: tuple[str, ...] = ()
 
 
 def root_of(config: "RunConfig", root: Path | None) -> Path:

@@ -15,7 +15,7 @@ from warehouse.errors import TimeloomError
 
 BUILT_IN = ("mehrt", "ethos")
 # Keys that say how timelines are packed or which subjects are train: no token of a timeline depends on them.
-NOT_TOKENS = frozenset({"context", "plans", "scheme", "vocabulary_version"})
+NOT_TOKENS = frozenset({"context", "left_out", "plans", "scheme", "vocabulary_version"})
 _FOLDER = Path(__file__).parent
 _SPANS = re.compile(r"[1-9]\d?(\+[1-9]\d?)*(\+\*)?")
 
@@ -94,6 +94,7 @@ class ProfileConfig(BaseModel):
         vocabulary_version: raising it fits vocabulary and quantiles anew, with new ids.
         order: tokens stand by when they could be known, or by `time`, the papers' literal reading.
         namespaces: what codes begin with, up to a slash, of what becomes tokens; null keeps every code.
+        left_out: namespaces that make no token on purpose: the gate does not ask for them.
         codes: rules by what a code begins with, up to a slash; the longest beginning decides.
         values: `codes_only` leaves numbers out, `pair` puts a quantile's token behind the code's, `fused` makes one
             token of both.
@@ -119,6 +120,7 @@ class ProfileConfig(BaseModel):
     vocabulary_version: int = Field(default=1, ge=1)
     order: Literal["available_time", "time"] = "available_time"
     namespaces: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
     codes: dict[str, NamespaceRule] = Field(default_factory=dict)
     values: Literal["codes_only", "pair", "fused"] = "codes_only"
     quantiles: int = Field(default=10, ge=2, le=100)

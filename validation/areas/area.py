@@ -47,6 +47,8 @@ class Expectation:
         meaning: of `pattern`, in words.
         check: what measures the column again in `verify`; None leaves it out.
         fault: what `verify` says of values outside [low, high], after their sum or before their place.
+        words: what the run says of the rows of the area's frame that are broken, instead of the sentence.
+        remedy: what the run advises; without it, to look at the report.
     """
 
     column: str
@@ -59,6 +61,8 @@ class Expectation:
     meaning: str = ""
     check: Check | None = None
     fault: str = ""
+    words: Callable[[pl.DataFrame], str] | None = None
+    remedy: Callable[[pl.DataFrame], str] | None = None
 
     @property
     def rule(self) -> str:
@@ -70,7 +74,7 @@ class Expectation:
         return f"at least {self.low:g}" if self.high is None else f"at most {self.high:g}"
 
     def broken(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows of a check's frame whose value lies outside [low, high]; a missing value is not judged."""
+        """The rows of a frame whose value lies outside [low, high]; a missing value is not judged."""
         value = pl.col(self.column)
         outside = pl.lit(False)
         if self.low is not None:

@@ -36,8 +36,21 @@ QUARANTINED = {
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
-    """A row per table, see `measure_ledger`."""
-    return measure_ledger(release.tree, release.ledger, release.events.sources)
+    """A row per table: that of `measure_ledger`, with `missed_share`, that of its join which misses most."""
+    table, rows = pl.col("table"), pl.col("rows")
+    missed, asked = rows.filter(pl.col("outcome") == "join_missed").sum(), rows.sum()
+    joins = (
+        release.ledger.filter(pl.col("outcome").is_in(["join_found", "join_missed"]))
+        .group_by("table", "reason")
+        .agg((missed / asked).alias("missed_share"), asked.alias("asked"))
+        .filter(pl.col("asked") >= release.limits.fewest)
+        .group_by(table)
+        .agg(pl.col("missed_share").max())
+    )
+    measured = measure_ledger(release.tree, release.ledger, release.events.sources)
+    return measured.join(joins, on="table", how="left", maintain_order="left").with_columns(
+        pl.col("missed_share").fill_null(0.0)
+    )
 
 
 def _sum_of(tables: pl.DataFrame) -> str:
@@ -72,6 +85,13 @@ AREA = Area(
             "warning",
             "derived",
             high=0.01,
+        ),
+        Expectation(
+            "missed_share",
+            "In no join more than half of the rows that ask find nothing.",
+            "warning",
+            "derived",
+            high=0.5,
         ),
         Expectation(
             "quarantine_unlisted",

@@ -1,6 +1,16 @@
 """The list of areas: the gate judges them, the report shows them and `verify` checks them in this order."""
 
-from validation.areas import events, items, ledger, shards, splits
+from validation.areas import contents, events, items, ledger, shards, splits, subjects, tokens
 from validation.areas.area import Area
 
-AREAS: tuple[Area, ...] = (events.AREA, ledger.AREA, items.AREA, splits.AREA, shards.AREA)
+# What a run says of a refusal is the first that failed: causes stand before what follows from them.
+AREAS: tuple[Area, ...] = (
+    contents.AREA,
+    subjects.AREA,
+    tokens.AREA,
+    events.AREA,
+    ledger.AREA,
+    items.AREA,
+    splits.AREA,
+    shards.AREA,
+)

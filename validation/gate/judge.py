@@ -26,6 +26,7 @@ class Outcome:
         suite: the name of its area.
         observed: the value of its frame that is furthest from what is expected; None for text, or without a value.
         rule: what `observed` is held to, in words.
+        said, remedy: of a failed one, what the run says and advises.
     """
 
     suite: str
@@ -36,6 +37,8 @@ class Outcome:
     kind: Kind
     observed: float | None
     rule: str
+    said: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ def _observed(expectation: Expectation, frame: pl.DataFrame) -> float | None:
     return float(values.gather([int(values.abs().arg_max() or 0)]).item())
 
 
+def _said(expectation: Expectation, frame: pl.DataFrame, success: bool) -> dict[str, str]:
+    if success:
+        return {}
+    broken = expectation.broken(frame) if expectation.column in frame.columns and expectation.words else frame.clear()
+    words, remedy = expectation.words, expectation.remedy
+    return {
+        "said": words(broken) if words and len(broken) else expectation.sentence.rstrip("."),
+        "remedy": remedy(broken) if remedy and len(broken) else "",
+    }
+
+
 def judge(measurements: Measurements, docs_dir: Path | None) -> Judgement:
     """Holds measurements to the expectations of every area.
 
@@ -87,6 +101,7 @@ def judge(measurements: Measurements, docs_dir: Path | None) -> Judgement:
             kind=expectation.kind,
             observed=_observed(expectation, measurements.areas[area.name]),
             rule=expectation.rule,
+            **_said(expectation, measurements.areas[area.name], success.get(area.name_of(expectation), False)),
         )
         for area in registry.AREAS
         for expectation in area.expectations

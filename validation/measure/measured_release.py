@@ -1,19 +1,24 @@
 """What areas are measured from: a release tree, and the frames that several areas need, each read once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
 import polars as pl
 
+from pipelines.limits import LimitsConfig
+from validation.measure.contents import Holdings, contents_of, read_holdings, table_names
+from validation.measure.coverage import measure_coverage
 from validation.measure.events import EventMeasures, event_subjects, measure_events
 from validation.measure.items import read_items
 from validation.measure.ledger import read_ledger
+from validation.measure.losses import Earlier, measure_losses, releases_before
 from validation.measure.splits import read_assignments
 from validation.measure.subjects import read_subjects
-from warehouse.layout import ReleaseLayout
-from warehouse.manifest import Manifest, ProfileEntry
+from validation.measure.tokenised import measure_tokenised
+from warehouse.layout import Layout, ReleaseLayout
+from warehouse.manifest import ContentEntry, Manifest, ProfileEntry
 from warehouse.schemas import SPLITS
 
 
@@ -28,6 +33,11 @@ class MeasuredRelease:
             None for a share that is not judged. The first scheme is the one of MEDS tools and of Tables A1 and A2.
         latest: the last moment that an event may have, where dates are not shifted.
         before: the release that this one follows, whose lags and splits it must keep.
+        sources: keys of the manifest's `sources`, which tell the table of each raw file.
+        limits: what is held against the releases before and between tables.
+        earlier: what the releases before hold, the parent first.
+        accepted: names of what may be lost.
+        declared: what the manifest says that the release holds; None where it does not say so.
     """
 
     tree: ReleaseLayout
@@ -36,6 +46,11 @@ class MeasuredRelease:
     schemes: Mapping[str, Mapping[str, float | None]]
     latest: datetime | None = None
     before: ReleaseLayout | None = None
+    sources: Collection[str] = ()
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    earlier: Sequence[Earlier] = ()
+    accepted: Collection[str] = ()
+    declared: Sequence[ContentEntry] | None = None
 
     @property
     def primary_scheme(self) -> str:
@@ -60,6 +75,38 @@ class MeasuredRelease:
         return read_ledger(self.tree)
 
     @cached_property
+    def holdings(self) -> Holdings:
+        """What tables and modalities hold, see `read_holdings`."""
+        return read_holdings(self.tree, self.buckets)
+
+    @cached_property
+    def coverage(self) -> pl.DataFrame:
+        """A row per token profile, namespace and split, see `measure_coverage`."""
+        return measure_coverage(self.tree, self.profiles)
+
+    @cached_property
+    def tokenised(self) -> pl.DataFrame:
+        """A row per token profile, namespace and split, see `measure_tokenised`."""
+        used = {profile.scheme for profile in self.profiles.values()}
+        schemes = {scheme: read_assignments(self.tree, scheme).unique("subject_id") for scheme in used}
+        return measure_tokenised(self.tree, self.buckets, self.profiles, schemes)
+
+    @cached_property
+    def contents(self) -> list[ContentEntry]:
+        """What the manifest says that the release holds, part by part."""
+        found = contents_of(self.holdings, self.ledger, self.coverage, table_names(self.sources))
+        for (profile,), part in self.tokenised.group_by("profile", maintain_order=True):
+            counts = {name: int(part[name].sum()) for name in ("clinical", "in_tokens")}
+            found.append(ContentEntry(kind="profile", name=str(profile), counts=counts))
+        return found
+
+    @cached_property
+    def losses(self) -> pl.DataFrame:
+        """A row per part and measure of which there is less than before, see `measure_losses`."""
+        rules = {name: profile.rules_hash for name, profile in self.profiles.items()}
+        return measure_losses(self.contents, self.earlier, rules, self.accepted, self.limits)
+
+    @cached_property
     def items(self) -> pl.DataFrame:
         return read_items(self.tree, self.buckets)
 
@@ -79,6 +126,21 @@ class MeasuredRelease:
         }
 
 
+def earlier_releases(layout: Layout, parent: Manifest, window: int) -> list[Earlier]:
+    """The releases that the next one is compared with, the parent first.
+
+    A parent that does not say what it holds, as an older timeloom published it, is measured.
+
+    Raises:
+        TimeloomError: a file of such a parent is damaged.
+    """
+    contents = parent.contents
+    if not contents:
+        contents = tuple(published_release(ReleaseLayout(layout.releases / parent.release_id), parent, None).contents)
+    before = releases_before(layout, parent, window)
+    return [Earlier.of(parent, contents), *map(Earlier.of, before)]
+
+
 def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLayout | None) -> MeasuredRelease:
     """A published release, with every split scheme that is in use; shares of splits are not judged.
 
@@ -92,4 +154,6 @@ def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLa
         profiles=manifest.profiles,
         schemes={name: dict.fromkeys(SPLITS) for name in names},
         before=before,
+        sources=manifest.sources,
+        declared=manifest.contents or None,
     )

@@ -75,9 +75,11 @@ def test_a_new_expectation_is_one_entry_of_an_area_that_exists(tmp_path: Path, m
     """The area measures the column `subjects` already, and nothing expects anything of it."""
     few = Check("few", lambda release: release.events.summary, lambda _: "few enough")
     entry = Expectation("subjects", "The release has five patients at most.", high=5, check=few, fault="patients")
-    events, *others = registry.AREAS
-    changed = replace(events, expectations=(*events.expectations, entry))
-    monkeypatch.setattr(registry, "AREAS", (changed, *others))
+    changed = [
+        replace(area, expectations=(*area.expectations, entry)) if area.name == "events" else area
+        for area in registry.AREAS
+    ]
+    monkeypatch.setattr(registry, "AREAS", tuple(changed))
     _, tree = patients.make_root(tmp_path / "root")
     judgement = judged(tree)
     assert [outcome.name for outcome in judgement.failures] == ["events.subjects"]
