@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from extractors.expressions import check_expression, expression
 from extractors.reading import NullValues, Reading, TableReading, known_zone, laid_over
 from extractors.source_model import Columns, SourceModel, check_format, listed
 from warehouse.errors import TimeloomError
@@ -90,6 +91,13 @@ Available = Annotated[
 ]
 
 
+def _check(key: str, text: str, *, condition: bool) -> None:
+    try:
+        check_expression(text, condition=condition)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
 class EventRule(SourceModel):
     """One event that a row may make.
 
@@ -118,6 +126,8 @@ class EventRule(SourceModel):
         if self.kind not in KIND_RANK:
             raise ValueError(f"kind {self.kind} is none of {', '.join(KIND_RANK)}")
         check_template(self.code)
+        if self.where:
+            _check("where", self.where, condition=True)
         return self
 
 
@@ -156,6 +166,8 @@ class TableRule(SourceModel):
         optional_columns: columns that some versions of the export lack; null there.
         derive: new text columns as SQL over the row; a later one may use an earlier one.
         events: what events a row makes; one that makes none is quarantined, with the reason.
+        failed_casts: what becomes of a row in which a CAST fails and leaves its value null: it is counted and `keep`s
+            the rest, or goes to `quarantine`.
         optional: the table may be absent.
         why: for the reader; nothing hangs on it.
     """
@@ -166,6 +178,7 @@ class TableRule(SourceModel):
     joins: list[JoinRule] = Field(default_factory=list)
     optional_columns: list[str] = Field(default_factory=list)
     derive: dict[str, str] = Field(default_factory=dict)
+    failed_casts: Literal["keep", "quarantine"] = "keep"
     events: list[EventRule] = Field(default_factory=list)
     optional: bool = False
     why: str | None = None
@@ -174,6 +187,8 @@ class TableRule(SourceModel):
     def _checked(self) -> "TableRule":
         if self.role == "events" and not self.events:
             raise ValueError("a table of role events needs at least one event")
+        for name, text in self.derive.items():
+            _check(f"derive.{name}", text, condition=False)
         return self
 
 
@@ -200,6 +215,8 @@ class CodeRule(SourceModel):
     def _checked(self) -> "CodeRule":
         for template in (*self.code, *self.parents, self.description or ""):
             check_template(template)
+        if self.where:
+            _check("where", self.where, condition=True)
         return self
 
     def columns(self) -> set[str]:
@@ -300,8 +317,8 @@ def raw_columns(rule: TableRule, subject: str) -> set[str]:
     for join in rule.joins:
         raw |= set(join.key) - made
         made |= set(join.columns)
-    for name, expression in rule.derive.items():
-        raw |= set(sql(expression).meta.root_names()) - made
+    for name, text in rule.derive.items():
+        raw |= set(sql(text).meta.root_names()) - made
         made.add(name)
     return raw | (set(_event_columns(rule, subject)) - made)
 
@@ -339,15 +356,15 @@ def check_template(template: str) -> None:
 
 
 def sql(text: str) -> pl.Expr:
-    """A polars expression from SQL.
+    """A polars expression from SQL; null where a cast fails.
 
     Raises:
-        TimeloomError: the text is no SQL expression.
+        TimeloomError: the text is no SQL expression, or none that is worked out row by row.
     """
     try:
-        return pl.sql_expr(text)
-    except pl.exceptions.PolarsError as error:
-        raise TimeloomError(f"`{text}` is no SQL expression", remedy="see docs/sources.md") from error
+        return expression(text).made
+    except ValueError as error:
+        raise TimeloomError(str(error), remedy="see docs/sources.md") from None
 
 
 def aggregate(spec: str) -> tuple[str, str]:
@@ -386,8 +403,8 @@ def _parse(path: Path, text: str) -> Source:
         raise TimeloomError(f"the source {path.name} is no YAML", remedy="see docs/sources.md") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TimeloomError(f"the source {path.name}, {where}: {first['msg']}", remedy="see docs/sources.md") from error
+        where, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise TimeloomError(f"the source {path.name}, {where}: {said}", remedy="see docs/sources.md") from error
     known_tables = {*source.tables, *(f"{CROSSWALK}{name}" for name in source.crosswalks)}
     for table, rule in source.tables.items():
         raw_columns(rule, source.subject)

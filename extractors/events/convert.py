@@ -1,7 +1,6 @@
 """A block of raw rows becomes events; every row is accounted for."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,9 @@ from extractors.events.joins import MISSED as MISSED_COLUMN
 from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
 from extractors.events.values import parse_values
+from extractors.events.worked_out import worked_out
 from extractors.origins import TimeReading, joins_behind, readings_of
-from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, sql, template_columns
+from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, template_columns
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn
 from warehouse.hashing import splitmix64
@@ -136,17 +136,20 @@ class Converter:
 
         The account is brought up to date.
         """
-        rows = self._derive(rows)
+        never = pl.Series([False]).new_from_index(0, len(rows))
+        rows, failed = self._derive(rows, never)
+        conditions, failed = self._conditions(rows, failed)
         patient = self._patient(rows)
         good_subject = patient.subject.is_not_null()
-        never = pl.Series([False]).new_from_index(0, len(rows))
         state = dict.fromkeys(("timed", "static", *REASONS), never)
-        state["bad_subject_id"] = ~good_subject
+        state["bad_subject_id"], state["failed_cast"] = ~good_subject, failed
+        if self.rule.failed_casts == "quarantine":
+            good_subject = good_subject & ~failed
         parsed: dict[str, Times] = {}
         asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]] = {}
         made = [
-            self._make(rows, number, rule, patient, good_subject, state, parsed, asked)
-            for number, rule in enumerate(self.rule.events)
+            self._make(rows, number, rule, patient, good_subject & met, state, parsed, asked)
+            for number, (rule, met) in enumerate(zip(self.rule.events, conditions, strict=True))
         ]
         for rule, times, rows_asked in asked.values():
             self.account.saw_times(rule.column, times, rows_asked)
@@ -155,19 +158,38 @@ class Converter:
         self.account.emitted += len(events)
         return events
 
-    def _derive(self, rows: Rows) -> Rows:
-        """The rows with the columns that the rule derives."""
+    def _derive(self, rows: Rows, never: pl.Series) -> tuple[Rows, pl.Series]:
+        """The rows with the columns that the rule derives, and in which rows (n,) a cast failed."""
         looked_up = [name for join in self.rule.joins for name in join.columns]
-        hashes = rows.hashes
+        hashes, failed = rows.hashes, never
+        # A bucket is aligned again where a looked-up column changed, though the row did not, or where it is found now.
         if looked_up:
-            # A bucket is aligned again where a looked-up column changed, though the row did not.
             attached = pl.DataFrame({name: rows.columns[name].rows for name in dict.fromkeys(looked_up)})
             hashes = hashes ^ splitmix64(attached.hash_rows(seed=self.deid.row_seed).to_numpy())
+        for name in sorted({name for marks in self._marks for name in marks}):
+            missed = rows.columns[name].rows.is_not_null().to_numpy()
+            hashes = np.where(missed, splitmix64(hashes), hashes) if missed.any() else hashes
         derived = Rows(dict(rows.columns), rows.number, hashes)
-        for name, expression in self.rule.derive.items():
-            made = sql(expression).cast(pl.String)
-            derived = derived.with_column(name, derived.by(made.meta.root_names(), partial(column, expression=made)))
-        return derived
+        for name, text in self.rule.derive.items():
+            made, failing = worked_out(derived, text, pl.String, self._place(f"derive.{name}"))
+            derived = derived.with_column(name, made)
+            failed = failed if failing is None else failed | failing
+        return derived, failed
+
+    def _conditions(self, rows: Rows, failed: pl.Series) -> tuple[list[pl.Series], pl.Series]:
+        """Of each event, which rows (n,) meet its condition; and in which rows a cast failed."""
+        every, conditions = pl.Series([True]).new_from_index(0, len(rows)), []
+        for number, event in enumerate(self.rule.events):
+            if not event.where:
+                conditions.append(every)
+                continue
+            met, failing = worked_out(rows, event.where, pl.Boolean, self._place(f"events.{number}.where"))
+            conditions.append(met.rows.fill_null(False))
+            failed = failed if failing is None else failed | failing
+        return conditions, failed
+
+    def _place(self, key: str) -> str:
+        return f"source {self.source.name}, table {self.table}: {key}"
 
     def _patient(self, rows: Rows) -> _Patient:
         raw = rows.columns[self.rule.subject or self.source.subject]
@@ -201,16 +223,12 @@ class Converter:
         number: int,
         rule: EventRule,
         patient: _Patient,
-        good_subject: pl.Series,
+        applies: pl.Series,
         state: dict[str, pl.Series],
         parsed: dict[str, Times],
         asked: dict[tuple[str, ...], tuple[TimeRule, Times, pl.Series]],
     ) -> pl.DataFrame:
-        rows, applies = whole, good_subject
-        if rule.where:
-            where = sql(rule.where)
-            met = whole.by(where.meta.root_names(), lambda frame: column(frame, where).cast(pl.Boolean))
-            applies = applies & met.rows.fill_null(False)
+        rows = whole
         places = None if applies.all() else applies.arg_true()
         if places is not None:
             read = {*template_columns(rule.code), *(name for name in (rule.value, rule.text, rule.unit) if name)}
@@ -361,7 +379,8 @@ class Converter:
         nothing = ~(timed | static)
         self.account.events += int(timed.sum())
         self.account.static += int(static.sum())
-        self.account.partial["unparsable_time"] += int((~nothing & state["unparsable_time"]).sum())
+        for reason in ("unparsable_time", "failed_cast"):
+            self.account.partial[reason] += int((~nothing & state[reason]).sum())
         state["no_rule_applies"] = nothing
         for reason in REASONS:
             if not nothing.any():

@@ -9,7 +9,7 @@ from extractors.events.lookups import JoinCounts
 from extractors.events.times import Times
 
 # Why a row made no event, the first that holds.
-REASONS = ("bad_subject_id", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
+REASONS = ("bad_subject_id", "failed_cast", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
 # How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
 # code's results usually take; `awaited` is what the last one is until that is known. `missed` is that too, where a join
 # should have said it: such a fact is never taken to be known at its time.

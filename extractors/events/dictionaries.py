@@ -10,6 +10,7 @@ from extractors.events.convert import code_expression
 from extractors.events.joins import attach_all
 from extractors.source import CodeRule, sql
 from extractors.tables.export import Export
+from warehouse.errors import TimeloomError
 
 # Rows that are held before those that say the same become one.
 _HELD_ROWS = 1 << 20
@@ -45,6 +46,17 @@ def describe(codes: pl.Series, exports: list[Export]) -> pl.DataFrame:
 _NOTHING = pl.DataFrame(schema={"code": pl.String, "description": pl.String, "parent": pl.String})
 
 
+def _held(frame: pl.DataFrame, rule: CodeRule, export: Export) -> pl.DataFrame:
+    """The rows that describe something."""
+    try:
+        return frame.filter(sql(rule.where)) if rule.where else frame
+    except pl.exceptions.PolarsError:
+        raise TimeloomError(
+            f"source {export.source.name}, codes of {rule.table}: where fails: `{rule.where}`",
+            remedy="mend the expression; docs/sources.md lists what works",
+        ) from None
+
+
 def _read_together(rules: list[CodeRule]) -> list[list[CodeRule]]:
     """Rules of one table and the same joins: its files are then read once."""
     together: dict[str, list[CodeRule]] = {}
@@ -63,7 +75,7 @@ def _rows(export: Export, rules: list[CodeRule], wanted: pl.Series, scratch: Pat
         blocks = (block.frame for block in raw.blocks(columns))
         for frame in attach_all(blocks, export, joins, scratch):
             for rule in rules:
-                held = frame.filter(sql(rule.where)) if rule.where else frame
+                held = _held(frame, rule, export)
                 for template in rule.code:
                     known = held.with_columns(code_expression(template).alias("_code")).filter(
                         pl.col("_code").is_in(wanted)

@@ -17,6 +17,7 @@ CONFLICTS = {
 }
 PARTIAL = {
     "unparsable_time": "one of the row's times cannot be read; its other events stand",
+    "failed_cast": "a value that an expression takes for a number or a time is none; what hangs on it is empty",
     "unparsable_available_time": "when it became known cannot be read; see availability",
     "unknown_available_time": "when it became known is not recorded; see availability",
     "availability_join_missed": "when it became known stands in another table that lacks it; an estimate instead",
@@ -24,6 +25,7 @@ PARTIAL = {
 QUARANTINED = {
     "bad_subject_id": "no patient id, or none that can be used",
     "unparsable_time": "its time cannot be read",
+    "failed_cast": "a value that an expression takes for a number or a time is none",
     "missing_time": "it has no time",
     "missing_code": "what happened is empty",
     "no_rule_applies": "no rule of the source applies to it",
