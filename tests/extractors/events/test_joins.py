@@ -179,7 +179,7 @@ def test_where_no_join_missed_no_lag_of_stays_is_kept(tmp_path: Path) -> None:
     found, counts = closed_late(tmp_path, MISSES, (1, "s1", NOON, "A"), (1, None, NOON, "A"))
     assert found["availability"].to_list() == ["recorded", "time"]
     assert read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], meds.LAGS).is_empty()
-    assert counts["joins"] == {"stays by stay": {"asked": 1, "missed": 0}}
+    assert counts["joins"] == {"stays by stay": {"asked": 1, "missed": 0, "optional": 1}}
 
 
 def test_of_a_table_that_is_not_there_no_misses_are_counted_and_nothing_is_known_early(tmp_path: Path) -> None:
