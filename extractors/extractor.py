@@ -39,6 +39,8 @@ class Extractor:
         units_a_batch: units that `read_units` is asked for at a time.
         too_many_failed: the verdict of an item too few of whose units can be read.
         needs_crosswalk: its files name no subject of their own.
+        digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
+            too little of it to tell; none where the `content` of its items tells it.
     """
 
     settings: type[ModalitySettings]
@@ -47,6 +49,7 @@ class Extractor:
     units_a_batch: int
     too_many_failed: str = "failed_unreadable"
     needs_crosswalk: bool = False
+    digest: str = ""
 
     def index_items(
         self,

@@ -44,6 +44,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_inconsistent_geometry": "slices at irregular distances",
     "failed_gantry_tilt": "slices sheared against their normal (gantry tilt)",
     "failed_mixed_subjects": "slices of one series that name different patients",
+    "failed_two_subjects": "the same pixels are tied to two patients, and nobody can say whose they are",
     "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
     "failed_no_subject": "no patient identifier",
     "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",
@@ -79,6 +80,7 @@ class FoundItem:
     verdict: str
     units_expected: int | None  # slices or tissue tiles
     geometry: dict[str, Any] = field(default_factory=dict)  # JSON, without identifiers
+    content: str = ""  # hex; the same for the same pixels, whatever ids and dates stand beside them; else `identity` is
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:

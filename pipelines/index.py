@@ -15,6 +15,7 @@ from extractors.crosswalk import CrosswalkConfig, read_crosswalk, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.items import OK, FoundItem
 from extractors.modalities import extractor_of
+from extractors.same_content import TWO_SUBJECTS, of_two_subjects
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Result, Task
 from pipelines.items import private_paths
@@ -109,11 +110,14 @@ def run(params: Params, base: Path) -> Result:
     links = read_crosswalk(crosswalk) if crosswalk else None
     found = extractor.index_items(settings, links, workers=params["workers"])
     frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, crosswalk, deid)
+    twice = pl.Series(of_two_subjects(found, frame["subject_id"].to_list(), extractor, folder), dtype=pl.Boolean)
+    ok_of_two = twice & (frame["verdict"] == OK)
+    frame = frame.with_columns(pl.when(ok_of_two).then(pl.lit(TWO_SUBJECTS)).otherwise("verdict").alias("verdict"))
     frame = frame.with_columns(pl.Series("bucket", _buckets(frame["subject_id"], params["buckets"])))
     paths = {
         key: {"paths": list(item.paths), "geometry": item.geometry}
-        for key, item in zip(frame["item_key"].to_list(), found, strict=True)
-        if item.verdict == OK
+        for key, verdict, item in zip(frame["item_key"], frame["verdict"], found, strict=True)
+        if verdict == OK
     }
     write_json(private_paths(Path(params["private"]), params["segment"]), {"folder": str(folder), "items": paths})
     # An item found twice (a copied folder, two lines of a crosswalk) is one item: a usable finding, if there is one.
@@ -187,4 +191,4 @@ def _public(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
     return public
 
 
-STAGE = Stage("index", 2, "pipelines.index:run", step="extract", in_release=False, plan=plan)
+STAGE = Stage("index", 3, "pipelines.index:run", step="extract", in_release=False, plan=plan)

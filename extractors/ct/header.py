@@ -38,6 +38,7 @@ class SliceHeader:
     path: str
     verdict: str  # of this slice alone
     fingerprint: str = ""
+    pixels: str = ""  # of the pixel data's length and ends, the same in every copy of them
     stamp: str = ""  # of the file as it was, to see later whether it changed
     instance: str = ""
     series: str = ""
@@ -158,11 +159,24 @@ def read_header(
             return False
         if not header.text("SOPClassUID") and not suspect:
             return True
-        return _slices(header, broken, site_timezone)
+        return _slices(header, replace(broken, pixels=_pixel_print(header)), site_timezone)
     except VerdictError as error:
         return [replace(broken, verdict=error.verdict)]
     except Exception:  # pydicom raises almost anything on damaged bytes; the verdict says what matters
         return [broken] if suspect else True
+
+
+def _pixel_print(header: Header) -> str:
+    """Length and xxh3 of the first and last 64 KiB of a data set's pixel data; empty where it has none."""
+    if header.pixels is None:
+        return ""
+    at, length = header.pixels
+    end = header.size if length is None else min(at + length, header.size)
+    header.file.seek(at)
+    first = header.file.read(min(EDGE_BYTES, end - at))
+    header.file.seek(max(at, end - EDGE_BYTES))
+    last = header.file.read(end - max(at, end - EDGE_BYTES))
+    return f"{end - at}:{xxhash.xxh3_64_hexdigest(first)}:{xxhash.xxh3_64_hexdigest(last)}"
 
 
 def stamp_of(disk: str, fingerprint: str) -> str:

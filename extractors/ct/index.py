@@ -139,6 +139,7 @@ def _item(
         verdict=verdict,
         units_expected=units,
         geometry=geometry,
+        content=identity_of(f"{found.pixels}:{found.frame}" for found in slices) if verdict == OK else "",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from extractors.ct.geometry import canonical_axial
 from extractors.ct.header import stamp_of
@@ -16,6 +17,8 @@ from extractors.dicom.pixels import FrameReader, PixelFormat, pixel_format, stor
 from extractors.items import UnitBatch, UnitRequest, VerdictError, file_on_disk, stream_fingerprint
 
 AIR_HU = -1024.0
+# Below so many different values, volumes of different patients may be equal.
+TELLING_VALUES = 64
 
 
 def read_volume(
@@ -70,6 +73,21 @@ def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
             pixels[place] = pixels_of_slice
         if pixels is not None:
             yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
+
+
+def pixel_digest(request: UnitRequest) -> str:
+    """XXH3-128 of a volume's Hounsfield units; empty where a phantom or a mask has too few different ones to tell.
+
+    Raises:
+        VerdictError: as `read_volume`.
+    """
+    digest = xxhash.xxh3_128()
+    values: set[float] = set()
+    for pixels in read_volume(request.paths, request.root, request.geometry):
+        digest.update(np.ascontiguousarray(pixels).data)
+        if len(values) < TELLING_VALUES:
+            values.update(np.unique(pixels).tolist())
+    return digest.hexdigest() if len(values) >= TELLING_VALUES else ""
 
 
 def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> Iterator[npt.NDArray[np.float32]]:

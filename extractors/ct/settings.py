@@ -29,4 +29,10 @@ class CtSettings(ModalitySettings):
 
 
 # Slices are large: a few at a time.
-CT = Extractor(CtSettings, "extractors.ct.index:index", "extractors.ct.index:read_ct_units", units_a_batch=16)
+CT = Extractor(
+    CtSettings,
+    "extractors.ct.index:index",
+    "extractors.ct.index:read_ct_units",
+    units_a_batch=16,
+    digest="extractors.ct.read:pixel_digest",
+)

@@ -95,6 +95,7 @@ def _index_slide(root: Path, max_failed_tiles: float, row: Mapping[str, Any]) ->
     available, _ = _time(row["available_time"])
     mpp = None if row["mpp"] is None else float(row["mpp"])
     geometry: dict[str, Any] = {}
+    content = ""
     identity, units = identity_of([f"absent:{relative}"]), None
     try:
         path = file_inside(root, relative)
@@ -131,6 +132,7 @@ def _index_slide(root: Path, max_failed_tiles: float, row: Mapping[str, Any]) ->
         verdict=verdict,
         units_expected=units,
         geometry=geometry,
+        content=content,
     )
 
 

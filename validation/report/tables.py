@@ -52,8 +52,8 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
         Column("units_encoded", "Encoded"),
         Column("units_failed", "Failed"),
     ]
-    units = " or ".join(f"a {MODALITIES[name].unit} of a {MODALITIES[name].title}" for name in INDEXED)
-    note = f"A unit is {units}. An item that is not usable leaves no vector."
+    each = " or ".join(f"a {MODALITIES[name].unit} of a {MODALITIES[name].title}" for name in INDEXED)
+    note = f"A unit is {each}. An item that is not usable leaves no vector."
     return Table("verdicts", "Images", columns, rows, note)
 
 
