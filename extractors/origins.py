@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from extractors.reading import ColumnReading
+from extractors.reading import ColumnReading, laid_over
 from extractors.source import Source, TableRule, TimeRule, aggregate, sql
 
 
@@ -60,6 +60,18 @@ def readings_of(source: Source, table: str, rule: TimeRule) -> list[TimeReading]
         else:
             alike = rule.model_copy(update={"column": [column], "formats": formats})
         found.append(TimeReading(alike, zone))
+    return found
+
+
+def value_reading(source: Source, table: str, column: str) -> ColumnReading:
+    """How a site wrote the column of a value: as it is said of the column itself, else of those that it comes from, the
+    first of which that says something holds."""
+    reading = source.reading_of(table)
+    found = reading.of_column(column)
+    if column in reading.columns:
+        return found
+    for other, name in origins(table, source.tables[table], column):
+        found = laid_over(source.reading_of(other).of_column(name), found)
     return found
 
 

@@ -6,7 +6,10 @@ is said of a table holds for it alone, what is said of a column for that column.
 
 import codecs
 import re
+from collections.abc import Iterable
+from datetime import date, datetime
 from functools import cached_property
+from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import available_timezones
 
@@ -16,32 +19,65 @@ from extractors.source_model import Columns, SourceModel, check_format
 
 Reads = TypeVar("Reads", bound="ColumnReading")
 # What YAML reads as its own null, where a text was meant.
-YAML_NULLS = ("null", "Null", "NULL")
+YAML_NULLS = ("null", "Null", "NULL", "~")
+DecimalSign = Literal[".", ","]
+ThousandsSign = Literal[".", ",", " ", "'", "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"]
+# A number of these spellings, or a date with a midnight after it, is what `null_values` names once.
+_NUMBER = re.compile(r"([+-]?)(0|[1-9]\d*)(?:\.(\d+))?")
+_DAY = re.compile(r"(\d{1,4}[-./]\d{1,2}[-./]\d{1,4})(?:[ T]00:00(?::00(?:\.0+)?)?)?")
+_SIGNS = {"": ("", "+"), "+": ("", "+"), "-": ("-", "\N{MINUS SIGN}")}
+_NOUGHTS = 10
+_FRACTIONS = ("", *(f".{'0' * digits}" for digits in (1, 2, 3, 6, 7, 9)))
+_MIDNIGHTS = ("", " 0:00", " 12:00 AM", " 12:00:00 AM") + tuple(
+    f"{between}00:00{seconds}{zone}"
+    for between, seconds, zone in product(
+        " T", ("", *(f":00{fraction}" for fraction in _FRACTIONS)), ("", "Z", "+00:00", "+0000", "+00", " UTC", " GMT")
+    )
+)
 
 
 def _texts(value: Any) -> Any:
-    """Texts, from one or several; YAML's own null stands for the spellings that it has."""
-    listed = value if isinstance(value, list) else [value]
-    return [text for item in listed for text in (YAML_NULLS if item is None else (item,))]
+    """Texts, from one or several, as they stand in a file; YAML's own null stands for the spellings that it has."""
+    return [text for item in (value if isinstance(value, list) else [value]) for text in _texts_of(item)]
 
 
-NullValues = Annotated[list[str], BeforeValidator(_texts, json_schema_input_type=str | None | list[str | None])]
+def _texts_of(item: Any) -> tuple[Any, ...]:
+    if item is None:
+        return YAML_NULLS
+    if isinstance(item, bool):
+        raise ValueError("YAML reads yes, no, on, off, true and false as no text: put it into quotes")
+    if isinstance(item, float) and item.is_integer():
+        return (str(int(item)),)
+    if isinstance(item, datetime):
+        return (item.isoformat(" "),)
+    # YAML reads 9999999 and 1900-01-01 as a number and a date.
+    return (str(item) if isinstance(item, (int, float, date)) else item,)
+
+
+NullValues = Annotated[
+    list[str],
+    BeforeValidator(_texts, json_schema_input_type=str | float | date | None | list[str | float | date | None]),
+]
 
 
 class ColumnReading(SourceModel):
     """How a column is written.
 
     Attributes:
-        null_values: texts that mean "nothing" besides an empty field; added to those of the table and the source.
-        decimal: the sign before the fraction of a number.
-        thousands: the sign between groups of three digits; none where null.
+        null_values: texts that mean "nothing" besides an empty field; added to those of the table and the source. A
+            number stands for its other spellings too, a date also for the midnight that begins it.
+        decimal: the sign before the fraction of a value; a point, or a comma where `thousands` is a point.
+        thousands: the sign between groups of three digits of a value; none where null.
+        flags: whether a letter behind a value that may be its unit or a flag (`8.1 L`) is a flag; where null, it is one
+            if the row has a unit of its own or the column has other flags. False leaves all flags texts.
         formats: strptime formats of its times, instead of the rule's.
         time_zone: IANA name of the wall clock, instead of the source's.
     """
 
     null_values: NullValues = Field(default_factory=list)
-    decimal: Literal[".", ","] | None = None
-    thousands: Literal[".", ",", " ", "'", "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"] | None = None
+    decimal: DecimalSign | None = None
+    thousands: ThousandsSign | None = None
+    flags: bool | None = None
     formats: Columns | None = None
     time_zone: str | None = None
 
@@ -54,9 +90,21 @@ class ColumnReading(SourceModel):
     def _checked(self) -> "ColumnReading":
         for time_format in self.formats or ():
             check_format(time_format)
-        if self.thousands is not None and self.thousands == (self.decimal or "."):
+        if self.thousands is not None and self.thousands == self.decimal:
             raise ValueError("decimal and thousands are the same sign")
         return self
+
+    @property
+    def decimal_sign(self) -> DecimalSign:
+        """The sign before the fraction of a value."""
+        return self.decimal or ("," if self.thousands == "." else ".")
+
+    @property
+    def nothing(self) -> list[str]:
+        """The texts that mean "nothing", in all their spellings."""
+        return list(
+            dict.fromkeys(text for written in self.null_values for text in spellings(written, self.decimal_sign))
+        )
 
 
 class TableReading(ColumnReading):
@@ -128,6 +176,28 @@ class Reading(TableReading):
         return laid_over(self._general, self.tables[table]) if table in self.tables else self._general
 
 
+def spellings(written: str, decimal: DecimalSign = ".") -> Iterable[str]:
+    """A text that means "nothing" as other programs may have written it: 9999999 as 9999999.0, a day with its midnight.
+
+    Args:
+        decimal: the sign before the fraction of numbers.
+    """
+    if number := _NUMBER.fullmatch(written):
+        sign, whole, digits = number[1], number[2], (number[3] or "").rstrip("0")
+        fractions = [""] if not digits else []
+        # Where the comma divides, three digits behind a point may be thousands.
+        fractions += [
+            f"{point}{digits}{'0' * noughts}"
+            for point in dict.fromkeys((decimal, "."))
+            for noughts in range(_NOUGHTS + 1)
+            if point == decimal or len(digits) + noughts != 3
+        ]
+        return [written, *(f"{before}{whole}{fraction}" for before, fraction in product(_SIGNS[sign], fractions))]
+    if day := _DAY.fullmatch(written):
+        return [written, *(f"{day[1]}{midnight}" for midnight in _MIDNIGHTS)]
+    return [written]
+
+
 def known_zone(name: str | None) -> str | None:
     """The name of a time zone.
 
@@ -152,4 +222,7 @@ def laid_over(below: Reads, above: Reads) -> Reads:
             merged[field] = {**low, **high, **both}
         else:
             merged[field] = high if field in above.model_fields_set and high is not None else low
+    if merged.get("thousands") is not None and merged["thousands"] == merged["decimal"]:
+        # One of the two is below, where the other was not known.
+        merged["thousands" if above.thousands is None else "decimal"] = None
     return type(below)(**merged)

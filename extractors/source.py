@@ -106,6 +106,7 @@ class EventRule(SourceModel):
         time: null for a static fact.
         available: when the fact could first be read; `time` where absent, and never before `time`.
         value: parsed as a number where it is one, or holds one (`<5`, `5.0 mg/L`), else kept as text.
+        keep_empty: a row whose value and text are empty still makes the event; otherwise it makes nothing.
         text: kept as text, after a value that is none or not only a number.
         unit: the column with the value's unit.
         kind: what kind of fact it is, which orders facts of one time.
@@ -116,6 +117,7 @@ class EventRule(SourceModel):
     time: Time | None = None
     available: Available | None = None
     value: str | None = None
+    keep_empty: bool = False
     text: str | None = None
     unit: str | None = None
     kind: Annotated[str, Field(json_schema_extra={"enum": [*KIND_RANK]})] = "clinical"
@@ -125,6 +127,8 @@ class EventRule(SourceModel):
     def _checked(self) -> "EventRule":
         if self.kind not in KIND_RANK:
             raise ValueError(f"kind {self.kind} is none of {', '.join(KIND_RANK)}")
+        if self.keep_empty and self.value is None:
+            raise ValueError("keep_empty asks for a value")
         check_template(self.code)
         if self.where:
             _check("where", self.where, condition=True)
@@ -308,6 +312,11 @@ class Source(SourceModel):
         for codes in self.codes:
             needed |= codes.columns() if codes.table == table else set()
         return needed - set(rule.optional_columns if rule else ())
+
+
+def made_columns(rule: TableRule) -> set[str]:
+    """The columns that a table's rules look up or derive."""
+    return {*rule.derive, *(name for join in rule.joins for name in join.columns)}
 
 
 def raw_columns(rule: TableRule, subject: str) -> set[str]:

@@ -54,6 +54,7 @@ class Counts(TypedDict):
     partial: dict[str, int]
     times: dict[str, dict[str, int]]
     joins: dict[str, dict[str, int]]
+    values: dict[str, dict[str, int]]
 
 
 class Params(TypedDict):
@@ -143,6 +144,7 @@ def run(params: Params, base: Path) -> Result:
     private = Path(params["private"])
     index: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
+    settled: list[tuple[str, str, bool]] = []
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         rule = source.tables.get(table)
         if rule is None:
@@ -159,6 +161,7 @@ def run(params: Params, base: Path) -> Result:
                     writer.write(converter.convert(block))
             index, blobs = _close(writer, converter, raw)
             columns, malformed = raw.columns, len(raw.malformed)
+            settled = converter.units.settled
         rows = writer.rows
     account.raw += malformed
     account.quarantined["malformed_row"] = malformed
@@ -166,8 +169,8 @@ def run(params: Params, base: Path) -> Result:
         table=params["label"],
         source=source.name,
         segment=segment,
-        # With the header, which says what each of the bytes that were hashed means.
-        rules=sha256_json([params["rules"], columns]),
+        # With the header, which says what each of the bytes that were hashed means, and what the whole file decided.
+        rules=sha256_json([params["rules"], columns, *settled]),
         buckets=index,
         blobs=blobs,
         kinds=[event.kind for event in rule.events] if rule is not None else [],
@@ -184,6 +187,7 @@ def run(params: Params, base: Path) -> Result:
             for join in (rule.joins if rule is not None else ())
             if name_of(join) in account.joins
         },
+        values=account.values,
     )
     return Result({segment: rows}, counts)
 
@@ -216,6 +220,7 @@ def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[
     """The segment's index, and what stands behind its pieces."""
     codes = converter.codes.texts
     index = writer.index(codes)
+    converter.finish()
     quarantine = [
         pl.DataFrame({"row": np.concatenate(rows)}).with_columns(pl.lit(reason).alias("reason"))
         for reason, rows in [*converter.quarantine.items(), ("malformed_row", [np.array(raw.malformed, np.int64)])]

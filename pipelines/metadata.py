@@ -118,7 +118,8 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
     What is found when a bucket is aligned moves from events, or static, to its reason: a raw row that equals an
     earlier one, a second death, and in a trial run a row of a subject outside its limit. `time_format` says how many
     values of a time column each format read, `join_found` and `join_missed` how many rows asked a join with a key that
-    the other table has, or lacks.
+    the other table has, or lacks, `values` and `numbers` how many cells of a value's column hold something and a
+    number, and `empty` how many made no event because they hold nothing.
     """
     outcomes: Counter[tuple[str, str, str]] = Counter()
     emitted: Counter[str] = Counter()
@@ -138,6 +139,11 @@ def ledger_rows(meds: StageReport, align: StageReport) -> list[list[Any]]:
         for join, asked in counts["joins"].items():
             outcomes[table, "join_found", join] += asked["asked"] - asked["missed"]
             outcomes[table, "join_missed", join] += asked["missed"]
+        for column, values in counts["values"].items():
+            outcomes[table, "values", column] += values["present"]
+            outcomes[table, "numbers", column] += values["numbers"]
+            if values["empty"]:
+                outcomes[table, "empty", column] += values["empty"]
     for entry in align.entries.values():
         bucket = counts_of(entry, AlignCounts)
         for reason, tables in bucket["set_aside"].items():

@@ -10,7 +10,7 @@ SPLITS = ("train", "tuning", "held_out")
 # MEDS 0.4.1 columns first (subject_id, time, code, numeric_value, text_value), then ours. `kind` is what the total
 # order ranks by: visit_start, clinical, image, death, visit_end. `availability` says how available_time is known:
 # recorded, time (taken to be the time), estimated. `value_flag` marks a number that is not the whole value: <, <=, >,
-# >=, range, unit. `conflict` marks a contradiction that is left as it is; docs/quality.md lists them.
+# >=, range, unit, flag. `conflict` marks a contradiction that is left as it is; docs/quality.md lists them.
 EVENTS = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),

@@ -5,6 +5,7 @@ Counts are exact and codes are as they stand: whoever shows them hides small cel
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -247,6 +248,7 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
 
 def _whole(converter: Converter, malformed: int) -> Account:
     """The account, with the rows that have another number of fields than the header."""
+    converter.finish()
     converter.account.raw += malformed
     converter.account.quarantined["malformed_row"] += malformed
     return converter.account
@@ -282,7 +284,7 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[T
 
 def _texts(converter: Converter, events: pl.DataFrame) -> pl.DataFrame:
     """The events with their codes and units as texts."""
-    columns = {"code": converter.codes.texts, "unit": converter.units.texts}
+    columns: dict[str, Sequence[str | None]] = {"code": converter.codes.texts, "unit": converter.units.texts}
     return events.with_columns(
         pl.Series(name, [*texts, None], dtype=pl.String).gather(events[name].fill_null(len(texts)))
         for name, texts in columns.items()

@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 
 from extractors.deid import Deidentifier
 from extractors.events.converted import AT_TIME, AWAITED, LAG_STEP_US, LAG_STEPS, MISSED, REASONS, RECORDED, Account
+from extractors.events.interner import Interner
 from extractors.events.joins import MISSED as MISSED_COLUMN
 from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
-from extractors.events.values import parse_values
+from extractors.events.units import Units
+from extractors.events.values import Writing, parse_values
 from extractors.events.worked_out import worked_out
-from extractors.origins import TimeReading, joins_behind, readings_of
+from extractors.origins import TimeReading, joins_behind, readings_of, value_reading
 from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, template_columns
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn
@@ -31,25 +33,6 @@ _FILTERS = {
     "upper": lambda column: column.str.strip_chars().str.to_uppercase(),
     "strip": lambda column: column.str.strip_chars(),
 }
-
-
-class Interner:
-    """Numbers of texts, in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    @property
-    def texts(self) -> list[str]:
-        return list(self._numbers)
-
-    def of(self, texts: pl.Series) -> pl.Series:
-        """(n,) uint32 of texts (n,), null where null; each is looked at, so they had better be distinct."""
-        asked = texts.to_list()
-        numbers = list(map(self._numbers.get, asked))
-        if None in numbers:
-            numbers = [None if text is None else self._numbers.setdefault(text, len(self._numbers)) for text in asked]
-        return pl.Series(numbers, dtype=pl.UInt32)
 
 
 def code_expression(template: str) -> pl.Expr:
@@ -95,7 +78,8 @@ class Converter:
     Attributes:
         columns: the raw columns that the rules read.
         moments: those that are times by themselves, and nearly all differ.
-        codes, units: the texts that the columns `code` and `unit` count in.
+        codes, units: the texts that the columns `code` and `unit` count in; those of units stand when the last row is
+            converted.
         quarantine: by reason, record numbers of the rows that made nothing.
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
     """
@@ -105,12 +89,18 @@ class Converter:
         self.label = label or table
         self.rule: TableRule = source.tables[table]
         self.account = Account()
-        self.codes, self.units = Interner(), Interner()
+        self.codes, self.units = Interner(), Units(source.units)
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
         self._lags: list[pl.DataFrame] = []
         self._lags_of_joins: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self.columns = sorted(raw_columns(self.rule, source.subject))
+        values = {event.value: value_reading(source, table, event.value) for event in self.rule.events if event.value}
+        self._flags = {name: of_column.flags for name, of_column in values.items()}
+        self._writings = {
+            name: Writing(of_column.decimal_sign, of_column.thousands, of_column.flags is not False)
+            for name, of_column in values.items()
+        }
         times = [time for event in self.rule.events for time in (event.time, event.available) if time]
         self.moments = {time.column[0] for time in times if len(time.column) == 1}
         self._readings: dict[str, list[TimeReading]] = {}
@@ -254,11 +244,18 @@ class Converter:
             mark("unparsable_time", times.unreadable)
             mark("missing_time", time.is_null() & ~times.unreadable)
             emit = emit & time.is_not_null()
-            mark("timed", emit)
         else:
             time = _nothing(pl.Datetime("us"), len(rows))
             precision = _nothing(pl.Enum(PRECISIONS), len(rows))
-            mark("static", emit)
+        number_, flag, text, unit = self._values(rows, rule)
+        if rule.value and not rule.keep_empty and number_.null_count():
+            empty = emit & number_.is_null() & text.is_null()
+            if empty.any():
+                mark("empty_value", empty)
+                self.account.values[rule.value]["empty"] += int(empty.sum())
+                emit = emit & ~empty
+        mark("timed" if rule.time is not None else "static", emit)
+        self.units.count(unit, emit)
         known = times_of(rule.available) if rule.available is not None and rule.time is not None else None
         missed = None
         if known is not None and self._marks[number]:
@@ -266,7 +263,6 @@ class Converter:
             missed = marked.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
             missed = (missed if places is None else missed.gather(places)) & known.time.is_null() & ~known.unreadable
         available, availability = self._available(rule, time, precision, code, emit, known, missed)
-        number_, flag, text, unit = self._values(rows, rule)
         offset = patient.offset
         made = pl.DataFrame(
             {
@@ -350,29 +346,28 @@ class Converter:
     def _values(self, rows: Rows, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
         """Number, flag, text and unit of each row."""
         number, flag = _nothing(pl.Float32(), len(rows)), _nothing(pl.UInt8(), len(rows))
-        text, own_unit = _nothing(pl.String(), len(rows)), None
+        text, unit = _nothing(pl.String(), len(rows)), self.units.stated(rows, rule.unit)
         if rule.value:
             raw = rows.columns[rule.value]
-            parsed = parse_values(raw.values)
+            parsed = parse_values(raw.values, self._writings[rule.value])
             number = TextColumn(parsed["number"], raw.places).rows
             if parsed["text"].null_count() < len(parsed):
-                text, own_unit = (TextColumn(parsed[name], raw.places).rows for name in ("text", "unit"))
+                text, written = (TextColumn(parsed[name], raw.places).rows for name in ("text", "unit"))
                 flag = TextColumn(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
+                self.units.saw(rule.value, parsed["mark"])
+                number, flag, unit = self.units.settle(rule.value, number, flag, written, unit, self._flags[rule.value])
+            self.account.saw_values(rule.value, number, text)
         if rule.text:
             filled_text = rows.columns[rule.text].map(filled)
             if filled_text.values.null_count() < len(filled_text.values):
                 text = both(text, filled_text.rows)
-        return number, flag, text, self._unit(rows, rule, own_unit)
+        return number, flag, text, unit
 
-    def _unit(self, rows: Rows, rule: EventRule, own_unit: pl.Series | None) -> pl.Series:
-        name = rule.unit
-        if own_unit is not None and own_unit.null_count() < len(own_unit):
-            stated = rows.columns[rule.unit].map(filled).rows if rule.unit else own_unit
-            rows, name = rows.with_column("_unit", TextColumn(stated.zip_with(stated.is_not_null(), own_unit))), "_unit"
-        if name is None:
-            return _nothing(pl.UInt32(), len(rows))
-        spelt = pl.col(name).str.strip_chars().replace("", None).replace(self.source.units)
-        return rows.by([name], lambda frame: self.units.of(column(frame, spelt)), distinct=True).rows
+    def finish(self) -> None:
+        """Counts what only the whole file decides."""
+        doubtful = sum(self.units.doubtful.values())
+        if doubtful:
+            self.account.partial["unit_or_flag"] = doubtful
 
     def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
         timed, static = state["timed"], state["static"] & ~state["timed"]

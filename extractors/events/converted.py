@@ -9,7 +9,10 @@ from extractors.events.lookups import JoinCounts
 from extractors.events.times import Times
 
 # Why a row made no event, the first that holds.
-REASONS = ("bad_subject_id", "failed_cast", "unparsable_time", "missing_time", "missing_code", "no_rule_applies")
+REASONS = (
+    "bad_subject_id", "failed_cast", "unparsable_time", "missing_time", "missing_code", "empty_value",
+    "no_rule_applies",
+)  # fmt: skip
 # How `available_time` is known: its own column said so, it is taken to be the time, or it is the time and what that
 # code's results usually take; `awaited` is what the last one is until that is known. `missed` is that too, where a join
 # should have said it: such a fact is never taken to be known at its time.
@@ -19,7 +22,8 @@ RECORDED, AT_TIME, ESTIMATED, AWAITED, MISSED = range(5)
 LAG_STEP_US = 5 * 60_000_000
 LAG_STEPS = 14 * 24 * 12
 # What a block becomes. `code` and `unit` count in the converter's own lists, `precision` in PRECISIONS, `availability`
-# in AVAILABILITY, `flag` in FLAGS, `rule` in the table's rules.
+# in AVAILABILITY, `rule` in the table's rules, and `flag` in READ_AS, CONTRADICTS higher where the unit in the value is
+# not the row's.
 CONVERTED: dict[str, pl.DataType] = {
     "subject_id": pl.Int64(),
     "time": pl.Datetime("us"),
@@ -48,6 +52,8 @@ class Account:
         emitted: events made.
         times: per column, values that stood there, values that no format fits, and how many each format read.
         joins: per join whose table is there, rows that had a key, and those whose key it lacks.
+        values: per value's column, in the rows that a rule asks: how many hold something, how many of these a number,
+            and how many hold nothing and so make no event.
     """
 
     raw: int = 0
@@ -59,6 +65,16 @@ class Account:
     partial: Counter[str] = field(default_factory=Counter)
     times: dict[str, dict[str, int]] = field(default_factory=dict)
     joins: dict[str, JoinCounts] = field(default_factory=dict)
+    values: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def saw_values(self, column: str, number: pl.Series, text: pl.Series) -> None:
+        """Counts a column's values (n,): numbers, and texts that hold none."""
+        seen = self.values.setdefault(column, {"present": 0, "numbers": 0, "empty": 0})
+        numbers = len(number) - number.null_count()
+        seen["numbers"] += numbers
+        seen["present"] += numbers
+        if text.null_count() < len(text):
+            seen["present"] += int((number.is_null() & text.is_not_null()).sum())
 
     def saw_times(self, columns: list[str], times: Times, asked: pl.Series) -> None:
         """Counts a time's values in the rows (n,) bool that some event asked for it."""

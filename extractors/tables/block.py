@@ -52,10 +52,12 @@ class TableReader(Protocol):
     Attributes:
         columns: the table's columns, in its order.
         malformed: numbers of the records met so far whose number of fields is wrong.
+        fractions: columns of numbers with a type, whose texts have a point before the fraction.
     """
 
     columns: list[str]
     malformed: list[int]
+    fractions: list[str]
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.

@@ -47,6 +47,7 @@ class CsvReader:
     def __init__(self, path: Path, null_values: list[str]) -> None:
         self._path, self._null_values = path, null_values
         self.malformed: list[int] = []
+        self.fractions: list[str] = []
         with self._open() as stream:
             head = stream.read(1 << 20)
         self.columns, self._line_end, self._first = header_of(head)

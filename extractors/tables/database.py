@@ -79,6 +79,12 @@ def database_columns(path: Path, table: str) -> list[str]:
     return [column.name for column in _table(path, table).columns]
 
 
+def database_fractions(path: Path, table: str) -> list[str]:
+    """Names of a table's columns that hold numbers with a fraction; raises what `database_columns` does."""
+    kinds = ("DOUBLE", "FLOAT", "DECIMAL")
+    return [column.name for column in _table(path, table).columns if column.kind.startswith(kinds)]
+
+
 def database_frames(path: Path, table: str, columns: list[str]) -> Iterator[pl.DataFrame]:
     """Frames of some columns as text, about BATCH_ROWS rows each, in the file's order.
 

@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from extractors.source import CROSSWALK, Source
+from extractors.source import CROSSWALK, Source, made_columns
 from extractors.tables.raw_table import DATABASE, RawTable
 from warehouse.errors import TimeloomError
 
@@ -121,11 +121,17 @@ class Export:
         """
         rule = self.source.tables.get(table)
         name = self._database_tables.get(table, table) if self.is_database else table
-        return RawTable(
+        reading = self.source.reading_of(table)
+        raw = RawTable(
             path,
             name,
-            self.source.reading_of(table).null_values,
+            reading.nothing,
             label=label or table,
+            reading=reading,
             lower_case=self.source.case_insensitive,
             optional_columns=tuple(rule.optional_columns) if rule else (),
         )
+        if rule and table in self.source.reading.tables:
+            # What is said of a column that is not there would be said in vain.
+            raw.require(set(self.source.reading.tables[table].columns) - made_columns(rule))
+        return raw

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 from isal.igzip_lib import IsalError
 
+from extractors.reading import TableReading
 from extractors.tables.block import TableBlock, TableReader, UnclosedQuoteError
 from extractors.tables.rows import TextColumn
 from extractors.tables.typed_readers import DatabaseReader, ParquetReader
@@ -27,6 +28,7 @@ class RawTable:
         table: the table's name; in a database it says which table.
         label: what errors and events call it.
         null_values: texts that mean "nothing", besides an empty field.
+        reading: how the table is written: what means "nothing" in some columns alone, and where the comma divides.
         lower_case: column names are taken in lower case.
         optional_columns: columns that are null where the file lacks them.
     """
@@ -38,11 +40,14 @@ class RawTable:
         null_values: list[str],
         *,
         label: str | None = None,
+        reading: TableReading | None = None,
         lower_case: bool = False,
         optional_columns: tuple[str, ...] = (),
     ) -> None:
         self.label = label or table
         self._optional = optional_columns
+        reading = reading or TableReading()
+        self._nothing = {name: reading.of_column(name).nothing for name in reading.columns}
         try:
             self._reader = _reader_of(path, table, ["", *null_values])
         except UnclosedQuoteError as error:
@@ -62,6 +67,8 @@ class RawTable:
                 f"has columns {first} and {repeated[0]} of one name", "rename one of them, or add the header line"
             )
         self._spelt = dict(zip(names, self._reader.columns, strict=True))
+        fractions = (name for name in names if self._spelt[name] in self._reader.fractions)
+        self._commas = {name for name in fractions if reading.of_column(name).decimal_sign == ","}
         self.columns = names
 
     @property
@@ -107,7 +114,7 @@ class RawTable:
         kept = None if plain is None else [self._spelt[name] for name in wanted if name in plain]
         try:
             for block in self._reader.blocks(spelt, seed, kept):
-                found = {name: block.columns[self._spelt[name]] for name in wanted}
+                found = {name: self._without(name, block.columns[self._spelt[name]]) for name in wanted}
                 found |= {name: _nothing(len(block)) for name in absent}
                 yield TableBlock(found, block.first, block.gaps, block.hashes)
         except UnclosedQuoteError as error:
@@ -116,6 +123,15 @@ class RawTable:
             raise self._refuse(
                 "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
             ) from error
+
+    def _without(self, name: str, column: TextColumn) -> TextColumn:
+        """A column without what means "nothing" in it alone, its typed numbers written as the table's others are."""
+        texts = self._nothing.get(name)
+        if texts:
+            column = column.map(lambda values: values.set(values.is_in(texts).fill_null(False), None))
+        if name in self._commas:
+            column = column.map(lambda values: values.str.replace(".", ",", literal=True))
+        return column
 
 
 def _nothing(rows: int) -> TextColumn:

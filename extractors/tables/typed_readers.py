@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractors.tables.block import BATCH_ROWS, TableBlock, hash_of_columns
@@ -15,7 +16,11 @@ class ParquetReader:
 
     def __init__(self, path: Path, null_values: list[str]) -> None:
         self._path, self._null_values = path, null_values
-        self.columns = list(pq.read_schema(path).names)
+        schema = pq.read_schema(path)
+        self.columns = list(schema.names)
+        self.fractions = [
+            field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        ]
         self.malformed: list[int] = []
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
@@ -29,10 +34,11 @@ class DatabaseReader:
     """A table of a DuckDB file."""
 
     def __init__(self, path: Path, table: str, null_values: list[str]) -> None:
-        from extractors.tables.database import database_columns
+        from extractors.tables.database import database_columns, database_fractions
 
         self._path, self._table, self._null_values = path, table, null_values
         self.columns = database_columns(path, table)
+        self.fractions = database_fractions(path, table)
         self.malformed: list[int] = []
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from extractors.events.converted import AVAILABILITY
 from extractors.events.times import PRECISIONS
+from extractors.events.units import CONTRADICTS
 from extractors.events.values import FLAGS
 from pipelines.aligning.columns import NONE_8, NONE_32, masked, occurring, renumbered
 from warehouse.arrays import F32, I64, NO_TIME, U8, U16, U32, U64, Bools
@@ -37,6 +38,7 @@ _PRECISION_RANKS = _table([PRECISION_RANK[name] for name in PRECISIONS])
 _PRECISION_TEXTS, _AVAILABILITY_TEXTS, _FLAG_TEXTS = (
     _table([1 + sorted(names).index(name) for name in names]) for names in (PRECISIONS, AVAILABILITY, FLAGS)
 )
+_FLAG_TEXTS[CONTRADICTS : CONTRADICTS + len(FLAGS)] = _FLAG_TEXTS[: len(FLAGS)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class BucketRows:
     Attributes:
         time, available: microseconds, NO_TIME for none.
         code, unit, source, item, text: numbers in Texts; NONE_32 for none, as what is no image has no item.
-        precision, kind, availability, flag: numbers in PRECISIONS, KINDS, AVAILABILITY and FLAGS, NONE_8 for none.
+        precision, kind, availability, flag: numbers in PRECISIONS, KINDS, AVAILABILITY and FLAGS, NONE_8 for none; that
+            of a flag is CONTRADICTS higher where the unit in the value is not the row's.
         number, visit: anything where `has_number` and `has_visit` say that there is none.
         rule, row_hash: which raw row the event is of, and which of the table's rules made it; 0 for images.
     """
@@ -88,6 +91,12 @@ class BucketRows:
 
     def __len__(self) -> int:
         return len(self.subject)
+
+    @property
+    def contradicts(self) -> Bools:
+        """Which values (n,) hold another unit than their row's."""
+        contradicts: Bools = (self.flag >= CONTRADICTS) & (self.flag != NONE_8)
+        return contradicts
 
     def take(self, places: I64) -> "BucketRows":
         """The rows at these places, in their order."""
@@ -157,7 +166,7 @@ class BucketRows:
             "visit_id": masked(self.visit, self.has_visit),
             "item_key": _named(self.item, texts.items),
             "availability": _named(self.availability, AVAILABILITY),
-            "value_flag": _named(self.flag, FLAGS),
+            "value_flag": _named(np.where(self.contradicts, self.flag - CONTRADICTS, self.flag), FLAGS),
             "conflict": _named(conflict, conflicts),
         }
         return pa.table([columns[name] for name in EVENTS.names], names=EVENTS.names)

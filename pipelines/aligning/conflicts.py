@@ -11,7 +11,7 @@ from pipelines.aligning.columns import NONE_8, NONE_32
 from warehouse.arrays import I64, NO_TIME, U8, Bools
 
 # The first that holds is written down; each is counted.
-CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit")
+CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit", "unit_differs")
 
 _START, _END = KINDS.index("visit_start"), KINDS.index("visit_end")
 _NEVER = np.iinfo(np.int64).max
@@ -36,6 +36,7 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
         # What has no time is earlier than any death.
         marks["after_death"] = np.flatnonzero(first > died)
     marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, last, timed)
+    marks["unit_differs"] = np.flatnonzero(events.contradicts)
     conflict = np.full(len(events), NONE_8, np.uint8)
     for number, name in reversed(list(enumerate(CONFLICTS))):
         conflict[marks[name]] = number

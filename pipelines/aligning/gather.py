@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from extractors.events.converted import AT_TIME, AWAITED, ESTIMATED, LAG_STEP_US, LAG_STEPS, MISSED
+from extractors.events.units import LETTER
+from extractors.events.values import FLAGS
 from pipelines.aligning.bound import within_bound
 from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
 from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
-from pipelines.aligning.texts import unite
+from pipelines.aligning.texts import unite, without_nulls
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 from warehouse.modalities import MODALITIES
 
@@ -95,6 +97,8 @@ class Gathered:
         rows = columns.rows
         read = {name: values[:rows] for name, values in columns.numbers.items()}
         codes = unite([(block.codes, read["code"][block.part]) for block in blocks], in_order=True)
+        for block in blocks:
+            without_nulls(block.units, read["unit"][block.part])
         units = unite([(block.units, read["unit"][block.part]) for block in blocks], in_order=True)
         sources = sorted({block.source for block in blocks})
         source, kind = np.empty(rows, np.uint16), np.empty(rows, np.uint8)
@@ -155,10 +159,12 @@ def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_asid
 
 
 def _settle(rows: BucketRows, texts: BucketTexts, lags: dict[str, dict[str, int]]) -> None:
-    """Facts that await a lag get theirs, in place.
+    """Facts that await a lag get theirs, in place, and letters that are no unit become flags.
 
-    What has none is taken to be known at its time, but for what a join should have told: that gets the longest lag.
+    What has no lag is taken to be known at its time, but for what a join should have told: that gets the longest lag.
     """
+    letters = np.flatnonzero(rows.flag == LETTER)
+    rows.flag[letters] = np.where(rows.unit[letters] == NONE_32, FLAGS.index("flag"), FLAGS.index("unit"))
     waits = np.flatnonzero((rows.availability == AWAITED) | (rows.availability == MISSED))
     if not len(waits):
         return

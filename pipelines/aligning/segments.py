@@ -6,6 +6,7 @@ in the task's record. A bucket is then read by reading its pieces and nothing el
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +184,7 @@ def read_blob(path: Path, piece: Piece, schema: pa.Schema) -> pa.RecordBatch:
         return reader.blob(piece, schema)
 
 
-def texts_batch(texts: list[str]) -> pa.RecordBatch:
+def texts_batch(texts: Sequence[str | None]) -> pa.RecordBatch:
     """A list of texts, as a blob holds it."""
     return frame_batch(pl.DataFrame({"text": texts}, schema={"text": pl.String}))
 

@@ -4,8 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.aligning.columns import occurring, renumbered
+from pipelines.aligning.columns import NONE_32, occurring, renumbered
 from warehouse.arrays import U32
+
+
+def without_nulls(texts: pa.Array, numbers: U32) -> None:
+    """Rows (n,) whose text is null have none, in place."""
+    if texts.null_count:
+        table = np.arange(len(texts) + 1, dtype=np.uint32)
+        table[:-1][texts.is_null().to_numpy(zero_copy_only=False)] = NONE_32
+        table[-1] = NONE_32
+        numbers[:] = table.take(numbers, mode="clip")
 
 
 def unite(blocks: list[tuple[pa.Array, U32]], *, in_order: bool) -> pa.Array:

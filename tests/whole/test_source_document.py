@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import yaml
 
-from extractors.source import SOURCES, Source
+from extractors.source import SOURCES, Source, load_source
 from flows.commands.check_source import json_schema
 from flows.runs.run import Run
-from pipelines.config import load_config
+from pipelines.config import RunConfig, load_config
 from pipelines.engine.local import LocalEngine
 from tests.support.raw.clinic import EXAMPLES, ROOT, SPOILT, Clinic, timeloom
 from warehouse.layout import Layout
@@ -91,8 +91,17 @@ def bare(text: str) -> list[str]:
 
 
 def test_the_documents_example_is_the_file() -> None:
-    (shown,) = blocks("yaml")
+    shown, *_ = blocks("yaml")
     assert shown == (EXAMPLES / "clinic-source.yaml").read_text(encoding="utf-8")
+
+
+def test_the_documents_configurations_are_valid() -> None:
+    _, *shown = blocks("yaml")
+    assert shown
+    for text in shown:
+        config = RunConfig.model_validate(yaml.safe_load(text))
+        for source in config.sources:
+            load_source(source.source).read_as(source.reading)
 
 
 def test_the_documents_output_is_the_commands() -> None:

@@ -13,6 +13,7 @@ CONFLICTS = {
     "after_death": "dated after the patient's death",
     "end_before_start": "the end of a visit, dated before its start",
     "overlapping_visit": "a visit that starts before an earlier one of its table has ended",
+    "unit_differs": "a value that holds another unit than the column of its unit",
     "further_birth_or_death": "a second birth or death of one patient, left out; the first stands",
 }
 PARTIAL = {
@@ -21,6 +22,7 @@ PARTIAL = {
     "unparsable_available_time": "when it became known cannot be read; see availability",
     "unknown_available_time": "when it became known is not recorded; see availability",
     "availability_join_missed": "when it became known stands in another table that lacks it; an estimate instead",
+    "unit_or_flag": "a letter behind a number is taken for its unit and may be a flag",
 }
 QUARANTINED = {
     "bad_subject_id": "no patient id, or none that can be used",
@@ -28,6 +30,7 @@ QUARANTINED = {
     "failed_cast": "a value that an expression takes for a number or a time is none",
     "missing_time": "it has no time",
     "missing_code": "what happened is empty",
+    "empty_value": "none of its values holds anything",
     "no_rule_applies": "no rule of the source applies to it",
     "malformed_row": "the row does not have the columns of its table",
     "unmapped_table": "the source does not name its table",

@@ -98,7 +98,8 @@ def plain_outcome(row: dict[str, str]) -> tuple[str, int]:
     lab, seen = plain_time(row["at"]), plain_time(row["seen"])
     applies = row["sex"] != "skip"
     coded = row["code"] != ""
-    timed = int(applies and coded and lab == "good") + int(coded and seen == "good")
+    # A laboratory row without a value makes no event.
+    timed = int(applies and coded and lab == "good" and row["value"] != "") + int(coded and seen == "good")
     if timed or static:
         return ("events" if timed else "static"), timed + static
     met = [lab] * applies + [seen]
@@ -106,7 +107,7 @@ def plain_outcome(row: dict[str, str]) -> tuple[str, int]:
         return "unparsable_time", 0
     if "missing" in met:
         return "missing_time", 0
-    return "missing_code", 0
+    return "missing_code" if not coded else "empty_value", 0
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.events.values import FLAGS, parse_values
+from extractors.events.values import READ_AS, parse_values
 from extractors.source import Source
 from tests.support.raw.raw_tables import convert, convert_text, csv_text, source_of
 
@@ -35,10 +35,11 @@ def test_numbers_become_float32_and_all_else_stays_text(tmp_path: Path) -> None:
     rows = [(1, "2020-01-01", value) for value in [*numbers, *others, None]]
     found, counts = convert_text(tmp_path, event(value="v"), csv_text(["pid", "at", "v"], rows))
     assert found["numeric_value"].to_list()[: len(numbers)] == [single(value) for value in numbers]
-    assert found["numeric_value"].null_count() == len(others) + 1
-    assert found["text_value"].to_list() == [None] * len(numbers) + others + [None]
-    assert found["value_flag"].null_count() == len(rows)
-    assert counts["events"] == len(rows)
+    assert found["numeric_value"].null_count() == len(others)
+    assert found["text_value"].to_list() == [None] * len(numbers) + others
+    assert found["value_flag"].null_count() == len(rows) - 1
+    assert (counts["events"], counts["quarantined"]) == (len(rows) - 1, {"empty_value": 1})
+    assert counts["values"] == {"v": {"present": len(rows) - 1, "numbers": len(numbers), "empty": 1}}
 
 
 def test_minus_nought_is_nought(tmp_path: Path) -> None:
@@ -120,8 +121,8 @@ def test_nothing_that_stood_there_is_lost(texts: list[str | None]) -> None:
         else:
             assert kept == plain
             assert (flag is None) == (number is None)
-            assert flag is None or flag in FLAGS
-            assert unit is not None if flag == "unit" else flag is not None or unit is None
+            assert flag is None or flag in READ_AS
+            assert unit is not None if flag in ("unit", "unit or flag") else flag is not None or unit is None
         # The result of a value does not depend on the other values in its block.
         assert read(text) == [(number, flag, kept, unit)]
 
@@ -133,7 +134,9 @@ def converted(tmp_path: Path, rows: list[tuple[str | None, ...]], **units: str |
     (tmp_path / "t.csv").write_text(
         csv_text(["pid", "at", "v", "note", "u"], [(1, "2020-01-01", *row) for row in rows])
     )
-    source: Source = source_of(t=event(value="v", text="note", unit="u")).model_copy(update={"units": units})
+    source: Source = source_of(t=event(value="v", text="note", unit="u", keep_empty=True)).model_copy(
+        update={"units": units}
+    )
     found, _ = convert(tmp_path, source, "t", tmp_path / "t.csv")
     return found.select("numeric_value", "text_value", "value_flag", "unit").rows()
 

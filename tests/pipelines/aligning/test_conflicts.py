@@ -236,7 +236,7 @@ def test_the_marks_are_those_of_a_plain_search(
             and visit[2] is not None
             and any((start, end, n) < (visit[1], visit[2], event["row_hash"]) and at < end for start, end, n in begun),
         }
-        return [name for name in CONFLICTS if holds[name]]
+        return [name for name in CONFLICTS if holds.get(name)]
 
     plain = [reasons(event) for event in frame.rows(named=True)]
     assert found.tolist() == [CONFLICTS.index(names[0]) if names else NONE_8 for names in plain]

@@ -14,6 +14,7 @@ from extractors.events.convert import Converter
 from extractors.events.converted import AVAILABILITY, CONVERTED
 from extractors.events.joins import attach_rows
 from extractors.events.times import PRECISIONS
+from extractors.events.units import CONTRADICTS, LETTER
 from extractors.events.values import FLAGS
 from extractors.source import Source
 from extractors.tables.export import Export
@@ -104,13 +105,22 @@ def _events_by_row(export: Export, table: str, path: Path, deid: Deidentifier, s
     events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *made])
     kinds = [rule.kind for rule in converter.rule.events]
 
-    def named(column: str, texts: Sequence[str]) -> pl.Series:
+    def named(column: str, texts: Sequence[str | None]) -> pl.Series:
         return pl.Series(column, list(texts), dtype=pl.String).gather(events[column])
+
+    # As a bucket is aligned: a letter without a unit is a flag, and a contradiction is written elsewhere.
+    units = named("unit", converter.units.texts)
+    numbers = [None if flag is None else flag % CONTRADICTS for flag in events["flag"]]
+    flags = [
+        number if number != LETTER else FLAGS.index("flag" if unit is None else "unit")
+        for number, unit in zip(numbers, units, strict=True)
+    ]
+    events = events.with_columns(pl.Series("flag", flags, dtype=pl.UInt8))
 
     return (
         events.with_columns(
             named("code", converter.codes.texts),
-            named("unit", converter.units.texts),
+            units,
             named("precision", PRECISIONS).alias("time_precision"),
             named("availability", AVAILABILITY),
             named("flag", FLAGS).alias("value_flag"),
