@@ -45,7 +45,7 @@ def groups_of(codes: pl.Series, profile: ProfileConfig, parents: pl.DataFrame | 
         `only_numeric` and `top` are its rule's switches.
     """
     found = _through_parents(codes, profile, parents)
-    named = begins_with("target", profile.namespaces)
+    named = begins_with("target", profile.namespaces) & ~begins_with("target", profile.left_out)
     no_parent, other = pl.lit("no_parent"), pl.lit("namespace_not_in_profile")
     found = found.with_columns(
         pl.when(~named).then(pl.when("fell_back").then(no_parent).otherwise(other)).alias("reason")
@@ -190,7 +190,7 @@ def _tokens(key: str, rule: NamespaceRule, *, fused: bool) -> pl.Expr:
 
 def pieces_of(codes: pl.Series, profile: ProfileConfig) -> pl.DataFrame:
     """Distinct codes as tokens, whatever the profile leaves out: columns code, token, piece (0, 1, …), in order."""
-    every = profile.model_copy(update={"namespaces": None})
+    every = profile.model_copy(update={"namespaces": None, "left_out": ()})
     groups = groups_of(codes.unique().sort(), every)
     piece = pl.int_ranges(pl.col("tokens").list.len())
     return groups.select("code", pl.col("tokens").alias("token"), piece.alias("piece")).explode("token", "piece")

@@ -1,7 +1,9 @@
 """Demographic facts: which of them a timeline tells, in front of it or at their times, and the age at its first event.
 
 Sources: MEHRT §2.1 leaves placement open, so they stand at the start; ETHOS-ARES (datasets/base.py) takes the last
-value that was known at the start, `UNKNOWN` where none was, and tells the age by two digits of rounded years.
+value that was known at the start, `UNKNOWN` where none was, and tells the age by two digits of rounded years. A race is
+often written down at the second contact, so that the built-in profiles take the first value that is ever known, but for
+`ethos-paper`.
 """
 
 from collections.abc import Sequence

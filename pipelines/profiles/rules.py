@@ -1,6 +1,6 @@
 """What a token profile's rules can say: one YAML of them is a profile, and a run's configuration overrides single keys.
 
-The built-in ones, `mehrt.yaml` and `ethos.yaml`, stand beside this file; docs/profiles.md explains every rule.
+The built-in ones stand beside this file; a paper's own list is `…-paper`. docs/profiles.md explains every rule.
 """
 
 import re
@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipelines.profiles.plans import PlanConfig, PlanName
 from warehouse.errors import TimeloomError
 
-BUILT_IN = ("mehrt", "ethos")
+BUILT_IN = ("mehrt", "ethos", "mehrt-paper", "ethos-paper")
 # Keys that say how timelines are packed or which subjects are train: no token of a timeline depends on them.
-NOT_TOKENS = frozenset({"context", "left_out", "plans", "scheme", "vocabulary_version"})
+NOT_TOKENS = frozenset({"context", "plans", "scheme", "vocabulary_version"})
 _FOLDER = Path(__file__).parent
 _SPANS = re.compile(r"[1-9]\d?(\+[1-9]\d?)*(\+\*)?")
 
@@ -94,7 +94,7 @@ class ProfileConfig(BaseModel):
         vocabulary_version: raising it fits vocabulary and quantiles anew, with new ids.
         order: tokens stand by when they could be known, or by `time`, the papers' literal reading.
         namespaces: what codes begin with, up to a slash, of what becomes tokens; null keeps every code.
-        left_out: namespaces that make no token on purpose: the gate does not ask for them.
+        left_out: of these, what makes no token on purpose: the gate does not ask for it.
         codes: rules by what a code begins with, up to a slash; the longest beginning decides.
         values: `codes_only` leaves numbers out, `pair` puts a quantile's token behind the code's, `fused` makes one
             token of both.

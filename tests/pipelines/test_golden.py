@@ -127,7 +127,11 @@ def fit_vocabulary(given: Path, work: Path) -> dict[str, str]:
     write_table(work / "counts.parquet", read(given / "counts.csv", TOKEN_COUNTS), TOKEN_COUNTS, "counts")
     previous = read(given / "previous.csv").with_columns(pl.col("token_id").cast(pl.UInt32))
     previous.write_parquet(work / "previous.parquet")
-    params = {"profile": "mehrt", "settings": built_in("mehrt").model_dump(mode="json"), "counts": ["counts.parquet"]}
+    params = {
+        "profile": "mehrt",
+        "settings": built_in("mehrt-paper").model_dump(mode="json"),
+        "counts": ["counts.parquet"],
+    }
     params |= {"previous": str(work / "previous.parquet"), "values": [], "left_out": [], "quantiles": None}
     vocabulary.run(params, work)
     return {"vocabulary.csv": written(read_frame(ReleaseLayout(work).vocabulary("mehrt")))}
@@ -137,10 +141,12 @@ def encode(given: Path, work: Path) -> dict[str, str]:
     events = read(given / "events.csv", EVENTS, source="t")
     items = read(given / "usable_items.csv")["item_key"]
     known = read(given / "vocabulary.csv").with_columns(pl.col("token_id").cast(pl.UInt32))
-    line = named_tokens(sort_events(events), built_in("mehrt"), items, vocabulary=known)
+    line = named_tokens(sort_events(events), built_in("mehrt-paper"), items, vocabulary=known)
     shown = line.select("subject_id", "token", "token_id", named_type(), "time", "item_key")
     dropped = pl.DataFrame(
-        left_out(sort_events(events), built_in("mehrt"), items), schema=["namespace", "reason", "events"], orient="row"
+        left_out(sort_events(events), built_in("mehrt-paper"), items),
+        schema=["namespace", "reason", "events"],
+        orient="row",
     )
     return {"timeline.csv": written(shown), "dropped.csv": written(dropped)}
 

@@ -31,7 +31,7 @@ from warehouse.vocabulary import QUANTILES
 NOON = datetime(2020, 6, 1, 12)
 NO_BREAKS = empty_frame(QUANTILES)
 RULES: dict[str, Any] = {"codes": {"LOINC": {"values": True}}, "min_values": 1}
-PAIR, FUSED = built_in("mehrt", values="pair", **RULES), built_in("mehrt", values="fused", **RULES)
+PAIR, FUSED = built_in("mehrt-paper", values="pair", **RULES), built_in("mehrt-paper", values="fused", **RULES)
 
 
 def counted(values: list[float], code: str = "LOINC/1", unit: str | None = "mg") -> pl.DataFrame:
@@ -265,7 +265,7 @@ def test_a_vocabulary_is_not_taken_over_for_other_splits_or_quantiles(tmp_path: 
 
 
 def test_the_most_frequent_codes_of_train_stay(tmp_path: Path) -> None:
-    rules = built_in("mehrt", codes={"LOINC": {"top": 2}})
+    rules = built_in("mehrt-paper", codes={"LOINC": {"top": 2}})
     often = [("A", 3), ("B", 2), ("C", 2), ("D", 9)]
     rows = [lab(None, hour, code=f"LOINC/{code}") for code, times in often for hour in range(times)]
     frame, held = events(*rows[:7]), events(*[row | {"subject_id": 2} for row in rows[7:]])
@@ -284,7 +284,7 @@ def test_the_most_frequent_codes_of_train_stay(tmp_path: Path) -> None:
 
 
 def test_a_fused_token_takes_no_place_among_the_top(tmp_path: Path) -> None:
-    rules = built_in("mehrt", values="fused", min_values=1, codes={"LOINC": {"values": True, "top": 20}})
+    rules = built_in("mehrt-paper", values="fused", min_values=1, codes={"LOINC": {"values": True, "top": 20}})
     nights = Nights(tmp_path, rules)
     nights.run({0: TRAIN, 1: SECOND}, SPLITS)
     third = events(*[lab(float(hour), hour, subject_id=3, code="LOINC/3") for hour in range(5)])
@@ -301,7 +301,7 @@ def test_what_is_not_finite_is_no_number() -> None:
 
 
 def test_a_code_that_train_does_not_have_is_not_among_the_top(tmp_path: Path) -> None:
-    nights = Nights(tmp_path, built_in("mehrt", codes={"LOINC": {"top": 5}}))
+    nights = Nights(tmp_path, built_in("mehrt-paper", codes={"LOINC": {"top": 5}}))
     held = events(lab(None, code="LOINC/A", subject_id=2), lab(None, code="LOINC/B", subject_id=2))
     nights.run({0: events(lab(None, code="LOINC/A")), 1: held}, {1: "train", 2: "held_out"})
     coverage = read_frame(nights.tree.coverage("p")).filter(pl.col("split") == "held_out")

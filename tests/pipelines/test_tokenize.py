@@ -24,7 +24,7 @@ from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import EVENTS, ITEMS
 from warehouse.tokens import BOS, IMAGE_TOKENS, RESERVED, UNK, TokenType
 
-MEHRT, EVERYTHING = built_in("mehrt"), built_in("mehrt", namespaces=None)
+MEHRT, EVERYTHING = built_in("mehrt-paper"), built_in("mehrt-paper", namespaces=None, left_out=[])
 NOON = datetime(2020, 6, 1, 12)
 
 GOLDEN = {
@@ -223,7 +223,7 @@ def test_tokens_follow_availability_or_time_as_the_profile_says() -> None:
     late = {"code": "LOINC/1-1", "available_time": NOON + timedelta(days=2)}
     other = {"code": "LOINC/2-2", "time": NOON + timedelta(days=1)}
     assert tokens_of(late, other)["token"].to_list()[1:] == ["LOINC/2-2", "LOINC/1-1"]
-    by_time = tokens_of(late, other, profile=built_in("mehrt", order="time"))
+    by_time = tokens_of(late, other, profile=built_in("mehrt-paper", order="time"))
     assert by_time["token"].to_list()[1:] == ["LOINC/1-1", "LOINC/2-2"]
     assert by_time["time"].to_list()[1:] == [NOON, NOON + timedelta(days=1)]
 

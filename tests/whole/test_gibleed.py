@@ -215,7 +215,7 @@ def recomputed(
         known, how = end_of(day), "time"
         if visit in left and other.get("coded"):
             known, how = end_of(max(day, left[visit])), "recorded"
-        elif visit is not None and other.get("coded"):
+        elif visit and other.get("coded"):
             known, how = end_of(day) + lasting.get((source, code), lasting[source, ""]), "estimated"
         return (end_of(day), code, other.get("value"), known, how, "day", other.get("kind", "clinical"), source, visit)
 

@@ -345,7 +345,7 @@ def test_a_failing_expression_says_nothing_of_the_value(tmp_path: Path) -> None:
     (raw / "t.csv").write_text(csv_text(["pid", "at"], [(1, "(SECRET-VALUE")]))
     # A pattern that is none.
     mapping = MAPPING.replace("{events:", "{derive: {year: \"REGEXP_LIKE('x', at)\"}, events:")
-    with pytest.raises(TimeloomError, match="derive.year fails at row 1") as caught:
+    with pytest.raises(TimeloomError, match=r"derive\.year fails at row 1") as caught:
         run_meds(tmp_path, plan_meds(tmp_path, mapping))
     assert "SECRET" not in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
     below = tmp_path / "warehouse"

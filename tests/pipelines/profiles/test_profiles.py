@@ -19,8 +19,8 @@ from tests.support.tokens.timelines import events, fitted, left_out, named_token
 from warehouse.errors import TimeloomError
 from warehouse.tokens import RESERVED, TIMELINE_END
 
-MEHRT, ETHOS = built_in("mehrt"), built_in("ethos")
-SEVEN = built_in("mehrt", codes={"ICD10PCS": {"pieces": "1+1+1+1+1+1+1"}})
+MEHRT, ETHOS = built_in("mehrt-paper"), built_in("ethos-paper")
+SEVEN = built_in("mehrt-paper", codes={"ICD10PCS": {"pieces": "1+1+1+1+1+1+1"}})
 FUSED = ETHOS.model_copy(update={"values": "fused"})
 NOON = datetime(2020, 6, 1, 12)
 
@@ -126,7 +126,7 @@ def test_a_code_without_the_parent_it_needs_is_left_out_and_says_so() -> None:
 
 
 def test_several_parents_may_leave_the_code_itself() -> None:
-    keeping = built_in("mehrt", codes={"RXNORM": {"parents": ["RXNORM"], "several": "keep"}})
+    keeping = built_in("mehrt-paper", codes={"RXNORM": {"parents": ["RXNORM"], "several": "keep"}})
     assert groups("RXNORM/1", keeping) == [(["RXNORM/1"], None)]
 
 
@@ -166,7 +166,7 @@ def test_half_years_are_repeated(days: float, times: int) -> None:
 
 def test_an_interval_stands_before_its_event_and_has_its_time() -> None:
     later = NOON + timedelta(days=400)
-    rules = built_in("mehrt", intervals="ethos13")
+    rules = built_in("mehrt-paper", intervals="ethos13")
     made = named_tokens(events({"code": "LOINC/1", "time": NOON}, {"code": "LOINC/2", "time": later}), rules)
     assert made["token"].to_list()[1:] == ["LOINC/1", "INTERVAL/=6mt", "INTERVAL/=6mt", "LOINC/2"]
     assert made["time"].to_list()[1:] == [NOON, later, later, later]
@@ -204,12 +204,12 @@ FACTS = [
     ],
 )
 def test_static_facts(keys: dict[str, Any], expected: list[str]) -> None:
-    assert named_tokens(events(*FACTS), built_in("mehrt", **keys))["token"].to_list() == expected
+    assert named_tokens(events(*FACTS), built_in("mehrt-paper", **keys))["token"].to_list() == expected
 
 
 def test_at_the_start_only_what_was_known_then() -> None:
     late = [SEX, {"code": "LOINC/1", "time": NOON}, {"code": "DEMO/ETHNICITY/A", "time": NOON + timedelta(days=1)}]
-    rules = built_in("mehrt", demographic_value="at_start", unknown_demographics=["DEMO/ETHNICITY"])
+    rules = built_in("mehrt-paper", demographic_value="at_start", unknown_demographics=["DEMO/ETHNICITY"])
     assert named_tokens(events(*late), rules)["token"].to_list()[1:3] == ["DEMO/ETHNICITY/UNKNOWN", "DEMO/SEX/F"]
 
 
@@ -218,14 +218,14 @@ def test_at_the_start_only_what_was_known_then() -> None:
 )
 def test_ages_in_digits_are_rounded_and_pooled(years: float, digits: str) -> None:
     born = {"code": "MEDS_BIRTH", "time": NOON - timedelta(days=years * 365.25)}
-    made = named_tokens(events(born, {"code": "LOINC/1", "time": NOON}), built_in("mehrt", age="digits"))
+    made = named_tokens(events(born, {"code": "LOINC/1", "time": NOON}), built_in("mehrt-paper", age="digits"))
     assert made["token"].to_list()[1:3] == [f"DEMO/AGE/TENS/{digits[0]}", f"DEMO/AGE/ONES/{digits[1]}"]
 
 
 def test_only_an_items_own_event_is_an_image() -> None:
     image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct", "subject_id": 2}
     other = [{"code": "IMAGE/CT"}, {"code": "Image/ct"}]
-    everything = built_in("mehrt", namespaces=None)
+    everything = built_in("mehrt-paper", namespaces=None, left_out=[])
     made = named_tokens(events(*other, image, time=NOON), everything, usable("k"))
     assert made.select("subject_id", "token", "item_key").rows() == [
         (1, "[BOS]", None), (2, "[BOS]", None), (2, "[CT]", "k"),
@@ -238,7 +238,9 @@ def test_only_an_items_own_event_is_an_image() -> None:
 def test_of_several_known_at_the_start_the_last_counts() -> None:
     known = [{"code": f"DEMO/ETHNICITY/{group}", "time": NOON} for group in "BA"]
     given_rows = events(*known, {"code": "LOINC/1", "time": NOON})
-    assert "DEMO/ETHNICITY/B" in named_tokens(given_rows, built_in("mehrt", demographic_value="at_start"))["token"]
+    assert (
+        "DEMO/ETHNICITY/B" in named_tokens(given_rows, built_in("mehrt-paper", demographic_value="at_start"))["token"]
+    )
     assert "DEMO/ETHNICITY/A" in named_tokens(given_rows, MEHRT)["token"]
 
 
@@ -255,7 +257,7 @@ def test_images_stand_behind_what_is_known_by_day_only(order: str) -> None:
     end = datetime(2020, 6, 1, 23, 59, 59, 999_999)
     image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct"}
     rows = [image, {"code": "LOINC/1", "time_precision": "day"}, {"code": "LOINC/2"}]
-    rules = built_in("mehrt", order=order)
+    rules = built_in("mehrt-paper", order=order)
     assert named_tokens(events(*rows, time=end), rules, usable("k"))["token"].to_list()[1:] == [
         "LOINC/2",
         "LOINC/1",
@@ -270,7 +272,7 @@ def test_images_stand_behind_what_is_known_by_day_only(order: str) -> None:
 def test_images_interrupt_no_interval() -> None:
     image = {"code": "IMAGE/CT", "kind": "image", "item_key": "k", "source": "ct", "time": NOON + timedelta(days=2)}
     rows = [{"code": "LOINC/1", "time": NOON}, {"code": "LOINC/2", "time": NOON + timedelta(days=5)}]
-    rules = built_in("mehrt", intervals="ethos19")
+    rules = built_in("mehrt-paper", intervals="ethos19")
     without = named_tokens(events(*rows), rules)["token"].to_list()
     assert without[1:] == ["LOINC/1", "INTERVAL/4d-7d", "LOINC/2"]
     made = named_tokens(events(image, *rows), rules, usable("k"))["token"].to_list()
@@ -283,7 +285,7 @@ def test_images_may_stand_first() -> None:
     start = {"code": "LOINC/2", "kind": "visit_start"}
     given_rows = events({"code": "LOINC/1"}, image, start, time=NOON)
     after = named_tokens(given_rows, MEHRT, usable("k"))["token"].to_list()
-    first = named_tokens(given_rows, built_in("mehrt", image_position="first"), usable("k"))
+    first = named_tokens(given_rows, built_in("mehrt-paper", image_position="first"), usable("k"))
     assert after[1:] == ["LOINC/2", "LOINC/1", "[CT]"]
     assert first["token"].to_list()[1:] == ["[CT]", "LOINC/2", "LOINC/1"]
     assert first["item_key"].to_list()[1] == "k"
@@ -291,7 +293,7 @@ def test_images_may_stand_first() -> None:
 
 def test_what_becomes_available_together_stands_by_its_own_time() -> None:
     labs = [{"code": "LOINC/1", "time": NOON + timedelta(hours=hour), "numeric_value": -float(hour)} for hour in (1, 0)]
-    rules = built_in("mehrt", codes={"LOINC": {"values": True}}, values="pair", min_values=1)
+    rules = built_in("mehrt-paper", codes={"LOINC": {"values": True}}, values="pair", min_values=1)
     known = NOON + timedelta(days=1)
     made = named_tokens(events(*[lab | {"available_time": known} for lab in labs]), rules)["token"].to_list()
     assert made[1:] == ["LOINC/1", "VALUE/Q10", "LOINC/1", "VALUE/Q1"]
@@ -303,14 +305,14 @@ def test_what_becomes_available_together_stands_by_its_own_time() -> None:
 def test_a_configuration_overrides_single_keys(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("intervals: ethos13\ncodes: {X: {pieces: 1+*}}\n")
     raw = {
-        "mehrt": {"context": 64},
-        "ethos": None,
+        "mehrt-paper": {"context": 64},
+        "ethos-paper": None,
         "mine": {"rules": "own.yaml", "codes": {"Y": {"top": 3}}},
-        "finer": {"rules": "ethos", "codes": {"ICD10PCS": {"pieces": "3+3+*"}, "LOINC": None}},
+        "finer": {"rules": "ethos-paper", "codes": {"ICD10PCS": {"pieces": "3+3+*"}, "LOINC": None}},
     }
     made = {name: ProfileConfig.model_validate(with_rule) for name, with_rule in with_rules(raw, tmp_path).items()}
-    assert made["mehrt"] == built_in("mehrt", context=64)
-    assert made["ethos"] == ETHOS
+    assert made["mehrt-paper"] == built_in("mehrt-paper", context=64)
+    assert made["ethos-paper"] == ETHOS
     assert made["mine"].intervals == "ethos13"
     assert set(made["mine"].codes) == {"X", "Y"}
     assert pieces("ICD10PCS/30233N1", made["finer"]) == ["ICD10PCS/302", "ICD10PCS/4-6/33N", "ICD10PCS/7/1"]
@@ -352,9 +354,9 @@ def test_pieces_may_be_named() -> None:
 
 def test_only_what_tokens_depend_on_is_in_the_fingerprint() -> None:
     plain = MEHRT.token_rules()
-    other = built_in("mehrt", context=64, scheme="x", vocabulary_version=3, plans={"long": {"context": 128}})
+    other = built_in("mehrt-paper", context=64, scheme="x", vocabulary_version=3, plans={"long": {"context": 128}})
     assert other.token_rules() == plain
-    assert built_in("mehrt", intervals="ethos13").token_rules() != plain
+    assert built_in("mehrt-paper", intervals="ethos13").token_rules() != plain
 
 
 def test_ethos_begins_with_a_context_of_known_size() -> None:

@@ -44,6 +44,8 @@ BREAKS = pl.DataFrame(
 SHOWN = {
     "mehrt": built_in("mehrt"),
     "ethos": built_in("ethos"),
+    "mehrt-paper": built_in("mehrt-paper"),
+    "ethos-paper": built_in("ethos-paper"),
     "mehrt, `values: fused`, `intervals: ethos13`": built_in(
         "mehrt", values="fused", intervals="ethos13", codes={"LOINC": {"values": True}}
     ),
