@@ -23,6 +23,7 @@ class Measurements:
         cohorts: Tables A1 and A2 (measure_cohorts). sets: Figure A1 (measure_sets). histogram: subjects by length.
         budgets: a row per token profile, plan and token budget (list_budgets).
         coverage: a row per token profile, namespace and split (measure_coverage).
+        tokenised: a row per token profile, namespace and split (measure_tokenised).
         length_unit: `tokens of <profile>`, or `events` where the release has no token profile.
     """
 
@@ -35,6 +36,7 @@ class Measurements:
     histogram: pl.DataFrame
     budgets: pl.DataFrame
     coverage: pl.DataFrame
+    tokenised: pl.DataFrame
     length_unit: str
 
 
@@ -59,5 +61,6 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         histogram=measure_histogram(subjects, splits),
         budgets=list_budgets(release.profiles),
         coverage=release.coverage,
+        tokenised=release.tokenised,
         length_unit=f"tokens of {profile}" if profile else "events",
     )

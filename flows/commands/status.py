@@ -14,12 +14,21 @@ from warehouse.publish import current_release
 
 Row = dict[str, Any]
 # What a column is called here, where its own name would say something else in another table.
-HEADINGS = {("table_a1", "tokens"): "tokens without images"}
+HEADINGS = {
+    ("table_a1", "tokens"): "tokens without images",
+    ("subjects", "known"): "subjects known elsewhere",
+    ("subjects", "alone"): "in no other table",
+    ("losses", "share"): "lost",
+    ("joins", "share"): "missed share",
+}
 # Of the report's tables: what status shows, and which of their columns.
 TABLES: dict[str, tuple[str, ...]] = {
+    "losses": ("part", "measure", "before", "now", "share", "result"),
+    "subjects": ("kind", "name", "known", "alone", "share"),
     "counts": ("table", "raw", "events", "static", "reference", "quarantined", "difference"),
     "quarantine": ("table", "reason", "rows"),
     "partial": (),
+    "joins": ("table", "join", "found", "missed", "share"),
     "conflicts": ("conflict", "events", "meaning"),
     "availability": ("table", "recorded", "time", "estimated", "static"),
     "time_formats": (),
@@ -27,6 +36,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "verdicts": ("modality", "verdict", "items", "meaning"),
     "table_a1": ("split", "subjects", "share", "tokens"),
     "balance": ("scheme", "split", "subjects", "share", "target"),
+    "tokenised": ("profile", "clinical", "in_tokens", "share"),
     "shards": ("profile", "plan", "split", "packs", "tokens_shards", "fill", "image_places"),
 }
 

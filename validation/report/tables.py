@@ -9,6 +9,7 @@ from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Outcome
 from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
+from validation.report.around_tables import join_table, loss_table, subject_table, tokenised_table
 from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
     availability_table,
@@ -281,9 +282,12 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
     shown = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
     tables = [
         expectation_table(judgement, cells),
+        loss_table(measurements, cells),
+        subject_table(measurements, cells),
         ledger,
         quarantine_table(measurements, ledger, cells),
         partial_table(measurements, cells),
+        join_table(measurements, cells),
         conflict_table(measurements, cells),
         availability_table(measurements, ledger, cells),
         time_format_table(measurements, ledger, cells),
@@ -296,6 +300,7 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         histogram_table(measurements, cells),
         shard_table(measurements, first, cells),
         budget_table(measurements.budgets, {cell for cell in shown if isinstance(cell, int)}, cells),
+        tokenised_table(measurements, cells),
         coverage_table(measurements.coverage, cells),
     ]
     return {table.name: table for table in tables}
