@@ -40,7 +40,6 @@ AREA = Area(
         Expectation(
             "silent",
             "In every profile each namespace of many clinical events makes tokens, or is left out by name.",
-            "warning",
             kind="number",
             words=_words,
             remedy=_remedy,

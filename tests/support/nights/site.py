@@ -1,6 +1,7 @@
 """A simulated hospital and its warehouse, which live through nights run in this process."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ class Site:
             **config,
         }
 
-    def night(self, engine: Engine | None = None, *, limit: int | None = None) -> RunOutcome:
+    def night(
+        self, engine: Engine | None = None, *, limit: int | None = None, accept_loss: Sequence[str] = ()
+    ) -> RunOutcome:
         """One whole run."""
-        with self._run(engine, limit) as run:
+        with self._run(engine, limit, accept_loss) as run:
             for name, step in run.steps:
                 run.carry_out(name, step)
             return run.outcome()
@@ -94,9 +97,10 @@ class Site:
                     return
                 run.carry_out(name, tasks)
 
-    def _run(self, engine: Engine | None, limit: int | None) -> Run:
+    def _run(self, engine: Engine | None, limit: int | None, accept_loss: Sequence[str] = ()) -> Run:
         config = parse_config(self.config, self.folder, "test")
-        return Run(config, self.folder, self.layout, engine or LocalEngine(1), limit=limit)
+        running = engine or LocalEngine(1)
+        return Run(config, self.folder, self.layout, running, limit=limit, accept_loss=accept_loss)
 
     @property
     def manifest(self) -> Manifest:
