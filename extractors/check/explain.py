@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from extractors.check.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
+from extractors.check.suspicions_subjects import SubjectFacts, in_subjects, subjects_alone
 from extractors.check.suspicions_times import in_times
 from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespace, times_of
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
@@ -89,6 +90,7 @@ class TableFacts:
         state: `read`, `absent` (and a run stops), `absent, optional`, or `not read` where no export was given.
         error: why the table cannot be read.
         account: what became of the rows read.
+        subjects: of a table with facts, how many of its patients other tables know.
         mapped, unmapped: columns that some rule, join or description reads, and those that none does.
     """
 
@@ -100,6 +102,7 @@ class TableFacts:
     rules: list[RuleFacts] = field(default_factory=list)
     times: list[TimeFacts] = field(default_factory=list)
     joins: list[JoinFacts] = field(default_factory=list)
+    subjects: SubjectFacts | None = None
     mapped: list[str] = field(default_factory=list)
     unmapped: list[str] = field(default_factory=list)
 
@@ -158,6 +161,9 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
             between_table.check.startswith("billing_code") and (between_table.table, between_table.rule) in suspected
         )
     ]
+    alone = subjects_alone(source, export, samples)
+    facts = [replace(table, subjects=alone.get(table.table)) for table in facts]
+    suspicions += in_subjects(source, alone)
     unmentioned = _unmentioned(export)
     if unmentioned:
         suspicions.append(_neglect(unmentioned))

@@ -99,6 +99,9 @@ def _table(table: TableFacts) -> Description:
             | _parts({"found": join.found, "missed": join.missed, "without_key": join.keyless})
             for join in table.joins
         ],
+        "subjects": _parts({"known_elsewhere": table.subjects.known, "in_no_other_table": table.subjects.alone})
+        if table.subjects
+        else {},
         "mapped_columns": table.mapped,
         "unmapped_columns": table.unmapped,
     }
@@ -184,6 +187,11 @@ def _print_table(table: Description, console: Console) -> None:
         counts = {key.replace("_", " "): join[key] for key in ("found", "missed", "without_key") if join[key]}
         found = "absent" if join["absent"] else _counts(counts)
         _say(console, f"  join {join['table']} by {join['key']}{': ' if found else ''}{found}")
+    if table["subjects"]:
+        _say(
+            console,
+            f"  patients: {_counts({key.replace('_', ' '): value for key, value in table['subjects'].items()})}",
+        )
     if table["partial"]:
         _say(console, f"  events of which something failed: {_counts(table['partial'])}")
     for kind in ("mapped", "unmapped"):
