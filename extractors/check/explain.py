@@ -15,6 +15,7 @@ import polars as pl
 from extractors.check.suspicions_rows import SHOWN_SUBJECTS, JoinFacts, Sample, between_tables, in_table
 from extractors.check.suspicions_subjects import SubjectFacts, in_subjects, subjects_alone
 from extractors.check.suspicions_times import in_times
+from extractors.check.suspicions_values import in_values
 from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespace, times_of
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.events.convert import Converter
@@ -151,6 +152,7 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
             samples.append(sample)
             suspicions += in_table(source, sample)
             suspicions += in_times(source, sample)
+            suspicions += in_values(source, sample)
     suspected = {
         (suspicion.table, suspicion.rule) for suspicion in suspicions if suspicion.check.startswith("billing_code")
     }
@@ -249,7 +251,9 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
         mapped=[name for name in columns if name in used],
         unmapped=[name for name in columns if name not in used],
     )
-    return table_facts, Sample(table, rule, frame, events, converter.account, columns, facts, times)
+    return table_facts, Sample(
+        table, rule, frame, events, converter.account, columns, facts, times, converter.units.doubtful
+    )
 
 
 def _whole(converter: Converter, malformed: int) -> Account:

@@ -53,6 +53,7 @@ class Sample:
         events: columns CONVERTED, `code` and `unit` as texts.
         columns: what the file has.
         times: what the rules' times became, by `key_of`.
+        doubtful: by value's column, events whose letter was taken for a unit although it may be a flag.
     """
 
     table: str
@@ -63,6 +64,7 @@ class Sample:
     columns: list[str]
     joins: list[JoinFacts] = field(default_factory=list)
     times: dict[str, Times] = field(default_factory=dict)
+    doubtful: dict[str, int] = field(default_factory=dict)
 
 
 def in_table(source: Source, sample: Sample) -> Iterator[Suspicion]:

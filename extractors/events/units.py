@@ -166,8 +166,9 @@ class Units:
 
     def _is_flag(self, name: str, letter: str) -> bool:
         """Whether the column has other flags than this letter, written in the same case."""
+        # Small letters are units far more often: hours stay hours where others are H or `*`.
         return any(
-            mark != letter and (not mark.isalpha() or len(mark) > 2 or mark.isupper() == letter.isupper())
+            mark != letter and (mark.islower() if letter.islower() else not mark.islower())
             for mark in self._marks[name]
         )
 

@@ -23,11 +23,11 @@ _SIGN = r"[+\-−]?"
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 # Units of UCUM that laboratories print; a word that is none of them leaves the value a text.
 _UNIT = (
-    r"(?:%|°?[CF]|deg ?[CF]|(?:x ?)?10[*^]\d{1,2}(?:/[mu]?L)?"
+    r"(?:%|°?[CF]|deg ?[CF]|(?:x ?)?10[*^E]\d{1,2}(?:/[mu]?L)?|[KkMm]/(?:[mu]?L|mm3|cumm)"
     r"|(?:[kcdmunpfµμ]|mc|da)?(?:g|mol|L|l|Eq|eq|EQ|IU|iu|U|u|m|s|Hg|Pa|osm|Osm|cal|gm|G|M)(?:[23])?"
     r"|mmHg|cmH2O|sec|min|hrs?|h|days?|wks?|yrs?|bpm|ratio|cells|copies|units?|lbs?|[Ii]n(?:ch(?:es)?)?)"
 )
-_UNITS = rf"{_UNIT}(?:/(?:{_UNIT}|d|kg|hpf|HPF|lpf|LPF|1\.73 ?m2))*"
+_UNITS = rf"(?:{_UNIT}(?:/(?:{_UNIT}|d|kg|hpf|HPF|lpf|LPF|1\.73 ?m2))*|/(?:hpf|HPF|lpf|LPF))"
 _COMPARATORS = {"≤": "<=", "≥": ">=", "=<": "<=", "=>": ">="}
 # Abnormal flags as analysers print them (HL7 table 0078 and what is used beside it), in any case. A single letter may
 # also be something else: it stands apart or in brackets.
