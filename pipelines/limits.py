@@ -25,6 +25,8 @@ class LimitsConfig(Settings):
         unknown_subjects_warning: of the subjects of a table, or of a modality's images, those that no other table
             knows; from here on the report warns.
         unknown_subjects: the same; from here on nothing is published.
+        fewer_numbers: of the values in one column of one table, how much the share of numbers may fall against the
+            release before; beyond it the report warns.
         without_tokens: of train's clinical events, those of a namespace that makes no token in a profile; from here on
             nothing is published, unless the profile names it under `left_out`.
     """
@@ -38,4 +40,5 @@ class LimitsConfig(Settings):
     window: int = Field(default=7, ge=1)
     unknown_subjects_warning: Share = 0.01
     unknown_subjects: Share = 0.2
+    fewer_numbers: Share = 0.05
     without_tokens: Share = 0.01

@@ -1,6 +1,6 @@
 """The list of areas: the gate judges them, the report shows them and `verify` checks them in this order."""
 
-from validation.areas import contents, events, items, ledger, shards, splits, subjects, tokens
+from validation.areas import contents, events, items, ledger, shards, splits, subjects, tokens, values
 from validation.areas.area import Area
 
 # What a run says of a refusal is the first that failed: causes stand before what follows from them.
@@ -10,6 +10,7 @@ AREAS: tuple[Area, ...] = (
     tokens.AREA,
     events.AREA,
     ledger.AREA,
+    values.AREA,
     items.AREA,
     splits.AREA,
     shards.AREA,
