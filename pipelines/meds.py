@@ -28,10 +28,12 @@ from pipelines.engine.task import Result, Task
 from pipelines.limits import LimitsConfig
 from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write, sha256_json
+from warehouse.files import atomic_write, sha256_json, write_json
 
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
+# In the private folder: which file is called by which hash.
+UNMAPPED = "unmapped.json"
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
 
 
@@ -87,6 +89,7 @@ def plan(night: Night) -> list[Task]:
     config, layout, fingerprints = night.config, night.layout, night.fingerprints
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
+    names: dict[str, str] = {}
     for number, export in enumerate(night.exports):
         source = export.source
         found = export.mapped()
@@ -96,6 +99,8 @@ def plan(night: Night) -> list[Task]:
             rule = source.tables.get(name)
             joined = sorted({join.table for join in rule.joins}) if rule else []
             label = table if len(config.sources) == 1 else f"{source.name}/{table}"
+            if table in unmapped:
+                names[label] = name
             rules = sha256_json(
                 [STAGE.name, STAGE.version, pl.__version__, rule.model_dump(mode="json") if rule else None]
                 + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description", "reading"})]
@@ -131,6 +136,8 @@ def plan(night: Night) -> list[Task]:
                         weight=path.stat().st_size,
                     )
                 )
+    # For `timeloom status` on the site's own machine; nothing else reads it.
+    write_json(layout.private / UNMAPPED, names)
     return tasks
 
 

@@ -20,7 +20,7 @@ from extractors.check.suspicions_yaml import Suspicion, in_yaml, key_of, namespa
 from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
-from extractors.events.joins import attach_rows
+from extractors.events.joins import MISSED, attach_rows
 from extractors.events.times import Times, times_as_read
 from extractors.origins import readings_of
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
@@ -31,7 +31,6 @@ from warehouse.errors import TimeloomError
 
 ROWS = 10_000
 COMMON_CODES = 3
-_FOUND = "_found"
 
 
 @dataclass(frozen=True)
@@ -226,13 +225,8 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
         return replace(said, state="read", account=_whole(converter, malformed)), None
     wanted = (replace(block, columns={name: block.columns[name] for name in converter.columns}) for block in blocks)
     prepared = (converter.prepare(block) for block in wanted)
-    joins = [
-        # The other table's key, looked up too, tells a key that is not there from a column that is empty.
-        join.model_copy(update={"columns": join.columns | {f"{_FOUND}{number}": next(iter(join.key.values()))}})
-        for number, join in enumerate(rule.joins)
-    ]
     with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
-        frame = pl.concat(rows.frame() for rows in attach_rows(prepared, export, joins, Path(scratch)))
+        frame = pl.concat(rows.frame() for rows in attach_rows(prepared, export, rule.joins, Path(scratch)))
     events = _texts(converter, converter.convert(Rows.of_frame(frame)))
     for name, expression in rule.derive.items():
         frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
@@ -305,9 +299,11 @@ def _join_facts(export: Export, join: JoinRule, frame: pl.DataFrame, number: int
     key = ", ".join(join.key)
     if not export.files(join.table):
         return JoinFacts(join.table, key, absent=True)
-    keyed = frame.select(pl.all_horizontal(pl.col(name).is_not_null() for name in join.key)).to_series()
-    found = int((keyed & frame[f"{_FOUND}{number}"].is_not_null()).sum())
-    return JoinFacts(join.table, key, found, int(keyed.sum()) - found, int((~keyed).sum()))
+    nowhere = pl.Series(join.no_link, dtype=pl.String).implode()
+    links = (pl.col(name).is_not_null() & ~pl.col(name).is_in(nowhere) for name in join.key)
+    keyed = int(frame.select(pl.all_horizontal(links).sum()).item())
+    missed = len(frame) - frame[f"{MISSED}{number}"].null_count()
+    return JoinFacts(join.table, key, keyed - missed, missed, len(frame) - keyed)
 
 
 def _time_facts(rule: TimeRule, times: Times, rows: int) -> TimeFacts:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from extractors.check.suspicions_yaml import BILLING, Suspicion, declares_offsets, idle_zone, key_of, times_of
-from extractors.events.converted import RECORDED, Account
+from extractors.events.converted import MISSED, RECORDED, Account
 from extractors.events.times import Times, precision_of
 from extractors.events.values import parse_values
 from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns
@@ -21,8 +21,10 @@ UNREADABLE = 0.001  # the default of limits.unparsable_times
 MANY_CODES = 1000
 MOMENTS = ("us", "s", "min")
 EARLY = 0.1  # share of discharge codes known before the discharge
+SWAPPED = 0.02  # share of rows in the right order, of those that tell, where two columns have changed places
 FEW = 5  # values below which "all of them" says little
 _UNIT = re.compile(r"units?|uom|(.*[a-z_])?(_units?|uom)|unit_?(of_?measure|name|source_value|concept_id)", re.I)
+_LITERAL = re.compile(r"'|\b\d")
 _UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
 
 
@@ -126,8 +128,14 @@ def _subjects(source: Source, sample: Sample) -> Iterator[Suspicion]:
 def _where(sample: Sample, event: EventRule) -> Iterator[Suspicion]:
     condition = sql(event.where or "TRUE")
     empty = [name for name in condition.meta.root_names() if sample.frame[name].null_count() == len(sample.frame)]
-    # Of a column that is empty in these rows a condition says nothing.
-    if not empty and not sample.frame.select(condition.fill_null(False).any()).item():
+    # Of a column that is empty in these rows a condition says nothing; one that names no text and no number has nothing
+    # that could be spelt wrongly, and may hold in other rows.
+    if (
+        event.where
+        and _LITERAL.search(event.where)
+        and not empty
+        and not sample.frame.select(condition.fill_null(False).any()).item()
+    ):
         yield Suspicion(
             "where_never_holds", sample.table, event.code, f"`{event.where}` holds in none of the rows read",
             "check its spelling; columns are texts, so a number needs a CAST",
@@ -169,8 +177,16 @@ def _availability(sample: Sample) -> Iterator[Suspicion]:
         if event.available is None or int((events["availability"] != RECORDED).sum()) <= len(events) / 2:
             continue
         columns, lag = ", ".join(event.available.column), event.available.otherwise == "lag"
-        if columns not in said:
-            said.add(columns)
+        if columns in said:
+            continue
+        said.add(columns)
+        if int((events["availability"] == MISSED).sum()) > len(events) / 2:
+            yield Suspicion(
+                "availability_mostly_empty", sample.table, columns,
+                f"its join misses for most of {event.code}, which is then estimated",
+                "check the join's `key`, and that both tables spell it alike",
+            )  # fmt: skip
+        else:
             yield Suspicion(
                 "availability_mostly_empty", sample.table, columns,
                 f"it is empty for most of {event.code}, which is then {'estimated' if lag else 'known at its time'}",
@@ -188,9 +204,10 @@ def _before_time(sample: Sample) -> Iterator[Suspicion]:
         # A date stands for a moment of its day: what is known on that day is not known too early.
         happened = time.time.dt.truncate("1d").zip_with(~time.precision.is_in(MOMENTS), time.time)
         both = happened.is_not_null() & known.time.is_not_null()
-        before = int((known.time < happened).filter(both).sum()) > int(both.sum()) / 2
+        before, after = (int(found.filter(both).sum()) for found in (known.time < happened, known.time > happened))
+        swapped = before > int(both.sum()) / 2 and after <= SWAPPED * (before + after)
         if both.any():
-            early.setdefault(key_of(event.available), []).append((before, event))
+            early.setdefault(key_of(event.available), []).append((swapped, event))
     for found in early.values():
         if all(before for before, _ in found):
             event = found[0][1]

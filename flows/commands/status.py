@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.meds import UNMAPPED
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import read_manifest
@@ -66,8 +67,23 @@ def describe(root: Path) -> dict[str, Any]:
         "encoders": {modality: entry.label for modality, entry in manifest.encoders.items()},
         "profiles": {name: entry.model_dump() for name, entry in manifest.profiles.items()},
         "tables": {name: tables.get(name, {}).get("rows", []) for name in TABLES},
+        "unmapped_files": _unmapped(root, sorted(manifest.sources)),
         "report": str(current.report),
     }
+
+
+def _unmapped(root: Path, sources: list[str]) -> list[Row]:
+    """The files of the release that no rule mentions, by the names that they have on this machine.
+
+    The release calls them by a hash: nobody chose these names here, and one may be a patient's.
+    """
+    try:
+        names = json.loads((Layout(root).private / UNMAPPED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    # A source's key there is its name, the table, and a number.
+    tables = {key.partition("/")[2].rpartition("/")[0] for key in sources}
+    return [{"table": label, "file": name} for label, name in sorted(names.items()) if label in tables]
 
 
 def _report_tables(release: ReleaseLayout) -> dict[str, Any]:
@@ -113,5 +129,8 @@ def print_status(description: dict[str, Any], console: Console) -> None:
         if rows and columns:
             console.print()
             console.print(_table(name, rows, columns))
+    if description["unmapped_files"]:
+        console.print()
+        console.print(_table("unmapped_files", description["unmapped_files"], ("table", "file")))
     console.print()
     console.print(f"report: {description['report']}")

@@ -4,6 +4,7 @@ The list is of those that are known of real exports; docs/quality.md explains ea
 """
 
 import numpy as np
+import pyarrow.compute as pc
 
 from extractors.events.times import PRECISIONS
 from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, BucketRows, BucketTexts, groups
@@ -13,7 +14,7 @@ from warehouse.arrays import I64, NO_TIME, U8, Bools
 # The first that holds is written down; each is counted.
 CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit", "unit_differs")
 
-_START, _END = KINDS.index("visit_start"), KINDS.index("visit_end")
+_START, _END, _CLINICAL = KINDS.index("visit_start"), KINDS.index("visit_end"), KINDS.index("clinical")
 _NEVER = np.iinfo(np.int64).max
 _UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
 
@@ -35,7 +36,8 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
     if died is not None:
         # What has no time is earlier than any death.
         marks["after_death"] = np.flatnonzero(first > died)
-    marks["end_before_start"], marks["overlapping_visit"] = _visits(events, first, last, timed)
+    visits, marks["overlapping_visit"] = _visits(events, first, last, timed)
+    marks["end_before_start"] = np.sort(np.concatenate([visits, _ends(events, texts, first, last, timed)]))
     marks["unit_differs"] = np.flatnonzero(events.contradicts)
     conflict = np.full(len(events), NONE_8, np.uint8)
     for number, name in reversed(list(enumerate(CONFLICTS))):
@@ -98,6 +100,30 @@ def _visits(events: BucketRows, first: I64, last: I64, timed: Bools) -> tuple[I6
     within = np.zeros(len(starts), np.bool_)
     within[whole[_begun_within(events, places[starts[whole]], start[whole], end[whole])]] = True
     return places[wrong], places[is_start & np.repeat(within, lengths)]
+
+
+def _ends(events: BucketRows, texts: BucketTexts, first: I64, last: I64, timed: Bools) -> I64:
+    """Ends of drugs, prescriptions and the like before all else of their own raw rows: their places.
+
+    What ends has a code of its own, whose namespace says so (`DRUG_END/…`).
+    """
+    says_end = pc.match_substring_regex(texts.codes, "^[A-Z_]*_END(/|$)").to_numpy(zero_copy_only=False)
+    clinical = timed & (events.kind == _CLINICAL)
+    is_end = says_end[events.code] & clinical
+    if not is_end.any():
+        return np.zeros(0, np.int64)
+    ends = np.flatnonzero(is_end)
+    of_sources = np.zeros(int(events.source.max()) + 1, np.bool_)
+    of_sources[events.source[ends]] = True
+    starts = np.flatnonzero(clinical & ~is_end & of_sources[events.source])
+    if not len(starts):
+        return ends[:0]
+    rows, place = np.unique(events.row_hash[starts], return_inverse=True)
+    begun = np.full(len(rows), _NEVER)
+    np.minimum.at(begun, place, first[starts])
+    found = np.minimum(np.searchsorted(rows, events.row_hash[ends]), len(rows) - 1)
+    wrong: Bools = (rows[found] == events.row_hash[ends]) & (last[ends] < begun[found])
+    return ends[wrong]
 
 
 def _begun_within(events: BucketRows, rows: I64, start: I64, end: I64) -> I64:

@@ -11,7 +11,7 @@ from validation.measure.measured_release import MeasuredRelease
 CONFLICTS = {
     "before_birth": "dated before the patient's birth",
     "after_death": "dated after the patient's death",
-    "end_before_start": "the end of a visit, dated before its start",
+    "end_before_start": "the end of a visit, a drug or the like, dated before its start",
     "overlapping_visit": "a visit that starts before an earlier one of its table has ended",
     "unit_differs": "a value that holds another unit than the column of its unit",
     "further_birth_or_death": "a second birth or death of one patient, left out; the first stands",

@@ -91,6 +91,44 @@ def test_a_stay_that_starts_its_day_is_not_too_early(tmp_path: Path) -> None:
     assert {name: number for name, number in conflicts.items() if number} == {"overlapping_visit": 1}
 
 
+DRUGS: dict[str, Any] = {
+    "events": [
+        {"code": "RXNORM/1", "time": "started"},
+        {"code": "DRUG_END/RXNORM/1", "time": "ended"},
+        {"code": "LEGEND/1", "time": "at"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("started", "ended", "wrong"),
+    [
+        ("2020-01-05 10:00:00", "2020-01-05 09:00:00", True),
+        ("2020-01-05 10:00:00", "2020-01-05 10:00:00", False),
+        ("2020-01-05", "2020-01-04", True),
+        # Of the same day nothing is known, nor of an end whose start is not there.
+        ("2020-01-05", "2020-01-05 00:00:01", False),
+        ("2020-01-05 10:00:00", "2020-01-05", False),
+        (None, "2020-01-05", False),
+    ],
+)
+def test_a_drug_that_ends_before_it_starts_is_a_conflict(
+    tmp_path: Path, started: str | None, ended: str, *, wrong: bool
+) -> None:
+    # Another row of the same patient, and another patient, are no part of it.
+    rows = [row(started=started, ended=ended), row(started="2021-01-01", note="b"), row(2, at="2022-01-01 00:00:00")]
+    rows.append(row(2, ended="2019-01-01"))
+    _, counts = convert_text(tmp_path, DRUGS, csv_text(FIELDS, rows))
+    conflicts: Counter[str] = Counter()
+    frames = []
+    for bucket in range(2):
+        conflicts.update(align_one(tmp_path, {SEGMENT: counts}, bucket).counts["conflicts"])
+        frames.append(aligned_events(tmp_path, bucket))
+    marked_codes = pl.concat(frames).drop_nulls("conflict").select("code", "conflict").rows()
+    assert marked_codes == ([("DRUG_END/RXNORM/1", "end_before_start")] if wrong else [])
+    assert conflicts["end_before_start"] == int(wrong)
+
+
 PLAIN = [
     row(born=0, sex="F"), row(died=50), row(started=10, ended=20), row(started=20, ended=30, note="b"), row(at=15),
     row(at=50), row(at=0), row(2, at=99), row(2, at=-99),

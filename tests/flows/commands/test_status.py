@@ -1,0 +1,29 @@
+"""`timeloom status`: files that no rule mentions have their names on the site's machine, and in no release."""
+
+import json
+from pathlib import Path
+
+from flows.commands.status import _unmapped
+from pipelines.meds import UNMAPPED
+from tests.support.raw.raw_tables import plan_meds
+from warehouse.layout import Layout
+
+MAPPING = "name: own\nsubject: pid\ntables: {t: {events: [{code: X, time: at}]}}\n"
+
+
+def test_a_night_keeps_the_names_of_unmapped_files_in_the_private_folder(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for name in ("t", "notes of a friend", "other"):
+        (tmp_path / "raw" / f"{name}.csv").write_text("pid,at\n1,2020-01-01\n")
+    labels = [task.params["label"] for task in plan_meds(tmp_path, MAPPING)]
+    layout = Layout(tmp_path / "warehouse")
+    kept = json.loads((layout.private / UNMAPPED).read_text())
+    assert sorted(kept.values()) == ["notes of a friend.csv", "other.csv"]
+    assert sorted(kept) == sorted(label for label in labels if label != "t")
+    below = [path for path in layout.root.rglob("*") if path.is_file()]
+    assert all(b"friend" not in path.read_bytes() for path in below)
+    # Those that the release has, told by the names of its sources.
+    first = next(label for label, name in kept.items() if name == "other.csv")
+    assert _unmapped(layout.root, [f"own/{first}/3", "own/t/0"]) == [{"table": first, "file": "other.csv"}]
+    (layout.private / UNMAPPED).unlink()
+    assert _unmapped(layout.root, [f"own/{first}/3"]) == []
