@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support import patients, releases
+from validation.measure.measured_release import published_release
 from validation.verify import Finding, verify_release
 from warehouse.embeddings.store import EmbeddingWriter, close_stores
 from warehouse.errors import TimeloomError
@@ -62,8 +63,8 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     findings = verify_release(root, lambda *step: seen.append(step))
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
-        "manifest", "files", "unlisted files", "content hash", "MEDS schemas", "buckets", "annotations", "lags",
-        "ledger", "quarantine", "splits", "shards", "vectors",
+        "manifest", "files", "unlisted files", "content hash", "contents", "MEDS schemas", "buckets", "annotations",
+        "lags", "ledger", "quarantine", "splits", "shards", "vectors",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
 
@@ -115,6 +116,21 @@ def test_a_manifest_whose_entries_were_changed_does_not_add_up(root: Path) -> No
     write_manifest(tree.manifest, Manifest(**manifest.model_dump() | {"files": files}))
     assert content_hash(files) != manifest.content_hash
     assert set(failed(root)) == {"files", "content hash"}
+
+
+def test_a_manifest_that_counts_otherwise_than_the_release_holds_is_found(root: Path) -> None:
+    tree = release(root)
+    manifest = read_manifest(tree.manifest)
+    held = published_release(tree, manifest, None).contents
+    write_manifest(tree.manifest, manifest.model_copy(update={"contents": tuple(held)}))
+    assert failed(root) == {}
+    labs = next(entry for entry in held if entry.name == "labs")
+    more = labs.model_copy(update={"counts": labs.counts | {"rows": labs.counts["rows"] + 1}})
+    counted = tuple(more if entry is labs else entry for entry in held)
+    write_manifest(tree.manifest, manifest.model_copy(update={"contents": counted}))
+    assert {check: finding.detail for check, finding in failed(root).items()} == {
+        "contents": "other counts than in the manifest in table labs"
+    }
 
 
 def test_a_checksum_that_readers_trust_is_checked_too(root: Path) -> None:
