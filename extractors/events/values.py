@@ -19,6 +19,10 @@ READ_AS = (*FLAGS, UNIT_OR_FLAG, FLAG_OR_TEXT)
 # Units that are flags elsewhere: litre and low, degree Celsius and critical, hour and high.
 LETTERS = ("L", "l", "C", "h")
 
+# Bytes of the longest text that is more than a number and still one.
+_LONGEST = 64
+# Texts whose reading is kept.
+_MOST_TEXTS = 1 << 14
 _SIGN = r"[+\-−]?"
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 # Units of UCUM that laboratories print; a word that is none of them leaves the value a text.
@@ -61,6 +65,11 @@ class Writing:
     decimal: str = "."
     thousands: str | None = None
     flags: bool = True
+
+    @cached_property
+    def known(self) -> "_Known":
+        """What texts were read as so far."""
+        return _Known(self)
 
     @cached_property
     def number(self) -> str:
@@ -123,10 +132,7 @@ def parse_values(raw: pl.Series, writing: Writing = POINT) -> pl.DataFrame:
     # What is left may be only blanks around a number.
     plain = writing.plain(text)
     written = text.set(plain.is_not_null(), None)
-    read = _read(written, writing)
-    read = (
-        _flagged(written, read, writing) if writing.flags else read.with_columns(pl.lit(None, pl.String).alias("mark"))
-    )
+    read = _read_short(written, writing)
     whole = read["number"].is_not_null() & read["flag"].is_null()
     read = read.with_columns(written.set(whole, None).alias("text"), pl.col("flag").cast(pl.Enum(READ_AS)))
     numbers = plain.zip_with(plain.is_not_null(), read["number"])
@@ -139,6 +145,44 @@ def parse_values(raw: pl.Series, writing: Writing = POINT) -> pl.DataFrame:
             **{name: read[name].gather(rows) for name in ("flag", "text", "unit", "mark")},
         }
     )
+
+
+def _read_short(text: pl.Series, writing: Writing) -> pl.DataFrame:
+    """Number, flag, unit and mark of texts (n,); a long text, or one without a digit, is not worth a look."""
+    nothing = {"number": pl.Float32, "flag": pl.String, "unit": pl.String, "mark": pl.String}
+    columns = [pl.Series(name, [None], dtype).new_from_index(0, len(text)) for name, dtype in nothing.items()]
+    places = ((text.str.len_bytes() <= _LONGEST) & text.str.contains(r"\d")).arg_true()
+    if places.is_empty():
+        return pl.DataFrame(columns)
+    read = writing.known.read(text.gather(places))
+    return pl.DataFrame([column.scatter(places, read[column.name]) for column in columns])
+
+
+class _Known:
+    """What short texts were read as: an export says the same ones block after block, and to look is slow.
+
+    Args:
+        writing: how numbers are written.
+    """
+
+    def __init__(self, writing: Writing) -> None:
+        self._writing = writing
+        self._places: dict[str, int] = {}
+        self._read = _flagged(pl.Series([], dtype=pl.String), writing)
+
+    def read(self, text: pl.Series) -> pl.DataFrame:
+        """Number, flag, unit and mark of texts (n,), none of which is null."""
+        if len(text) > _MOST_TEXTS:
+            return _flagged(text, self._writing)
+        asked = text.to_list()
+        new = list(dict.fromkeys(value for value in asked if value not in self._places))
+        if new:
+            if len(self._places) + len(new) > _MOST_TEXTS:
+                self._places, self._read = {}, self._read.clear()
+                new = list(dict.fromkeys(asked))
+            self._read = pl.concat([self._read, _flagged(pl.Series(new, dtype=pl.String), self._writing)])
+            self._places |= {value: place for place, value in enumerate(new, len(self._places))}
+        return self._read[[self._places[value] for value in asked]]
 
 
 def _read(text: pl.Series, writing: Writing) -> pl.DataFrame:
@@ -181,10 +225,11 @@ def _read(text: pl.Series, writing: Writing) -> pl.DataFrame:
     )
 
 
-def _flagged(text: pl.Series, read: pl.DataFrame, writing: Writing) -> pl.DataFrame:
-    """What was read of texts (n,), and of those that hold a number beside a flag, with the flag as `mark`."""
+def _flagged(text: pl.Series, writing: Writing) -> pl.DataFrame:
+    """Number, flag and unit of texts (n,), also of those that hold a number beside a flag, which is `mark`."""
+    read = _read(text.alias("text"), writing)
     nothing = pl.Series("mark", [None], dtype=pl.String).new_from_index(0, len(text))
-    places = (read["number"].is_null() & text.str.contains(r"\d").fill_null(False)).arg_true()
+    places = (read["number"].is_null() & text.is_not_null()).arg_true()
     if places.is_empty() or not writing.flags:
         return read.with_columns(nothing)
     whole = text.gather(places).alias("text").to_frame()
@@ -198,7 +243,10 @@ def _flagged(text: pl.Series, read: pl.DataFrame, writing: Writing) -> pl.DataFr
         ).alias("inner"),
         pl.coalesce(_first_of(rest, _BEHIND, (2, 3, 4, 5)), _first_of(rest, _BETWEEN, (2, 3, 4, 5))).alias("behind"),
     )
-    outer, inner = (_read(parts[name].alias("text"), writing) for name in ("rest", "inner"))
+    if parts["rest"].null_count() == parts["inner"].null_count() == len(parts):
+        return read.with_columns(nothing)
+    both = _read(pl.concat([parts["rest"], parts["inner"]]).alias("text"), writing)
+    outer, inner = both.head(len(parts)), both.tail(len(parts))
     found = outer["number"].is_not_null()
     within = ~found & inner["number"].is_not_null()
     beside = pl.DataFrame(
