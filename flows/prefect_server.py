@@ -7,10 +7,12 @@ it ends with the process that started it, also when that is killed.
 import atexit
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,8 @@ from warehouse.errors import TimeloomError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
+# A server that is named may be starting too.
+REACH_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -28,6 +32,41 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def _is_there(url: str) -> bool:
+    """Whether anything answers at a Prefect API, be it that it wants a key."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+# What a server's words mean for whoever started it; the first that fits.
+_REMEDIES = (
+    ("address already in use|Errno 98|EADDRINUSE", "give `serve` another --port, or `run` --direct"),
+    (
+        "database is locked",
+        "end the other server of this PREFECT_HOME, or set PREFECT_HOME to a folder of this run's own",
+    ),
+    (
+        "readonly database|unable to open database|Permission denied|Read-only file system",
+        "set PREFECT_HOME to a folder that can be written, or `run` --direct",
+    ),
+    ("No space left|disk is full|Disk quota|File too large", "free space where PREFECT_HOME lies, or `run` --direct"),
+)
+_ERROR = re.compile(r"\w(Error|Exception)\b|Errno|(?i:permission denied|read-only|already in use|no space left)")
+
+
+def _why(said: str) -> tuple[str, str]:
+    """Of what a server said before it ended: its last line that tells of an error, or its last, and the remedy."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if _ERROR.search(line)] or lines or ["it said nothing"]
+    remedy = next((remedy for words, remedy in _REMEDIES if re.search(words, telling[-1], re.I)), _REMEDIES[0][1])
+    return telling[-1][:300], remedy
 
 
 def _end_with_parent() -> None:
@@ -52,27 +91,28 @@ def start_server(port: int) -> "subprocess.Popen[bytes]":
         # The page asks port 4200 unless told otherwise.
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_end_with_parent,
-    )
-    deadline = time.monotonic() + START_SECONDS
-    try:
-        while time.monotonic() < deadline and server.poll() is None:
-            if _healthy(f"http://127.0.0.1:{port}/api"):
-                return server
-            time.sleep(0.2)
-    except BaseException:
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while time.monotonic() < deadline and server.poll() is None:
+                if _healthy(f"http://127.0.0.1:{port}/api"):
+                    return server
+                time.sleep(0.2)
+        except BaseException:
+            stop_server(server)
+            raise
         stop_server(server)
-        raise
-    stop_server(server)
-    raise TimeloomError(
-        f"the Prefect server did not start on port {port}", "give `serve` another --port, or `run` --direct"
-    )
+        said.seek(0)
+        why, remedy = _why(said.read().decode(errors="replace"))
+    raise TimeloomError(f"the Prefect server did not start on port {port}: {why}", remedy)
 
 
 def stop_server(server: "subprocess.Popen[bytes]") -> None:
@@ -94,9 +134,18 @@ def ensure_server(port: int | None = None) -> str | None:
         port: where it listens; any free one if None.
 
     Raises:
-        TimeloomError: it does not start.
+        TimeloomError: it does not start, or nothing answers where one is named.
     """
-    if os.environ.get("PREFECT_API_URL"):
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        deadline = time.monotonic() + REACH_SECONDS
+        while not _is_there(named):
+            if time.monotonic() > deadline:
+                raise TimeloomError(
+                    "nothing answers at PREFECT_API_URL",
+                    "start that server, unset the variable for a server of this run's own, or `run` --direct",
+                )
+            time.sleep(0.5)
         return None
     if port is None:
         with socket.socket() as probe:

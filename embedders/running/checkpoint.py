@@ -127,7 +127,7 @@ class Checkpoint:
         except (lmdb.Error, OSError) as error:
             raise TimeloomError(
                 f"the checkpoint of embedding store {self.path.stem} could not be written ({type(error).__name__})",
-                remedy="free disk space and run again; what was stored before stands",
+                remedy="free disk space, or raise `ulimit -f`, and run again; what was stored before stands",
             ) from error
 
     def _is_new(self, progress: Progress, span: Span) -> bool:

@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,16 +54,32 @@ def _describe(error: BaseException) -> dict[str, str]:
 
 
 def clear_error(error: BaseException) -> TimeloomError | None:
-    """What a person can mend, if it is that: a clear error itself, a full disk, a forbidden file."""
+    """What a person can mend, if it is that: a clear error itself, a full disk, a limit, a forbidden file."""
     if isinstance(error, TimeloomError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = _system_error(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return TimeloomError("the disk is full", "free space and run again; it resumes")
+    if number == errno.EFBIG:
+        return TimeloomError(
+            "a file would be larger than this process or file system allows",
+            "raise the limit (`ulimit -f`) or use another file system, and run again; it resumes",
+        )
     if isinstance(error, MemoryError):
         return WorkerLostError("a task ran out of memory", "run again with fewer workers; it resumes")
     if isinstance(error, PermissionError):
         return TimeloomError("a file may not be read or written", "mend the permissions")
     return None
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system's error that it is; polars says it in words alone."""
+    from polars.exceptions import PolarsError
+
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, PolarsError) else None
+    return int(said[1]) if said else None
 
 
 def execute_element(element: str) -> str:

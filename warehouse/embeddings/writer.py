@@ -86,7 +86,7 @@ class EmbeddingWriter:
         except lmdb.Error as error:
             raise TimeloomError(
                 f"embedding store {store_name(self.path)} could not be written ({type(error).__name__})",
-                remedy="free disk space and run again; what was stored before stands",
+                remedy="free disk space, or raise `ulimit -f`, and run again; what was stored before stands",
             ) from error
 
     def stored_units(self, key: str) -> int | None:

@@ -85,9 +85,20 @@ class ShardDataset(BatchReader[B], Generic[B]):
             )
 
     def begin(self, batch_size: int, drop_last: bool) -> None:
-        left = len(self) - self.consumed
-        if self.consumed and left < (batch_size * self.world_size if drop_last else 1):
+        if self.consumed and not self._steps(self.consumed, batch_size, drop_last):
             self.cursor = self.epoch + 1, 0
+
+    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
+        return self._steps(self.consumed, batch_size, drop_last) or self._steps(0, batch_size, drop_last)
+
+    def steps_per_epoch(self, batch_size: int, *, drop_last: bool = False) -> int:
+        """How many batches of `batch_size` packs each rank takes in a whole epoch."""
+        return self._steps(0, batch_size, drop_last)
+
+    def _steps(self, consumed: int, batch_size: int, drop_last: bool) -> int:
+        """Steps behind so many packs of an epoch."""
+        world, left = batch_size * self.world_size, len(self) - consumed
+        return left // world if drop_last else -(-left // world)
 
     def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
         epoch, start = self.cursor

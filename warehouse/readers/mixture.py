@@ -214,6 +214,23 @@ class Curriculum(BatchReader[B], Generic[B]):
         for reader, _ in self.stages:
             reader.check_batches(batch_size, drop_last)
 
+    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
+        stage, inner = self.cursor[0], self.cursor[1:]
+        steps = 0
+        for place, (reader, epochs) in enumerate(self.stages[stage:]):
+            if not isinstance(reader, ShardDataset):
+                return None
+            each = reader.steps_per_epoch(batch_size, drop_last=drop_last)
+            steps += each * epochs
+            if place == 0 and inner:
+                # Of the stage that is under way: the epochs that are over, and what was read of the one that is not.
+                under_way = copy(reader)
+                under_way.cursor = inner
+                under_way.begin(batch_size, drop_last)
+                left = under_way.steps_left(batch_size, drop_last) or 0
+                steps -= each * min(under_way.epoch, epochs) + (each - left if under_way.epoch < epochs else 0)
+        return steps
+
     def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
         stage, inner = self.cursor[0], self.cursor[1:]
         while stage < len(self.stages):

@@ -1,8 +1,11 @@
 """What every reader does: a cursor over steps that all ranks agree on, dealt, loaded ahead in a thread, resumed."""
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -10,6 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from warehouse.errors import TimeloomError
+from warehouse.files import sha256_json
 from warehouse.readers.batch import IdBatch
 
 B = TypeVar("B", bound=IdBatch, covariant=True)
@@ -23,10 +27,37 @@ class Step(NamedTuple):
     after: Cursor
 
 
+class Beginnings:
+    """Where worker processes began to read, in memory that they and the process that started them share.
+
+    A DataLoader starts new processes for each epoch unless they are persistent, each with a copy of the cursor as it
+    was: without `set_epoch` they give the same batches again. Where there is no memory to share, nothing is said.
+    """
+
+    def __init__(self) -> None:
+        # The last place, the process that began there, and whether it was said.
+        self._shared = torch.zeros(3, dtype=torch.int64)
+        with suppress(RuntimeError):
+            self._shared.share_memory_()  # type: ignore[no-untyped-call]
+
+    def note(self, place: Any) -> None:
+        """Warns where another process began at that place before; once for the reader and its copies."""
+        digest, process = int(sha256_json(place)[:15], 16), os.getpid()
+        last, before, said = self._shared.tolist()
+        self._shared[0], self._shared[1] = digest, process
+        if last == digest and before not in (0, process) and not said:
+            self._shared[2] = 1
+            warnings.warn(
+                "the workers of a DataLoader begin where those of the last epoch began, and give the same batches in "
+                "the same order: call set_epoch before each epoch, or give persistent_workers=True",
+                stacklevel=3,
+            )
+
+
 class BatchReader(IterableDataset[B], Generic[B]):
     """Base of what gives batches. A subclass says what the steps are and loads one; the cursor is its whole state."""
 
-    seed: int | None
+    seed: int | None = 0
 
     def __init__(self, rank: int, world_size: int) -> None:
         if not isinstance(rank, int) or not isinstance(world_size, int) or not 0 <= rank < world_size:
@@ -36,6 +67,7 @@ class BatchReader(IterableDataset[B], Generic[B]):
             )
         self.rank, self.world_size = rank, world_size
         self.cursor: Cursor = self.start()
+        self.beginnings = Beginnings()
 
     def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
         """This rank's steps from the cursor to the end."""
@@ -72,6 +104,10 @@ class BatchReader(IterableDataset[B], Generic[B]):
     def check_batches(self, batch_size: int, drop_last: bool) -> None:
         """Raises TimeloomError where no batch of that size can be made."""
 
+    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
+        """How many steps iterating gives now, on every rank; None where only reading tells."""
+        return None
+
     def __iter__(self) -> Iterator[B]:
         return iter(self.batches(1, prefetch=0))
 
@@ -107,8 +143,12 @@ class BatchReader(IterableDataset[B], Generic[B]):
 class BatchStream(IterableDataset[B], Generic[B]):
     """One rank's batches to the end; made by `BatchReader.batches`.
 
+    Its length is the number of batches that iterating gives now, from the cursor to the end: the steps of an epoch
+    where the cursor stands at a start. What ends with a token budget, or never, has none (TypeError).
+
     Under a torch DataLoader (`DataLoader(stream, batch_size=None, num_workers=2)`) the workers take turns. They work on
-    copies of the cursor: call `set_epoch` before each epoch, and take states with `state_dict(after=batch)`.
+    copies of the cursor: call `set_epoch` before each epoch, and take states with `state_dict(after=batch)`. Workers
+    that begin twice at the same place say once that the order repeats.
     """
 
     def __init__(
@@ -117,9 +157,17 @@ class BatchStream(IterableDataset[B], Generic[B]):
         self.reader, self.batch_size, self.prefetch, self.drop_last = reader, batch_size, prefetch, drop_last
         self.device = device
 
+    def __len__(self) -> int:
+        steps = self.reader.steps_left(self.batch_size, self.drop_last)
+        if steps is None:
+            raise TypeError("how many batches there are is known when they have been read")
+        return steps
+
     def __iter__(self) -> Iterator[B]:
         reader, worker = self.reader, get_worker_info()
         reader.begin(self.batch_size, self.drop_last)
+        if worker is not None and worker.id == 0 and reader.seed is not None:
+            reader.beginnings.note([reader.bound(), reader.seed, reader.cursor])
         steps = reader.steps(self.batch_size, self.drop_last)
         if worker:
             steps = islice(steps, worker.id, None, worker.num_workers)

@@ -39,6 +39,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 BEAM_IS_SLOW = [pytest.param(name, marks=[pytest.mark.whole] if "Beam" in name else []) for name in ENGINES]
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(autouse=True)
 def importable_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +400,40 @@ def test_a_full_disk_has_its_line(
     assert str(caught.value) == "the disk is full; free space and run again; it resumes"
     assert "MRN" not in repr(caught.value) + repr(caught.value.__cause__)
     assert not list((tmp_path / "release").rglob("*.*")), "nothing half-written stays"
+
+
+LIMITED = """
+import resource, sys
+import polars as pl
+import pyarrow as pa
+from pathlib import Path
+from pipelines.engine.execute import clear_error
+from warehouse.parquet import write_table
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+folder = Path(sys.argv[1])
+frame = pl.DataFrame({"x": [str(hash(number)) * 9 for number in range(20_000)]}).with_columns(pl.col("x").shuffle(1))
+for write in (
+    lambda: (folder / "plain").write_bytes(b"x" * 60_000),
+    lambda: write_table(folder / "table", frame, pa.schema([("x", pa.large_string())]), "a table"),
+    lambda: frame.write_parquet(folder / "frame", compression="uncompressed"),
+):
+    try:
+        write()
+    except Exception as error:
+        print(clear_error(error))
+"""
+
+
+def test_a_limit_of_a_files_size_has_its_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    line = (
+        "a file would be larger than this process or file system allows; raise the limit (`ulimit -f`) or use another "
+        "file system, and run again; it resumes"
+    )
+    assert done.stdout.splitlines() == [line] * 3
 
 
 def test_a_full_disk_does_not_hide_behind_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

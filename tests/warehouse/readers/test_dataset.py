@@ -248,6 +248,60 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     assert packs_of(resumed.batches(4)) == packs_of(plain)[3:]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("world", "size"), [(1, 1), (1, 4), (3, 4), (2, 7)])
+def test_the_length_is_what_iterating_gives(release, world, size, drop_last):
+    for rank in range(world):
+        dataset = train(release, rank=rank, world_size=world)
+        whole = dataset.steps_per_epoch(size, drop_last=drop_last)
+        each = len(dataset) / (size * world)
+        assert whole == (int(each) if drop_last else int(-(-each // 1)))
+        batches = dataset.batches(size, prefetch=0, drop_last=drop_last)
+        assert len(batches) == whole
+        # Under way it is what is left, and at the end that of the next epoch.
+        for number, _ in enumerate(batches, start=1):
+            left = len(batches)
+            assert left == (whole - number or whole)
+            if number == whole // 2:
+                break
+        assert len(list(batches)) == left
+        assert len(batches) == whole
+    assert len(DataLoader(batches, batch_size=None)) == whole
+
+
+REPEATS = """
+import sys
+import warnings
+from torch.utils.data import DataLoader
+from warehouse import Release
+
+if __name__ == "__main__":
+    method, told, persistent = sys.argv[2], sys.argv[3] == "set_epoch", sys.argv[3] == "persistent"
+    train = Release.open(sys.argv[1]).shards("mehrt", split="train", vectors=False)
+    keys = {"batch_size": None, "num_workers": 2, "multiprocessing_context": method, "persistent_workers": persistent}
+    loader = DataLoader(train.batches(8), **keys)
+    orders = []
+    for epoch in range(3):
+        if told:
+            train.set_epoch(epoch)
+        orders.append([batch.pack_ids.tolist() for batch in loader])
+    print(len({str(order) for order in orders}))
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("how", "orders", "warned"), [("nothing", 1, 1), ("set_epoch", 3, 0), ("persistent", 3, 0)])
+def test_workers_that_repeat_an_order_say_so_once(release, tmp_path, method, how, orders, warned):
+    (tmp_path / "repeats.py").write_text(REPEATS)
+    root = release.layout.root
+    done = subprocess.run(
+        [sys.executable, tmp_path / "repeats.py", root, method, how], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == orders
+    assert done.stderr.count("give the same batches in the same order") == warned, done.stderr
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_retrieve_items_by_time(release, method):

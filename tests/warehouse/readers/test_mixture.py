@@ -256,3 +256,23 @@ def test_a_damaged_cursor_is_refused(release, cursor):
     for reader in (mixture(release), curriculum(release)):
         with pytest.raises(TimeloomError, match="state is damaged"):
             reader.load_state_dict({**reader.state_dict(), "cursor": cursor})
+
+
+def test_a_curriculum_of_datasets_has_a_length_and_a_mixture_has_none(release):
+    stages = Curriculum([(shards(release), 2), (shards(release, plan="structured"), 3)])
+    batches = stages.batches(8)
+    whole = len(batches)
+    assert whole == 2 * shards(release).steps_per_epoch(8) + 3 * shards(release, plan="structured").steps_per_epoch(8)
+    read = 0
+    for _ in batches:
+        read += 1
+        assert len(batches) == whole - read
+    assert read == whole
+    # How many batches a budget of tokens is, only reading tells; without one there is no end.
+    for unknown in (
+        mixture(release),
+        mixture(release, token_budget=500),
+        Curriculum([(mixture(release, token_budget=9), 1)]),
+    ):
+        with pytest.raises(TypeError, match="when they have been read"):
+            len(unknown.batches(8))
