@@ -6,6 +6,7 @@ import polars as pl
 from pydantic import Field
 
 from extractors.events.times import parse_times
+from extractors.items import OK, TWO_SUBJECTS
 from extractors.source import TimeRule
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
@@ -66,17 +67,22 @@ def read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
 def relink(items: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     """Subjects, and times where it gives them, from a crosswalk by PatientID; unknown patients have no subject.
 
+    A PatientID that the crosswalk ties to two subjects has none: its usable items get the verdict for that.
+
     Args:
-        items: columns raw_subject, time, available_time, time_source, time_precision, and others that stay.
+        items: columns raw_subject, time, available_time, time_source, time_precision, verdict, and others that stay.
         links: as `read_crosswalk` gives them.
     """
     renamed = links.rename(
         {"match": "raw_subject", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
     ).unique("raw_subject", keep="first", maintain_order=True)
+    several = links.group_by("match").agg((pl.col("subject_id").drop_nulls().n_unique() > 1).alias("_several"))
+    renamed = renamed.join(several, left_on="raw_subject", right_on="match")
     joined = items.join(renamed, on="raw_subject", how="left", maintain_order="left")
-    given = pl.col("_time").is_not_null()
+    given, of_two = pl.col("_time").is_not_null(), pl.col("_several").fill_null(False)
     return joined.with_columns(
-        pl.col("subject_id").alias("raw_subject"),
+        pl.when(~of_two).then("subject_id").alias("raw_subject"),
+        pl.when(of_two & (pl.col("verdict") == OK)).then(pl.lit(TWO_SUBJECTS)).otherwise("verdict").alias("verdict"),
         pl.coalesce("_time", "time").alias("time"),
         pl.when(given).then("_available").otherwise("available_time").alias("available_time"),
         pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),

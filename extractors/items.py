@@ -14,6 +14,7 @@ import xxhash
 TimePrecision = Literal["us", "s", "min", "day"]
 
 OK = "ok"
+TWO_SUBJECTS = "failed_two_subjects"
 
 # Every verdict with its meaning; docs/verdicts.md says more, and a test holds the two together.
 VERDICTS: Mapping[str, str] = {
@@ -44,7 +45,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_inconsistent_geometry": "slices at irregular distances",
     "failed_gantry_tilt": "slices sheared against their normal (gantry tilt)",
     "failed_mixed_subjects": "slices of one series that name different patients",
-    "failed_two_subjects": "the same pixels are tied to two patients, and nobody can say whose they are",
+    TWO_SUBJECTS: "the same pixels are tied to two patients, and nobody can say whose they are",
     "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
     "failed_no_subject": "no patient identifier",
     "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",

@@ -7,8 +7,6 @@ from pathlib import Path
 from extractors.extractor import Extractor, imported
 from extractors.items import OK, FoundItem, UnitRequest, VerdictError
 
-TWO_SUBJECTS = "failed_two_subjects"
-
 
 def of_two_subjects(
     found: Sequence[FoundItem], subjects: Sequence[int | None], extractor: Extractor, root: Path

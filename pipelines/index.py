@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from extractors.crosswalk import CrosswalkConfig, read_crosswalk, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.items import OK, FoundItem
+from extractors.items import OK, TWO_SUBJECTS, FoundItem
 from extractors.modalities import extractor_of
-from extractors.same_content import TWO_SUBJECTS, of_two_subjects
+from extractors.same_content import of_two_subjects
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Result, Task
 from pipelines.items import private_paths

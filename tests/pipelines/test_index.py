@@ -95,3 +95,11 @@ def test_a_slide_with_two_lines_of_a_crosswalk_or_in_two_files_is_usable_for_nei
     found, again = verdicts("wsi", tmp_path, tree, crosswalk=crosswalk(tmp_path / "slides.csv", *lines))
     assert found == {1: [TWO], 2: [TWO], 3: [TWO], 4: [TWO], 5: ["ok"]}
     assert again == 1
+
+
+def test_a_patient_id_that_a_crosswalk_ties_to_two_subjects_has_none(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    write_series(tree / "a", image=noise, PatientID="P1", series="1")
+    write_series(tree / "b", image=lambda at: noise(at + 50), PatientID="P2", series="2")
+    links = crosswalk(tmp_path / "patients.csv", "P1,1,,", "P1,2,,", "P2,3,,", "P2,3,,") | {"match": "patient_id"}
+    assert verdicts("ct", tmp_path, tree, crosswalk=links)[0] == {None: [TWO], 3: ["ok"]}
