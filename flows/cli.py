@@ -63,6 +63,7 @@ AcceptLoss = Annotated[
         show_default=False,
     ),
 ]
+Rehash = Annotated[bool, typer.Option("--rehash", help="Read every raw file again, whatever is remembered of it.")]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 
 DEMO = Path("timeloom-demo")
@@ -167,6 +168,7 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
         workers=settings.workers,
         limit=settings.limit,
         accept_loss=list(settings.accept_loss),
+        rehash=settings.rehash,
     )
 
 
@@ -218,6 +220,7 @@ def run(
     workers: Workers = None,
     limit: Limit = None,
     accept_loss: AcceptLoss = None,
+    rehash: Rehash = False,
     direct: Direct = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -227,7 +230,7 @@ def run(
     require("pipeline", "runs")
     from flows.runs.settings import RunSettings
 
-    settings = RunSettings(config, root, engine.value, runner, workers, limit, tuple(accept_loss or ()))
+    settings = RunSettings(config, root, engine.value, runner, workers, limit, tuple(accept_loss or ()), rehash)
     _carry_out(settings, direct=direct, as_json=as_json)
 
 
@@ -241,6 +244,7 @@ def meds(
     engine: Engine = EngineName.local,
     runner: Runner = "FnApiRunner",
     workers: Workers = None,
+    rehash: Rehash = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -254,7 +258,7 @@ def meds(
     from pipelines.conversion import MODULES
     from pipelines.engine.workers import leave_out_pandas, uncollected
 
-    settings = RunSettings(config, root, engine.value, runner, workers)
+    settings = RunSettings(config, root, engine.value, runner, workers, rehash=rehash)
     with StageProgress(quiet=as_json) as progress, engine_ahead(settings, MODULES) as ahead:
         with uncollected():
             from flows.runs.convert import convert

@@ -138,6 +138,7 @@ def nightly(
     workers: int | None = None,
     limit: int | None = None,
     accept_loss: list[str] | None = None,
+    rehash: bool = False,
 ) -> RunOutcome:
     """Raw exports to a published release: the steps of the list of stages, then the judgement and the publication.
 
@@ -149,9 +150,10 @@ def nightly(
         workers: processes; this machine's cores where absent.
         limit: run on that many subjects only.
         accept_loss: tables, sources, modalities or namespaces of which this night may hold much less than those before.
+        rehash: read every raw file again, whatever is remembered of it.
     """
     settings = RunSettings(
-        Path(config), Path(root) if root else None, engine, runner, workers, limit, tuple(accept_loss or ())
+        Path(config), Path(root) if root else None, engine, runner, workers, limit, tuple(accept_loss or ()), rehash
     )
     with open_run(settings, None) as run:
         run.log.line(f"prefect flow run {flow_run.get_id()}")

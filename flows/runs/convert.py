@@ -73,7 +73,7 @@ def convert(
         (staging / "release").mkdir(parents=True, exist_ok=True)
         with engine or make_engine(settings, config) as running:
             context = _Conversion(running, staging, None, None, progress)
-            night = Night(config, base, layout, context, Fingerprints(layout.private))
+            night = Night(config, base, layout, context, Fingerprints(layout.private, rehash=settings.rehash))
             _carry_out(night)
         _put(night, out)
     aligned = next(report for report in night.reports.values() if _of(report, "data/"))

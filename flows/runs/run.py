@@ -81,6 +81,7 @@ class Run:
         limit: run on that many subjects only, those with the smallest hash.
         accept_loss: names of tables, sources, modalities or namespaces of which tonight's release may hold much less
             than those before.
+        rehash: read every raw file again, whatever is remembered of it.
         stages: what a night consists of; the whole list where None.
     """
 
@@ -93,11 +94,12 @@ class Run:
         *,
         limit: int | None = None,
         accept_loss: Sequence[str] = (),
+        rehash: bool = False,
         progress: Progress | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
-        self.limit_subjects = limit
+        self.limit_subjects, self.rehash = limit, rehash
         self.accept_loss = tuple(accept_loss)
         self.progress = progress
         self.stages = tuple(stages or list_of_stages.STAGES)
@@ -163,7 +165,7 @@ class Run:
             base=self.base,
             layout=self.layout,
             context=self.context,
-            fingerprints=Fingerprints(self.layout.private),
+            fingerprints=Fingerprints(self.layout.private, rehash=self.rehash),
             trial_subjects=self.limit_subjects,
             log=self.log.line,
         )
@@ -330,6 +332,7 @@ def open_run(settings: RunSettings, progress: Progress | None) -> Run:
         make_engine(settings, config),
         limit=settings.limit,
         accept_loss=settings.accept_loss,
+        rehash=settings.rehash,
         progress=progress,
     )
 

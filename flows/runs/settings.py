@@ -30,6 +30,7 @@ class RunSettings:
     workers: int | None = None
     limit: int | None = None
     accept_loss: tuple[str, ...] = ()
+    rehash: bool = False
 
 
 def root_of(config: "RunConfig", root: Path | None) -> Path:

@@ -1,6 +1,12 @@
-"""Content hashes of raw files, remembered by path, size and modification time."""
+"""Content hashes of raw files, remembered by path and by what the file system says of a file.
+
+That is its size, the times when its content and its entry changed, and its inode: a program that sets the first time
+back, or puts another file of the same size and time in its place, changes one of the others. For the same reason a
+folder that was copied or restored is read again; its content decides whether anything is done.
+"""
 
 import json
+import os
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +16,26 @@ from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file, sha256_json, write_json
 
 
-class Fingerprints:
-    """A memory of hashes. It lies in the private folder, because raw paths may name patients."""
+def _said_of(status: os.stat_result) -> list[str | int]:
+    """What tells that a file is as it was."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
-    def __init__(self, private: Path) -> None:
+
+class Fingerprints:
+    """A memory of hashes. It lies in the private folder, because raw paths may name patients.
+
+    Args:
+        rehash: what was remembered does not count: every file is read once more, and images are indexed again.
+    """
+
+    def __init__(self, private: Path, *, rehash: bool = False) -> None:
+        self.rehash = rehash
         self._path = private / "fingerprints.json"
         try:
-            self._known: dict[str, list[str | int]] = json.loads(self._path.read_text(encoding="utf-8"))
+            known: dict[str, list[str | int]] = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            known = {}
+        self._known = {} if rehash else known
         self._seen: dict[str, list[str | int]] = {}
 
     def of(self, path: Path) -> str:
@@ -42,16 +59,16 @@ class Fingerprints:
             status = path.stat()
             key = str(path.resolve())
             known = self._seen.get(key) or self._known.get(key)
-            if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
-                known = [status.st_size, status.st_mtime_ns, sha256_file(path)]
+            if known is None or known[:-1] != _said_of(status):
+                known = [*_said_of(status), sha256_file(path)]
         except OSError as error:
             raise TimeloomError("a raw file cannot be read", remedy="check its permissions and its disk") from error
         self._seen[key] = known
-        return str(known[2])
+        return str(known[-1])
 
     @staticmethod
     def of_tree(folder: Path) -> str:
-        """A hash over names, sizes and modification times of a tree of images, too large to be read every night."""
+        """A hash over names, and what the file system says of each, of a tree too large to be read every night."""
         listing: list[list[str | int]] = []
         for path in sorted(folder.rglob("*")):
             name = str(path.relative_to(folder))
@@ -61,7 +78,7 @@ class Fingerprints:
                 listing.append([name, -1, -1])
                 continue
             if stat.S_ISREG(status.st_mode):
-                listing.append([name, status.st_size, status.st_mtime_ns])
+                listing.append([name, *_said_of(status)])
         return sha256_json(listing)
 
     def save(self) -> None:

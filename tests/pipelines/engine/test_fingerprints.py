@@ -1,5 +1,8 @@
 """Fingerprints: a raw file is read once while it stands as it is."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from pipelines.engine import fingerprints
 from pipelines.engine.fingerprints import Fingerprints
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file
+from warehouse.files import sha256_file, write_json
 
 
 @pytest.fixture
@@ -43,3 +46,69 @@ def test_files_that_were_read_ahead_are_known(tmp_path: Path, read: list[str]) -
 def test_a_file_that_cannot_be_read_ahead_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TimeloomError, match="a raw file cannot be read"):
         Fingerprints(tmp_path / "private").read_ahead([tmp_path / "gone.csv"], 2)
+
+
+def changed_in_place(path: Path, text: str) -> None:
+    """Writes other text of the same length, and sets the time of the change back."""
+    before = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def replaced(path: Path, text: str) -> None:
+    """Puts another file of the same size and times in its place."""
+    other = path.with_name("other")
+    other.write_text(text)
+    shutil.copystat(path, other)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [changed_in_place, replaced])
+def test_other_content_of_the_same_size_and_time_is_seen(
+    tmp_path: Path, read: list[str], change: Callable[[Path, str], None]
+) -> None:
+    path = tmp_path / "images" / "1.csv"
+    path.parent.mkdir()
+    path.write_text("id\n1\n")
+    seen = Fingerprints(tmp_path / "private")
+    before, tree = seen.of(path), Fingerprints.of_tree(path.parent)
+    seen.save()
+    change(path, "id\n2\n")
+    assert Fingerprints(tmp_path / "private").of(path) != before
+    assert Fingerprints.of_tree(path.parent) != tree
+    assert read == ["1.csv", "1.csv"]
+
+
+def test_a_copied_file_is_read_again_and_has_the_same_hash(tmp_path: Path, read: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id\n1\n")
+    seen = Fingerprints(tmp_path / "private")
+    before = seen.of(path)
+    seen.save()
+    copy = tmp_path / "copy.csv"
+    shutil.copy2(path, copy)
+    copy.replace(path)
+    assert Fingerprints(tmp_path / "private").of(path) == before
+    assert read == ["a.csv", "a.csv"]
+
+
+def test_rehash_reads_all_again_and_remembers_it(tmp_path: Path, read: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id\n1\n")
+    for rehash, times in ((False, 1), (False, 1), (True, 2), (False, 2)):
+        seen = Fingerprints(tmp_path / "private", rehash=rehash)
+        assert seen.of(path) == seen.of(path) == sha256_file(path)
+        seen.save()
+        assert len(read) == times
+
+
+def test_what_an_earlier_version_remembered_is_read_again(tmp_path: Path, read: list[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id\n1\n")
+    status = path.stat()
+    (tmp_path / "private").mkdir()
+    remembered = {str(path): [status.st_size, status.st_mtime_ns, "an old hash"]}
+    write_json(tmp_path / "private" / "fingerprints.json", remembered)
+    assert Fingerprints(tmp_path / "private").of(path) == sha256_file(path)
+    assert read == ["a.csv"]
