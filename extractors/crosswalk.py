@@ -6,7 +6,9 @@ import polars as pl
 from pydantic import Field
 
 from extractors.events.times import parse_times
+from extractors.ids import SubjectIds
 from extractors.items import OK, TWO_SUBJECTS
+from extractors.reading import SubjectReading
 from extractors.source import TimeRule
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
@@ -14,8 +16,8 @@ from warehouse.errors import TimeloomError
 _COLUMNS = ("match", "subject_id", "time", "available_time", "mpp")
 
 
-class CrosswalkConfig(Settings):
-    """A CSV that ties images to subjects.
+class CrosswalkConfig(SubjectReading, Settings):
+    """A CSV that ties images to subjects. `subject_pattern` and `subject_normalise` are of its column subject_id.
 
     Attributes:
         match: the CSV's column `match` holds a `path` below the images' folder, or a DICOM `patient_id`.
@@ -31,6 +33,8 @@ class CrosswalkConfig(Settings):
 
 def read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
     """Columns match, subject_id (text), time, available_time (datetime[us]), time_precision, mpp (float).
+
+    Of a subject_id that is none, or does not match the crosswalk's pattern, stands null.
 
     Raises:
         TimeloomError: no CSV, a column is missing, or a time cannot be read.
@@ -60,11 +64,12 @@ def read_crosswalk(crosswalk: CrosswalkConfig) -> pl.DataFrame:
         time.precision.cast(pl.String).alias("time_precision"),
         available.time.alias("available_time"),
         pl.col("mpp").cast(pl.Float64, strict=False),
-        pl.col("match", "subject_id").str.strip_chars().replace("", None),
+        pl.col("match").str.strip_chars().replace("", None),
+        crosswalk.subject_ids.of(frame["subject_id"]),
     )
 
 
-def relink(items: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+def relink(items: pl.DataFrame, links: pl.DataFrame, patients: SubjectIds) -> pl.DataFrame:
     """Subjects, and times where it gives them, from a crosswalk by PatientID; unknown patients have no subject.
 
     A PatientID that the crosswalk ties to two subjects has none: its usable items get the verdict for that.
@@ -72,7 +77,9 @@ def relink(items: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     Args:
         items: columns raw_subject, time, available_time, time_source, time_precision, verdict, and others that stay.
         links: as `read_crosswalk` gives them.
+        patients: how PatientIDs become one spelling, those of `items` and those of `links`.
     """
+    links = links.with_columns(patients.of(links["match"])).filter(pl.col("match").is_not_null())
     renamed = links.rename(
         {"match": "raw_subject", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
     ).unique("raw_subject", keep="first", maintain_order=True)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from extractors.ids import known_ids
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 
@@ -103,22 +104,22 @@ class Deidentifier:
         weeks = int.from_bytes(self._digest("offset", value)[:8], "big") % (2 * MAX_WEEKS) - MAX_WEEKS
         return 7 * (weeks if weeks < 0 else weeks + 1)
 
-    def _by_distinct_value(self, raw: pl.Series, function: Callable[[str], int]) -> pl.Series:
+    def _by_distinct_value(self, raw: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
+        """What a function makes of ids in one spelling, int64; it is asked for distinct ones."""
         # Exports stand in the order of their subjects: a run is mapped once.
-        runs = raw.rle()
+        runs = raw.cast(pl.String).rle()
         values, lengths = runs.struct.field("value"), runs.struct.field("len")
         distinct = values.drop_nulls().unique()
-        mapped = pl.Series([function(value) for value in distinct.to_list()], dtype=pl.Int64)
-        of_runs = values.replace_strict(distinct, mapped, default=None, return_dtype=pl.Int64)
+        made = function(known_ids(distinct))
+        of_runs = values.replace_strict(distinct, made, default=None, return_dtype=pl.Int64)
         places = np.repeat(np.arange(len(runs), dtype=np.uint32), lengths.to_numpy())
         return of_runs.gather(pl.Series(places)).alias(raw.name)
 
     def subject_ids(self, raw: pl.Series) -> pl.Series:
-        """int64 ids of raw text ids; null where an id is missing, or no integer under `keep`."""
+        """int64 ids of raw text ids, in whatever spelling; null where an id is missing, or no integer under `keep`."""
         if self.config.subject_ids == "keep":
-            ids = raw.cast(pl.Int64, strict=False)
-            return ids if ids.null_count() == raw.null_count() else _stripped(raw).cast(pl.Int64, strict=False)
-        return self._by_distinct_value(_stripped(raw), lambda value: self._identifier("subject", value))
+            return _kept(raw)
+        return self._by_distinct_value(raw, _each(lambda value: self._identifier("subject", value)))
 
     def subject_checks(self, raw: pl.Series) -> pl.DataFrame:
         """Distinct `subject_id` and a second hash of the raw id, `check`: two raw ids that share the first do not share
@@ -126,7 +127,7 @@ class Deidentifier:
         if self.config.subject_ids == "keep":
             ids = self.subject_ids(raw).drop_nulls().unique()
             return pl.DataFrame({"subject_id": ids, "check": pl.zeros(len(ids), dtype=pl.Int64, eager=True)})
-        distinct = _stripped(raw).drop_nulls().unique()
+        distinct = known_ids(raw).drop_nulls().unique()
         digests = [self._digest("subject", value) for value in distinct.to_list()]
         return pl.DataFrame(
             {
@@ -138,31 +139,29 @@ class Deidentifier:
 
     def visit_ids(self, raw: pl.Series) -> pl.Series:
         """int64 ids of raw visit ids, null where missing; under `keep`, what is no integer is hashed."""
-        if self.config.subject_ids == "keep":
-            kept = raw.cast(pl.Int64, strict=False)
-            if kept.null_count() == raw.null_count():
-                return kept
-        raw = _stripped(raw)
-        if self.config.subject_ids == "keep":
-            # Value by value, so that what a visit becomes does not depend on the others in its block.
-            kept = raw.cast(pl.Int64, strict=False)
-            hashed = self._by_distinct_value(raw.set(kept.is_not_null(), None), self._visit)
-            return kept.zip_with(kept.is_not_null(), hashed)
-        return self._by_distinct_value(raw, self._visit)
+        hashed = _each(lambda value: self._identifier("visit", value))
+        if self.config.subject_ids == "hash":
+            return self._by_distinct_value(raw, hashed)
+        kept = raw.cast(pl.Int64, strict=False)
+        if kept.null_count() == raw.null_count():
+            return kept
 
-    def _visit(self, value: str) -> int:
-        return self._identifier("visit", value)
+        def kept_or_hashed(ids: pl.Series) -> pl.Series:
+            # Value by value, so that what a visit becomes does not depend on the others in its block.
+            numbers = ids.cast(pl.Int64, strict=False)
+            return numbers.zip_with(numbers.is_not_null(), hashed(ids.set(numbers.is_not_null(), None)))
+
+        return self._by_distinct_value(raw, kept_or_hashed)
 
     def offsets(self, raw_subjects: pl.Series) -> pl.Series:
         """The shift of each subject's dates as durations: whole weeks, never 0, at most two years either way."""
         if self.config.dates == "keep":
             days = pl.Series(raw_subjects.name, [0], dtype=pl.Int64).new_from_index(0, len(raw_subjects))
         else:
-            raw_subjects = _stripped(raw_subjects)
             # Under `keep`, "007" and "7" are one subject, and so have one offset.
             kept = self.config.subject_ids == "keep"
-            subjects = raw_subjects.cast(pl.Int64, strict=False).cast(pl.String) if kept else raw_subjects
-            days = self._by_distinct_value(subjects, self._offset_days)
+            subjects = _kept(raw_subjects).cast(pl.String) if kept else raw_subjects
+            days = self._by_distinct_value(subjects, _each(self._offset_days))
         return (days.cast(pl.Int64) * 86_400_000_000).cast(pl.Duration("us"))
 
     def item_key(self, identity: str) -> str:
@@ -170,6 +169,14 @@ class Deidentifier:
         return self._digest("item", identity)[:16].hex()
 
 
-def _stripped(raw: pl.Series) -> pl.Series:
-    """Ids without the spaces that one table pads them with and another does not; null where nothing is left."""
-    return raw.cast(pl.String).str.strip_chars().replace("", None)
+def _each(function: Callable[[str], int]) -> Callable[[pl.Series], pl.Series]:
+    """A function of one id as one of many; null stays null."""
+    return lambda ids: pl.Series(
+        [None if value is None else function(value) for value in ids.to_list()], dtype=pl.Int64
+    )
+
+
+def _kept(raw: pl.Series) -> pl.Series:
+    """Ids that are integers; null where one is none."""
+    ids = raw.cast(pl.Int64, strict=False)
+    return ids if ids.null_count() == raw.null_count() else known_ids(raw).cast(pl.Int64, strict=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractors.crosswalk import CrosswalkConfig
 from extractors.items import FoundItem
+from extractors.reading import SubjectReading
 from warehouse.configuration import LocatedPath, Settings
 
 if TYPE_CHECKING:
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 Advance = Callable[[int, int], None]
 
 
-class ModalitySettings(Settings):
+class ModalitySettings(SubjectReading, Settings):
     """Where a modality's files lie, and what ties them to subjects. A modality that has more keys extends this class.
+
+    `subject_pattern` and `subject_normalise` are of the ids that stand in its files.
 
     Every key but the files' places is part of what an index is known by: a new one indexes its own modality anew, and
     no other.

@@ -13,8 +13,9 @@ from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import available_timezones
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from extractors.ids import STRIP_ZEROS, UPPER, SubjectIds
 from extractors.source_model import Columns, SourceModel, check_format
 
 Reads = TypeVar("Reads", bound="ColumnReading")
@@ -58,6 +59,21 @@ NullValues = Annotated[
     list[str],
     BeforeValidator(_texts, json_schema_input_type=str | float | date | None | list[str | float | date | None]),
 ]
+
+
+def _sign(text: str) -> str:
+    if not text.isascii() or text in "\r\n":
+        raise ValueError("it must be a sign of ASCII, and no line end")
+    return text
+
+
+def _tab(value: Any) -> Any:
+    """A tab by its name, or as it is written in YAML without double quotes."""
+    return "\t" if value in ("tab", r"\t") else value
+
+
+# One sign between or around fields.
+Sign = Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_sign)]
 
 
 class ColumnReading(SourceModel):
@@ -111,16 +127,18 @@ class TableReading(ColumnReading):
     """How a table is written; what it says of columns holds for each of them that does not say otherwise.
 
     Attributes:
-        separator: the sign between fields of a CSV file; one character.
-        quote: the sign around fields; `none` where quotes are signs like others.
-        escape: the sign before a quote inside a quoted field, where it is not doubled.
+        separator: the sign between fields of a CSV file, or `tab`; where null, a comma (in .tsv files a tab), unless
+            the header shows another.
+        quote: the sign around fields; `none` where quotes are signs like others. `"` where null; between tabs what the
+            first rows show.
+        escape: the sign before a quote, or itself, inside a quoted field, where quotes are not doubled.
         encoding: of a CSV file, such as cp1252; UTF-8 where null.
         columns: by column, how it alone is written.
     """
 
-    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    quote: Annotated[str, Field(min_length=1, max_length=1)] | Literal["none"] | None = None
-    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    separator: Annotated[Sign, BeforeValidator(_tab, json_schema_input_type=Sign | Literal["tab"])] | None = None
+    quote: Sign | Literal["none"] | None = None
+    escape: Sign | None = None
     encoding: str | None = None
     columns: dict[str, ColumnReading] = Field(default_factory=dict)
 
@@ -140,24 +158,22 @@ class TableReading(ColumnReading):
         return laid_over(general, self.columns[name]) if name in self.columns else general
 
 
-class Reading(TableReading):
-    """How a site writes all its tables.
+class SubjectReading(BaseModel):
+    """How ids of subjects are written.
 
     Attributes:
         subject_pattern: a regular expression that a subject's id must match whole, after `subject_normalise`; a row
             with another one has no subject.
-        subject_normalise: what is done to an id before it is hashed, in this order: `upper`, `strip_zeros`, or a
-            regular expression whose one group is the id.
-        tables: by table, how it alone is written.
+        subject_normalise: what is done to an id before it is hashed, in this order: `upper`, `strip_zeros` (in front),
+            or a regular expression whose one group is the id; where it is not found, the id stays.
     """
 
     subject_pattern: str | None = None
     subject_normalise: Columns = Field(default_factory=list)
-    tables: dict[str, TableReading] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _expressions(self) -> "Reading":
-        steps = [step for step in self.subject_normalise if step not in ("upper", "strip_zeros")]
+    def _expressions(self) -> "SubjectReading":
+        steps = [step for step in self.subject_normalise if step not in (UPPER, STRIP_ZEROS)]
         for expression in [*steps, *([self.subject_pattern] if self.subject_pattern else [])]:
             try:
                 groups = re.compile(expression).groups
@@ -166,6 +182,21 @@ class Reading(TableReading):
             if expression in steps and groups != 1:
                 raise ValueError(f"{expression} has {groups} groups; the one group of a step is the id")
         return self
+
+    @property
+    def subject_ids(self) -> SubjectIds:
+        """What makes ids of subjects one spelling."""
+        return SubjectIds(self.subject_pattern, tuple(self.subject_normalise))
+
+
+class Reading(SubjectReading, TableReading):
+    """How a site writes all its tables.
+
+    Attributes:
+        tables: by table, how it alone is written.
+    """
+
+    tables: dict[str, TableReading] = Field(default_factory=dict)
 
     @cached_property
     def _general(self) -> TableReading:

@@ -284,7 +284,8 @@ class Source(SourceModel):
         Raises:
             TimeloomError: the site names a table that the source has not.
         """
-        unknown = sorted(set(reading.tables) - set(self.tables))
+        known = {*self.tables, *(f"{CROSSWALK}{name}" for name in self.crosswalks)}
+        unknown = sorted(set(reading.tables) - known)
         if unknown:
             raise TimeloomError(
                 f"source {self.name} has no table {unknown[0]}, which sources.reading names",

@@ -4,6 +4,7 @@ What ties an item's key to raw files is written to the private folder beside the
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,8 +12,10 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from extractors.crosswalk import CrosswalkConfig, read_crosswalk, relink
+from extractors.crosswalk import read_crosswalk, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.extractor import ModalitySettings
+from extractors.ids import SubjectIds
 from extractors.items import OK, TWO_SUBJECTS, FoundItem
 from extractors.modalities import extractor_of
 from extractors.same_content import of_two_subjects
@@ -75,7 +78,7 @@ def plan(night: Night) -> list[Task]:
         )
         name = f"items-{modality}-{fingerprint[:24]}"
         record = layout.segments / f"{name}.json"
-        if not private_paths(layout.private, record.name).is_file():
+        if fingerprints.rehash or not private_paths(layout.private, record.name).is_file():
             record.unlink(missing_ok=True)
         tasks.append(
             Task(
@@ -109,7 +112,8 @@ def run(params: Params, base: Path) -> Result:
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     links = read_crosswalk(crosswalk) if crosswalk else None
     found = extractor.index_items(settings, links, workers=params["workers"])
-    frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, crosswalk, deid)
+    found = _spelt(found, settings.subject_ids)
+    frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, settings, deid)
     twice = pl.Series(of_two_subjects(found, frame["subject_id"].to_list(), extractor, folder), dtype=pl.Boolean)
     ok_of_two = twice & (frame["verdict"] == OK)
     frame = frame.with_columns(pl.when(ok_of_two).then(pl.lit(TWO_SUBJECTS)).otherwise("verdict").alias("verdict"))
@@ -130,13 +134,19 @@ def run(params: Params, base: Path) -> Result:
     return Result({params["segment"]: len(items)}, counts)
 
 
+def _spelt(found: list[FoundItem], subjects: SubjectIds) -> list[FoundItem]:
+    """Items with their subjects' ids in one spelling; null where one is none."""
+    raw = pl.Series([item.raw_subject for item in found], dtype=pl.String)
+    return [replace(item, raw_subject=text) for item, text in zip(found, subjects.of(raw).to_list(), strict=True)]
+
+
 def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
     known = subject_ids.fill_null(0).to_numpy()
     return np.where(subject_ids.is_null().to_numpy(), 0, bucket_of(known, buckets)).astype(np.uint16)
 
 
 def _rows(
-    found: list[FoundItem], by_patient: pl.DataFrame | None, crosswalk: CrosswalkConfig | None, deid: Deidentifier
+    found: list[FoundItem], by_patient: pl.DataFrame | None, settings: ModalitySettings, deid: Deidentifier
 ) -> pl.DataFrame:
     """One row an item, in the order of `found`, with ids hashed and dates shifted."""
     frame = pl.DataFrame(
@@ -159,7 +169,7 @@ def _rows(
         },
     )  # fmt: skip
     if by_patient is not None:
-        frame = relink(frame, by_patient)
+        frame = relink(frame, by_patient, settings.subject_ids)
     # A date stands at the end of its day, as in every other source: nothing may use it early.
     dated = pl.col("time_precision") == "day"
     end_of_day = pl.col("time").dt.truncate("1d") + pl.duration(days=1) - pl.duration(microseconds=1)
@@ -170,7 +180,7 @@ def _rows(
         deid.subject_ids(subjects).alias("subject_id"),
         (pl.col("time") + offsets).alias("time"),
         (pl.max_horizontal("time", "available_time") + offsets).alias("available_time"),
-        pl.lit(bool(crosswalk and crosswalk.artificial)).alias("artificial_link"),
+        pl.lit(bool(settings.crosswalk and settings.crosswalk.artificial)).alias("artificial_link"),
     ).drop("raw_subject")
     ok = pl.col("verdict") == OK
     return frame.with_columns(

@@ -57,6 +57,7 @@ class Counts(TypedDict):
     times: dict[str, dict[str, int]]
     joins: dict[str, dict[str, int]]
     values: dict[str, dict[str, int]]
+    noticed: str
 
 
 class Params(TypedDict):
@@ -155,7 +156,7 @@ def run(params: Params, base: Path) -> Result:
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         rule = source.tables.get(table)
         if rule is None:
-            account, columns, malformed = _unmapped(export, params)
+            account, columns, no_rows, noticed = _unmapped(export, params)
         else:
             raw = export.open(Path(params["path"]), table, params["label"])
             raw.require(source.needed_columns(table))
@@ -167,11 +168,13 @@ def run(params: Params, base: Path) -> Result:
                 for block in _rows(converter, raw, export, private):
                     writer.write(converter.convert(block))
             index, blobs = _close(writer, converter, raw)
-            columns, malformed = raw.columns, len(raw.malformed)
             settled = converter.units.settled
+            account.partial += raw.invisible
+            columns, no_rows, noticed = raw.columns, raw.no_rows, raw.noticed
         rows = writer.rows
-    account.raw += malformed
-    account.quarantined["malformed_row"] = malformed
+    for reason, numbers in no_rows.items():
+        account.raw += len(numbers)
+        account.quarantined[reason] = len(numbers)
     counts = Counts(
         table=params["label"],
         source=source.name,
@@ -195,6 +198,7 @@ def run(params: Params, base: Path) -> Result:
             if name_of(join) in account.joins
         },
         values=account.values,
+        noticed=noticed,
     )
     return Result({segment: rows}, counts)
 
@@ -207,16 +211,16 @@ def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) ->
     return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch, converter.account.joins)
 
 
-def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], int]:
+def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], dict[str, list[int]], str]:
     """Counts the rows of a file that no rule mentions, if it is a table at all: it may be anything."""
     account = Account()
     try:
         raw = export.open(Path(params["path"]), params["table"], params["label"])
         account.raw = _count(raw)
     except TimeloomError:
-        return account, [], 0
+        return account, [], {}, ""
     account.quarantined["unmapped_table"] = account.raw
-    return account, raw.columns, len(raw.malformed)
+    return account, raw.columns, raw.no_rows, raw.noticed
 
 
 def _count(raw: RawTable) -> int:
@@ -230,7 +234,10 @@ def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[
     converter.finish()
     quarantine = [
         pl.DataFrame({"row": np.concatenate(rows)}).with_columns(pl.lit(reason).alias("reason"))
-        for reason, rows in [*converter.quarantine.items(), ("malformed_row", [np.array(raw.malformed, np.int64)])]
+        for reason, rows in [
+            *converter.quarantine.items(),
+            *((reason, [np.array(numbers, np.int64)]) for reason, numbers in raw.no_rows.items()),
+        ]
         if rows
     ]
     blobs = {
@@ -353,11 +360,17 @@ def subjects_of(report: StageReport, segments: Path) -> pl.DataFrame:
 
 
 def check(report: StageReport, night: Night) -> None:
-    """Looks at the rows and times that could be read, at joins, and at the hashes of subject ids.
+    """Says what was found out of how tables are written; looks at the rows and times that could be read, at joins, and
+    at the hashes of subject ids.
 
     Raises:
         TimeloomError: more of these failed than the limits allow, or two raw ids share one hash.
     """
+    accounts = [counts_of(entry, Counts) for entry in report.entries.values()]
+    noticed = {(account["table"], account["noticed"]) for account in accounts}
+    for table, what in sorted(noticed):
+        if what:
+            night.log(f"table {table}: {what}")
     check_rows(report, night.config.limits)
     check_times(report, night.config.limits.unparsable_times)
     check_joins(report, night.config.limits)

@@ -75,7 +75,10 @@ def ready(night: Night) -> None:
 
 def _merges(night: Night) -> "pl.DataFrame | None":
     config = night.config
-    return read_merges(config.merges, config.deid, night.layout.private) if config.merges else None
+    if not config.merges:
+        return None
+    subjects = {export.source.reading.subject_ids for export in night.exports}
+    return read_merges(config.merges, config.deid, night.layout.private, subjects)
 
 
 def plan(night: Night) -> list[Task]:

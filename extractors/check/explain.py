@@ -5,6 +5,7 @@ Counts are exact and codes are as they stand: whoever shows them hides small cel
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from extractors.events.times import Times, times_as_read
 from extractors.origins import readings_of
 from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
 from extractors.tables.block import TableBlock
-from extractors.tables.export import ENDINGS, Export
+from extractors.tables.export import Export, has_texts, is_table
 from extractors.tables.rows import Rows, TextColumn
 from warehouse.errors import TimeloomError
 
@@ -92,6 +93,7 @@ class TableFacts:
         account: what became of the rows read.
         subjects: of a table with facts, how many of its patients other tables know.
         mapped, unmapped: columns that some rule, join or description reads, and those that none does.
+        noticed: how its files are written, as far as nobody said it and their first rows show it.
     """
 
     table: str
@@ -105,6 +107,7 @@ class TableFacts:
     subjects: SubjectFacts | None = None
     mapped: list[str] = field(default_factory=list)
     unmapped: list[str] = field(default_factory=list)
+    noticed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _unmentioned(export: Export) -> list[str]:
         names = [
             str(path.relative_to(export.path))
             for path in export.path.rglob("*")
-            if path.is_file() and path.name.endswith(ENDINGS) and path not in known
+            if path.is_file() and is_table(path, has_texts(known)) and path not in known
         ]
     # Nobody chose these names here: one may hold a patient's number.
     return sorted({re.sub(r"\d{5,}", "#", name) for name in names})
@@ -218,11 +221,11 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     rule, said = source.tables[table], _said(source, table)
     if not export.files(table):
         return replace(said, state="absent, optional" if rule.optional else "absent"), None
-    blocks, columns, malformed = _read(source, export, table, rows)
+    blocks, columns, met = _read(source, export, table, rows)
     converter = Converter(source, table, Deidentifier(DeidConfig(mode="synthetic", dates="keep"), SYNTHETIC_KEY))
     if rule.role == "reference":
         converter.account.raw = converter.account.reference = sum(map(len, blocks))
-        return replace(said, state="read", account=_whole(converter, malformed)), None
+        return replace(said, state="read", account=_whole(converter, met), noticed=met.noticed), None
     wanted = (replace(block, columns={name: block.columns[name] for name in converter.columns}) for block in blocks)
     prepared = (converter.prepare(block) for block in wanted)
     with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
@@ -238,7 +241,8 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     table_facts = replace(
         said,
         state="read",
-        account=_whole(converter, malformed),
+        account=_whole(converter, met),
+        noticed=met.noticed,
         rules=[_made(said.rules[number], number, events, len(frame)) for number in range(len(rule.events))],
         times=[_time_facts(time_rule, times[key_of(time_rule)], len(frame)) for time_rule in times_of(rule)],
         joins=facts,
@@ -250,19 +254,30 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     )
 
 
-def _whole(converter: Converter, malformed: int) -> Account:
-    """The account, with the rows that have another number of fields than the header."""
+@dataclass
+class _Met:
+    """What was met while a table was read: records that are no rows, and cells that needed mending, by reason; and how
+    its files are written, as far as nobody said it."""
+
+    no_rows: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+    noticed: list[str] = field(default_factory=list)
+
+
+def _whole(converter: Converter, met: _Met) -> Account:
+    """The account, with the records that are no rows."""
     converter.finish()
-    converter.account.raw += malformed
-    converter.account.quarantined["malformed_row"] += malformed
+    converter.account.raw += met.no_rows.total()
+    converter.account.quarantined += met.no_rows
+    converter.account.partial += met.mended
     return converter.account
 
 
-def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[TableBlock], list[str], int]:
-    """The table's first rows, its columns, and how many malformed rows were met on the way."""
+def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[TableBlock], list[str], _Met]:
+    """The table's first rows, its columns, and what was met on the way."""
     blocks: list[TableBlock] = []
     columns: list[str] = []
-    malformed = 0
+    met = _Met()
     for path in export.files(table):
         raw = export.open(path, table)
         raw.require(source.needed_columns(table))
@@ -275,7 +290,9 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[T
             rows -= len(blocks[-1])
             if rows <= 0:
                 break
-        malformed += len(raw.malformed)
+        met.no_rows.update({reason: len(numbers) for reason, numbers in raw.no_rows.items()})
+        met.mended += raw.invisible
+        met.noticed += [raw.noticed] if raw.noticed and raw.noticed not in met.noticed else []
         if rows <= 0:
             break
     if not blocks:
@@ -283,7 +300,7 @@ def _read(source: Source, export: Export, table: str, rows: int) -> tuple[list[T
         nothing = pl.Series([], dtype=pl.UInt64)
         empty = pl.Series([], dtype=pl.String)
         blocks.append(TableBlock({name: TextColumn(empty) for name in names}, 1, hashes=nothing))
-    return blocks, columns, malformed
+    return blocks, columns, met
 
 
 def _texts(converter: Converter, events: pl.DataFrame) -> pl.DataFrame:

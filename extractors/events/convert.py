@@ -182,7 +182,11 @@ class Converter:
         return f"source {self.source.name}, table {self.table}: {key}"
 
     def _patient(self, rows: Rows) -> _Patient:
-        raw = rows.columns[self.rule.subject or self.source.subject]
+        name = self.rule.subject or self.source.subject
+        raw = rows.columns[name]
+        if name in self.rule.derive:
+            # What stands in a file has one spelling already.
+            raw = raw.map(self.source.reading.subject_ids.of)
         # Exports stand in the order of their subjects: few runs, each looked at once.
         runs = raw.values if raw.places is not None else raw.values.rle().struct.field("value")
         self.subjects = pl.concat([self.subjects, self.deid.subject_checks(runs.unique())]).unique()

@@ -21,7 +21,7 @@ class TableBlock:
     Attributes:
         columns: by name, (n,) each.
         first: number of the block's first record; records are counted from 1, the header apart.
-        gaps: places, counted from the block's first record, of records that were malformed and are not in `columns`.
+        gaps: places, counted from the block's first record, of records that are none, and not in `columns`.
         hashes: of each row over everything that it holds, uint64; None where they were not asked for.
     """
 
@@ -29,6 +29,11 @@ class TableBlock:
     first: int
     gaps: tuple[int, ...] = ()
     hashes: pl.Series | None = None
+
+    @property
+    def behind(self) -> int:
+        """Number of the record behind the block."""
+        return self.first + len(self) + len(self.gaps)
 
     @cached_property
     def frame(self) -> pl.DataFrame:
@@ -51,13 +56,18 @@ class TableReader(Protocol):
 
     Attributes:
         columns: the table's columns, in its order.
-        malformed: numbers of the records met so far whose number of fields is wrong.
         fractions: columns of numbers with a type, whose texts have a point before the fraction.
+        malformed: numbers of the records met so far whose number of fields is wrong, or where text stands behind a
+            closing quote.
+        repeated: numbers of the records met so far that say what the header says.
+        noticed: in words what nobody said of how the file is written, but its first rows show.
     """
 
     columns: list[str]
     malformed: list[int]
     fractions: list[str]
+    repeated: list[int]
+    noticed: str
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
@@ -66,8 +76,31 @@ class TableReader(Protocol):
         """
 
 
-class UnclosedQuoteError(Exception):
+class BrokenCsvError(Exception):
+    """CSV that cannot be read on.
+
+    Attributes:
+        place: where, in the data that was looked at; None is behind all of it.
+        record: the number of the record that it stands in; 0 is the header, None not known.
+    """
+
+    def __init__(self, place: int | None = 0, record: int | None = None) -> None:
+        super().__init__()
+        self.place, self.record = place, record
+
+
+class UnclosedQuoteError(BrokenCsvError):
     """A quoted field swallowed the rows after its start."""
+
+
+class NotTextError(BrokenCsvError):
+    """Bytes that are no text in the file's encoding.
+
+    Attributes:
+        likely: the encoding that they may be text in.
+    """
+
+    likely = "cp1252"
 
 
 def hash_of_columns(rows: pl.DataFrame, seed: int) -> pl.Series:

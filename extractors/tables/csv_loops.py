@@ -18,18 +18,20 @@ from warehouse.arrays import I8, I32, I64, U8, U32, U64
 SKIPPED, TEXT, NUMBERED = range(3)
 REGULAR, IRREGULAR, MORE_ROWS, MORE_TEXTS = range(4)
 NOT_A_MOMENT = np.iinfo(np.int64).min
-_COMMA, _QUOTE, _LF, _CR = 44, 34, 10, 13
-
+_LF, _CR = 10, 13
+NO_QUOTE = 256
+"""As a quote it is no byte's value."""
 
 _ONES = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)
-_COMMAS, _LINE_FEEDS = _ONES * np.uint64(_COMMA), _ONES * np.uint64(_LF)
+_LINE_FEEDS = _ONES * np.uint64(_LF)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 
 
 def split_fields(
     letters: U8, words: U64, size: int, ended: bool, returns: bool, kinds: I8, slots: I64,
     bounds: I64, starts: I64, widths: I32, numbers: U32, first: I64, length: I32, table: I32, counts: I64,
+    separator: int, quote: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Splits records into fields, as far as they are whole and regular: how that ended, and how many there are.
 
@@ -44,8 +46,10 @@ def split_fields(
         numbers: (k, n) gets the numbers of k columns of numbered texts.
         first, length: (k, d) get the places of the distinct texts; `counts`, (k,) how many there are.
         table: (k, 2 d) -1 throughout; d is a power of two.
+        separator, quote: their bytes; NO_QUOTE where there is none.
     """
     fields = len(kinds)
+    separators = _ONES * np.uint64(separator)
     place, row = 0, 0
     bounds[0] = 0
     while place < size:
@@ -54,15 +58,15 @@ def split_fields(
         field = 0
         while True:
             start, width, doubled = place, 0, False
-            if letters[place] == _QUOTE:
+            if letters[place] == quote:
                 start = place = place + 1
                 while True:
-                    while place < size and letters[place] != _QUOTE:
+                    while place < size and letters[place] != quote:
                         place += 1
                     if place >= size:
                         # A quoted field that goes on behind the data.
                         return (IRREGULAR if ended or row == 0 else REGULAR), row
-                    if letters[place + 1] != _QUOTE or place + 1 >= size:
+                    if letters[place + 1] != quote or place + 1 >= size:
                         break
                     doubled = True
                     place += 2
@@ -71,8 +75,8 @@ def split_fields(
             else:
                 while True:
                     word = words[place]
-                    comma, feed = word ^ _COMMAS, word ^ _LINE_FEEDS
-                    ends = (((comma - _ONES) & ~comma) | ((feed - _ONES) & ~feed)) & _HIGH
+                    mark, feed = word ^ separators, word ^ _LINE_FEEDS
+                    ends = (((mark - _ONES) & ~mark) | ((feed - _ONES) & ~feed)) & _HIGH
                     if ends != 0:
                         before = ((ends & (~ends + np.uint64(1))) >> np.uint64(7)) - np.uint64(1)
                         # As a signed integer, else the compiler makes a float of the sum.
@@ -91,7 +95,7 @@ def split_fields(
             if place >= size and not ended:
                 return (IRREGULAR if row == 0 else REGULAR), row
             behind = letters[place]
-            if (behind != _LF) if last else (behind != _COMMA):
+            if (behind != _LF) if last else (behind != separator):
                 return IRREGULAR, row
             if returns:
                 for letter_at in range(start, start + width):
@@ -137,7 +141,7 @@ def split_fields(
             place += 1
             if last:
                 break
-        if fields == 1 and width == 0 and (start == 0 or letters[start - 1] != _QUOTE):
+        if fields == 1 and width == 0 and (start == 0 or letters[start - 1] != quote):
             # An empty line, which is no record.
             return IRREGULAR, row
         row += 1
@@ -145,7 +149,7 @@ def split_fields(
     return REGULAR, row
 
 
-def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8) -> None:
+def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8, quote: int) -> None:
     """Copies texts one behind the other, of doubled quotes one.
 
     Args:
@@ -165,7 +169,7 @@ def copy_texts(letters: U8, starts: I64, widths: I32, bounds: I64, target: U8) -
         while source < start - width:
             target[at] = letters[source]
             at += 1
-            if letters[source] == _QUOTE:
+            if letters[source] == quote:
                 source += 1
                 shift += 1
             source += 1
@@ -249,8 +253,8 @@ def _tried(*, kept: bool) -> Loops:
     table = np.full((1, 2), -1, np.int32)
     loops.split_fields(
         letters, words, len(letters) - 16, True, False, kinds, slots,
-        places, starts, widths, numbers, first, length, table, counts,
+        places, starts, widths, numbers, first, length, table, counts, ord(","), ord('"'),
     )  # fmt: skip
-    loops.copy_texts(letters, starts[0], widths[0], np.array([0, 19]), np.empty(19, np.uint8))
+    loops.copy_texts(letters, starts[0], widths[0], np.array([0, 19]), np.empty(19, np.uint8), ord('"'))
     loops.read_moments(letters, starts[0], widths[0], np.empty(1, np.int64))
     return loops

@@ -5,20 +5,29 @@ of whole records: by compiled loops where a chunk is regular and the file large,
 """
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from isal import igzip
 
-from extractors.tables.block import TableBlock, UnclosedQuoteError, hash_of_columns
-from extractors.tables.csv_records import LINE_ENDS, Chunk, Spans, header_of, records_end, records_of
+from extractors.tables.block import (
+    BrokenCsvError,
+    NotTextError,
+    TableBlock,
+    UnclosedQuoteError,
+    hash_of_columns,
+)
+from extractors.tables.csv_dialect import HEAD_BYTES, NOTHING_SAID, Recoded, Request, Stream, grammar_of, hint_of
+from extractors.tables.csv_records import LINE_ENDS, Chunk, Grammar, Spans, numbers_at, records_of
 from extractors.tables.rows import MOMENT_BYTES, TextColumn
+from warehouse.arrays import U8
 
 if TYPE_CHECKING:
     from extractors.tables.csv_fields import FieldSplitter, Split
@@ -42,15 +51,37 @@ _DISTINCT = 0.5
 
 
 class CsvReader:
-    """A CSV file of one header line; see extractors.tables.block.TableReader."""
+    """A CSV file of one header line; see extractors.tables.block.TableReader.
 
-    def __init__(self, path: Path, null_values: list[str]) -> None:
+    Args:
+        request: what is said of how it is written, and what helps to find out.
+
+    Attributes:
+        noticed: in words what nobody said of how it is written, but its first rows show; empty where that is nothing.
+
+    Raises:
+        UnclosedQuoteError: a quoted name swallows rows.
+        NotTextError: the header is no text.
+    """
+
+    def __init__(self, path: Path, null_values: list[str], request: Request = NOTHING_SAID) -> None:
         self._path, self._null_values = path, null_values
+        encoding = request.reading.encoding
+        self._encoding = None if encoding in (None, "utf-8") else encoding
         self.malformed: list[int] = []
         self.fractions: list[str] = []
+        self.repeated: list[int] = []
         with self._open() as stream:
-            head = stream.read(1 << 20)
-        self.columns, self._line_end, self._first = header_of(head)
+            head = self._text_of(stream).read(HEAD_BYTES)
+        self._likely = hint_of(head)
+        self._grammar, self.noticed = grammar_of(request, path.name, head)
+        header, self._line_end, self._first = self._grammar.header_of(head)
+        try:
+            self.columns = self._grammar.names_of(header.decode())
+        except UnicodeDecodeError as error:
+            broken = NotTextError(record=0)
+            broken.likely = self._likely
+            raise broken from error
         self._size = self._path.stat().st_size * (_GZIP_RATIO if self._gzipped() else 1)
 
     def _gzipped(self) -> bool:
@@ -62,53 +93,97 @@ class CsvReader:
             return self._path.open("rb")
         return cast(BinaryIO, igzip.IGzipFile(self._path, "rb"))  # type: ignore[no-untyped-call]
 
+    def _text_of(self, stream: BinaryIO) -> Stream:
+        return Recoded(stream, self._encoding) if self._encoding else stream
+
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         # Columns that are read as texts; the others are numbered, until most of their texts turn out to differ.
         texts = set(columns if plain is None else plain)
-        compiled = _Compiled(self.columns, columns, self._null_values, texts, self._size)
+        compiled = _Compiled(self.columns, columns, self._null_values, texts, self._size, self._grammar)
         first = 1
-        with self._open() as stream:
-            stream.read(self._first)
-            data = stream.read(CHUNK_BYTES)
-            ended = False
-            while not ended:
-                more = stream.read(CHUNK_BYTES)
-                ended = not more
-                if ended and data and data[-1:] not in LINE_ENDS:
-                    # Else the reader takes the last line end for that of a record, though it may stand in quotes.
-                    data += self._line_end
-                split = compiled.split(data, ended=ended)
-                if split is not None:
-                    chunk, data = Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
-                    hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
-                    yield TableBlock(split.columns, first, (), hashes)
-                    first += len(split.bounds) - 1
-                    continue
-                cut, quoted = records_end(data, ended)
-                chunk, data = Chunk(data, cut), data[cut:] + more
-                if not cut:
-                    if len(data) > LONGEST_RECORD + CHUNK_BYTES:
-                        raise UnclosedQuoteError
-                    continue
-                before = len(self.malformed)
-                table = self._split(chunk, columns, texts, first)
-                gaps = tuple(number - first for number in self.malformed[before:])
-                if len(table):
-                    hashes = None if seed is None else self._hashes(chunk, quoted, gaps, len(table), first, seed)
-                    yield TableBlock(_columns_of(table, texts), first, gaps, hashes)
-                first += len(table) + len(gaps)
+        data = b""
+        with self._open() as opened:
+            try:
+                stream = self._text_of(opened)
+                stream.read(self._first)
+                data = stream.read(CHUNK_BYTES)
+                ended = False
+                while not ended:
+                    more = stream.read(CHUNK_BYTES)
+                    ended = not more
+                    if ended and data and data[-1:] not in LINE_ENDS:
+                        # Else the reader takes the last line end for that of a record, though it may stand in quotes.
+                        data += self._line_end
+                    split = compiled.split(data, ended=ended)
+                    if split is not None and not self._may_repeat(split.columns):
+                        chunk, data = Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
+                        hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
+                        yield TableBlock(split.columns, first, (), hashes)
+                        first += len(split.bounds) - 1
+                        continue
+                    cut, quoted = self._grammar.records_end(data, ended)
+                    # Else the reader prints a traceback where it cannot decode a malformed row.
+                    Chunk(data, cut).check()
+                    chunk, data = Chunk(data, cut), data[cut:] + more
+                    if not cut:
+                        if len(data) > LONGEST_RECORD + CHUNK_BYTES:
+                            raise UnclosedQuoteError
+                        continue
+                    block, records = self._general(chunk, quoted, columns, texts, first, seed)
+                    if len(block):
+                        yield block
+                    first += records
+            except BrokenCsvError as error:
+                place = len(data) if error.place is None else error.place
+                error.record = first + self._records_before(data, place)
+                if isinstance(error, NotTextError):
+                    error.likely = self._likely
+                raise
 
-    def _split(self, chunk: Chunk, columns: list[str], texts: Collection[str], first: int) -> pa.Table:
-        def malformed(row: pacsv.InvalidRow) -> str:
-            self.malformed.append(first + row.number - 1)
+    def _records_before(self, data: bytes, place: int) -> int:
+        """How many whole records stand before a place in some data."""
+        try:
+            cut, quoted = self._grammar.records_end(data[:place], ended=False)
+        except UnclosedQuoteError as error:
+            return self._records_before(data, error.place or 0)
+        return len(records_of(Chunk(data, cut), quoted))
+
+    def _general(
+        self, chunk: Chunk, quoted: Spans, columns: list[str], texts: set[str], first: int, seed: int | None
+    ) -> tuple[TableBlock, int]:
+        """A chunk as the general reader splits it, and how many records it holds."""
+        spoilt = numbers_at(chunk, quoted, np.array([place for place in quoted.spoilt if place < chunk.end], np.int64))
+        chunk, quoted = self._grammar.without_escapes(chunk, quoted)
+        table, malformed = self._split(chunk, columns, texts)
+        records = len(table) + len(malformed)
+        numbers = np.delete(np.arange(records), malformed)
+        is_spoilt = np.isin(numbers, spoilt)
+        is_header = self._says_header(table, chunk, columns) & ~is_spoilt
+        kept = ~(is_spoilt | is_header)
+        if not kept.all():
+            table = _some_of(table, kept)
+        self.malformed += sorted(first + number for number in {*malformed, *numbers[is_spoilt].tolist()})
+        self.repeated += (first + numbers[is_header]).tolist()
+        gaps = tuple(sorted({*malformed, *numbers[~kept].tolist()}))
+        hashes = None if seed is None or not len(table) else self._hashes(chunk, quoted, gaps, kept, seed)
+        return TableBlock(_columns_of(table, texts), first, gaps, hashes), records
+
+    def _split(self, chunk: Chunk, columns: list[str], texts: Collection[str]) -> tuple[pa.Table, list[int]]:
+        """A chunk's rows, and the numbers, from 0, of its records that have another number of fields."""
+        malformed: list[int] = []
+
+        def skipped(row: pacsv.InvalidRow) -> str:
+            malformed.append(row.number - 1)
             return "skip"
 
-        # Else the reader prints a traceback where it cannot decode a malformed row.
-        chunk.check()
         return pacsv.read_csv(
             pa.BufferReader(chunk.records_alone()),
             read_options=pacsv.ReadOptions(column_names=self.columns, use_threads=False, block_size=chunk.end + 4),
-            parse_options=pacsv.ParseOptions(invalid_row_handler=malformed),
+            parse_options=pacsv.ParseOptions(
+                delimiter=self._grammar.separator,
+                quote_char=self._grammar.quote or False,
+                invalid_row_handler=skipped,
+            ),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: _TEXT if name in texts else _NUMBERED for name in columns},
                 include_columns=columns,
@@ -116,25 +191,54 @@ class CsvReader:
                 strings_can_be_null=True,
                 check_utf8=False,
             ),
-        )
+        ), malformed
+
+    def _may_repeat(self, columns: Mapping[str, TextColumn]) -> bool:
+        """Whether a column says its own name somewhere, as all do in a record that says what the header says."""
+        # The one of the fewest texts is soonest looked through.
+        numbered = [name for name, column in columns.items() if column.places is not None]
+        name = min(numbered, key=lambda name: len(columns[name].values), default=next(iter(columns), None))
+        return name is not None and bool(columns[name].values.is_in(self._spellings(name)).any())
+
+    def _spellings(self, name: str) -> list[str]:
+        """What stands in a column where the header is repeated; before the first there may be a mark of byte order."""
+        return [name, f"\ufeff{name}", f'\ufeff"{name}"'] if name == self.columns[0] else [name]
+
+    def _says_header(self, table: pa.Table, chunk: Chunk, columns: list[str]) -> npt.NDArray[np.bool_]:
+        """Which rows say what the header says."""
+        found = np.ones(len(table), np.bool_)
+        telling = [name for name in columns if name not in self._null_values][:1]
+        for name in telling:
+            found &= _holds(table.column(name), self._spellings(name))
+        if not telling or not found.any():
+            return np.zeros(len(table), np.bool_)
+        whole, _ = self._split(chunk, self.columns, self.columns)
+        for name in self.columns:
+            column = whole.column(name)
+            empty = name in self._null_values
+            found &= pc.is_null(column).to_numpy() if empty else _holds(column, self._spellings(name))
+        return found
 
     def _hashes(
-        self, chunk: Chunk, quoted: Spans, gaps: tuple[int, ...], rows: int, first: int, seed: int
+        self, chunk: Chunk, quoted: Spans, gaps: tuple[int, ...], kept: npt.NDArray[np.bool_], seed: int
     ) -> pl.Series:
-        """Hashes of the records as they stand: a fifth of the time that hashes of every column take."""
+        """Hashes of the records as they stand: a fifth of the time that hashes of every column take.
+
+        Args:
+            gaps: numbers of the records that are no rows.
+            kept: which of the rows that the reader found are rows.
+        """
         records = records_of(chunk, quoted)
         if gaps:
-            kept = np.ones(len(records), np.bool_)
-            kept[[gap for gap in gaps if gap < len(records)]] = False
-            records = records.filter(pl.Series(kept))
-        if len(records) == rows:
+            rows = np.ones(len(records), np.bool_)
+            rows[[gap for gap in gaps if gap < len(records)]] = False
+            records = records.filter(pl.Series(rows))
+        if len(records) == kept.sum():
             return records.hash(seed=seed)
         # The reader sees other records than we do: only what it made of them can be told apart.
-        known = len(self.malformed)
-        frame = pl.from_arrow(self._split(chunk, self.columns, self.columns, first))
+        frame = pl.from_arrow(self._split(chunk, self.columns, self.columns)[0])
         assert isinstance(frame, pl.DataFrame)
-        del self.malformed[known:]
-        return hash_of_columns(frame, seed)
+        return hash_of_columns(frame.filter(pl.Series(kept)), seed)
 
 
 class _Compiled:
@@ -145,6 +249,7 @@ class _Compiled:
         wanted: those of them that are read.
         texts: those that are not numbered; brought up to date.
         size: bytes of text that the file holds, or about that.
+        grammar: how the file is written.
     """
 
     loops: "Loops | None" = None
@@ -152,9 +257,12 @@ class _Compiled:
     missing = False
     """Whether they cannot be had here."""
 
-    def __init__(self, names: list[str], wanted: list[str], null_values: list[str], texts: set[str], size: int) -> None:
+    def __init__(
+        self, names: list[str], wanted: list[str], null_values: list[str], texts: set[str], size: int, grammar: Grammar
+    ) -> None:
         self._names, self._wanted, self._null_values, self._texts = names, wanted, null_values, texts
-        if size >= COMPILED_FROM:
+        self._grammar = grammar
+        if size >= COMPILED_FROM and not grammar.escape:
             self._load()
         self._splitter: FieldSplitter | None = None
         self._refused = 0
@@ -175,16 +283,18 @@ class _Compiled:
         """The records at the front of some data; None where that is not for the compiled loops.
 
         Raises:
-            pa.ArrowInvalid: not UTF-8.
+            NotTextError: not UTF-8.
         """
-        if self.loops is None or self._refused == _REFUSALS:
+        if self.loops is None or self._grammar.escape or self._refused == _REFUSALS:
             return None
         from extractors.tables.csv_fields import FieldSplitter
 
         Chunk(data, data.rfind(b"\n") + 1).check()
         while True:
             if self._splitter is None:
-                self._splitter = FieldSplitter(self.loops, self._names, self._wanted, self._texts, self._null_values)
+                self._splitter = FieldSplitter(
+                    self.loops, self._names, self._wanted, self._texts, self._null_values, self._grammar
+                )
             found = self._splitter.split(data, ended=ended)
             if found is None:
                 self._refused += 1
@@ -202,6 +312,29 @@ class _Compiled:
 def _is_crowded(column: TextColumn, rows: int) -> bool:
     """Whether numbering the texts of some rows costs more than it saves."""
     return column.places is not None and len(column.values) > _DISTINCT * rows
+
+
+def _holds(column: pa.ChunkedArray, texts: list[str]) -> npt.NDArray[np.bool_]:
+    """Which rows of a column hold one of some texts."""
+    array = column.combine_chunks()
+    if not pa.types.is_dictionary(array.type):
+        found: npt.NDArray[np.bool_] = pc.is_in(array, pa.array(texts)).to_numpy(zero_copy_only=False)
+        return found
+    told = pc.is_in(array.dictionary, pa.array(texts)).to_numpy(zero_copy_only=False)
+    if not told.any():
+        return np.zeros(len(array), np.bool_)
+    of_rows: npt.NDArray[np.bool_] = np.append(told, False)[array.indices.fill_null(len(told)).to_numpy()]
+    return of_rows
+
+
+def _some_of(table: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
+    """Some rows of a table; texts of the others are not among those that its columns number."""
+    found = table.filter(pa.array(kept))
+    numbered = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    for name in numbered:
+        texts = found.column(name).cast(_TEXT).combine_chunks().dictionary_encode()
+        found = found.set_column(found.schema.get_field_index(name), name, texts)
+    return found
 
 
 def _columns_of(table: pa.Table, texts: set[str]) -> dict[str, TextColumn]:
@@ -229,6 +362,11 @@ class ArrowTexts:
 
     def series(self) -> pl.Series:
         return pl.Series(pl.from_arrow(self._array))
+
+    def letters(self) -> U8:
+        array = self._array
+        offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4)
+        return np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
 
     def moments(self) -> pl.Series | None:
         # Arrow reads dates, minutes and other separators too, so lengths and separators are looked at first.

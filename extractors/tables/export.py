@@ -1,13 +1,21 @@
 """An export: which files hold which table."""
 
+import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 from extractors.source import CROSSWALK, Source, made_columns
+from extractors.tables.id_columns import IdKind, id_kinds
 from extractors.tables.raw_table import DATABASE, RawTable
 from warehouse.errors import TimeloomError
 
-ENDINGS = (".csv", ".csv.gz", ".parquet")
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
+"""What names of tables' files end in, in lower case."""
+# A text beside tables may be a licence.
+TEXTS = (".txt", ".txt.gz")
+# Parts that a program numbered: no patient has such a name.
+_NUMBERED_PART = re.compile(r"(part|chunk|split|shard|slice)[-_.]?\d{1,5}([-_.]c\d{3})?", re.I)
 
 
 class Export:
@@ -37,11 +45,14 @@ class Export:
         """Files below the folder by table name, in lower case."""
         found: dict[str, list[Path]] = {}
         for path in sorted(self.path.rglob("*")):
-            for ending in ENDINGS:
-                if path.name.lower().endswith(ending):
-                    name = str(path.relative_to(self.path))[: -len(ending)].lower()
-                    found.setdefault(name, []).append(path)
+            # A link to nowhere is no file.
+            if _ending(path) and path.exists():
+                found.setdefault(self._name_of(path).lower(), []).append(path)
         return found
+
+    def _name_of(self, path: Path) -> str:
+        """A file's path below the folder without its ending."""
+        return str(path.relative_to(self.path))[: -len(_ending(path))]
 
     @cached_property
     def _database_tables(self) -> dict[str, str]:
@@ -50,11 +61,18 @@ class Export:
         names = database_tables(self.path)
         return {name.lower() if self.source.case_insensitive else name: name for name in names}
 
+    @cached_property
+    def _id_kinds(self) -> dict[str, dict[str, IdKind]]:
+        return id_kinds(self.source)
+
     def files(self, table: str) -> list[Path]:
-        """The files of a table, in name order: `table.csv`, `.csv.gz` or `.parquet`, or a folder of such parts.
+        """The files of a table, in name order: one of the table's name and an ending of ENDINGS, or a folder of parts.
+
+        Upper and lower case make no difference: of a source that minds them, only where the table has no other file.
 
         Raises:
-            TimeloomError: a folder has a file's name, the table stands there in two forms, or a crosswalk is missing.
+            TimeloomError: a folder has a file's name, the table stands there in two forms or in two names that differ
+                in case only, or a crosswalk is missing.
         """
         if table.startswith(CROSSWALK):
             supplied = self.crosswalks.get(table.removeprefix(CROSSWALK))
@@ -63,19 +81,40 @@ class Export:
             return [supplied] if supplied else []
         if self.is_database:
             return [self.path] if table in self._database_tables else []
-        if self.source.case_insensitive:
-            named, prefix = self._listing.get(table, []), f"{table}/"
-            pieces = [path for name, paths in self._listing.items() if name.startswith(prefix) for path in paths]
-        else:
-            named = [path for ending in ENDINGS if (path := self.path / f"{table}{ending}").exists()]
-            parts = self.path / table
-            pieces = sorted(path for path in parts.iterdir() if path.name.endswith(ENDINGS)) if parts.is_dir() else []
+        named = self._of_case(table, _without_texts(self._listing.get(table.lower(), [])))
+        pieces = self._of_case(table, self._pieces(table))
         for path in named:
             if path.is_dir():
                 raise TimeloomError(f"{path.name} is a folder", remedy="give the file itself")
         if len(named) + bool(pieces) > 1:
             raise TimeloomError(f"the table {table} stands there twice", remedy="keep one of its files")
         return named or pieces
+
+    def _pieces(self, table: str) -> list[Path]:
+        """The files in a folder of a table's name, whatever their case."""
+        prefix = f"{table.lower()}/"
+        pieces = [path for name, paths in self._listing.items() if name.startswith(prefix) for path in paths]
+        if not self.source.case_insensitive:
+            pieces = [path for path in pieces if "/" not in self._name_of(path)[len(prefix) :]]
+        return _without_texts(pieces)
+
+    def _of_case(self, table: str, paths: list[Path]) -> list[Path]:
+        """Those of some files that are the table's, and not another table's whose name differs in case only.
+
+        Raises:
+            TimeloomError: names that differ in case only are left.
+        """
+        others = {name for name in self.source.tables if name != table and name.lower() == table.lower()}
+        spelt: dict[str, list[Path]] = {}
+        for path in paths:
+            spelt.setdefault(self._name_of(path)[: len(table)], []).append(path)
+        left = [path for name, its in spelt.items() if name not in others for path in its]
+        if len({str(path).lower() for path in left}) < len(left) or len(spelt.keys() - others) > 1:
+            raise TimeloomError(
+                f"the table {table} stands there twice, in names that differ in upper and lower case",
+                remedy="keep one of its files",
+            )
+        return left
 
     def mapped(self) -> dict[str, list[Path]]:
         """Files by table, for every table of the source that is there.
@@ -107,10 +146,11 @@ class Export:
         if self.is_database:
             return {name: self.path for name in self._database_tables if name not in self.source.tables}
         known = {path for files in self.mapped().values() for path in files}
+        texts = has_texts(known)
         return {
             str(path.relative_to(self.path)): path
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name.lower().endswith(ENDINGS) and path not in known
+            if path.is_file() and is_table(path, texts) and path not in known
         }
 
     def open(self, path: Path, table: str, label: str | None = None) -> RawTable:
@@ -119,19 +159,58 @@ class Export:
         Raises:
             TimeloomError: unreadable, empty, or with a header that is none.
         """
-        rule = self.source.tables.get(table)
+        rule, reading = self.source.tables.get(table), self.source.reading_of(table)
         name = self._database_tables.get(table, table) if self.is_database else table
-        reading = self.source.reading_of(table)
+        is_crosswalk = table.startswith(CROSSWALK)
+        known = rule is not None or is_crosswalk
         raw = RawTable(
             path,
             name,
             reading.nothing,
-            label=label or table,
             reading=reading,
+            needed=self.source.needed_columns(table) if known else (),
+            # What is found out of a crosswalk is said nowhere: it has no rows of its own.
+            detect=not is_crosswalk,
+            label=f"{label or table}{self._part(path, table) if known else ''}",
             lower_case=self.source.case_insensitive,
             optional_columns=tuple(rule.optional_columns) if rule else (),
+            ids=self._id_kinds.get(table),
+            subjects=self.source.reading.subject_ids,
         )
         if rule and table in self.source.reading.tables:
             # What is said of a column that is not there would be said in vain.
             raw.require(set(self.source.reading.tables[table].columns) - made_columns(rule))
         return raw
+
+    def _part(self, path: Path, table: str) -> str:
+        """Which of a table's files it is, in words; by its name only where that is a number that a program gave."""
+        files = [] if self.is_database else self._pieces(table)
+        if path not in files:
+            return ""
+        named = f" ({path.name})" if _NUMBERED_PART.fullmatch(path.name[: -len(_ending(path))]) else ""
+        return f", part {files.index(path) + 1} of {len(files)}{named}"
+
+
+def _ending(path: Path) -> str:
+    """What of ENDINGS a name ends in, in whatever case; nothing where it is no table's."""
+    name = path.name.lower()
+    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+
+
+def is_table(path: Path, texts: bool) -> bool:
+    """Whether a file's name is that of a table.
+
+    Args:
+        texts: tables of the export are text files.
+    """
+    return _ending(path) != "" and (texts or _ending(path) not in TEXTS)
+
+
+def has_texts(files: Iterable[Path]) -> bool:
+    """Whether one of some tables' files is a text file."""
+    return any(_ending(path) in TEXTS for path in files)
+
+
+def _without_texts(paths: list[Path]) -> list[Path]:
+    """Files of a table: text files only where there are no others, for else they may say something of them."""
+    return [path for path in paths if _ending(path) not in TEXTS] or paths

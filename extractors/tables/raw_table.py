@@ -1,6 +1,7 @@
 """One raw table as blocks of text columns, whatever it lies in: CSV, gzipped CSV, Parquet or a DuckDB file."""
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -9,8 +10,11 @@ import polars as pl
 import pyarrow as pa
 from isal.igzip_lib import IsalError
 
+from extractors.ids import SubjectIds
 from extractors.reading import TableReading
-from extractors.tables.block import TableBlock, TableReader, UnclosedQuoteError
+from extractors.tables.block import BrokenCsvError, NotTextError, TableBlock, TableReader
+from extractors.tables.csv_dialect import Request
+from extractors.tables.id_columns import IdKind, IdReader
 from extractors.tables.rows import TextColumn
 from extractors.tables.typed_readers import DatabaseReader, ParquetReader
 from warehouse.errors import TimeloomError
@@ -26,11 +30,16 @@ class RawTable:
 
     Args:
         table: the table's name; in a database it says which table.
-        label: what errors and events call it.
+        label: what errors call it.
         null_values: texts that mean "nothing", besides an empty field.
-        reading: how the table is written: what means "nothing" in some columns alone, and where the comma divides.
+        reading: how the table is written: separators, quotes, encoding, what means "nothing" in some columns alone, and
+            where the comma divides.
+        needed: columns that the source needs of it; they tell the separator where `reading` does not say it.
+        detect: the header may show the separator.
         lower_case: column names are taken in lower case.
         optional_columns: columns that are null where the file lacks them.
+        ids: columns that hold ids of subjects and visits; see extractors.tables.id_columns.
+        subjects: how ids of subjects become one spelling.
     """
 
     def __init__(
@@ -43,15 +52,22 @@ class RawTable:
         reading: TableReading | None = None,
         lower_case: bool = False,
         optional_columns: tuple[str, ...] = (),
+        needed: Collection[str] = (),
+        detect: bool = True,
+        ids: Mapping[str, IdKind] | None = None,
+        subjects: SubjectIds | None = None,
     ) -> None:
         self.label = label or table
         self._optional = optional_columns
         reading = reading or TableReading()
         self._nothing = {name: reading.of_column(name).nothing for name in reading.columns}
+        self._encoding = reading.encoding
+        request = Request(reading, frozenset(needed), lower_case, detect)
+        self._ids = IdReader(ids or {}, subjects or SubjectIds())
         try:
-            self._reader = _reader_of(path, table, ["", *null_values])
-        except UnclosedQuoteError as error:
-            raise self._unclosed() from error
+            self._reader = _reader_of(path, table, ["", *null_values], request)
+        except BrokenCsvError as error:
+            raise self._broken(error) from error
         except _UNREADABLE as error:
             raise self._refuse(
                 "is not readable", "check the file: truncated, not what its name says, or not yours to read"
@@ -73,14 +89,45 @@ class RawTable:
 
     @property
     def malformed(self) -> list[int]:
-        """Numbers of the records met so far that have another number of fields than the header."""
+        """Numbers of the records met so far that have another number of fields than the header, or text behind a
+        closing quote."""
         return self._reader.malformed
+
+    @property
+    def repeated(self) -> list[int]:
+        """Numbers of the records met so far that say what the header says: they are no rows."""
+        return self._reader.repeated
+
+    @property
+    def no_rows(self) -> dict[str, list[int]]:
+        """Numbers of the records met so far that are no rows, by reason."""
+        return {"malformed_row": self.malformed, "repeated_header": self.repeated}
+
+    @property
+    def invisible(self) -> Counter[str]:
+        """Rows met so far in whose ids something stood that nobody sees, by what they are counted under."""
+        return self._ids.invisible
+
+    @property
+    def noticed(self) -> str:
+        """In words, what nobody said of how the file is written, but its first rows show; empty where nothing."""
+        return self._reader.noticed
 
     def _refuse(self, what: str, remedy: str) -> TimeloomError:
         return TimeloomError(f"table {self.label}: {what}", remedy=remedy)
 
-    def _unclosed(self) -> TimeloomError:
-        return self._refuse("has a quoted field that is never closed", "export it again, its quotes doubled")
+    def _broken(self, error: BrokenCsvError) -> TimeloomError:
+        where = f"record {error.record}" if error.record else "the header"
+        if not isinstance(error, NotTextError):
+            return self._refuse(
+                f"{where} has a quoted field that is never closed",
+                "export it again, its quotes doubled, or say in `reading` how it is written: `escape`, `quote: none`",
+            )
+        if self._encoding:
+            return self._refuse(f"{where} is not {self._encoding}", "mend `encoding` in `reading`")
+        return self._refuse(
+            f"{where} is not UTF-8", f"say its encoding in `reading`, such as `encoding: {error.likely}`"
+        )
 
     def require(self, columns: set[str]) -> None:
         """Refuses the file where a column is missing.
@@ -91,7 +138,7 @@ class RawTable:
         missing = sorted(columns - set(self.columns) - set(self._optional))
         if missing:
             alone = len(self.columns) == 1
-            remedy = "separate its columns by commas" if alone else "mend the export, or the source's YAML"
+            remedy = "say in `reading` what separates its columns" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
     def blocks(
@@ -105,33 +152,37 @@ class RawTable:
                 the seed nobody can try which row has a hash.
 
         Raises:
-            TimeloomError: truncated, not UTF-8, not what the name says, or with a quote that is never closed.
+            TimeloomError: truncated, not text, not what the name says, or with a quote that is never closed.
         """
         wanted = self.columns if columns is None else [name for name in columns if name in self._spelt]
         absent = [name for name in self._optional if name not in self._spelt and (columns is None or name in columns)]
         # To count the rows, a reader needs a column.
         spelt = [self._spelt[name] for name in wanted] or self._reader.columns[:1]
         kept = None if plain is None else [self._spelt[name] for name in wanted if name in plain]
+        behind = 1
         try:
             for block in self._reader.blocks(spelt, seed, kept):
-                found = {name: self._without(name, block.columns[self._spelt[name]]) for name in wanted}
+                behind = block.behind
+                found = {name: self._read(name, block.columns[self._spelt[name]]) for name in wanted}
                 found |= {name: _nothing(len(block)) for name in absent}
                 yield TableBlock(found, block.first, block.gaps, block.hashes)
-        except UnclosedQuoteError as error:
-            raise self._unclosed() from error
+        except BrokenCsvError as error:
+            raise self._broken(error) from error
         except _UNREADABLE as error:
+            where = f"breaks off behind record {behind - 1}" if behind > 1 else "breaks off"
             raise self._refuse(
-                "breaks off or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
+                f"{where} or is not readable text", "check the file: truncated, not UTF-8, or not CSV"
             ) from error
 
-    def _without(self, name: str, column: TextColumn) -> TextColumn:
-        """A column without what means "nothing" in it alone, its typed numbers written as the table's others are."""
+    def _read(self, name: str, column: TextColumn) -> TextColumn:
+        """A column without what means "nothing" in it alone, its ids in one spelling, its typed numbers written as the
+        table's others are."""
         texts = self._nothing.get(name)
         if texts:
             column = column.map(lambda values: values.set(values.is_in(texts).fill_null(False), None))
         if name in self._commas:
             column = column.map(lambda values: values.str.replace(".", ",", literal=True))
-        return column
+        return self._ids.read(name, column)
 
 
 def _nothing(rows: int) -> TextColumn:
@@ -139,11 +190,11 @@ def _nothing(rows: int) -> TextColumn:
     return TextColumn(pl.Series([None], dtype=pl.String), np.zeros(rows, np.uint32))
 
 
-def _reader_of(path: Path, table: str, null_values: list[str]) -> TableReader:
+def _reader_of(path: Path, table: str, null_values: list[str], request: Request) -> TableReader:
     if path.name.lower().endswith(".parquet"):
         return ParquetReader(path, null_values)
     if path.name.lower().endswith(DATABASE):
         return DatabaseReader(path, table, null_values)
     from extractors.tables.csv_reader import CsvReader
 
-    return CsvReader(path, null_values)
+    return CsvReader(path, null_values, request)

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from warehouse.arrays import U8
 from warehouse.sort_keys import encode
 
 # What they are called among a frame's columns: no column of a table is.
@@ -33,6 +34,9 @@ class UnreadTexts(Protocol):
 
     def series(self) -> pl.Series:
         """The texts, null where nothing stands."""
+
+    def letters(self) -> U8:
+        """The bytes of all texts, one behind the other."""
 
     def moments(self) -> pl.Series | None:
         """The texts as times, where they are all moments to the second or null: quickly, or not at all."""

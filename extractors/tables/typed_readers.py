@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 from extractors.tables.block import BATCH_ROWS, TableBlock, hash_of_columns
 from extractors.tables.rows import TextColumn
 
+# JSON without a value: names, brackets and nulls.
+_NULLS_ALONE = r'^(?:[\[\]{},:\s]|null|"(?:[^"\\]|\\.)*":)*$'
+
 
 class ParquetReader:
     """A Parquet file; every column as text."""
@@ -22,6 +25,8 @@ class ParquetReader:
             field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
         ]
         self.malformed: list[int] = []
+        self.repeated: list[int] = []
+        self.noticed = ""
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         read = columns if seed is None else self.columns
@@ -40,6 +45,8 @@ class DatabaseReader:
         self.columns = database_columns(path, table)
         self.fractions = database_fractions(path, table)
         self.malformed: list[int] = []
+        self.repeated: list[int] = []
+        self.noticed = ""
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         from extractors.tables.database import database_frames
@@ -78,5 +85,7 @@ def _as_text(values: pl.Series) -> pl.Series:
     if dtype == pl.Binary:
         return values.bin.encode("hex")
     if dtype.is_nested():
-        return values.to_frame().select(pl.struct(pl.all()).struct.json_encode()).to_series().alias(values.name)
+        text = values.to_frame().select(pl.struct(pl.all()).struct.json_encode()).to_series().alias(values.name)
+        # What holds nulls alone says nothing: it is no text `null`.
+        return text.set(values.is_null() | text.str.contains(_NULLS_ALONE), None)
     return values.cast(pl.String)

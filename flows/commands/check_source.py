@@ -104,6 +104,7 @@ def _table(table: TableFacts) -> Description:
         else {},
         "mapped_columns": table.mapped,
         "unmapped_columns": table.unmapped,
+        "noticed": table.noticed,
     }
 
 
@@ -173,6 +174,8 @@ def _print_table(table: Description, console: Console) -> None:
         _say(console, f"{name}: {_counts({'rows': table['rows']})}: {_counts(table['became']) or 'nothing'}")
     if table["state"].startswith("absent"):
         return
+    for noticed in table["noticed"]:
+        _say(console, f"  {noticed}")
     if table["rules"]:
         console.print(Padding(_rules(table["rules"], counted=table["state"] == "read"), (0, 0, 0, 2), expand=False))
     for rule in table["rules"]:

@@ -4,12 +4,14 @@ One person under two ids must not stand in two splits. A merge that is known in 
 after the two ids got different splits, puts both aside.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.ids import SubjectIds
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 
@@ -18,15 +20,16 @@ ACROSS_SPLITS = "merged_across_splits"
 REMEDY = "give a CSV with the columns old and new, a subject id in each"
 
 
-def read_merges(path: Path, deid: DeidConfig, private: Path) -> pl.DataFrame:
+def read_merges(path: Path, deid: DeidConfig, private: Path, subjects: Collection[SubjectIds] = ()) -> pl.DataFrame:
     """Distinct pairs `old`, `new` of the release's subject ids, sorted; nothing of the hospital's ids is kept.
 
     Args:
         path: a CSV with the columns old and new, the ids as they stand in the tables.
         private: the folder of the site's key.
+        subjects: how the sources' ids become one spelling.
 
     Raises:
-        TimeloomError: the file is missing, is no such CSV, or lacks an id.
+        TimeloomError: the file is missing, is no such CSV, lacks an id, or has one that the sources spell differently.
     """
     try:
         raw = pl.read_csv(path, infer_schema=False)
@@ -36,7 +39,17 @@ def read_merges(path: Path, deid: DeidConfig, private: Path) -> pl.DataFrame:
     if missing:
         raise TimeloomError(f"the merges {path.name} have no column {missing[0]}", remedy=REMEDY)
     identifier = Deidentifier(deid, load_key(deid, private))
-    pairs = pl.DataFrame([identifier.subject_ids(raw[name]) for name in COLUMNS])
+    spellings = [[spelling.of(raw[name]) for name in COLUMNS] for spelling in {*subjects} or {SubjectIds()}]
+    for name, texts in zip(COLUMNS, spellings[0], strict=True):
+        for other in spellings[1:]:
+            differs = ~texts.eq_missing(other[COLUMNS.index(name)])
+            if differs.any():
+                line = int(differs.arg_true()[0]) + 2
+                raise TimeloomError(
+                    f"line {line} of the merges {path.name} has an id that two sources read differently",
+                    remedy="write the ids as `subject_normalise` leaves them, or give the sources the same steps",
+                )
+    pairs = pl.DataFrame([identifier.subject_ids(texts) for texts in spellings[0]])
     empty = pairs.select(pl.any_horizontal(pl.all().is_null())).to_series()
     if empty.any():
         line = int(empty.arg_true()[0]) + 2

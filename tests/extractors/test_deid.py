@@ -1,6 +1,7 @@
 """De-identification: stable ids, whole-week shifts, a guarded key, and no raw identifier in any file under a root."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.ids import INVISIBLE, NULL_IDS
 from pipelines import index, meds
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from tests.support.images.phantoms import write_series
@@ -75,14 +77,24 @@ def test_subject_and_visit_ids_of_the_same_text_differ() -> None:
     assert hashing().subject_ids(text("7"))[0] != hashing().visit_ids(text("7"))[0]
 
 
+def names_nobody(identifier: str) -> bool:
+    """Whether an id is blank, or spells that there is none: letter by letter, apart from the code under test."""
+    seen = "".join(letter for letter in identifier if not re.match(f"[{INVISIBLE}]", letter)).strip()
+    return not seen or seen.lower() in NULL_IDS or re.match(r"[+-]?[0-9](\.[0-9]+)?[eE]\+[0-9]+$", seen) is not None
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(min_size=1), min_size=1, max_size=30), st.binary(min_size=32, max_size=32))
+@given(
+    st.lists(st.text(min_size=1) | st.sampled_from([" ", "\u2003", "\ufeff", "NULL", "."]), min_size=1, max_size=30),
+    st.binary(min_size=32, max_size=32),
+)
 def test_offsets_are_whole_weeks_never_zero_and_within_two_years(raw: list[str], key: bytes) -> None:
-    offsets = Deidentifier(DeidConfig(), key).offsets(pl.Series(raw)).dt.total_microseconds()
-    weeks = offsets / (7 * DAY_US)
-    assert (weeks == weeks.cast(pl.Int64)).all()
-    assert (weeks != 0).all()
-    assert weeks.abs().max() <= deid_module.MAX_WEEKS
+    offsets = Deidentifier(DeidConfig(), key).offsets(pl.Series(raw)).dt.total_microseconds().to_list()
+    for identifier, offset in zip(raw, offsets, strict=True):
+        assert (offset is None) is names_nobody(identifier)
+        if offset is not None:
+            weeks, rest = divmod(offset, 7 * DAY_US)
+            assert rest == 0 and weeks != 0 and abs(weeks) <= deid_module.MAX_WEEKS
 
 
 def test_every_week_of_two_years_either_way_occurs() -> None:

@@ -23,6 +23,8 @@ PARTIAL = {
     "unknown_available_time": "when it became known is not recorded; see availability",
     "availability_join_missed": "when it became known stands in another table that lacks it; an estimate instead",
     "unit_or_flag": "a letter behind a number is taken for its unit and may be a flag",
+    "invisible_in_subject_id": "characters that nobody sees stood in its patient's id, and were taken off",
+    "invisible_in_visit_id": "characters that nobody sees stood in its visit's id, and were taken off",
 }
 QUARANTINED = {
     "bad_subject_id": "no patient id, or none that can be used",
@@ -32,7 +34,8 @@ QUARANTINED = {
     "missing_code": "what happened is empty",
     "empty_value": "none of its values holds anything",
     "no_rule_applies": "no rule of the source applies to it",
-    "malformed_row": "the row does not have the columns of its table",
+    "malformed_row": "the row does not have the columns of its table, or text stands behind a closing quote",
+    "repeated_header": "the row says what the header says, and is none",
     "unmapped_table": "the source does not name its table",
     "duplicate_row": "equal to an earlier row in every column",
     "further_birth_or_death": "makes nothing but a second birth or death",

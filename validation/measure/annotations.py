@@ -16,7 +16,7 @@ from warehouse.schemas import LAGS, QUARANTINE
 # How `available_time` may be known; null for a static fact, which has none.
 KNOWN = ("recorded", "time", "estimated")
 # Why a row made nothing that is found before buckets are aligned: quarantine.parquet has each of these rows.
-LISTED = (*REASONS, "malformed_row")
+LISTED = (*REASONS, "malformed_row", "repeated_header")
 FAULTS = (
     "availability_unknown", "availability_of_static", "unavailable",
     "value_flag_unknown", "value_flag_alone", "conflict_unknown",

@@ -155,7 +155,7 @@ def test_codes_of_many_columns_with_many_values_are_their_rows_own(tmp_path: Pat
 # --- ids
 
 
-@pytest.mark.parametrize("value", ["9223372036854775808", "1e3", "1.0", "abc", "0x1", "--1"])
+@pytest.mark.parametrize("value", ["9223372036854775808", "1e3", "1.5", "abc", "0x1", "--1"])
 def test_what_is_no_integer_id_is_quarantined_where_ids_are_kept_and_hashed_where_not(
     tmp_path: Path, value: str
 ) -> None:

@@ -177,7 +177,7 @@ def test_dictionaries_of_several_sources_add_up(tmp_path: Path) -> None:
 
 def test_a_damaged_dictionary_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text('id,label\n1,"SECRET\n2,x\n')
-    with pytest.raises(TimeloomError, match="table items: has a quoted field that is never closed") as caught:
+    with pytest.raises(TimeloomError, match="table items: record 1 has a quoted field that is never closed") as caught:
         described(tmp_path, source_of([LAB]), ["LAB/1"])
     assert "SECRET" not in str(caught.value)
 

@@ -398,12 +398,12 @@ def test_the_scratch_folder_is_clean_after_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 64)
     write_stays(tmp_path, *((n, f"s{n}", "2020-01-01", "2020-01-08") for n in range(50)))
     text = csv_text(["pid", "stay", "code"], [(n, f"s{n}", "A") for n in range(50)])
-    with pytest.raises(TimeloomError, match="table t: has a quoted field that is never closed"):
+    with pytest.raises(TimeloomError, match="table t: record 51 has a quoted field that is never closed"):
         convert_text(tmp_path, with_join({"closed": "closed"}), text + '1,"s1,A\n', stays=STAYS)
     assert list(tmp_path.glob(".*")) == list(tmp_path.glob("*.segment")) == []
     stays = tmp_path / "raw" / "stays.csv"
     stays.write_text(stays.read_text() + '1,"s1')
-    with pytest.raises(TimeloomError, match="table stays: has a quoted field that is never closed"):
+    with pytest.raises(TimeloomError, match="table stays: record 51 has a quoted field that is never closed"):
         convert_text(tmp_path, with_join({"closed": "closed"}), text, stays=STAYS)
     assert list(tmp_path.glob(".*")) == list(tmp_path.glob("*.segment")) == []
 

@@ -158,7 +158,7 @@ def test_a_header_alone_is_an_empty_table(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "has no header line"),
         (b"\n1,2020-01-01\n", "has no header line"),
         (b"pid,when\n1,2020-01-01\n", "lacks the column at"),
-        (b"pid;at\n1;2020-01-01\n", "lacks the column at|lacks the column pid"),
+        (b"pid:at\n1:2020-01-01\n", "lacks the column at; say in `reading` what separates"),
         (b"pid,at,at\n1,2,3\n", "has columns 2 and 3 of one name"),
         (b"1,SECRET,1\n2,SECRET,2\n", "has columns 1 and 3 of one name"),
         (b"pid,at\n1,\xff\xfe\n", "not UTF-8"),
@@ -170,7 +170,7 @@ def test_a_header_alone_is_an_empty_table(tmp_path: Path) -> None:
         (GOOD + b'5,2020-01-01,"a\n\nb\n', "never closed"),
     ],
     ids=[
-        "empty", "only a bom", "no header", "column", "semicolons", "twice", "no header, equal values", "latin",
+        "empty", "only a bom", "no header", "column", "colons", "twice", "no header, equal values", "latin",
         "utf-16", "quote not closed", "quote not closed, short row", "closed by another row's quote", "only a quote",
         "in a malformed row",
     ],
@@ -241,15 +241,15 @@ def test_an_empty_gzip_is_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_files_name_and_a_table_in_two_forms_are_refused(tmp_path: Path) -> None:
-    export = Export(tmp_path, source_of(a=PLAIN, b=PLAIN))
+    source = source_of(a=PLAIN, b=PLAIN)
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(TimeloomError, match=r"a\.csv is a folder"):
-        export.files("a")
+        Export(tmp_path, source).files("a")
     (tmp_path / "b.csv").write_bytes(GOOD)
-    assert [path.name for path in export.files("b")] == ["b.csv"]
+    assert [path.name for path in Export(tmp_path, source).files("b")] == ["b.csv"]
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(GOOD))
     with pytest.raises(TimeloomError, match="the table b stands there twice"):
-        export.files("b")
+        Export(tmp_path, source).files("b")
 
 
 def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:

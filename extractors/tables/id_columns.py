@@ -1,0 +1,87 @@
+"""Which columns of a table hold ids, and one spelling of them as they are read.
+
+What is read here is what joins compare and what is hashed, so that a patient, a visit or a concept has one spelling on
+both sides of a join, whatever tool wrote the tables.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from enum import Enum, auto
+
+import polars as pl
+
+from extractors.ids import ASCII, SubjectIds, are_digits, have_invisible, known_ids, letters_of, plain_numbers
+from extractors.source import Source, aggregate
+from extractors.tables.rows import TextColumn
+
+_NAMED = "id"
+
+
+class IdKind(Enum):
+    """What a column's ids are of. A KEY is only freed of what tools made of it: `NA` may be the key of sodium."""
+
+    SUBJECT = auto()
+    VISIT = auto()
+    KEY = auto()
+
+
+INVISIBLE = {IdKind.SUBJECT: "invisible_in_subject_id", IdKind.VISIT: "invisible_in_visit_id"}
+"""What rows are counted under in whose ids something stood that nobody sees."""
+
+
+def id_kinds(source: Source) -> dict[str, dict[str, IdKind]]:
+    """By table and column, what holds ids of subjects and visits: what the source says, and what it joins with that."""
+    kinds: dict[str, dict[str, IdKind]] = {}
+    for table, rule in source.tables.items():
+        kinds[table] = {rule.visit: IdKind.VISIT} if rule.visit else {}
+        if rule.role == "events":
+            kinds[table][rule.subject or source.subject] = IdKind.SUBJECT
+    alike = [
+        ((table, own), (join.table, other))
+        for table, rule in source.tables.items()
+        for join in rule.joins
+        # The keys of a join, and what is looked up under another name, or the same.
+        for own, other in [*join.key.items(), *((name, aggregate(spec)[1]) for name, spec in join.columns.items())]
+    ]
+    found = True
+    while found:
+        found = False
+        for (table, column), (other_table, other_column) in (*alike, *((other, own) for own, other in alike)):
+            kind = kinds.get(table, {}).get(column)
+            if kind is not None and other_column not in kinds.setdefault(other_table, {}):
+                kinds[other_table][other_column] = kind
+                found = True
+    return kinds
+
+
+class IdReader:
+    """Reads the columns of one file that hold ids.
+
+    Args:
+        kinds: of the table's columns, what holds ids of subjects and visits. Columns whose names end in `id` are keys.
+        subjects: how the site's ids of subjects become one spelling.
+
+    Attributes:
+        invisible: rows met so far in whose ids something stood that nobody sees, by what they are counted under.
+    """
+
+    def __init__(self, kinds: Mapping[str, IdKind], subjects: SubjectIds) -> None:
+        self._kinds, self._subjects = kinds, subjects
+        self.invisible: Counter[str] = Counter()
+
+    def read(self, name: str, column: TextColumn) -> TextColumn:
+        """A column with its ids in one spelling, null where there is none; any other column as it is."""
+        kind = self._kinds.get(name, IdKind.KEY if name.lower().endswith(_NAMED) else None)
+        if kind is None:
+            return column
+        declared = kind is IdKind.SUBJECT and self._subjects != SubjectIds()
+        texts = column.texts
+        letters, empty = (texts.letters(), False) if texts is not None else letters_of(column.values)
+        if not declared and not empty and are_digits(letters):
+            return column
+        if kind is IdKind.KEY:
+            return column.map(plain_numbers)
+        if (letters > ASCII).any():
+            marked = TextColumn(have_invisible(column.values).cast(pl.UInt32), column.places)
+            self.invisible[INVISIBLE[kind]] += int(marked.rows.sum())
+        return column.map(self._subjects.of if kind is IdKind.SUBJECT else known_ids)
