@@ -196,7 +196,7 @@ def test_patient_ids_of_headers_and_crosswalk_are_compared_in_one_spelling(tmp_p
     times = dict.fromkeys(["time", "available_time"], pl.Datetime("us"))
     items = pl.DataFrame({"raw_subject": patients.of(text("P0504^^^HOSP", "12.0", "13"))}).with_columns(
         *(pl.lit(None, dtype).alias(name) for name, dtype in times.items()),
-        *(pl.lit(None, pl.String).alias(name) for name in ("time_source", "time_precision")),
+        *(pl.lit("ok", pl.String).alias(name) for name in ("time_source", "time_precision", "verdict")),
     )
     assert relink(items, links, patients)["raw_subject"].to_list() == ["7", "8", None]
 
