@@ -15,6 +15,14 @@ from warehouse.arrays import I64, NO_TIME, U8, Bools
 CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit", "unit_differs")
 
 _START, _END, _CLINICAL = KINDS.index("visit_start"), KINDS.index("visit_end"), KINDS.index("clinical")
+# Columns that are written and that a number says whole.
+_SHOWN = (
+    "subject", "time", "code", "text", "available", "precision", "kind", "unit", "source", "item", "availability",
+    "flag",
+)  # fmt: skip
+# Of each conflict its place in the order of their names, that of none lowest.
+_RANKS = np.zeros(NONE_8 + 1, np.uint8)
+_RANKS[: len(CONFLICTS)] = [1 + sorted(CONFLICTS).index(name) for name in CONFLICTS]
 _NEVER = np.iinfo(np.int64).max
 _UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
 
@@ -42,7 +50,32 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
     conflict = np.full(len(events), NONE_8, np.uint8)
     for number, name in reversed(list(enumerate(CONFLICTS))):
         conflict[marks[name]] = number
+    _put_in_order(events, conflict)
     return conflict, {name: len(places) for name, places in marks.items()}
+
+
+def _put_in_order(events: BucketRows, conflict: U8) -> None:
+    """Of events that are alike in every column those without a contradiction stand first, in place.
+
+    Which of them has one hangs on their raw rows, whose order is no part of the data.
+    """
+    marked = np.flatnonzero(conflict != NONE_8)
+    if not len(marked):
+        return
+    alike = np.ones(len(events) - 1, np.bool_)
+    for name in _SHOWN:
+        values = getattr(events, name)
+        alike &= values[1:] == values[:-1]
+    for name, known in (("number", "has_number"), ("visit", "has_visit")):
+        values, stands = getattr(events, name), getattr(events, known)
+        alike &= (stands[1:] == stands[:-1]) & ((values[1:] == values[:-1]) | ~stands[1:])
+    if not alike.any():
+        return
+    group = np.cumsum(np.append(False, ~alike))
+    of_marked = np.zeros(int(group[-1]) + 1, np.bool_)
+    of_marked[group[marked]] = True
+    places = np.flatnonzero(of_marked[group])
+    conflict[places] = conflict[places[np.lexsort((_RANKS[conflict[places]], group[places]))]]
 
 
 def earliest(time: I64, precision: U8) -> I64:

@@ -256,11 +256,21 @@ def test_as_many_events_after_death_as_counted_in_the_raw_files(
         # A day that ended after the death may have started before it.
         if event.time and earliest(event) > died[event.subject_id]
     )
-    marked = events.filter(pl.col("conflict").is_not_null())
-    assert set(marked["conflict"]) == {"after_death"}
+    assert set(events["conflict"].drop_nulls()) == {"after_death", "end_before_start"}
+    marked = events.filter(pl.col("conflict") == "after_death")
     assert Counter(Event(*row) for row in marked.select(Event._fields).iter_rows()) == later
     assert later.total() == 529
-    assert rows_of_conflicts(ledger) == {"after_death": 529}
+    assert rows_of_conflicts(ledger)["after_death"] == 529
+
+
+def test_orders_that_end_before_they_start_as_counted_in_the_raw_files(folder: Path, ledger: pl.DataFrame) -> None:
+    """Prescriptions and pharmacy orders that were stopped, and whose start was moved on."""
+    wrong = 0
+    for table, starts in (("prescriptions", ["starttime"]), ("pharmacy", ["starttime", "entertime"])):
+        rows = pl.read_csv(folder / "hosp" / f"{table}.csv.gz", infer_schema=False)
+        wrong += rows.filter(pl.col("stoptime") < pl.coalesce(starts)).height
+    assert rows_of_conflicts(ledger) == {"after_death": 529, "end_before_start": wrong}
+    assert wrong == 1390
 
 
 def earliest(event: Event) -> datetime:
