@@ -91,7 +91,7 @@ def spoil_mostly_empty(clinic: Clinic) -> None:
 
 
 def spoil_dose_as_text(clinic: Clinic) -> None:
-    clinic.yaml_with("value: dose, unit: dose_unit", "text: dose")
+    clinic.yaml_with("value: dose, unit: dose_unit, keep_empty: true", "text: dose")
 
 
 def spoil_no_unit(clinic: Clinic) -> None:
