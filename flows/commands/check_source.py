@@ -88,6 +88,11 @@ def _table(table: TableFacts) -> Description:
         "error": table.error,
         "rows": _shown(_CELLS.count(account.raw)),
         "became": _parts({name: number for name, number in {**ends, **account.quarantined}.items() if number}),
+        "empty": {
+            name: _shown(_CELLS.parts([seen["present"], seen["empty"]])[1])
+            for name, seen in account.values.items()
+            if seen["empty"]
+        },
         "partial": {name: _shown(_CELLS.count(number)) for name, number in account.partial.items() if number},
         "rules": [_rule(rule) for rule in table.rules],
         "times": [
@@ -195,6 +200,8 @@ def _print_table(table: Description, console: Console) -> None:
             console,
             f"  patients: {_counts({key.replace('_', ' '): value for key, value in table['subjects'].items()})}",
         )
+    if table["empty"]:
+        _say(console, f"  empty values, which make no event: {_counts(table['empty'])}")
     if table["partial"]:
         _say(console, f"  events of which something failed: {_counts(table['partial'])}")
     for kind in ("mapped", "unmapped"):

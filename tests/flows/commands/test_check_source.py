@@ -135,6 +135,18 @@ def test_a_malformed_row_is_counted(clinic: Clinic) -> None:
     assert labs["became"] == {"events": 69, "malformed_row": 12} and labs["rows"] == 81
 
 
+def test_empty_values_are_counted_and_a_small_rest_is_not_given_away(clinic: Clinic) -> None:
+    path = clinic.folder / "labs.csv"
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    place = header.split(",").index("result")
+    emptied = [",".join("" if at == place else field for at, field in enumerate(row.split(","))) for row in rows]
+    for kept, empty, quarantined in [(20, len(rows) - 20, len(rows) - 20), (2, "withheld", "withheld")]:
+        path.write_text("\n".join([header, *rows[:kept], *emptied[kept:]]) + "\n", encoding="utf-8")
+        labs = next(table for table in clinic.check()["tables"] if table["table"] == "labs")
+        assert labs["empty"] == {"result": empty}
+        assert labs["became"]["empty_value"] == quarantined
+
+
 def test_only_the_first_rows_are_read(clinic: Clinic) -> None:
     tables = {table["table"]: table for table in clinic.check(rows=12)["tables"]}
     assert tables["labs"]["rows"] == tables["visits"]["rows"] == 12
