@@ -67,7 +67,7 @@ def expression(text: str) -> Expression:
     casts = list(_without_failing(text, tree, empty))
     made = _from_tree(tree)
     failing = [value.is_null() & operand.is_not_null() for operand, value in casts]
-    failed = reduce(lambda one, other: one | other, failing) & made.is_null() if failing else None
+    failed = reduce(lambda left, right: left | right, failing) & made.is_null() if failing else None
     return Expression(made, roots, failed, _dtype(text, made, empty))
 
 

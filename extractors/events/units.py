@@ -121,8 +121,8 @@ class Units:
         )
         distinct = asked.unique(maintain_order=True)
         answers = [
-            self._answer(name, text, None if own is None else texts[own], how, flags)
-            for text, own, how in distinct.iter_rows()
+            self._answer(name, text, None if place is None else texts[place], how, flags)
+            for text, place, how in distinct.iter_rows()
         ]
         answer = pl.DataFrame(
             answers, schema={"name": pl.String, "as": pl.UInt8, "is_number": pl.Boolean}, orient="row"

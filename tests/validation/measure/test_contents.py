@@ -54,10 +54,10 @@ def test_of_one_table_with_subjects_nothing_is_said() -> None:
 
 
 def test_tables_are_named_alike_whether_a_run_has_one_source_or_several() -> None:
-    one = table_names(["hospital/labs/0", "hospital/labs/1"])
-    two = table_names(["hospital/hospital/labs/0", "archive/archive/scans/0"])
-    assert one["labs"] == two["hospital/labs"] == TableName("hospital", "labs")
-    assert two["archive/scans"] == TableName("archive", "scans")
+    single = table_names(["hospital/labs/0", "hospital/labs/1"])
+    several = table_names(["hospital/hospital/labs/0", "archive/archive/scans/0"])
+    assert single["labs"] == several["hospital/labs"] == TableName("hospital", "labs")
+    assert several["archive/scans"] == TableName("archive", "scans")
 
 
 def measured(tree: ReleaseLayout) -> dict[tuple[str, str, str], dict[str, int]]:
