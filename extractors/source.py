@@ -421,6 +421,9 @@ def _parse(path: Path, text: str) -> Source:
         for join in rule.joins:
             if join.table not in known_tables:
                 raise TimeloomError(f"{table} joins the unknown table {join.table}", remedy=f"mend {path.name}")
+    for table in source.reading.tables:
+        if table not in known_tables:
+            raise TimeloomError(f"reading names the unknown table {table}", remedy=f"mend {path.name}")
     for codes in source.codes:
         for table in (codes.table, *(join.table for join in codes.joins)):
             if table not in known_tables:

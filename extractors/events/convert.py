@@ -18,9 +18,18 @@ from extractors.events.units import Units
 from extractors.events.values import Writing, parse_values
 from extractors.events.worked_out import worked_out
 from extractors.origins import TimeReading, joins_behind, readings_of, value_reading
-from extractors.source import PLACEHOLDER, EventRule, Source, TableRule, TimeRule, raw_columns, template_columns
+from extractors.source import (
+    PLACEHOLDER,
+    EventRule,
+    Source,
+    TableRule,
+    TimeRule,
+    made_columns,
+    raw_columns,
+    template_columns,
+)
 from extractors.tables.block import TableBlock
-from extractors.tables.rows import Rows, TextColumn
+from extractors.tables.rows import Rows, TextColumn, without
 from warehouse.hashing import splitmix64
 
 _COMPACTED = 64
@@ -96,6 +105,9 @@ class Converter:
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self.columns = sorted(raw_columns(self.rule, source.subject))
         values = {event.value: value_reading(source, table, event.value) for event in self.rule.events if event.value}
+        # Of what is looked up or derived; what the file holds is read without it.
+        reading, made = source.reading_of(table), made_columns(self.rule)
+        self._nothing = {name: reading.of_column(name).nothing for name in reading.columns if name in made}
         self._flags = {name: of_column.flags for name, of_column in values.items()}
         self._writings = {
             name: Writing(of_column.decimal_sign, of_column.thousands, of_column.flags is not False)
@@ -159,10 +171,11 @@ class Converter:
         for name in sorted({name for marks in self._marks for name in marks}):
             missed = rows.columns[name].rows.is_not_null().to_numpy()
             hashes = np.where(missed, splitmix64(hashes), hashes) if missed.any() else hashes
-        derived = Rows(dict(rows.columns), rows.number, hashes)
+        columns = {name: without(column, self._nothing.get(name)) for name, column in rows.columns.items()}
+        derived = Rows(columns, rows.number, hashes)
         for name, text in self.rule.derive.items():
             made, failing = worked_out(derived, text, pl.String, self._place(f"derive.{name}"))
-            derived = derived.with_column(name, made)
+            derived = derived.with_column(name, without(made, self._nothing.get(name)))
             failed = failed if failing is None else failed | failing
         return derived, failed
 

@@ -15,7 +15,7 @@ from extractors.reading import TableReading
 from extractors.tables.block import BrokenCsvError, NotTextError, TableBlock, TableReader
 from extractors.tables.csv_dialect import Request
 from extractors.tables.id_columns import IdKind, IdReader
-from extractors.tables.rows import TextColumn
+from extractors.tables.rows import TextColumn, without
 from extractors.tables.typed_readers import DatabaseReader, ParquetReader
 from warehouse.errors import TimeloomError
 
@@ -177,9 +177,7 @@ class RawTable:
     def _read(self, name: str, column: TextColumn) -> TextColumn:
         """A column without what means "nothing" in it alone, its ids in one spelling, its typed numbers written as the
         table's others are."""
-        texts = self._nothing.get(name)
-        if texts:
-            column = column.map(lambda values: values.set(values.is_in(texts).fill_null(False), None))
+        column = without(column, self._nothing.get(name))
         if name in self._commas:
             column = column.map(lambda values: values.str.replace(".", ",", literal=True))
         return self._ids.read(name, column)

@@ -112,6 +112,13 @@ class TextColumn:
         return TextColumn(values, places.astype(np.uint32))
 
 
+def without(column: TextColumn, nothing: Collection[str] | None) -> TextColumn:
+    """A column without the texts that mean "nothing" in it."""
+    if not nothing:
+        return column
+    return column.map(lambda values: values.set(values.is_in(nothing).fill_null(False), None))
+
+
 @dataclass(frozen=True)
 class Rows:
     """n rows of a raw table.

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from extractors.reading import ColumnReading, Reading
-from extractors.source import Source
+from extractors.source import Source, load_source
 from extractors.tables.export import Export
+from tests.support.raw.raw_tables import convert
 from warehouse.errors import TimeloomError
 
 ROWS = {
@@ -118,3 +119,32 @@ def test_what_yaml_reads_as_yes_or_no_is_asked_for_in_quotes() -> None:
 def test_a_column_that_is_not_there_is_not_said_in_vain(tmp_path: Path) -> None:
     with pytest.raises(TimeloomError, match="table t: lacks the column vaal"):
         read(tmp_path, "csv", "tables: {t: {columns: {vaal: {null_values: x}}}}")
+
+
+def test_what_is_derived_or_looked_up_has_nothing_of_its_own_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("pid,key,val\n1,a,x-1\n2,b,x5\n3,c,x7\n")
+    (tmp_path / "u.csv").write_text("key,left\na,1900-01-01 00:00:00\nb,2021-02-03\nc,2021-02-04\n")
+    table = {
+        "joins": [{"table": "u", "key": "key", "columns": {"left": "left"}}],
+        "derive": {"number": "REPLACE(val, 'x', '')"},
+        "events": [{"code": "A", "time": "left", "value": "number"}, {"code": "B", "value": "number"}],
+    }
+    columns = {"left": {"null_values": ["1900-01-01"]}, "number": {"null_values": ["-1", "5"]}}
+    source = Source.model_validate(
+        {
+            "name": "s",
+            "subject": "pid",
+            "tables": {"t": table, "u": {"role": "reference"}},
+            "reading": {"tables": {"t": {"columns": columns}}},
+        }
+    )
+    found, counts = convert(tmp_path, source, "t", tmp_path / "t.csv")
+    assert found.select("row", "code", "numeric_value").rows() == [(3, "A", 7), (3, "B", 7)]
+    assert counts["quarantined"] == {"missing_time": 1, "empty_value": 1}
+
+
+def test_a_table_that_the_source_has_not_is_refused(tmp_path: Path) -> None:
+    text = "{name: s, subject: pid, tables: {t: {events: [{code: X}]}}, reading: {tables: {u: {decimal: ','}}}}"
+    (tmp_path / "source.yaml").write_text(text)
+    with pytest.raises(TimeloomError, match="reading names the unknown table u"):
+        load_source("source.yaml", tmp_path)
