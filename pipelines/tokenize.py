@@ -101,7 +101,7 @@ def _counted(encoded: Encoded, made: Counts) -> pa.Table:
 
 STAGE = Stage(
     "tokenize",
-    version=4,
+    version=5,
     run="pipelines.tokenize:run",
     step="tokenize",
     after=("align", "embed", "vocabulary"),

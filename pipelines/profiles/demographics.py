@@ -14,7 +14,7 @@ import polars as pl
 
 from pipelines.profiles.events import Part, order_of
 from pipelines.profiles.rules import ProfileConfig
-from warehouse.arrays import I32, I64, NO_TIME
+from warehouse.arrays import I32, I64, NO_TIME, Bools
 
 BIRTH = "MEDS_BIRTH"
 OLDEST = 90
@@ -35,6 +35,7 @@ class Facts:
         tokens: distinct tokens (f,) that may stand in front, those of facts in order, then those of ages.
         token: of each code (c,) its token's place there; 0 for a code that is none.
         attribute: of each code (c,) the number of what it is a value of.
+        unstated: of each code (c,) whether its value is that nobody knows it.
         unknown: of attributes that stand as unknown where no value does, their number and token's place.
         ages: the place of the first token of ages.
     """
@@ -42,6 +43,7 @@ class Facts:
     tokens: pl.Series
     token: I64
     attribute: I64
+    unstated: Bools
     unknown: Sequence[tuple[int, int]]
     ages: int
 
@@ -67,6 +69,7 @@ def facts_of(heads: pl.Series, profile: ProfileConfig) -> Facts:
         tokens=pl.concat([known_tokens, pl.Series(_AGES[profile.age], dtype=pl.String)]),
         token=token,
         attribute=attribute,
+        unstated=heads.str.ends_with("/UNKNOWN").fill_null(False).to_numpy(),
         unknown=[(attributes.index(_attribute_of(token)), places[token]) for token in lacking.to_list()],
         ages=len(known_tokens),
     )
@@ -118,7 +121,8 @@ def demographics_of(part: Part, rows: I64, facts: Facts, profile: ProfileConfig)
         front = np.flatnonzero(kept & (at == NO_TIME))
         timed = ordered[kept & (at != NO_TIME)]
     else:
-        known = np.arange(len(subject_attribute))
+        # That a value is not known is no value where another one is ever known.
+        known = np.argsort(facts.unstated[code], kind="stable")
         if profile.demographic_value == "at_start":
             times = part.available if profile.order == "available_time" else part.time
             known = np.flatnonzero(at <= _first(part, times)[subject])[::-1]

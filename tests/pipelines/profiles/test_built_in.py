@@ -95,3 +95,11 @@ def test_the_prefix_has_the_first_race_that_is_ever_known(profile: str, race: st
     # Who has none is still told so where the profile asks for it.
     if profile != "mehrt":
         assert "DEMO/ETHNICITY/UNKNOWN" in named_tokens(events(*LIFE[:2]), built_in(profile))["token"].to_list()
+
+
+def test_a_value_that_nobody_knows_gives_way_to_one_that_is_known() -> None:
+    unstated = {"code": "DEMO/ETHNICITY/UNKNOWN", "time": NOON}
+    made = named_tokens(events(*LIFE[:2], unstated, RACE), built_in("ethos"))["token"].to_list()
+    assert [token for token in made if token.startswith("DEMO/ETHNICITY")] == ["DEMO/ETHNICITY/B"]
+    alone = named_tokens(events(*LIFE[:2], unstated), built_in("ethos"))["token"].to_list()
+    assert alone.count("DEMO/ETHNICITY/UNKNOWN") == 1

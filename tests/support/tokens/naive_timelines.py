@@ -191,9 +191,14 @@ class Naive:
                     timed.append(row)
                 front[named] = row["code"]
             elif profile.demographic_value == "first":
-                if named in used:
-                    self._drop(row, "repeated_demographic")
-                used.setdefault(named, row)
+                before = used.get(named)
+                better = before is None or (
+                    before["code"].endswith("/UNKNOWN") and not row["code"].endswith("/UNKNOWN")
+                )
+                if before is not None:
+                    self._drop(before if better else row, "repeated_demographic")
+                if better:
+                    used[named] = row
             else:
                 known = row[profile.order] is None or row[profile.order] <= min(starts)
                 for lost in [used.get(named)] if known else [row]:
