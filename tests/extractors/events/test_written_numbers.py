@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from extractors.events.values import Writing, parse_values
 from extractors.source import Source, load_source
+from flows.runs.convert import convert as convert_sources
+from flows.runs.settings import RunSettings
 from tests.support.raw.raw_tables import convert, csv_text
+from warehouse.layout import ReleaseLayout
 
 GERMAN, SWISS, FRENCH, AMERICAN = Writing(",", "."), Writing(".", "'"), Writing(",", " "), Writing(".", ",")
 
@@ -155,3 +158,31 @@ def test_keep_empty_without_a_value_is_refused() -> None:
         Source.model_validate(
             {"name": "s", "subject": "p", "tables": {"t": {"events": [{"code": "X", "keep_empty": True}]}}}
         )
+
+
+def test_beside_a_source_the_configuration_says_how_values_are_written_and_the_ledger_counts_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "t.csv").write_text(VITALS.replace(",60,", ',"60,5",').replace(",80,", ",8.000,"))
+    (tmp_path / "source.yaml").write_text(
+        "{name: s, subject: pid, tables: {t: {events: [{code: P, time: at, value: pulse}, "
+        "{code: W, time: at, value: weight}, {code: N, time: at, value: note}]}}}"
+    )
+    (tmp_path / "run.yaml").write_text(
+        "{name: n, deid: {mode: synthetic, subject_ids: keep, dates: keep}, buckets: 2, "
+        "sources: [{source: source.yaml, path: raw, "
+        "reading: {decimal: ',', tables: {t: {columns: {weight: {thousands: '.'}}}}}}]}"
+    )
+    tree = ReleaseLayout(tmp_path / "dataset")
+    convert_sources(RunSettings(tmp_path / "run.yaml", workers=1), tree.path)
+    events = pl.concat(pl.read_parquet(path) for path in tree.path.glob("data/*.parquet")).sort("time", "code")
+    assert events.select("code", "numeric_value", "text_value").rows() == [
+        ("P", 60.5, None), ("W", 8000, None), ("N", None, "text"),
+    ]  # fmt: skip
+    counted = pl.read_parquet(tree.ledger).filter(pl.col("outcome").is_in(["values", "numbers", "empty"]))
+    assert {row[:3]: row[3] for row in counted.select("outcome", "reason", "table", "rows").iter_rows()} == {
+        ("values", "pulse", "t"): 1, ("numbers", "pulse", "t"): 1, ("empty", "pulse", "t"): 3,
+        ("values", "weight", "t"): 1, ("numbers", "weight", "t"): 1, ("empty", "weight", "t"): 3,
+        ("values", "note", "t"): 1, ("numbers", "note", "t"): 0, ("empty", "note", "t"): 3,
+    }  # fmt: skip
