@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractors.deid import Deidentifier
 from flows.extras import require
-from flows.runs.gate import check_names, judge_release
+from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
@@ -152,7 +152,7 @@ class Run:
         current = current_release(self.layout)
         self.previous = read_manifest(current.manifest) if current else None
         if self.accept_loss:
-            check_names(self.accept_loss, self.previous)
+            gate.check_names(self.accept_loss, self.previous)
         self.context = RunContext(
             engine=self.engine,
             staging=self.staging,
@@ -259,7 +259,7 @@ class Run:
         if self._state.unchanged:
             return
         _remove_strangers(self._tree.path, set(self._state.manifest.files))
-        self._state.manifest = judge_release(
+        self._state.manifest = gate.judge_release(
             self._tree,
             self._state.manifest,
             self.config,

@@ -336,7 +336,8 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
 
     answers = json.dumps(seen)
     assert not [word for word in _identifiers(site) if word in answers]
-    assert set(seen["flow_runs"][0]["parameters"]) == {"config", "root", "engine", "runner", "workers", "limit"}
+    asked = {"config", "root", "engine", "runner", "workers", "limit", "rehash", "accept_loss"}
+    assert set(seen["flow_runs"][0]["parameters"]) == asked
 
 
 def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dict[str, Any]]]:
@@ -371,7 +372,7 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
 def test_a_stage_of_the_list_is_a_step_of_the_flow(published: Site, tmp_path: Path, server: Server) -> None:
     site = published.copy(tmp_path, hospital=True)
     patch = (
-        "from pipelines import stages\nfrom tests.support import toy_night_stage\n"
+        "from pipelines import stages\nfrom tests.support.nights import toy_night_stage\n"
         "stages.STAGES = (*stages.STAGES, toy_night_stage.STAGE)"
     )
     seen = _flow_run_with(site, server, patch)
