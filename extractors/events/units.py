@@ -36,10 +36,12 @@ _ALIKE = (
     (r"\blbs\b", "lb"),
     (r"²", "2"),
 )
+# Words that a column of units holds where there is none, as `_compared` leaves them.
+_NO_UNIT = ("", "-", "n/a", "na", "none", "null", "nan", "unknown", "unspecified", "notapplicable", "nounit")
 # What a letter measures as a unit: beside a row's unit of that kind it is no flag.
 _KINDS = {
-    "L": re.compile(r"[mdcun]?l"),
-    "l": re.compile(r"[mdcun]?l"),
+    "L": re.compile(r"[mdcun]?l|lpm"),
+    "l": re.compile(r"[mdcun]?l|lpm"),
     "C": re.compile(r"c|f|k|celsius|fahrenheit"),
     "h": re.compile(r"s|min|h|d"),
 }
@@ -153,7 +155,7 @@ class Units:
         if written is None:
             return None, flag, True
         if flag == LETTER or (flag in _COMPARED and written in LETTERS):
-            measured = unit is not None and _KINDS[written].fullmatch(_compared(unit)) is not None
+            measured = unit is not None and _measures(written, unit)
             if flags is True or (flags is None and unit is not None and not measured):
                 self._marks[name].add(written)
                 return None, marked, True
@@ -177,10 +179,16 @@ class Units:
         return None if self._is_flag(name, letter) else self._spellings.get(letter, letter)
 
 
+def _measures(letter: str, unit: str) -> bool:
+    """Whether a letter is a unit beside a row's unit: one of its kind, or a rate of it, as L is beside L/min."""
+    compared = _compared(unit)
+    return _KINDS[letter].fullmatch(compared) is not None or compared.split("/")[0] == letter.lower()
+
+
 def _agree(written: str, unit: str) -> bool:
     """Whether two units are one, or one of them says less than the other, as mg does of mg/dL."""
     first, second = _compared(written), _compared(unit)
-    return first == second or first == second.split("/")[0] or second == first.split("/")[0]
+    return second in _NO_UNIT or first == second or first == second.split("/")[0] or second == first.split("/")[0]
 
 
 def _compared(unit: str) -> str:

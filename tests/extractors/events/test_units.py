@@ -45,6 +45,11 @@ def test_beside_a_unit_of_the_row_a_flag_is_a_flag(tmp_path: Path, text: str) ->
     assert counts["partial"] == {} and counts["values"]["val"] == {"present": 1, "numbers": 1, "empty": 0}
 
 
+def test_a_rate_of_the_letter_is_measured_in_it(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [("2 L", "L/min"), ("45 L", "mL/min/1.73m2"), ("12 h", "hours"), ("45 C", "mg/dL")])
+    assert [row[2] for row in found] == ["unit", "flag", "unit", "flag"]
+
+
 def test_a_bound_and_a_range_keep_their_own_flag(tmp_path: Path) -> None:
     found, _ = read(tmp_path, [("<5 L", "g/dL"), (">= 20 H", "g/dL"), ("4-6 L", "g/dL")])
     assert found == [(5, "<5 L", "<", "g/dL"), (20, ">= 20 H", ">=", "g/dL"), (5, "4-6 L", "range", "g/dL")]
@@ -117,6 +122,7 @@ def test_the_mean_is_that_of_all_numbers(tmp_path: Path) -> None:
         ("5 µg", "μg", False), ("5 IU/L", "U/L", False), ("5 units", "U", False), ("5 mg", "mg/dL", False),
         ("5 sec", "s", False), ("5 °C", "C", False), ("5 C", "°C", False), ("37 C", "°F", True), ("2.5 L", "mL", True),
         ("2.5 L", "L", False), ("<5 mmol/L", "mg/dL", True), ("1-3 g", "mg", True), ("50 %", "g/L", True),
+        ("2 L", "L/min", False), ("45 L", "mL/min/1.73m2", False), ("5 mg", "N/A", False),
         ("5 x10^9/L", "10*9/L", False), ("5 h", "min", True), ("5 hrs", "hours", False), ("4.5 g/dL H", "g/L", True),
     ],
 )  # fmt: skip
