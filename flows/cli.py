@@ -362,6 +362,10 @@ def check_source(
     crosswalk: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: a crosswalk of the source; may be given again.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A run's configuration: what it says of the source holds, its `reading` above all."),
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the YAML, for editors.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -377,9 +381,9 @@ def check_source(
     if schema:
         print(json_schema(), end="")
         return
-    if not source:
+    if not source and config is None:
         raise TimeloomError("check-source needs a source", "give a YAML file, or the name of a built-in one")
-    description = check(source, path, rows, crosswalk or ())
+    description = check(source, path, rows, crosswalk or (), config)
     if as_json:
         print(json.dumps(description))
     else:

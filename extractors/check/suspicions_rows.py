@@ -13,6 +13,7 @@ from extractors.check.suspicions_yaml import BILLING, Suspicion, declares_offset
 from extractors.events.converted import MISSED, RECORDED, Account
 from extractors.events.times import Times, precision_of
 from extractors.events.values import parse_values
+from extractors.origins import readings_of
 from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns
 from extractors.source_model import reads_offsets
 
@@ -332,17 +333,21 @@ def _zones(source: Source, samples: list[Sample]) -> Iterator[Suspicion]:
     """Times with an offset beside times without one."""
     with_offset: list[str] = []
     naive: list[str] = []
+    converted = False
     for sample in samples:
         for time in times_of(sample.rule):
+            zoned = all(reading.zone for reading in readings_of(source, sample.table, time))
             for time_format in sample.times[key_of(time)].formats:
                 if reads_offsets(time_format):
-                    with_offset.append(f"{sample.table}.{time.column[0]}")
+                    converted |= zoned
+                    with_offset += [] if zoned else [f"{sample.table}.{time.column[0]}"]
                 elif precision_of(time_format) in MOMENTS:
                     naive.append(f"{sample.table}.{time.column[0]}")
-    if source.time_zone and naive and not with_offset:
+    zone = source.reading.time_zone or source.time_zone
+    if zone and naive and not with_offset and not converted:
         if declares_offsets(source):
-            yield idle_zone(source.time_zone)
-    elif not source.time_zone and naive and with_offset:
+            yield idle_zone(zone)
+    elif naive and with_offset:
         yield Suspicion(
             "offsets_without_time_zone", with_offset[0].rpartition(".")[0], with_offset[0].rpartition(".")[2],
             f"its times become UTC, while those of {naive[0]} stay as they are",

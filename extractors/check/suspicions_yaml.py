@@ -66,8 +66,9 @@ def in_yaml(source: Source) -> Iterator[Suspicion]:
                     "join_of_an_optional_table", table, join.table,
                     f"{join.table} may be absent, and then a run stops", "mark the join `optional: true` too",
                 )  # fmt: skip
-    if source.time_zone and not declares_offsets(source):
-        yield idle_zone(source.time_zone)
+    zone = source.reading.time_zone or source.time_zone
+    if zone and not declares_offsets(source):
+        yield idle_zone(zone)
 
 
 def declares_offsets(source: Source) -> bool:

@@ -13,6 +13,7 @@ from rich.text import Text
 from extractors.check.explain import ROWS, Explanation, RuleFacts, TableFacts, explain
 from extractors.source import Source, load_source
 from extractors.tables.export import Export
+from pipelines.config import SourceConfig, load_config
 from validation.report.cells import SMALL, Cell, Cells, Hidden, follow
 from warehouse.errors import TimeloomError
 
@@ -29,18 +30,31 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def check(name: str, path: Path | None = None, rows: int = ROWS, crosswalks: Sequence[str] = ()) -> Description:
+def check(
+    name: str,
+    path: Path | None = None,
+    rows: int = ROWS,
+    crosswalks: Sequence[str] = (),
+    config: Path | None = None,
+) -> Description:
     """Explains a source, by name or YAML file.
 
     Args:
         path: the export; without it only what the YAML says is checked.
         crosswalks: `NAME=FILE`.
+        config: a run's configuration, whose `reading`, `crosswalks` and, where not given, `path` of this source hold;
+            with one source it needs no name.
 
     Raises:
         TimeloomError: the YAML is no source, the export is not there, or it has no such crosswalk.
     """
-    source = load_source(name)
-    files = {}
+    files: dict[str, Path] = {}
+    if config is None:
+        source = load_source(name)
+    else:
+        named = _of_config(config, name)
+        source = load_source(named.source, config.parent.resolve()).read_as(named.reading)
+        path, files = path or named.path, dict(named.crosswalks)
     for crosswalk in crosswalks:
         known, equals, file = crosswalk.partition("=")
         if not equals:
@@ -50,6 +64,15 @@ def check(name: str, path: Path | None = None, rows: int = ROWS, crosswalks: Seq
         files[known] = Path(file)
     export = Export(path, source, files) if path else None
     return describe(explain(source, export, rows), rows if export else 0)
+
+
+def _of_config(config: Path, name: str) -> SourceConfig:
+    """What a run's configuration says of a source, or of its only one."""
+    found = [named for named in load_config(config).sources if name in ("", named.source)]
+    if len(found) != 1:
+        what = f"{len(found)} sources {name}".rstrip() if found else f"no source {name}"
+        raise TimeloomError(f"{config.name} has {what}", remedy="name the source as the configuration does")
+    return found[0]
 
 
 def describe(explanation: Explanation, rows: int) -> Description:

@@ -332,3 +332,26 @@ def test_describe_tells_small_from_withheld() -> None:
     facts.tables[0].account.raw, facts.tables[0].account.static = 12, 10
     facts.tables[0].account.quarantined["bad_subject_id"] = 2
     assert describe(facts, 10)["tables"][0]["became"] == {"static": "<11", "bad_subject_id": "<11"}
+
+
+def test_a_configuration_says_how_the_site_writes_its_tables(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    days = [f"{day:02}/{month:02}/2020" for month in (1, 2) for day in range(1, 13)]
+    rows = "".join(f"{number},{day}\n" for number, day in enumerate(days))
+    (tmp_path / "raw" / "t.csv").write_text(f"pid,at\n{rows}")
+    formats = '["%m/%d/%Y", "%d/%m/%Y"]'
+    (tmp_path / "own.yaml").write_text(
+        f"name: own\nsubject: pid\ntables: {{t: {{events: [{{code: X, time: {{column: at, formats: {formats}}}}}]}}}}\n"
+    )
+    reading = 'reading: {tables: {t: {formats: "%d/%m/%Y"}}}'
+    run = tmp_path / "run.yaml"
+    run.write_text(f"sources: [{{source: own.yaml, path: raw, {reading}}}]\ndeid: {{mode: synthetic}}\n")
+    found = {finding["check"] for finding in check(str(tmp_path / "own.yaml"), tmp_path / "raw")["suspicious"]}
+    assert "formats_both_fit" in found
+    for name in ("", "own.yaml"):
+        description = check(name, config=run)
+        (times,) = description["tables"][0]["times"]
+        assert times["%d/%m/%Y"] == 24
+        assert "formats_both_fit" not in {finding["check"] for finding in description["suspicious"]}
+    with pytest.raises(TimeloomError, match=r"run\.yaml has no source omop"):
+        check("omop", config=run)
