@@ -361,7 +361,7 @@ def test_the_check_finds_a_source_whose_availability_is_swapped(
     for name in kept:
         (tmp_path / "raw" / "hosp").mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / f"{name}.csv.gz").symlink_to(folder / f"{name}.csv.gz")
-    source = whole | {"tables": kept, "codes": [], "crosswalks": {}}
+    source = whole | {"tables": kept, "codes": [], "crosswalks": {}, "reading": {}}
     assert early(source, demo, tmp_path / "right") == {}
     # A mapping with this mistake makes the facts known at admission.
     kept[f"hosp/{table}"]["joins"][0]["columns"]["dischtime"] = "admittime"
