@@ -94,13 +94,13 @@ def test_readme_code_for_modelers_runs(place: Path) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/sources.md"])
 def test_documented_sources_are_valid(document: str, tmp_path: Path) -> None:
-    (text,) = blocks(document, "yaml")
+    text, *_ = blocks(document, "yaml")
     (tmp_path / "source.yaml").write_text(text, encoding="utf-8")
     assert isinstance(load_source("source.yaml", tmp_path), Source)
 
 
 def test_a_misspelt_key_in_a_documented_source_is_refused(tmp_path: Path) -> None:
-    (text,) = blocks("README.md", "yaml")
+    text, *_ = blocks("README.md", "yaml")
     (tmp_path / "source.yaml").write_text(text.replace("available:", "availble:"), encoding="utf-8")
     with pytest.raises(Exception, match="availble"):
         load_source("source.yaml", tmp_path)
@@ -114,7 +114,7 @@ def test_documented_configuration_is_valid() -> None:
 
 def test_readme_source_runs_on_a_table(tmp_path: Path) -> None:
     """The README's own example, from YAML to a release."""
-    (text,) = blocks("README.md", "yaml")
+    text, *_ = blocks("README.md", "yaml")
     (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
     tables = tmp_path / "tables"
     tables.mkdir()
