@@ -12,15 +12,17 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 
 from warehouse.errors import TimeloomError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
+KEPT_LINES = 500
 # A server that is named may be starting too.
 REACH_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -91,27 +93,31 @@ def start_server(port: int) -> "subprocess.Popen[bytes]":
         # The page asks port 4200 unless told otherwise.
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
-    with tempfile.TemporaryFile() as said:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        deadline = time.monotonic() + START_SECONDS
-        try:
-            while time.monotonic() < deadline and server.poll() is None:
-                if _healthy(f"http://127.0.0.1:{port}/api"):
-                    return server
-                time.sleep(0.2)
-        except BaseException:
-            stop_server(server)
-            raise
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+    assert server.stdout is not None, "its words go through a pipe"
+    # Read as long as it runs, or it would wait; kept is the end alone.
+    said: deque[bytes] = deque(maxlen=KEPT_LINES)
+    listener = threading.Thread(target=said.extend, args=(server.stdout,), daemon=True)
+    listener.start()
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        while time.monotonic() < deadline and server.poll() is None:
+            if _healthy(f"http://127.0.0.1:{port}/api"):
+                return server
+            time.sleep(0.2)
+    except BaseException:
         stop_server(server)
-        said.seek(0)
-        why, remedy = _why(said.read().decode(errors="replace"))
+        raise
+    stop_server(server)
+    listener.join(timeout=STOP_SECONDS)
+    why, remedy = _why(b"".join(said).decode(errors="replace"))
     raise TimeloomError(f"the Prefect server did not start on port {port}: {why}", remedy)
 
 
