@@ -371,8 +371,9 @@ def check(report: StageReport, night: Night) -> None:
     for table, what in sorted(noticed):
         if what:
             night.log(f"table {table}: {what}")
-    check_rows(report, night.config.limits)
+    # First what names a column: it is what makes rows fail.
     check_times(report, night.config.limits.unparsable_times)
+    check_rows(report, night.config.limits)
     check_joins(report, night.config.limits)
     subjects_of(report, night.layout.segments)
 
