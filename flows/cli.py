@@ -269,6 +269,8 @@ def meds(
         print(json.dumps(asdict(converted)))
     else:
         rewritten = f"{converted.rewritten} of {converted.buckets} event files written"
+        for line in converted.said:
+            say(line)
         say(f"{out}: {converted.events} events of {converted.subjects} subjects, {rewritten}")
         if converted.quarantined:
             say(f"{converted.quarantined} raw rows are quarantined; ledger.parquet says why, quarantine.parquet which")

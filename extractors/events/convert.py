@@ -82,7 +82,7 @@ class Converter:
     `convert` makes events.
 
     Args:
-        label: what events call the table; its name where None.
+        label: what errors call the file; the table's name where None.
 
     Attributes:
         columns: the raw columns that the rules read.
@@ -192,7 +192,7 @@ class Converter:
         return conditions, failed
 
     def _place(self, key: str) -> str:
-        return f"source {self.source.name}, table {self.table}: {key}"
+        return f"source {self.source.name}, table {self.label}: {key}"
 
     def _patient(self, rows: Rows) -> _Patient:
         name = self.rule.subject or self.source.subject

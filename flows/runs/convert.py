@@ -37,6 +37,7 @@ class Converted:
     Attributes:
         quarantined: raw rows that made nothing and are no duplicates.
         rewritten: event files, of `buckets`, that are not those of the conversion before.
+        said: what a run would write to its log, such as separators that nobody named.
     """
 
     events: int
@@ -45,6 +46,7 @@ class Converted:
     quarantined: int
     buckets: int
     rewritten: int
+    said: list[str]
 
 
 def convert(
@@ -60,6 +62,7 @@ def convert(
     """
     _refuse_strangers(out)
     config = load_config(settings.config)
+    said: list[str] = []
     chosen = settings.root or config.root or out.with_name(f"{out.name}.root")
     layout = Layout(chosen.expanduser().resolve())
     base = settings.config.parent.resolve()
@@ -73,7 +76,8 @@ def convert(
         (staging / "release").mkdir(parents=True, exist_ok=True)
         with engine or make_engine(settings, config) as running:
             context = _Conversion(running, staging, None, None, progress)
-            night = Night(config, base, layout, context, Fingerprints(layout.private, rehash=settings.rehash))
+            fingerprints = Fingerprints(layout.private, rehash=settings.rehash)
+            night = Night(config, base, layout, context, fingerprints, log=said.append)
             _carry_out(night)
         _put(night, out)
     aligned = next(report for report in night.reports.values() if _of(report, "data/"))
@@ -84,6 +88,7 @@ def convert(
         quarantined=quarantined(night, CONVERSION),
         buckets=config.buckets,
         rewritten=aligned.ran,
+        said=said,
     )
 
 

@@ -103,3 +103,12 @@ def test_a_patient_id_that_a_crosswalk_ties_to_two_subjects_has_none(tmp_path: P
     write_series(tree / "b", image=lambda at: noise(at + 50), PatientID="P2", series="2")
     links = crosswalk(tmp_path / "patients.csv", "P1,1,,", "P1,2,,", "P2,3,,", "P2,3,,") | {"match": "patient_id"}
     assert verdicts("ct", tmp_path, tree, crosswalk=links)[0] == {None: [TWO], 3: ["ok"]}
+
+
+def test_a_patients_id_in_headers_is_mended_by_the_keys_of_its_block(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for number, patient in enumerate(["0007", "7.0", "P7^^^HOSP", "NULL", "X7"]):
+        write_series(tree / str(number), image=noise, PatientID=patient, series=str(number))
+    keys = {"subject_normalise": [r"^P?(\w+)\^", "strip_zeros"], "subject_pattern": r"\d+"}
+    found, _ = verdicts("ct", tmp_path, tree, **keys)
+    assert found == {None: ["failed_no_subject"] * 2, 7: ["ok"] * 3}

@@ -174,7 +174,8 @@ def test_moments_are_those_of_the_general_reader_or_left_to_it(texts: list[str])
     if found is None:
         assert expected.null_count() > series.null_count()
     else:
-        assert found.to_list() == expected.to_list()
+        # As numbers: Python has no year 0.
+        assert found.to_physical().to_list() == expected.to_physical().to_list()
     assert parse_times(series.to_frame(), rule).present == len(series) - series.null_count()
 
 

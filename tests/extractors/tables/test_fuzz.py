@@ -133,6 +133,7 @@ RULE: dict[str, Any] = {
             "value": "v",
             "text": "note",
             "where": "v IS NULL OR v <> 'skip'",
+            "keep_empty": True,
         },
         {"code": "SEX/{sex}"},
     ]

@@ -380,3 +380,32 @@ def test_the_commands_of_the_readme_convert_the_clinic(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     ledger = pl.read_parquet(tmp_path / "clinic-meds" / "ledger.parquet")
     assert ledger.filter(pl.col("reason") == "duplicate_row")["rows"].to_list() == [1]
+
+
+def test_rehash_sees_what_the_file_system_does_not_say(again: Place) -> None:
+    """Other content in a file that is remembered as it is now: as on a disk that tells neither times nor inodes."""
+    again.convert()
+    text = again.labs.read_text()
+    assert "mg/dL" in text
+    again.labs.write_text(text.replace("mg/dL", "mg/DL"))
+    memory = again.folder / "dataset.root.private" / "fingerprints.json"
+    known = json.loads(memory.read_text())
+    status = again.labs.stat()
+    key = str(again.labs.resolve())
+    known[key] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, known[key][-1]]
+    memory.write_text(json.dumps(known))
+    assert again.convert().rewritten == 0
+    assert convert(RunSettings(again.config, workers=1, rehash=True), again.out).rewritten > 0
+    assert "mg/DL" in set(again.events()["unit"])
+
+
+def test_a_separator_that_nobody_named_is_said(again: Place) -> None:
+    before = again.convert()
+    with again.labs.open(newline="") as file:
+        rows = list(csv.reader(file))
+    with again.labs.open("w", newline="") as file:
+        csv.writer(file, delimiter=";", lineterminator="\n").writerows(rows)
+    found = again.convert()
+    assert before.said == []
+    assert found.said == ["table labs: semicolons separate its columns, as its header shows"]
+    assert found.events == before.events
