@@ -75,15 +75,11 @@ def grammar_of(request: Request, name: str, head: bytes) -> tuple[Grammar, str]:
 
 def _shown(request: Request, head: bytes, usual: str) -> str:
     """The separator that the header shows; the usual one where it shows none, or several."""
-    names = {separator: _names(request, separator, head) for separator in SEPARATORS}
-    if request.needed:
-        if request.needed & names[usual]:
-            return usual
-        found = [separator for separator in SEPARATORS if request.needed <= names[separator]]
-    else:
-        if len(names[usual]) > 1:
-            return usual
-        found = [separator for separator in SEPARATORS if len(names[separator]) > 1]
+    needed, names = request.needed, _names(request, usual, head)
+    if needed & names if needed else len(names) > 1:
+        return usual
+    others = {separator: _names(request, separator, head) for separator in SEPARATORS if separator != usual}
+    found = [separator for separator, names in others.items() if (needed <= names if needed else len(names) > 1)]
     return found[0] if len(found) == 1 else usual
 
 

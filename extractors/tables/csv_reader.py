@@ -152,7 +152,8 @@ class CsvReader:
         self, chunk: Chunk, quoted: Spans, columns: list[str], texts: set[str], first: int, seed: int | None
     ) -> tuple[TableBlock, int]:
         """A chunk as the general reader splits it, and how many records it holds."""
-        spoilt = numbers_at(chunk, quoted, np.array([place for place in quoted.spoilt if place < chunk.end], np.int64))
+        places = np.array([place for place in quoted.spoilt if place < chunk.end], np.int64)
+        spoilt = numbers_at(chunk, quoted, places) if len(places) else places
         chunk, quoted = self._grammar.without_escapes(chunk, quoted)
         table, malformed = self._split(chunk, columns, texts)
         records = len(table) + len(malformed)
@@ -207,7 +208,11 @@ class CsvReader:
     def _says_header(self, table: pa.Table, chunk: Chunk, columns: list[str]) -> npt.NDArray[np.bool_]:
         """Which rows say what the header says."""
         found = np.ones(len(table), np.bool_)
-        telling = [name for name in columns if name not in self._null_values][:1]
+        # A column whose texts are numbered is soonest looked through.
+        telling = sorted(
+            (name for name in columns if name not in self._null_values),
+            key=lambda name: not pa.types.is_dictionary(table.schema.field(name).type),
+        )[:1]
         for name in telling:
             found &= _holds(table.column(name), self._spellings(name))
         if not telling or not found.any():

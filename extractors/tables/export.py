@@ -28,6 +28,7 @@ class Export:
 
     def __init__(self, path: Path, source: Source, crosswalks: dict[str, Path] | None = None) -> None:
         self.path, self.source, self.crosswalks = path, source, crosswalks or {}
+        self._folders: dict[Path, list[Path]] = {}
         unknown = sorted(set(self.crosswalks) - set(source.crosswalks))
         if unknown:
             known = ", ".join(sorted(source.crosswalks)) or "none"
@@ -40,14 +41,20 @@ class Export:
         """Whether all tables lie in one DuckDB file."""
         return self.path.name.lower().endswith(DATABASE)
 
-    @cached_property
-    def _listing(self) -> dict[str, list[Path]]:
-        """Files below the folder by table name, in lower case."""
-        found: dict[str, list[Path]] = {}
-        for path in sorted(self.path.rglob("*")):
-            # A link to nowhere is no file.
-            if _ending(path) and path.exists():
-                found.setdefault(self._name_of(path).lower(), []).append(path)
+    def _inside(self, folder: Path) -> list[Path]:
+        """What lies in a folder, in name order."""
+        if folder not in self._folders:
+            self._folders[folder] = sorted(folder.iterdir()) if folder.is_dir() else []
+        return self._folders[folder]
+
+    def _called(self, names: list[str]) -> list[Path]:
+        """Folders below the export by the names on the way to them, whatever their case."""
+        found = [self.path]
+        for name in names:
+            found = [
+                path for folder in found for path in self._inside(folder)
+                if path.name.lower() == name.lower() and path.is_dir()
+            ]  # fmt: skip
         return found
 
     def _name_of(self, path: Path) -> str:
@@ -81,7 +88,15 @@ class Export:
             return [supplied] if supplied else []
         if self.is_database:
             return [self.path] if table in self._database_tables else []
-        named = self._of_case(table, _without_texts(self._listing.get(table.lower(), [])))
+        *folders, name = table.split("/")
+        named = [
+            path
+            for folder in self._called(folders)
+            for path in self._inside(folder)
+            # A link to nowhere is no file.
+            if path.name[: -len(_ending(path)) or None].lower() == name.lower() and _ending(path) and path.exists()
+        ]
+        named = self._of_case(table, _without_texts(named))
         pieces = self._of_case(table, self._pieces(table))
         for path in named:
             if path.is_dir():
@@ -92,10 +107,10 @@ class Export:
 
     def _pieces(self, table: str) -> list[Path]:
         """The files in a folder of a table's name, whatever their case."""
-        prefix = f"{table.lower()}/"
-        pieces = [path for name, paths in self._listing.items() if name.startswith(prefix) for path in paths]
-        if not self.source.case_insensitive:
-            pieces = [path for path in pieces if "/" not in self._name_of(path)[len(prefix) :]]
+        folders = self._called(table.split("/"))
+        deep = self.source.case_insensitive
+        pieces = [path for folder in folders for path in (sorted(folder.rglob("*")) if deep else self._inside(folder))]
+        pieces = [path for path in pieces if _ending(path) and path.exists()]
         return _without_texts(pieces)
 
     def _of_case(self, table: str, paths: list[Path]) -> list[Path]:
@@ -184,7 +199,8 @@ class Export:
 
     def _part(self, path: Path, table: str) -> str:
         """Which of a table's files it is, in words; by its name only where that is a number that a program gave."""
-        files = [] if self.is_database else self._pieces(table)
+        alone = self.is_database or path.parent == self.path / Path(table).parent
+        files = [] if alone else self._pieces(table)
         if path not in files:
             return ""
         named = f" ({path.name})" if _NUMBERED_PART.fullmatch(path.name[: -len(_ending(path))]) else ""
