@@ -317,3 +317,10 @@ def test_parts_are_named_by_number_and_by_name_only_where_a_program_gave_it(tmp_
     export = export_of(tmp_path, "t/part-0.csv", "t/part-00001.csv.gz", "t/smith-1950.csv")
     says = ["part 1 of 3 (part-0.csv)", "part 2 of 3 (part-00001.csv.gz)", "part 3 of 3"]
     assert [export.open(path, "t").label for path in export.files("t")] == [f"t, {part}" for part in says]
+
+
+def test_a_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    export_of(tmp_path / "elsewhere", "t/part-0.csv")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "t").symlink_to(tmp_path / "elsewhere" / "t")
+    assert [path.name for path in export_of(tmp_path / "export").files("t")] == ["part-0.csv"]

@@ -338,6 +338,7 @@ def test_quarantined_rows_are_told_with_exit_code_2(again: Place) -> None:
         "quarantined": pl.read_parquet(again.out / "quarantine.parquet").height,
         "buckets": BUCKETS,
         "rewritten": 0,
+        "said": [],
     }
     plain = again.timeloom()
     assert plain.returncode == 2
