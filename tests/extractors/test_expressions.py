@@ -176,7 +176,7 @@ ROWS = [(1, "10", "a"), (1, "SECRET", "b"), (1, None, "c"), (1, "30", "d")]
 DERIVES: dict[str, Any] = {
     "derive": {"more": "CAST(number AS BIGINT) + 1"},
     "events": [
-        {"code": "X/{name}", "value": "more"},
+        {"code": "X/{name}", "value": "more", "keep_empty": True},
         {"code": "BIG/{name}", "where": "CAST(number AS BIGINT) > 20"},
     ],
 }
