@@ -324,3 +324,17 @@ def test_a_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "t").symlink_to(tmp_path / "elsewhere" / "t")
     assert [path.name for path in export_of(tmp_path / "export").files("t")] == ["part-0.csv"]
+
+
+def test_a_part_that_breaks_off_names_itself_and_how_far_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 1 << 16)
+    export = export_of(tmp_path, "t/part-0.csv")
+    rows = "pid,at\n" + "".join(f"{number * 7919 % 9973},2020-01-01\n" for number in range(200_000))
+    (tmp_path / "t" / "part-1.csv.gz").write_bytes(gzip.compress(rows.encode())[:-2000])
+    export = Export(tmp_path, export.source)
+    with pytest.raises(
+        TimeloomError, match=r"^table t, part 2 of 2 \(part-1\.csv\.gz\): breaks off behind record \d+ "
+    ):
+        list(export.open(export.files("t")[1], "t").blocks())

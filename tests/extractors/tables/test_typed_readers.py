@@ -103,6 +103,20 @@ def test_parquet_columns_of_no_text_are_read_or_refused_in_one_line(tmp_path: Pa
         assert counts["events"] == 3
 
 
+def test_nulls_inside_nested_parquet_are_null(tmp_path: Path) -> None:
+    lists = pa.array([["a"], [None], None, [], ["null"], [None, "b"]])
+    structs = pa.array([{"a": 1, "b": None}, {"a": None, "b": None}, None, {}, {"a": None, "b": "null"}, None])
+    nested = pa.array([{"x": [{"y": None}]}, {"x": [None]}, {"x": None}, None, {"x": [{"y": 0}]}, {"x": []}])
+    pq.write_table(pa.table({"l": lists, "s": structs, "n": nested}), tmp_path / "t.parquet")
+    (block,) = RawTable(tmp_path / "t.parquet", "t", [""]).blocks()
+    present = {name: [value is not None for value in block.frame[name]] for name in "lsn"}
+    assert present == {
+        "l": [True, False, False, False, True, True],
+        "s": [True, False, False, False, True, False],
+        "n": [False, False, False, False, True, False],
+    }
+
+
 def test_whole_floats_of_parquet_are_ids(tmp_path: Path) -> None:
     frame = pl.DataFrame({"pid": [1.0, 2.0, None, 2.5], "at": ["2020-01-01"] * 4})
     frame.write_parquet(tmp_path / "t.parquet")
