@@ -13,7 +13,8 @@ from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier
 from extractors.ids import NULL_IDS, SubjectIds, known_ids, plain_numbers
 from extractors.reading import Reading
 from extractors.source import Source
-from extractors.tables.id_columns import IdKind, id_kinds
+from extractors.tables.id_columns import IdKind, IdReader, id_kinds
+from extractors.tables.rows import TextColumn
 from pipelines.splitting.merges import read_merges
 from tests.support.raw.raw_tables import KEEP, convert, csv_text, quarantine_of
 from warehouse.errors import TimeloomError
@@ -175,6 +176,15 @@ def test_a_subject_that_is_looked_up_is_one_in_the_other_table_too() -> None:
     results = {"joins": [join], "events": [{"code": "X", "time": "at"}]}
     source = Source.model_validate({"name": "s", "subject": "pid", "tables": {"orders": orders, "results": results}})
     assert id_kinds(source)["orders"] == {"patient": IdKind.SUBJECT}
+
+
+def test_columns_that_number_something_are_freed_of_floats_and_codes_are_not() -> None:
+    reader = IdReader({}, SubjectIds())
+    texts = TextColumn(text("250.0", "7", None))
+    for name in ("order_no", "ITEMID", "concept_id", "accession_number", "PAT_ENC_CSN"):
+        assert reader.read(name, texts).rows.to_list() == ["250", "7", None]
+    for name in ("icd", "code", "value", "idea"):
+        assert reader.read(name, texts).rows.to_list() == ["250.0", "7", None]
 
 
 # --- crosswalks and merges
