@@ -14,8 +14,8 @@ from extractors.ids import ASCII, SubjectIds, are_digits, have_invisible, known_
 from extractors.source import Source, aggregate
 from extractors.tables.rows import TextColumn
 
-# What names of columns end in that number something: patients, orders, concepts. Codes, such as those of ICD, are called
-# otherwise: of them 250.0 is another one than 250.
+# What names of columns end in that number something: patients, orders, concepts. Codes, such as those of ICD, are
+# called otherwise: of them 250.0 is another one than 250.
 _NAMED = ("id", "_no", "_nr", "_num", "_nbr", "number", "_key", "csn", "mrn")
 
 
@@ -60,7 +60,8 @@ class IdReader:
     """Reads the columns of one file that hold ids.
 
     Args:
-        kinds: of the table's columns, what holds ids of subjects and visits. Columns whose names say that they number something are keys.
+        kinds: of the table's columns, what holds ids of subjects and visits. Columns whose names say that they number
+            something are keys.
         subjects: how the site's ids of subjects become one spelling.
 
     Attributes:
