@@ -160,7 +160,7 @@ def run(params: Params, base: Path) -> Result:
         else:
             raw = export.open(Path(params["path"]), table, params["label"])
             raw.require(source.needed_columns(table))
-            converter = Converter(source, table, deid, raw.label)
+            converter = Converter(source, table, deid, lambda: raw.label)
             account = converter.account
             if rule.role == "reference":
                 account.raw = account.reference = _count(raw)

@@ -1,6 +1,8 @@
 """A block of raw rows becomes events; every row is accounted for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +84,7 @@ class Converter:
     `convert` makes events.
 
     Args:
-        label: what errors call the file; the table's name where None.
+        label: gives what errors call the file; the table's name where None.
 
     Attributes:
         columns: the raw columns that the rules read.
@@ -93,9 +95,9 @@ class Converter:
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
     """
 
-    def __init__(self, source: Source, table: str, deid: Deidentifier, label: str | None = None) -> None:
+    def __init__(self, source: Source, table: str, deid: Deidentifier, label: Callable[[], str] | None = None) -> None:
         self.source, self.table, self.deid = source, table, deid
-        self.label = label or table
+        self._label = label or (lambda: table)
         self.rule: TableRule = source.tables[table]
         self.account = Account()
         self.codes, self.units = Interner(), Units(source.units)
@@ -174,7 +176,7 @@ class Converter:
         columns = {name: without(column, self._nothing.get(name)) for name, column in rows.columns.items()}
         derived = Rows(columns, rows.number, hashes)
         for name, text in self.rule.derive.items():
-            made, failing = worked_out(derived, text, pl.String, self._place(f"derive.{name}"))
+            made, failing = worked_out(derived, text, pl.String, partial(self._place, f"derive.{name}"))
             derived = derived.with_column(name, without(made, self._nothing.get(name)))
             failed = failed if failing is None else failed | failing
         return derived, failed
@@ -186,13 +188,13 @@ class Converter:
             if not event.where:
                 conditions.append(every)
                 continue
-            met, failing = worked_out(rows, event.where, pl.Boolean, self._place(f"events.{number}.where"))
+            met, failing = worked_out(rows, event.where, pl.Boolean, partial(self._place, f"events.{number}.where"))
             conditions.append(met.rows.fill_null(False))
             failed = failed if failing is None else failed | failing
         return conditions, failed
 
     def _place(self, key: str) -> str:
-        return f"source {self.source.name}, table {self.label}: {key}"
+        return f"source {self.source.name}, table {self._label()}: {key}"
 
     def _patient(self, rows: Rows) -> _Patient:
         name = self.rule.subject or self.source.subject

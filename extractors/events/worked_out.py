@@ -1,5 +1,6 @@
 """Expressions of a source's YAML over rows: what they give, where a cast failed, and which row they cannot take."""
 
+from collections.abc import Callable
 from functools import partial
 
 import polars as pl
@@ -10,12 +11,14 @@ from extractors.tables.rows import Rows, TextColumn
 from warehouse.errors import TimeloomError
 
 
-def worked_out(rows: Rows, text: str, dtype: type[pl.DataType], place: str) -> tuple[TextColumn, pl.Series | None]:
+def worked_out(
+    rows: Rows, text: str, dtype: type[pl.DataType], place: Callable[[], str]
+) -> tuple[TextColumn, pl.Series | None]:
     """What an expression gives for rows (n,), null where a cast fails.
 
     Args:
         dtype: what it becomes.
-        place: where the YAML says it: source, table and key.
+        place: gives where the YAML says it: source, table and key.
 
     Returns:
         Its column, and in which rows (n,) bool a cast failed and left it null; None where none can.
@@ -32,7 +35,7 @@ def worked_out(rows: Rows, text: str, dtype: type[pl.DataType], place: str) -> t
     except pl.exceptions.PolarsError:
         number = _first_failing(rows, found.roots, found.made.cast(dtype))
         raise TimeloomError(
-            f"{place} fails at row {number}: `{text}`", remedy="mend the expression; docs/sources.md lists what works"
+            f"{place()} fails at row {number}: `{text}`", remedy="mend the expression; docs/sources.md lists what works"
         ) from None
     return made, failed.rows.fill_null(False)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from extractors.source import CROSSWALK, Source, made_columns
@@ -186,7 +186,9 @@ class Export:
             needed=self.source.needed_columns(table) if known else (),
             # What is found out of a crosswalk is said nowhere: it has no rows of its own.
             detect=not is_crosswalk,
-            label=f"{label or table}{self._part(path, table) if known else ''}",
+            label=label or table,
+            # To find it the table's files are listed, which each of many parts would do.
+            part=partial(self._part, path, table) if known else None,
             lower_case=self.source.case_insensitive,
             optional_columns=tuple(rule.optional_columns) if rule else (),
             ids=self._id_kinds.get(table),

@@ -1,7 +1,8 @@
 """One raw table as blocks of text columns, whatever it lies in: CSV, gzipped CSV, Parquet or a DuckDB file."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +31,8 @@ class RawTable:
 
     Args:
         table: the table's name; in a database it says which table.
-        label: what errors call it.
+        label: what errors call the table.
+        part: gives which of the table's files it is, in words; asked where an error says so.
         null_values: texts that mean "nothing", besides an empty field.
         reading: how the table is written: separators, quotes, encoding, what means "nothing" in some columns alone, and
             where the comma divides.
@@ -49,6 +51,7 @@ class RawTable:
         null_values: list[str],
         *,
         label: str | None = None,
+        part: Callable[[], str] | None = None,
         reading: TableReading | None = None,
         lower_case: bool = False,
         optional_columns: tuple[str, ...] = (),
@@ -57,7 +60,7 @@ class RawTable:
         ids: Mapping[str, IdKind] | None = None,
         subjects: SubjectIds | None = None,
     ) -> None:
-        self.label = label or table
+        self._table, self._part = label or table, part
         self._optional = optional_columns
         reading = reading or TableReading()
         self._nothing = {name: reading.of_column(name).nothing for name in reading.columns}
@@ -86,6 +89,11 @@ class RawTable:
         fractions = (name for name in names if self._spelt[name] in self._reader.fractions)
         self._commas = {name for name in fractions if reading.of_column(name).decimal_sign == ","}
         self.columns = names
+
+    @cached_property
+    def label(self) -> str:
+        """What errors call the file."""
+        return f"{self._table}{self._part() if self._part else ''}"
 
     @property
     def malformed(self) -> list[int]:

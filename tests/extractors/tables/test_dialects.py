@@ -319,6 +319,13 @@ def test_parts_are_named_by_number_and_by_name_only_where_a_program_gave_it(tmp_
     assert [export.open(path, "t").label for path in export.files("t")] == [f"t, {part}" for part in says]
 
 
+def test_a_part_is_read_without_a_look_at_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = export_of(tmp_path, "t/part-0.csv", "t/part-1.csv")
+    path = export.files("t")[1]
+    monkeypatch.setattr(Export, "_pieces", lambda self, table: pytest.fail("it lists the table's files"))
+    assert sum(map(len, Export(tmp_path, export.source).open(path, "t").blocks())) == 1
+
+
 def test_a_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
     export_of(tmp_path / "elsewhere", "t/part-0.csv")
     (tmp_path / "export").mkdir()
