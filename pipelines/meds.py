@@ -32,8 +32,6 @@ from warehouse.files import atomic_write, sha256_json, write_json
 
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
-# In the private folder: which file is called by which hash.
-UNMAPPED = "unmapped.json"
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
 
 
@@ -138,7 +136,7 @@ def plan(night: Night) -> list[Task]:
                     )
                 )
     # For `timeloom status` on the site's own machine; nothing else reads it.
-    write_json(layout.private / UNMAPPED, names)
+    write_json(layout.unmapped_files, names)
     return tasks
 
 

@@ -163,3 +163,8 @@ class Layout:
     def private(self) -> Path:
         """Beside the root, never in it: the key, and what ties de-identified items to raw files."""
         return self.root.with_name(f"{self.root.name}.private")
+
+    @property
+    def unmapped_files(self) -> Path:
+        """By what a release calls a file that no rule mentions, the name that it has on this machine."""
+        return self.private / "unmapped.json"

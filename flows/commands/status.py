@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.meds import UNMAPPED
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import read_manifest
@@ -78,7 +77,7 @@ def _unmapped(root: Path, sources: list[str]) -> list[Row]:
     The release calls them by a hash: nobody chose these names here, and one may be a patient's.
     """
     try:
-        names = json.loads((Layout(root).private / UNMAPPED).read_text(encoding="utf-8"))
+        names = json.loads(Layout(root).unmapped_files.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     # A source's key there is its name, the table, and a number.

@@ -1,10 +1,11 @@
 """`timeloom status`: files that no rule mentions have their names on the site's machine, and in no release."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from flows.commands.status import _unmapped
-from pipelines.meds import UNMAPPED
 from tests.support.raw.raw_tables import plan_meds
 from warehouse.layout import Layout
 
@@ -17,7 +18,7 @@ def test_a_night_keeps_the_names_of_unmapped_files_in_the_private_folder(tmp_pat
         (tmp_path / "raw" / f"{name}.csv").write_text("pid,at\n1,2020-01-01\n")
     labels = [task.params["label"] for task in plan_meds(tmp_path, MAPPING)]
     layout = Layout(tmp_path / "warehouse")
-    kept = json.loads((layout.private / UNMAPPED).read_text())
+    kept = json.loads(layout.unmapped_files.read_text())
     assert sorted(kept.values()) == ["notes of a friend.csv", "other.csv"]
     assert sorted(kept) == sorted(label for label in labels if label != "t")
     below = [path for path in layout.root.rglob("*") if path.is_file()]
@@ -25,5 +26,13 @@ def test_a_night_keeps_the_names_of_unmapped_files_in_the_private_folder(tmp_pat
     # Those that the release has, told by the names of its sources.
     first = next(label for label, name in kept.items() if name == "other.csv")
     assert _unmapped(layout.root, [f"own/{first}/3", "own/t/0"]) == [{"table": first, "file": "other.csv"}]
-    (layout.private / UNMAPPED).unlink()
+    layout.unmapped_files.unlink()
     assert _unmapped(layout.root, [f"own/{first}/3"]) == []
+
+
+def test_status_needs_nothing_that_runs_need() -> None:
+    rooms = "{name.partition('.')[0] for name in sys.modules} & {'extractors', 'pipelines', 'validation', 'yaml'}"
+    code = f"import sys; import flows.commands.status; sys.exit(', '.join({rooms}))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip() == ""
+    )
