@@ -68,7 +68,7 @@ class Units:
     @property
     def texts(self) -> list[str | None]:
         """The units by number, null for a letter that is a flag."""
-        return [self._settled(text) if _OPEN in text else text for text in self._interner.texts]
+        return [self._settled(text) if place in self._open else text for place, text in enumerate(self._interner.texts)]
 
     @property
     def settled(self) -> list[tuple[str, str, bool]]:

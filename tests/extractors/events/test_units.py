@@ -50,6 +50,11 @@ def test_a_rate_of_the_letter_is_measured_in_it(tmp_path: Path) -> None:
     assert [row[2] for row in found] == ["unit", "flag", "unit", "flag"]
 
 
+def test_a_unit_may_be_padded_with_zero_bytes(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [("5", "mg\0\0"), ("8.1 L", None)])
+    assert [row[3] for row in found] == ["mg\0\0", "L"]
+
+
 def test_a_bound_and_a_range_keep_their_own_flag(tmp_path: Path) -> None:
     found, _ = read(tmp_path, [("<5 L", "g/dL"), (">= 20 H", "g/dL"), ("4-6 L", "g/dL")])
     assert found == [(5, "<5 L", "<", "g/dL"), (20, ">= 20 H", ">=", "g/dL"), (5, "4-6 L", "range", "g/dL")]
