@@ -5,12 +5,13 @@ both sides of a join, whatever tool wrote the tables.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 
 import polars as pl
 
 from extractors.ids import ASCII, SubjectIds, are_digits, have_invisible, known_ids, letters_of, plain_numbers
+from extractors.origins import origins, value_reading
 from extractors.source import Source, aggregate
 from extractors.tables.rows import TextColumn
 
@@ -20,11 +21,13 @@ _NAMED = ("id", "_no", "_nr", "_num", "_nbr", "number", "_key", "csn", "mrn")
 
 
 class IdKind(Enum):
-    """What a column's ids are of. A KEY is only freed of what tools made of it: `NA` may be the key of sodium."""
+    """What a column's ids are of. A KEY is only freed of what tools made of it: `NA` may be the key of sodium. A VALUE
+    is none, whatever its column is called: `1.000` in `value_as_number` may be a thousand."""
 
     SUBJECT = auto()
     VISIT = auto()
     KEY = auto()
+    VALUE = auto()
 
 
 INVISIBLE = {IdKind.SUBJECT: "invisible_in_subject_id", IdKind.VISIT: "invisible_in_visit_id"}
@@ -32,7 +35,8 @@ INVISIBLE = {IdKind.SUBJECT: "invisible_in_subject_id", IdKind.VISIT: "invisible
 
 
 def id_kinds(source: Source) -> dict[str, dict[str, IdKind]]:
-    """By table and column, what holds ids of subjects and visits: what the source says, and what it joins with that."""
+    """By table and column, what holds ids of subjects and visits: what the source says, and what it joins with that.
+    And what holds values."""
     kinds: dict[str, dict[str, IdKind]] = {}
     for table, rule in source.tables.items():
         kinds[table] = {rule.visit: IdKind.VISIT} if rule.visit else {}
@@ -53,15 +57,29 @@ def id_kinds(source: Source) -> dict[str, dict[str, IdKind]]:
             if kind is not None and other_column not in kinds.setdefault(other_table, {}):
                 kinds[other_table][other_column] = kind
                 found = True
+    for table in source.tables:
+        for other_table, column in _values(source, table):
+            kinds.setdefault(other_table, {}).setdefault(column, IdKind.VALUE)
     return kinds
+
+
+def _values(source: Source, table: str) -> Iterator[tuple[str, str]]:
+    """The columns that a table's values stand in, with their tables.
+
+    What a value is derived from may be keys too: these are values only where the comma divides, and a point may not.
+    """
+    rule = source.tables[table]
+    for name in {event.value for event in rule.events if event.value}:
+        if name not in rule.derive or value_reading(source, table, name).decimal_sign == ",":
+            yield from origins(table, rule, name)
 
 
 class IdReader:
     """Reads the columns of one file that hold ids.
 
     Args:
-        kinds: of the table's columns, what holds ids of subjects and visits. Columns whose names say that they number
-            something are keys.
+        kinds: of the table's columns, what holds ids of subjects and visits, and what holds values. Of the others,
+            those whose names say that they number something are keys.
         subjects: how the site's ids of subjects become one spelling.
 
     Attributes:
@@ -75,7 +93,7 @@ class IdReader:
     def read(self, name: str, column: TextColumn) -> TextColumn:
         """A column with its ids in one spelling, null where there is none; any other column as it is."""
         kind = self._kinds.get(name, IdKind.KEY if name.lower().endswith(_NAMED) else None)
-        if kind is None:
+        if kind is None or kind is IdKind.VALUE:
             return column
         declared = kind is IdKind.SUBJECT and self._subjects != SubjectIds()
         texts = column.texts

@@ -95,6 +95,17 @@ def test_a_derived_value_is_written_as_what_it_comes_from(tmp_path: Path) -> Non
     assert read(tmp_path, reading, **keys) == [float(np.float32(14.3)), 12500, 7]
 
 
+@pytest.mark.parametrize("derive", [{}, {"made": "COALESCE(value_as_number, other)"}])
+def test_a_column_of_values_is_no_id_whatever_it_is_called(tmp_path: Path, derive: dict[str, str]) -> None:
+    rows = [(1, "2021-02-03", "1.000", ""), (1, "2021-02-04", "25.000", ""), (1, "2021-02-05", "1,50", "")]
+    (tmp_path / "t.csv").write_text(csv_text(["pid", "at", "value_as_number", "other"], rows))
+    rule = RULE | {"value": "made" if derive else "value_as_number"}
+    source = Source.model_validate(
+        {"name": "s", "subject": "pid", "tables": {"t": {"events": [rule], "derive": derive}}, "reading": COMMA}
+    )
+    assert convert(tmp_path, source, "t", tmp_path / "t.csv")[0]["numeric_value"].to_list() == [1000, 25000, 1.5]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "duckdb"])
 def test_numbers_with_a_type_are_what_they_are(tmp_path: Path, kind: str) -> None:
     values = [14.5, 12.125, 7.0, None]
