@@ -24,7 +24,7 @@ from extractors.events.converted import Account
 from extractors.events.joins import MISSED, attach_rows
 from extractors.events.times import Times, times_as_read
 from extractors.origins import readings_of
-from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule, sql
+from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule
 from extractors.tables.block import TableBlock
 from extractors.tables.export import Export, has_texts, is_table
 from extractors.tables.rows import Rows, TextColumn
@@ -187,10 +187,11 @@ def _unmentioned(export: Export) -> list[str]:
         names = list(export.unmapped())
     else:
         known = {path for table in export.source.tables for path in _files(export, table)}
+        texts = has_texts(known)
         names = [
             str(path.relative_to(export.path))
             for path in export.path.rglob("*")
-            if path.is_file() and is_table(path, has_texts(known)) and path not in known
+            if path.is_file() and is_table(path, texts) and path not in known
         ]
     # Nobody chose these names here: one may hold a patient's number.
     return sorted({re.sub(r"\d{5,}", "#", name) for name in names})
@@ -231,12 +232,11 @@ def _table(source: Source, export: Export, table: str, rows: int) -> tuple[Table
     with tempfile.TemporaryDirectory(prefix=".check-source-") as scratch:
         frame = pl.concat(rows.frame() for rows in attach_rows(prepared, export, rule.joins, Path(scratch)))
     events = _texts(converter, converter.convert(Rows.of_frame(frame)))
-    for name, expression in rule.derive.items():
-        frame = frame.with_columns(sql(expression).cast(pl.String).alias(name))
+    facts = [_join_facts(export, join, frame, number) for number, join in enumerate(rule.joins)]
+    frame = converter.derive(Rows.of_frame(frame))[0].frame()
     times = {
         key_of(time_rule): times_as_read(frame, readings_of(source, table, time_rule)) for time_rule in times_of(rule)
     }
-    facts = [_join_facts(export, join, frame, number) for number, join in enumerate(rule.joins)]
     used = source.needed_columns(table) | set(rule.optional_columns)
     table_facts = replace(
         said,

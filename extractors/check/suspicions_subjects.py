@@ -7,7 +7,7 @@ import polars as pl
 
 from extractors.check.suspicions_rows import Sample
 from extractors.check.suspicions_yaml import Suspicion
-from extractors.source import Source, TableRule
+from extractors.source import Source, TableRule, made_columns
 from extractors.tables.export import Export
 
 ALONE = 0.01  # the default of limits.unknown_subjects_warning
@@ -35,18 +35,18 @@ def subjects_alone(source: Source, export: Export, samples: Sequence[Sample]) ->
     Raises:
         TimeloomError: a table cannot be read.
     """
-    ids = {sample.table: _distinct(sample.frame[_column(source, sample.rule)]) for sample in samples}
+    ids = {sample.table: _distinct(_spelt(source, sample)) for sample in samples}
     ids = {table: found for table, found in ids.items() if len(found)}
     defining = _defining(source, list(ids))
     judged = {table: found for table, found in ids.items() if table not in defining}
-    if len(ids) < 2 or any(_column(source, source.tables[table]) in _made(source, table) for table in defining):
+    if len(ids) < 2 or any(_is_made(source, table) for table in defining):
         return {}
     found: dict[str, SubjectFacts] = {}
     whole: dict[str, pl.Series] = {}
     for table, subjects in judged.items():
         left = subjects
         for other in defining or [name for name in ids if name != table]:
-            if len(left) and _column(source, source.tables[other]) not in _made(source, other):
+            if len(left) and not _is_made(source, other):
                 if other not in whole:
                     whole[other] = _read(source, export, other)
                 left = left.filter(~left.is_in(whole[other].implode()))
@@ -69,10 +69,17 @@ def _column(source: Source, rule: TableRule) -> str:
     return rule.subject or source.subject
 
 
-def _made(source: Source, table: str) -> set[str]:
-    """Columns that do not stand in a table's files."""
+def _is_made(source: Source, table: str) -> bool:
+    """Whether the ids of a table's patients stand in none of its files."""
     rule = source.tables[table]
-    return {*rule.derive, *(name for join in rule.joins for name in join.columns)}
+    return _column(source, rule) in made_columns(rule)
+
+
+def _spelt(source: Source, sample: Sample) -> pl.Series:
+    """The ids of a table's first rows in one spelling: what stands in a file has it already."""
+    column = _column(source, sample.rule)
+    ids = sample.frame[column]
+    return source.reading.subject_ids.of(ids) if column in sample.rule.derive else ids
 
 
 def _defining(source: Source, tables: Sequence[str]) -> list[str]:
@@ -94,4 +101,4 @@ def _read(source: Source, export: Export, table: str) -> pl.Series:
 
 
 def _distinct(ids: pl.Series) -> pl.Series:
-    return ids.cast(pl.String).str.strip_chars().replace("", None).drop_nulls().unique().rename("id")
+    return ids.cast(pl.String).drop_nulls().unique().rename("id")

@@ -141,7 +141,7 @@ class Converter:
         The account is brought up to date.
         """
         never = pl.Series([False]).new_from_index(0, len(rows))
-        rows, failed = self._derive(rows, never)
+        rows, failed = self.derive(rows)
         conditions, failed = self._conditions(rows, failed)
         patient = self._patient(rows)
         good_subject = patient.subject.is_not_null()
@@ -162,10 +162,10 @@ class Converter:
         self.account.emitted += len(events)
         return events
 
-    def _derive(self, rows: Rows, never: pl.Series) -> tuple[Rows, pl.Series]:
-        """The rows with the columns that the rule derives, and in which rows (n,) a cast failed."""
+    def derive(self, rows: Rows) -> tuple[Rows, pl.Series]:
+        """The rows with what is looked up, as the site writes it, and derived; and where (n,) a cast failed."""
         looked_up = [name for join in self.rule.joins for name in join.columns]
-        hashes, failed = rows.hashes, never
+        hashes, failed = rows.hashes, pl.Series([False]).new_from_index(0, len(rows))
         # A bucket is aligned again where a looked-up column changed, though the row did not, or where it is found now.
         if looked_up:
             attached = pl.DataFrame({name: rows.columns[name].rows for name in dict.fromkeys(looked_up)})

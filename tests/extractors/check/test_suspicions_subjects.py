@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.check.explain import explain
+from extractors.reading import Reading
 from extractors.source import Source
 from extractors.tables.export import Export
 from tests.support.raw.raw_tables import csv_text, source_of
@@ -51,3 +52,10 @@ def test_where_no_table_defines_patients_any_other_knows_them(tmp_path: Path) ->
     source = source_of(labs=LABS, notes=LABS)
     assert found(tmp_path, source, labs=["1", "2"], notes=["2", "3.0"])[0] == {"labs": (1, 1), "notes": (1, 1)}
     assert found(tmp_path, source_of(labs=LABS), labs=["1"]) == ({}, [])
+
+
+def test_ids_that_are_derived_are_written_as_the_others(tmp_path: Path) -> None:
+    notes = {"subject": "who", "derive": {"who": "'p' || pid"}, **LABS}
+    source = source_of(patients=PATIENTS, notes=notes)
+    source = source.model_copy(update={"reading": Reading(subject_normalise=["upper"])})
+    assert found(tmp_path, source, patients=["P1", "p2"], notes=["1", "2", "3"])[0] == {"notes": (2, 1)}

@@ -149,3 +149,18 @@ def test_a_date_that_stands_for_nothing_is_named(tmp_path: Path, value: str) -> 
 @pytest.mark.parametrize(("value", "every"), [("1900-01-01 00:00:00", 12), ("2021-05-05 00:00:00", 4)])
 def test_few_or_ordinary_dates_are_no_finding(tmp_path: Path, value: str, every: int) -> None:
     assert "shared_by_many" not in checks(findings(tmp_path, dates(value, every)))
+
+
+def test_what_means_nothing_in_a_looked_up_column_is_no_finding(tmp_path: Path) -> None:
+    stays = [(number, "1900-01-01" if number % 2 else f"2021-02-{1 + number % 28:02}") for number in range(40)]
+    (tmp_path / "stays.csv").write_text(csv_text(["pid", "left"], stays))
+    (tmp_path / "t.csv").write_text(csv_text(["pid"], [(number,) for number in range(40)]))
+    join = {"table": "stays", "key": "pid", "columns": {"left": "left"}}
+    source = source_of(t={"joins": [join], "events": [{"code": "X", "time": "left"}]}, stays={"role": "reference"})
+
+    def shared(reading: Reading) -> int:
+        read = source.read_as(reading)
+        return checks(explain(read, Export(tmp_path, read)).suspicions).count("shared_by_many")
+
+    nulls = {"columns": {"left": {"null_values": "1900-01-01"}}}
+    assert [shared(Reading.model_validate({"tables": tables})) for tables in ({}, {"t": nulls})] == [1, 0]
