@@ -148,8 +148,9 @@ class TableReading(ColumnReading):
         if name is None:
             return None
         try:
+            "".encode(name)  # what makes no text of bytes, such as hex, is refused here
             return codecs.lookup(name).name
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise ValueError(f"there is no encoding {name}") from None
 
     def of_column(self, name: str) -> ColumnReading:

@@ -259,6 +259,7 @@ def test_a_quote_that_is_never_closed_names_its_record(tmp_path: Path, monkeypat
         ({"separator": "§"}, "a sign of ASCII"),
         ({"quote": "\n"}, "no line end"),
         ({"encoding": "cp9999"}, "no encoding"),
+        ({"encoding": "hex"}, "no encoding"),
     ],
 )
 def test_keys_that_cannot_be_meant_are_refused(keys: dict[str, str], says: str) -> None:
