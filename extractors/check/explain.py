@@ -165,8 +165,10 @@ def explain(source: Source, export: Export | None = None, rows: int = ROWS) -> E
             between_table.check.startswith("billing_code") and (between_table.table, between_table.rule) in suspected
         )
     ]
-    alone = subjects_alone(source, export, samples)
-    facts = [replace(table, subjects=alone.get(table.table)) for table in facts]
+    alone, broken = subjects_alone(source, export, samples)
+    facts = [
+        replace(table, subjects=alone.get(table.table), error=broken.get(table.table, table.error)) for table in facts
+    ]
     suspicions += in_subjects(source, alone)
     unmentioned = _unmentioned(export)
     if unmentioned:

@@ -9,6 +9,7 @@ from extractors.check.suspicions_rows import Sample
 from extractors.check.suspicions_yaml import Suspicion
 from extractors.source import Source, TableRule, made_columns
 from extractors.tables.export import Export
+from warehouse.errors import TimeloomError
 
 ALONE = 0.01  # the default of limits.unknown_subjects_warning
 
@@ -26,21 +27,21 @@ class SubjectFacts:
     alone: int
 
 
-def subjects_alone(source: Source, export: Export, samples: Sequence[Sample]) -> dict[str, SubjectFacts]:
-    """By table of facts, its patients that other tables know, and those that they do not.
+def subjects_alone(
+    source: Source, export: Export, samples: Sequence[Sample]
+) -> tuple[dict[str, SubjectFacts], dict[str, str]]:
+    """By table of facts, its patients that other tables know, and those that they do not; and by table why one that is
+    asked cannot be read behind its first rows: nothing is known then.
 
     The tables that are asked are read whole. Nothing is said of a table that defines patients, nor where an export has
     one table with patients.
-
-    Raises:
-        TimeloomError: a table cannot be read.
     """
     ids = {sample.table: _distinct(_spelt(source, sample)) for sample in samples}
     ids = {table: found for table, found in ids.items() if len(found)}
     defining = _defining(source, list(ids))
     judged = {table: found for table, found in ids.items() if table not in defining}
     if len(ids) < 2 or any(_is_made(source, table) for table in defining):
-        return {}
+        return {}, {}
     found: dict[str, SubjectFacts] = {}
     whole: dict[str, pl.Series] = {}
     for table, subjects in judged.items():
@@ -48,10 +49,13 @@ def subjects_alone(source: Source, export: Export, samples: Sequence[Sample]) ->
         for other in defining or [name for name in ids if name != table]:
             if len(left) and not _is_made(source, other):
                 if other not in whole:
-                    whole[other] = _read(source, export, other)
+                    try:
+                        whole[other] = _read(source, export, other)
+                    except TimeloomError as error:
+                        return {}, {other: str(error)}
                 left = left.filter(~left.is_in(whole[other].implode()))
         found[table] = SubjectFacts(len(subjects) - len(left), len(left))
-    return found
+    return found, {}
 
 
 def in_subjects(source: Source, facts: dict[str, SubjectFacts]) -> Iterator[Suspicion]:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from extractors.check.explain import explain
 from extractors.reading import Reading
 from extractors.source import Source
+from extractors.tables import csv_reader
 from extractors.tables.export import Export
 from tests.support.raw.raw_tables import csv_text, source_of
 
@@ -59,3 +62,17 @@ def test_ids_that_are_derived_are_written_as_the_others(tmp_path: Path) -> None:
     source = source_of(patients=PATIENTS, notes=notes)
     source = source.model_copy(update={"reading": Reading(subject_normalise=["upper"])})
     assert found(tmp_path, source, patients=["P1", "p2"], notes=["1", "2", "3"])[0] == {"notes": (2, 1)}
+
+
+def test_a_table_that_breaks_off_behind_its_first_rows_is_said_beside_the_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 128)
+    source = source_of(patients=PATIENTS, labs=LABS)
+    ids = [str(number) for number in range(30)]
+    found(tmp_path, source, patients=ids, labs=ids)
+    with (tmp_path / "patients.csv").open("a") as file:
+        file.write('30,"2020-01-01\n')
+    explanation = explain(source, Export(tmp_path, source), 10)
+    errors = {table.table: table.error for table in explanation.tables}
+    assert errors["labs"] == "" and "record 31 has a quoted field" in errors["patients"]
