@@ -1,11 +1,10 @@
 """What a configuration says of CT, and how its volumes are found and read."""
 
-from zoneinfo import available_timezones
-
 from pydantic import field_validator
 
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.extractor import Extractor, ModalitySettings
+from extractors.reading import known_zone
 
 
 class CtSettings(ModalitySettings):
@@ -23,9 +22,7 @@ class CtSettings(ModalitySettings):
     @field_validator("timezone")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in available_timezones():
-            raise ValueError(f"there is no time zone {name}")
-        return name
+        return known_zone(name)
 
 
 # Slices are large: a few at a time.
