@@ -1,5 +1,6 @@
 """Contents: how much the release holds, part by part, against its manifest and the releases before it."""
 
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -42,7 +43,7 @@ def _words(broken: pl.DataFrame) -> str:
 def _remedy(broken: pl.DataFrame) -> str:
     kind = pl.col("kind")
     names = broken.filter(kind == kind.first())["name"].unique(maintain_order=True)
-    options = " ".join(f"--accept-loss {name}" for name in names.head(SAID))
+    options = " ".join(f"--accept-loss {quote(name)}" for name in names.head(SAID))
     return f"mend the export, or agree to the loss for this night: {options}"
 
 
