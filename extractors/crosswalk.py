@@ -80,6 +80,8 @@ def relink(items: pl.DataFrame, links: pl.DataFrame, patients: SubjectIds) -> pl
         patients: how PatientIDs become one spelling, those of `items` and those of `links`.
     """
     links = links.with_columns(patients.of(links["match"])).filter(pl.col("match").is_not_null())
+    # A line without a subject, of which another spelling of the PatientID may have one, stands behind those with one.
+    links = links.sort(pl.col("subject_id").is_null(), maintain_order=True)
     renamed = links.rename(
         {"match": "raw_subject", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
     ).unique("raw_subject", keep="first", maintain_order=True)

@@ -200,7 +200,7 @@ def test_a_crosswalks_ids_are_mended_by_its_own_keys(tmp_path: Path) -> None:
 
 
 def test_patient_ids_of_headers_and_crosswalk_are_compared_in_one_spelling(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("match,subject_id\np0504,7\n12,8\n")
+    (tmp_path / "x.csv").write_text("match,subject_id\np0504,NULL\nP0504,7\n12,8\n")
     links = read_crosswalk(CrosswalkConfig(file=tmp_path / "x.csv", match="patient_id"))
     patients = SubjectIds(normalise=("upper", r"^(\w+)\^"))
     times = dict.fromkeys(["time", "available_time"], pl.Datetime("us"))
