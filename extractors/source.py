@@ -282,7 +282,8 @@ class Source(SourceModel):
         """The source with what a site says of its own tables.
 
         Raises:
-            TimeloomError: the site names a table that the source has not.
+            TimeloomError: the site names a table that the source has not, or for all tables a column that no rule
+                reads.
         """
         known = {*self.tables, *(f"{CROSSWALK}{name}" for name in self.crosswalks)}
         unknown = sorted(set(reading.tables) - known)
@@ -290,6 +291,15 @@ class Source(SourceModel):
             raise TimeloomError(
                 f"source {self.name} has no table {unknown[0]}, which sources.reading names",
                 remedy="name tables as the source does",
+            )
+        columns = {column for table in known for column in self.needed_columns(table)}
+        for rule in self.tables.values():
+            columns |= {*rule.optional_columns, *made_columns(rule)}
+        unread = sorted(set(reading.columns) - columns)
+        if unread:
+            raise TimeloomError(
+                f"source {self.name} reads no column {unread[0]}, which sources.reading names",
+                remedy="name columns as the source does",
             )
         return self.model_copy(update={"reading": laid_over(self.reading, reading)})
 

@@ -10,12 +10,14 @@ from warehouse.manifest import Manifest
 
 
 def check_names(accepted: Collection[str], parent: Manifest | None) -> None:
-    """Refuses a loss of what the release before does not have: a name that is mistyped would agree to nothing.
+    """Refuses a loss of what the release before does not have, and a name that tables of several sources have.
+
+    A name that is mistyped would agree to nothing, and one of several tables to more than was meant.
 
     Raises:
         TimeloomError: names what it has.
     """
-    from validation.measure.losses import named_parts
+    from validation.measure.losses import named_parts, names_of_several
 
     # What an older timeloom published is counted only when it is compared with.
     known = named_parts(parent.contents) if parent else set()
@@ -26,6 +28,9 @@ def check_names(accepted: Collection[str], parent: Manifest | None) -> None:
             f"the release before holds no {unknown[0]}, whose loss --accept-loss agrees to",
             remedy=f"name one of {', '.join(dict.fromkeys(parts))}; or a source or namespace",
         )
+    several = names_of_several(parent.contents) if parent else {}
+    for name in sorted(set(accepted) & several.keys()):
+        raise TimeloomError(f"several sources have a table {name}", remedy=f"name one of {', '.join(several[name])}")
 
 
 def judge_release(

@@ -8,7 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
+from flows.runs.gate import check_names
 from flows.runs.settings import RunSettings
+from tests.support.nights.toy_stage import toy_manifest
+from warehouse.errors import TimeloomError
+from warehouse.manifest import ContentEntry
 
 
 @pytest.fixture
@@ -45,3 +49,17 @@ def test_the_flow_of_prefect_takes_them_as_a_parameter(monkeypatch: pytest.Monke
     cli._in_prefect(RunSettings(config, accept_loss=("labs",)), lambda *_: None)
     assert asked[0]["accept_loss"] == ["labs"]
     assert set(asked[0]) <= set(parameters)
+
+
+def test_a_name_that_tables_of_several_sources_have_is_refused() -> None:
+    parent = toy_manifest({}, "before").model_copy(
+        update={
+            "contents": tuple(
+                ContentEntry(kind="table", name=name, within=source, counts={"rows": 1})
+                for name, source in (("labs", "archive"), ("labs", "site"), ("notes", "site"))
+            )
+        }
+    )
+    check_names({"archive/labs", "notes"}, parent)
+    with pytest.raises(TimeloomError, match=r"several sources have a table labs; name one of archive/labs, site/labs"):
+        check_names({"labs"}, parent)

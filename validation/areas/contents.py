@@ -42,7 +42,7 @@ def _words(broken: pl.DataFrame) -> str:
 
 def _remedy(broken: pl.DataFrame) -> str:
     kind = pl.col("kind")
-    names = broken.filter(kind == kind.first())["name"].unique(maintain_order=True)
+    names = broken.filter(kind == kind.first())["option"].unique(maintain_order=True)
     options = " ".join(f"--accept-loss {quote(name)}" for name in names.head(SAID))
     return f"mend the export, or agree to the loss for this night: {options}"
 

@@ -25,6 +25,7 @@ LOSSES = pl.Schema(
         "kind": pl.String,
         "name": pl.String,
         "within": pl.String,
+        "option": pl.String,
         "measure": pl.String,
         "before": pl.Int64,
         "now": pl.Int64,
@@ -102,6 +103,15 @@ def named_parts(contents: Sequence[ContentEntry]) -> set[str]:
     return {name for entry in contents for name in (entry.name, _joined(entry.key)) if entry.kind in COMPARED}
 
 
+def names_of_several(contents: Sequence[ContentEntry]) -> dict[str, list[str]]:
+    """Names that tables of several sources have: by name, `source/table` of each."""
+    found: dict[str, set[str]] = {}
+    for entry in contents:
+        if entry.kind == "table":
+            found.setdefault(entry.name, set()).add(_joined(entry.key))
+    return {name: sorted(tables) for name, tables in found.items() if len(tables) > 1}
+
+
 def measure_losses(
     contents: Sequence[ContentEntry],
     earlier: Sequence[Earlier],
@@ -113,7 +123,7 @@ def measure_losses(
 
     A part is compared with the most that it held in the releases of the window, as far back as no loss of it was agreed
     to. Tokens are compared where their profile has the same rules. `lost`: 1 where the loss is beyond the limit;
-    `accepted` instead of `lost`: 1 where a person agreed to it.
+    `accepted` instead of `lost`: 1 where a person agreed to it. `option`: the name by which to agree to it alone.
 
     Args:
         earlier: the parent first.
@@ -132,13 +142,15 @@ def measure_losses(
                 if before > most.get((entry.key, measure), (0, ""))[0]:
                     most[entry.key, measure] = before, release.release
         closed |= {entry.key for entry in entries if release.forgets(entry.key)} | release.accepted
+    tables = names_of_several([*contents, *(entry for release in earlier for entry in release.contents)])
     rows = []
     for (key, measure), (before, source) in most.items():
         now = held.get(key, {}).get(measure, 0)
         if now < before:
             gone = now == 0 and WHOLE.get(key[0]) == measure
             beyond = gone or (before >= limits.fewest and (before - now) / before > limits.loss)
-            rows.append((*key, measure, before, now, (before - now) / before, source, int(beyond), 0))
+            option = _joined(key) if key[1] in tables and key[0] == "table" else key[1]
+            rows.append((*key, option, measure, before, now, (before - now) / before, source, int(beyond), 0))
     frame = pl.DataFrame(rows, schema=LOSSES, orient="row")
     agreed = _agreed(frame, frozenset(accepted))
     place = pl.col("kind").replace_strict({kind: place for place, kind in enumerate(COMPARED)}, return_dtype=pl.Int64)

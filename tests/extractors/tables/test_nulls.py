@@ -11,7 +11,7 @@ import yaml
 from extractors.reading import ColumnReading, Reading
 from extractors.source import Source, load_source
 from extractors.tables.export import Export
-from tests.support.raw.raw_tables import convert
+from tests.support.raw.raw_tables import convert, source_of
 from warehouse.errors import TimeloomError
 
 ROWS = {
@@ -148,3 +148,10 @@ def test_a_table_that_the_source_has_not_is_refused(tmp_path: Path) -> None:
     (tmp_path / "source.yaml").write_text(text)
     with pytest.raises(TimeloomError, match="reading names the unknown table u"):
         load_source("source.yaml", tmp_path)
+
+
+def test_a_column_that_no_rule_reads_is_refused_for_all_tables_too() -> None:
+    source = source_of(t={"events": [{"code": "X", "time": "at", "value": "val"}]})
+    source.read_as(Reading.model_validate({"columns": {"val": {"null_values": [-1]}}}))
+    with pytest.raises(TimeloomError, match="reads no column valeu"):
+        source.read_as(Reading.model_validate({"columns": {"valeu": {"null_values": [-1]}}}))

@@ -117,3 +117,11 @@ def test_images_and_their_patients_are_compared() -> None:
     assert losses([ct(90, 20)], [earlier(ct(100, 60))]) == [("modality", "ct", "subjects", 60, 20, "lost")]
     assert losses([ct(0, 3)], [earlier(ct(4, 3))]) == [("modality", "ct", "items", 4, 0, "lost")]
     assert losses([], [earlier(ct(4, 3))], "ct") == [("modality", "ct", "items", 4, 0, "accepted")]
+
+
+def test_tables_of_several_sources_are_agreed_to_by_both_names() -> None:
+    before = [earlier(table(100), ContentEntry(kind="table", name="labs", within="archive", counts={"rows": 100}))]
+    found = measure_losses([table(100)], before, RULES, (), LimitsConfig())
+    assert set(found["option"]) == {"archive/labs"}
+    alone = measure_losses([], [earlier(table(100))], RULES, (), LimitsConfig())
+    assert set(alone["option"]) == {"labs"}
