@@ -155,7 +155,7 @@ class TableReading(ColumnReading):
 
     def of_column(self, name: str) -> ColumnReading:
         """How a column of the table is written."""
-        general = ColumnReading(**{field: getattr(self, field) for field in ColumnReading.model_fields})
+        general = ColumnReading.model_construct(**{field: getattr(self, field) for field in ColumnReading.model_fields})
         return laid_over(general, self.columns[name]) if name in self.columns else general
 
 
@@ -201,7 +201,7 @@ class Reading(SubjectReading, TableReading):
 
     @cached_property
     def _general(self) -> TableReading:
-        return TableReading(**{field: getattr(self, field) for field in TableReading.model_fields})
+        return TableReading.model_construct(**{field: getattr(self, field) for field in TableReading.model_fields})
 
     def of_table(self, table: str) -> TableReading:
         """How a table is written."""
@@ -257,4 +257,5 @@ def laid_over(below: Reads, above: Reads) -> Reads:
     if merged.get("thousands") is not None and merged["thousands"] == merged["decimal"]:
         # One of the two is below, where the other was not known.
         merged["thousands" if above.thousands is None else "decimal"] = None
-    return type(below)(**merged)
+    # All of it was checked where it was written.
+    return type(below).model_construct(**merged)
