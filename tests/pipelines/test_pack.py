@@ -122,6 +122,7 @@ PLANS = st.builds(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=30, deadline=None)
 @given(LENGTHS, PLANS, st.integers(0, 3))
 def test_every_plan_keeps_what_it_says_and_declares_the_rest(lengths: list[int], config: PlanConfig, seed: int) -> None:
@@ -215,6 +216,7 @@ def loss_bearing(rows: list[Any], config: PlanConfig) -> int:
     return sum(kind in targets for place, (_, kind, *_) in enumerate(rows) if place % config.length)
 
 
+@pytest.mark.whole
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 3 * CONTEXT), min_size=4, max_size=40),

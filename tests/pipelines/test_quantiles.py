@@ -245,6 +245,7 @@ def test_breaks_are_frozen_while_values_drift(tmp_path: Path) -> None:
         nights.run({0: drifted}, SPLITS, vocabulary_version=1)
 
 
+@pytest.mark.whole
 def test_a_refit_forgets_what_is_gone(tmp_path: Path) -> None:
     nights = Nights(tmp_path, PAIR)
     nights.run({0: TRAIN, 1: SECOND}, SPLITS)

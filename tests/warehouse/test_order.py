@@ -52,6 +52,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ROW, max_size=12), st.randoms(use_true_random=False), st.sampled_from(["time", "available_time"]))
 def test_any_shuffle_gives_the_same_rows(rows: list[dict[str, Any]], random: Any, by: str) -> None:

@@ -26,6 +26,9 @@ from tests.support.images import unit_readers
 from warehouse.embeddings.store import close_stores
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: each test starts processes.
+pytestmark = pytest.mark.whole
+
 REPOSITORY = str(Path(__file__).parents[3])
 
 

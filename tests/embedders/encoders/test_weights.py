@@ -232,6 +232,7 @@ def test_positions_stay_where_the_grid_is_the_same() -> None:
     assert resampled(positions, 6).shape == (1, 37, 8) and torch.equal(resampled(positions, 6)[:, 0], positions[:, 0])
 
 
+@pytest.mark.whole
 def test_a_pickled_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
     architecture = {**PLAIN, "hidden_size": 1024, "num_hidden_layers": 1, "patch_size": 112, "image_size": 224}
     state = dinov2(architecture).state_dict()

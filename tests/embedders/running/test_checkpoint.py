@@ -23,6 +23,9 @@ from extractors.modalities import EXTRACTORS
 from tests.support.images import unit_readers
 from warehouse.embeddings.store import EmbeddingStore, close_stores, content_hash
 
+# In `make test` alone: each test encodes.
+pytestmark = pytest.mark.whole
+
 REPOSITORY = Path(__file__).parents[3]
 INTERVAL = 60
 SETTINGS = {"name": "random-dinov2", "width": 64, "device": "cpu", "batch_size": 12}

@@ -110,6 +110,7 @@ def plain_outcome(row: dict[str, str]) -> tuple[str, int]:
     return "missing_code" if not coded else "empty_value", 0
 
 
+@pytest.mark.whole
 @settings(max_examples=25, deadline=None)
 @given(ROWS, st.integers(0, 3), st.sampled_from([40, 97, 1 << 20]))
 def test_every_row_is_accounted_for_exactly(rows: list[tuple[str, ...]], repeats: int, chunk: int) -> None:
@@ -273,6 +274,7 @@ def test_a_change_in_a_column_that_no_rule_reads_is_seen_by_the_index(tmp_path: 
 MANY = [(number % 7, f"2020-01-{number % 28 + 1:02d}", f"{number % 11}", number % 3) for number in range(300)]
 
 
+@pytest.mark.whole
 def test_the_order_of_raw_rows_does_not_change_a_buckets_hash_nor_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

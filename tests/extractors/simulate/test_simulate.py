@@ -82,6 +82,7 @@ def nearest(centres: NDArray[np.float64], feature: NDArray[np.float64]) -> int:
     return int(np.argmin(((centres - feature) ** 2).sum(axis=1)))
 
 
+@pytest.mark.whole
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     first, second, other_seed = (tmp_path / name for name in ("one", "deeper/two", "other"))
     simulate(first, subjects=25, seed=3)
@@ -132,6 +133,7 @@ def test_arguments_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> No
         simulate(tmp_path / "empty", subjects=20, seed=1)
 
 
+@pytest.mark.whole
 def test_a_kill_leaves_nothing_and_the_next_run_is_whole(tmp_path: Path) -> None:
     out, reference = tmp_path / "hospital", tmp_path / "reference"
     program = (

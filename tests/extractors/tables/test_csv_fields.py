@@ -80,6 +80,7 @@ def test_written_tables_are_read_alike(data: bytes, chunk: int, plain: set[str] 
     assert read(data, chunk, 0, plain) == read(data, chunk, NEVER, plain)
 
 
+@pytest.mark.whole
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet='a1,,\n\n"\r \ufeff', max_size=120), CHUNKS, PLAIN)
 def test_anything_is_read_alike(text: str, chunk: int, plain: set[str] | None) -> None:
@@ -162,6 +163,7 @@ MOMENT = st.one_of(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=500, deadline=None)
 @given(st.lists(MOMENT, min_size=1, max_size=3))
 def test_moments_are_those_of_the_general_reader_or_left_to_it(texts: list[str]) -> None:

@@ -148,6 +148,7 @@ def test_a_header_that_became_a_row_is_the_header_again(tmp_path: Path) -> None:
     assert database_columns(path, "named") == ["column0", "other"]
 
 
+@pytest.mark.whole
 def test_batches_keep_the_order_and_the_memory_small(tmp_path: Path) -> None:
     rows = 1_500_000
     path = make(

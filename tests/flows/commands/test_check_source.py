@@ -284,6 +284,7 @@ def test_numbers_in_the_names_of_unmentioned_tables_are_masked(clinic: Clinic) -
 # The command.
 
 
+@pytest.mark.whole
 def test_the_command(clinic: Clinic) -> None:
     clean = timeloom(clinic.yaml, clinic.folder)
     assert clean.returncode == 0, clean.stderr

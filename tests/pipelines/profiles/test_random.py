@@ -141,6 +141,7 @@ def test_timelines_and_counts_are_those_of_the_reference(
     assert dict(written.iter_rows()) == dict(counted.iter_rows())
 
 
+@pytest.mark.whole
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows(), min_size=1, max_size=30), st.integers(1, 12))
 def test_pieces_of_a_part_are_the_part(given_rows: list[dict[str, Any]], size: int) -> None:

@@ -64,6 +64,7 @@ def test_each_stratum_and_the_whole_are_within_one_subject_of_their_quota(fracti
     assert freeze.strata == dict(ledger["stratum"].value_counts().iter_rows())
 
 
+@pytest.mark.whole
 @settings(max_examples=25, deadline=None)
 @given(
     st.tuples(st.integers(0, 100), st.integers(0, 100)).filter(lambda pair: sum(pair) <= 100),
@@ -202,6 +203,7 @@ def test_lengths_are_far_more_alike_than_by_chance(seed: int) -> None:
         assert ks(train, lengths[(ledger["split"] == name).to_numpy()]) <= 0.010
 
 
+@pytest.mark.whole
 def test_a_length_does_not_tell_the_split() -> None:
     """At each place of a stratum's order of lengths, every split occurs as often as anywhere."""
     held = []

@@ -137,6 +137,7 @@ def test_an_expectation_that_cannot_be_evaluated_fails(tree: ReleaseLayout) -> N
     assert not judgement.passed
 
 
+@pytest.mark.whole
 def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLayout) -> None:
     lost_rows(tree)
     judge(measure(tree), tree.quality / "data_docs")

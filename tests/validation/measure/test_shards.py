@@ -257,6 +257,7 @@ def test_tokens_that_are_not_the_timelines_are_seen(tmp_path: Path, harm: Callab
     assert set(found) <= {"foreign_images"} if harm is two_subjects_swapped else not found
 
 
+@pytest.mark.whole
 @settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.integers(1, 60), min_size=6, max_size=14),

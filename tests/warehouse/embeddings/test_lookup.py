@@ -195,6 +195,7 @@ def test_a_map_that_becomes_too_small_within_a_batch_voids_what_was_found_before
     assert np.array_equal(items.read(), items.wanted()) and items.searched == 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(4))
 def test_a_vector_whose_pages_another_item_has_now_is_searched_for(tmp_path: Path, seed: int) -> None:
     """Another process replaces vectors by shorter and longer ones: each row is the vector of then or of now, whole."""

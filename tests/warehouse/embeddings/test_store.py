@@ -284,6 +284,7 @@ class Vectors(Dataset):  # type: ignore[type-arg]
         return self.reader.get(f"{index:064x}")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_loader_workers_read_a_store_that_the_parent_has_open(store: Path, start: str) -> None:
     reader = EmbeddingStore.open(store)

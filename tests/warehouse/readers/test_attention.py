@@ -15,6 +15,7 @@ def release(tmp_path_factory):
     return Release.open(fabricate(tmp_path_factory.mktemp("attention") / "root", markov_timelines(60, seed=3), CONTEXT))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_of_a_packed_batch_equal_those_of_the_segments_alone(release, attention):
     from transformers import LlamaConfig, LlamaForCausalLM

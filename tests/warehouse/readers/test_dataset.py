@@ -222,6 +222,7 @@ def test_a_state_of_another_release_split_or_format_is_refused(release):
 # --- workers and threads
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
 def test_dataloader_workers_split_the_batches(release, workers, method):
     plain = list(train(release, vectors=True, rank=1, world_size=2).batches(4, prefetch=0))
