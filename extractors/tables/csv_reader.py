@@ -325,10 +325,10 @@ def _holds(column: pa.ChunkedArray, texts: list[str]) -> npt.NDArray[np.bool_]:
     if not pa.types.is_dictionary(array.type):
         found: npt.NDArray[np.bool_] = pc.is_in(array, pa.array(texts)).to_numpy(zero_copy_only=False)
         return found
-    told = pc.is_in(array.dictionary, pa.array(texts)).to_numpy(zero_copy_only=False)
-    if not told.any():
+    numbered = pc.is_in(array.dictionary, pa.array(texts)).to_numpy(zero_copy_only=False)
+    if not numbered.any():
         return np.zeros(len(array), np.bool_)
-    of_rows: npt.NDArray[np.bool_] = np.append(told, False)[array.indices.fill_null(len(told)).to_numpy()]
+    of_rows: npt.NDArray[np.bool_] = np.append(numbered, False)[array.indices.fill_null(len(numbered)).to_numpy()]
     return of_rows
 
 

@@ -43,16 +43,16 @@ def id_kinds(source: Source) -> dict[str, dict[str, IdKind]]:
         if rule.role == "events":
             kinds[table][rule.subject or source.subject] = IdKind.SUBJECT
     alike = [
-        ((table, own), (join.table, other))
+        ((table, key), (join.table, other))
         for table, rule in source.tables.items()
         for join in rule.joins
         # The keys of a join, and what is looked up under another name, or the same.
-        for own, other in [*join.key.items(), *((name, aggregate(spec)[1]) for name, spec in join.columns.items())]
+        for key, other in [*join.key.items(), *((name, aggregate(spec)[1]) for name, spec in join.columns.items())]
     ]
     found = True
     while found:
         found = False
-        for (table, column), (other_table, other_column) in (*alike, *((other, own) for own, other in alike)):
+        for (table, column), (other_table, other_column) in (*alike, *((other, key) for key, other in alike)):
             kind = kinds.get(table, {}).get(column)
             if kind is not None and other_column not in kinds.setdefault(other_table, {}):
                 kinds[other_table][other_column] = kind

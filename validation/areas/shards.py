@@ -4,7 +4,7 @@ import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.shards import measure_shards
+from validation.measure.shards.measure import measure_shards
 from warehouse.shards.file import MAX_SEGMENTS
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipelines.profiles.plans import PlanConfig
 from tests.support.tokens.packing_cases import CONTEXT, timelines
 from tests.support.tokens.packing_plans import Case, release_of
-from validation.measure.shards import measure_shards
+from validation.measure.shards.measure import measure_shards
 from warehouse.manifest import PlanEntry, ProfileEntry
 from warehouse.parquet import write_table
 from warehouse.schemas import SCHEME_SUBJECTS

@@ -10,10 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measure.expected_shards import budget_differences, budget_ks_ratio, expected_tokens, with_tiers
 from validation.measure.reading import gather, unreadable
-from validation.measure.shard_groups import Group, image_places, read_group, segment_sums
-from validation.measure.token_sums import kept_by, per_subject, timeline_sums
+from validation.measure.shards.expected import budget_differences, budget_ks_ratio, expected_tokens, with_tiers
+from validation.measure.shards.groups import Group, image_places, read_group, segment_sums
+from validation.measure.shards.token_sums import kept_by, per_subject, timeline_sums
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry, ProfileEntry
 from warehouse.modalities import MODALITIES
@@ -32,7 +32,7 @@ class ShardMeasures:
     """What the shards of one split hold, added up over files and row groups.
 
     Attributes:
-        segments: frames of SEGMENTS; `sum` is that of validation.measure.token_sums.
+        segments: frames of SEGMENTS; `sum` is that of validation.measure.shards.token_sums.
         misplaced_images: image places that are not where an image token of their modality is, or the reverse.
         dangling_images: image places whose key is no usable item's.
         foreign_images: image places in their place whose key is another subject's usable item, or of another modality.

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measure.token_sums import hash_tokens, running
+from validation.measure.shards.token_sums import hash_tokens, running
 from warehouse.arrays import I64, NO_TIME, U64
 from warehouse.modalities import MODALITIES
 from warehouse.shards.file import ShardHeader
