@@ -143,10 +143,11 @@ class CsvReader:
     def _records_before(self, data: bytes, place: int) -> int:
         """How many whole records stand before a place in some data."""
         try:
-            cut, quoted = self._grammar.records_end(data[:place], ended=False)
+            _, quoted = self._grammar.records_end(data[:place], ended=False)
         except UnclosedQuoteError as error:
             return self._records_before(data, error.place or 0)
-        return len(records_of(Chunk(data, cut), quoted))
+        # Up to the place, and not to the last line end of one kind: what kinds there are hangs on where a chunk began.
+        return len(records_of(Chunk(data, place), quoted))
 
     def _general(
         self, chunk: Chunk, quoted: Spans, columns: list[str], texts: set[str], first: int, seed: int | None

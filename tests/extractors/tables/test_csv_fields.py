@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extractors.events.times import column_times, parse_times
@@ -90,6 +90,7 @@ def test_anything_is_read_alike(text: str, chunk: int, plain: set[str] | None) -
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 60))
+@example(b"\r\x00\x80", 40)
 def test_bytes_that_are_no_text_are_refused_alike(wild: bytes, place: int) -> None:
     good = b"a,b\n" + b"1,2020-01-01\n" * 5
     data = good[:4] + good[4 : 4 + place] + wild + good[4 + place :]
