@@ -18,7 +18,7 @@ from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows, name_of
 from extractors.events.lookups import JoinCounts
-from extractors.source import Source
+from extractors.source import checked_source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
@@ -142,7 +142,7 @@ def plan(night: Night) -> list[Task]:
 
 def run(params: Params, base: Path) -> Result:
     """Converts one raw file."""
-    source = Source.model_validate(params["source"])
+    source = checked_source(params["source"])
     export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.events.dictionaries import describe
-from extractors.source import Source
+from extractors.source import checked_source
 from extractors.tables.export import Export
 from pipelines.align import Counts as AlignCounts
 from pipelines.aligning.segments import read_frame_blob
@@ -166,7 +166,7 @@ def run(params: Params, base: Path) -> Result:
     """Writes dataset.json, codes.parquet, the ledger and the quarantine."""
     tree = ReleaseLayout(base)
     codes = pl.concat([read_frame(base / path).select("code") for path in params["codes"]]).unique().sort("code")
-    sources = [Source.model_validate(param["source"]) for param in params["dictionaries"]]
+    sources = [checked_source(param["source"]) for param in params["dictionaries"]]
     found = [
         Export(
             Path(dictionary["export"]), source, {name: Path(file) for name, file in dictionary["crosswalks"].items()}
