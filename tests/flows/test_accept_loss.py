@@ -36,6 +36,7 @@ def test_run_and_demo_take_names_several_times(
     assert [settings.accept_loss for settings in carried_out] == [("labs", "site/notes"), ("labs", "site/notes"), ()]
 
 
+@pytest.mark.whole
 def test_the_flow_of_prefect_takes_them_as_a_parameter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import flows.nightly
     import flows.prefect_server

@@ -30,6 +30,7 @@ def test_all_is_every_extra_that_runs_something() -> None:
     assert set(OPTIONAL) == {*INSTALLS, "all", "docs", "dev"}
 
 
+@pytest.mark.whole
 def test_what_the_rooms_import_is_declared() -> None:
     owners = packages_distributions()
     modules = set().union(*map(imported, PACKAGES)) - set(PACKAGES)

@@ -16,6 +16,7 @@ from warehouse.errors import TimeloomError
 HOME = Path(__file__).parents[2]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_is_ours_alone(package: str) -> None:
     module = importlib.import_module(package)

@@ -35,6 +35,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("said", "line", "remedy"),
     [

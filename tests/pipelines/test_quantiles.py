@@ -217,6 +217,7 @@ SECOND = events(*[lab(float(hour), hour, subject_id=2, code="LOINC/2") for hour 
 SPLITS = {1: "train", 2: "train", 3: "train"}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("profile", [PAIR, FUSED, PAIR.model_copy(update={"values": "codes_only"})])
 def test_a_new_code_in_one_bucket_leaves_the_others_alone(tmp_path: Path, profile: ProfileConfig) -> None:
     nights = Nights(tmp_path, profile)

@@ -201,6 +201,7 @@ CHANGES: dict[str, tuple[Callable[[ReleaseLayout], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_ledger_is_refused_even_with_a_manifest_to_match(tmp_path: Path, name: str) -> None:
     subjects = population(60)
@@ -263,6 +264,7 @@ def test_ids_merged_within_a_split_stay(tmp_path: Path) -> None:
     assert splits_of(second) == splits_of(first)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["train", "tuning", "held_out"])
 def test_a_new_id_takes_the_split_of_the_old_one(tmp_path: Path, name: str) -> None:
     subjects = population(200)

@@ -148,6 +148,7 @@ def test_age_bands(birth: datetime, first: datetime, band: str) -> None:
     assert rows["token"].to_list()[1] == f"DEMO/AGE/{band}"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("weeks", [-104, -1, 1, 30, 104])
 def test_age_does_not_hang_on_the_date_shift(weeks: int) -> None:
     for years in (9, 10, 69, 70, 89, 90):

@@ -74,6 +74,7 @@ FILES = ["data/0001.parquet", "metadata/codes.parquet", "metadata/dataset.json",
          "vocabularies/mehrt/vocabulary.parquet", "ledger.parquet", "quarantine.parquet", "lags.parquet"]  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FILES)
 def test_damage_to_a_file_is_found_and_named(root: Path, name: str) -> None:
     path = release(root).path / name
@@ -192,6 +193,7 @@ def test_a_flipped_byte_of_a_vector_is_found(root: Path) -> None:
     assert failed(root)["vectors"].detail.startswith("1 damaged")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kept", [0, 100, 4096, 8192, 12288])
 def test_a_truncated_store_is_found_and_does_not_kill_verify(root: Path, kept: int) -> None:
     path = store_of(root, "wsi-a")
@@ -218,6 +220,7 @@ def test_a_quarantine_that_lists_other_rows_is_found(root: Path) -> None:
     }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("column", ["availability", "value_flag", "conflict"])
 def test_an_unknown_mark_is_found(root: Path, column: str) -> None:
     tree = release(root)

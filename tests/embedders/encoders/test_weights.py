@@ -137,6 +137,7 @@ def error(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left - right).abs().max() / right.abs().max())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grid", [4, 7])
 def test_vectors_are_those_of_the_original_arithmetic(tmp_path: Path, kind: str, grid: int) -> None:

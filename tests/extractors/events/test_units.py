@@ -120,6 +120,7 @@ def test_the_mean_is_that_of_all_numbers(tmp_path: Path) -> None:
 # --- another unit than the row's
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("text", "unit", "differs"),
     [

@@ -109,6 +109,7 @@ def test_what_is_no_value_stays_a_text(text: str) -> None:
     assert read(text) == [(None, None, text.strip(), None)]
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.none() | st.text("0123456789.-+<>=eE/% mgL\u2264HAN*()", max_size=8), max_size=12))
 def test_nothing_that_stood_there_is_lost(texts: list[str | None]) -> None:

@@ -95,6 +95,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path
     assert again.truth == first / "truth"
 
 
+@pytest.mark.whole
 def test_a_subject_stays_the_same_when_the_hospital_grows(
     hospital: tuple[Path, SimulationSummary], tmp_path: Path
 ) -> None:

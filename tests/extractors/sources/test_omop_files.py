@@ -54,6 +54,7 @@ def converted(folder: Path, nothing: str, suffix: str) -> Converted:
     return {table: convert(folder, OMOP, table, export.files(table)[0], folder=folder) for table in tables}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("suffix", ["", ".0"])
 @pytest.mark.parametrize("nothing", ["", "NULL", "NA", r"\N", "None", "nan"])
 def test_nothing_is_nothing_and_floats_are_ids(tmp_path: Path, nothing: str, suffix: str) -> None:

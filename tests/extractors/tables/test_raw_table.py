@@ -65,6 +65,7 @@ def test_commas_quotes_and_newlines_in_fields(tmp_path: Path) -> None:
     assert counts["raw"] == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("chunk", range(14, 60))
 def test_a_chunk_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(csv_reader, "CHUNK_BYTES", chunk)

@@ -152,6 +152,7 @@ MOMENTS = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda at
 NUMBERS = st.integers(-(2**20), 2**20)
 
 
+@pytest.mark.whole
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(

@@ -275,6 +275,7 @@ GOLDEN = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("levels", "mpp", "level", "extent", "corner", "place"), GOLDEN)
 def test_plans_by_hand(
     levels: list[tuple[int, int]],

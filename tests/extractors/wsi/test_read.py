@@ -64,6 +64,7 @@ def test_tissue_tiles_are_found_where_the_tissue_is(slide: Path) -> None:
     assert np.abs(tiles.mean(axis=(0, 1, 2)) - (180, 90, 150)).max() < 3
 
 
+@pytest.mark.whole
 def test_a_tile_is_as_wide_in_micrometres_whatever_the_scan(tmp_path: Path) -> None:
     """The same stripes of 32 um, scanned at three pixel sizes, have the same period in the tiles."""
     for mpp in (0.25, 0.4, 0.5):

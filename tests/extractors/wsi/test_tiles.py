@@ -123,6 +123,7 @@ def differences(path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float = 0.5) -
     return how, int(np.abs(found.astype(int) - by_openslide).max())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("kind", "side"),
     [
@@ -156,6 +157,7 @@ def test_a_classic_tiff_in_the_other_byte_order_has_the_same_layout(tmp_path: Pa
         assert (little.width, little.tile_width, little.plain) == (big.width, big.tile_width, True)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "encoding",
     [

@@ -44,6 +44,7 @@ def test_the_clinic_as_it_stands_is_clean(clinic: Clinic) -> None:
     assert description["exit_code"] == 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
 def test_a_suspicious_choice_is_found(clinic: Clinic, spoil: Callable[[Clinic], None]) -> None:
     values = private_values(clinic)
@@ -80,6 +81,7 @@ def test_midnight_that_is_declared_is_no_mistake(clinic: Clinic) -> None:
     assert "midnight_as_time" not in clinic.found()
 
 
+@pytest.mark.whole
 def test_an_end_that_is_ahead_is_no_mistake_where_its_start_is_not(clinic: Clinic) -> None:
     """A time of storage between the start and the end of an infusion belongs to the start, and is after it."""
     clinic.yaml_with(
@@ -135,6 +137,7 @@ def test_a_malformed_row_is_counted(clinic: Clinic) -> None:
     assert labs["became"] == {"events": 69, "malformed_row": 12} and labs["rows"] == 81
 
 
+@pytest.mark.whole
 def test_empty_values_are_counted_and_a_small_rest_is_not_given_away(clinic: Clinic) -> None:
     path = clinic.folder / "labs.csv"
     header, *rows = path.read_text(encoding="utf-8").splitlines()
@@ -163,6 +166,7 @@ def test_parts_of_a_table(clinic: Clinic) -> None:
     assert tables["labs"]["rows"] == 100
 
 
+@pytest.mark.whole
 def test_a_database_file(clinic: Clinic, tmp_path: Path) -> None:
     with duckdb.connect(str(tmp_path / "clinic.duckdb")) as database:
         for path in clinic.folder.glob("*.csv"):
@@ -299,6 +303,7 @@ def test_the_command(clinic: Clinic) -> None:
     assert "subjekt" in wrong.stderr or "subject" in wrong.stderr
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -235,6 +235,7 @@ def fill_other_dataset(out: Path) -> None:
     (out / "metadata" / "dataset.json").write_text('{"dataset_name": "theirs", "etl_name": "another"}')
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("fill", [fill_folder, fill_file, fill_other_dataset])
 def test_what_is_no_dataset_of_ours_is_not_touched(again: Place, fill: object) -> None:
     shutil.rmtree(again.out)
@@ -320,12 +321,14 @@ def test_a_kill_leaves_the_dataset_before_as_it_is(again: Place, module: str, na
     assert again.files() != files
 
 
+@pytest.mark.whole
 def test_of_two_at_once_the_second_is_told_in_one_line(again: Place) -> None:
     with exclusive(Layout(again.root)):
         assert "another run is working on dataset.root" in one_line(again.timeloom())
     assert again.timeloom().returncode == 2
 
 
+@pytest.mark.whole
 def test_quarantined_rows_are_told_with_exit_code_2(again: Place) -> None:
     done = again.timeloom("--json")
     assert done.returncode == 2, done.stderr

@@ -76,6 +76,7 @@ def written(rows: list[dict[str, Any]], order: np.ndarray[Any, Any]) -> pl.DataF
     return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(ROWS | TIED_ROWS, st.booleans())
 def test_numbers_are_ordered_as_their_texts_are(rows: list[dict[str, Any]], in_parts: bool) -> None:
@@ -122,6 +123,7 @@ def test_rows_that_differ_in_one_column_are_ordered_by_it(column: str) -> None:
             assert [shuffled[place] for place in order[~again]] == rows
 
 
+@pytest.mark.whole
 @settings(max_examples=100, deadline=None)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_rows_are_written_as_the_texts_that_they_stand_for(rows: list[dict[str, Any]], random: Any) -> None:
@@ -169,6 +171,7 @@ PIECE = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(PIECE, max_size=6), max_size=5), st.integers(0, 3), st.integers(0, 2))
 def test_pieces_become_the_columns_that_they_are_of(pieces: list[list[Any]], more: int, skipped: int) -> None:
@@ -241,6 +244,7 @@ def test_rows_are_brought_together_by_their_keys(rows: list[tuple[int, int]]) ->
     assert starts.tolist() == [n for n, row in enumerate(ordered) if n == 0 or row != ordered[n - 1]]
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(ROWS)
 def test_subjects_are_counted_as_a_plain_search_does(rows: list[dict[str, Any]]) -> None:
@@ -257,6 +261,7 @@ def test_subjects_are_counted_as_a_plain_search_does(rows: list[dict[str, Any]])
     assert found == plain
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(ROWS)
 def test_the_earliest_birth_and_death_of_each_subject_stay(rows: list[dict[str, Any]]) -> None:
@@ -272,6 +277,7 @@ def test_the_earliest_birth_and_death_of_each_subject_stay(rows: list[dict[str, 
         assert [n for n in events_of_code if not further[n]] == (timed or events_of_code)[:1]
 
 
+@pytest.mark.whole
 @settings(max_examples=150, deadline=None)
 @given(ROWS, st.lists(st.booleans(), min_size=25, max_size=25))
 def test_what_is_taken_out_is_counted_by_raw_row(rows: list[dict[str, Any]], drawn: list[bool]) -> None:

@@ -141,6 +141,7 @@ def test_a_life_without_contradictions_has_no_marks(tmp_path: Path) -> None:
     assert events["conflict"].null_count() == len(events) == 12
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("more", "marks"),
     [

@@ -123,6 +123,7 @@ def test_a_clear_error_arrives_as_it_was_raised(name: str, inputs: list[Path], t
     assert len(list((tmp_path / "tasks" / "toy").glob("*.json"))) == 4, "the other tasks are done and will resume"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", BEAM_IS_SLOW)
 @pytest.mark.parametrize("fault", ["library", "chained"])
 def test_no_value_leaves_a_failed_task(name: str, fault: str, inputs: list[Path], tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ NAMESPACES = ["ICD10CM/", "ICD10PCS/", "ATC/", "LOINC/", "ICD10CM", "VALUE/", "I
 ANY_CODE = st.builds(lambda start, rest: (start + rest) or "X", st.sampled_from(NAMESPACES), STRANGE)
 
 
+@pytest.mark.whole
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ANY_CODE, min_size=1, max_size=12, unique=True), st.sampled_from([MEHRT, SEVEN, ETHOS, FUSED]))
 def test_every_code_comes_back_and_no_token_has_two_meanings(codes: list[str], profile: ProfileConfig) -> None:
@@ -66,6 +67,7 @@ def test_every_code_comes_back_and_no_token_has_two_meanings(codes: list[str], p
     assert not found["token"].str.contains(r"^(VALUE|INTERVAL)/").any()
 
 
+@pytest.mark.whole
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ANY_CODE, min_size=1, max_size=6), st.integers(1, 10))
 def test_a_fused_value_is_taken_off_again(codes: list[str], bin_: int) -> None:

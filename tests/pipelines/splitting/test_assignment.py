@@ -96,6 +96,7 @@ def test_a_ledger_that_was_dealt_by_other_rules_goes_on() -> None:
     assert furthest(ledger[100:], SCHEMES["mehrt"]) <= 20
 
 
+@pytest.mark.whole
 def test_the_whole_stays_at_its_quota_over_many_nights() -> None:
     """A quarter of the subjects at first, then two a night: strata are rounded so that their sum is right."""
     everyone = population(200)
@@ -232,6 +233,7 @@ def nights_of(sizes: list[int]) -> tuple[list[tuple[pl.DataFrame, Freeze]], pl.D
     return nights, everyone
 
 
+@pytest.mark.whole
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=4))
 def test_new_subjects_stand_behind_and_change_no_place(sizes: list[int]) -> None:

@@ -38,6 +38,9 @@ from warehouse.parquet import write_table
 from warehouse.schemas import LAGS, LEDGER
 from warehouse.shards.file import read_shard, write_shard
 
+# In `make test` alone: each test runs Great Expectations over a whole release.
+pytestmark = pytest.mark.whole
+
 EXPECTATIONS = {area.name_of(expectation): expectation for area in AREAS for expectation in area.expectations}
 
 

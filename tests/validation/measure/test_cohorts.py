@@ -93,6 +93,7 @@ def test_lengths_and_intervals_are_those_of_plain_loops(tmp_path: Path, rows: li
         assert row["interval"] == row["interval_tokens_structured"]
 
 
+@pytest.mark.whole
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tokens)
 def test_pooled_gaps_are_those_of_plain_loops(tmp_path: Path, rows: list[Token]) -> None:
@@ -183,6 +184,7 @@ def worst(frame: pl.DataFrame, *columns: str) -> float:
     return 0.0 if values is None else float(values)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", [30, 250, 1_000, 5_000, 20_000])
 @pytest.mark.parametrize("seed", range(4))
 def test_stratified_splits_pass_at_any_size(size: int, seed: int) -> None:
@@ -191,6 +193,7 @@ def test_stratified_splits_pass_at_any_size(size: int, seed: int) -> None:
     assert worst(measured(subjects, ledger), *GROSS, "match_ratio") <= 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(6))
 def test_growth_and_change_pass_what_gates(seed: int) -> None:
     """Ten nights bring new subjects, and records grow by chance. No subject can move, so no night may fail."""

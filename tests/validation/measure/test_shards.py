@@ -65,6 +65,7 @@ def faults(case: Case, profiles: dict[str, ProfileEntry]) -> dict[str, int]:
     return {name: count for name, count in sums.items() if count}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", PLANS)
 def test_right_shards_pass(tmp_path: Path, name: str) -> None:
     case, profiles = made(tmp_path, PLANS[name])

@@ -28,6 +28,9 @@ from validation.report.vocabulary_tables import budget_table
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import BudgetEntry
 
+# In `make test` alone: each test draws the whole report.
+pytestmark = pytest.mark.whole
+
 CONTEXT = {
     "release_id": "2026-11-21T02-00-00Z",
     "parent": "2026-11-20T02-00-00Z",

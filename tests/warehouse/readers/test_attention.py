@@ -74,6 +74,7 @@ def alone(query, key, value):
     return scores.transpose(0, 1)
 
 
+@pytest.mark.whole
 def test_dense_varlen_and_flex_attention_are_each_segment_s_own(release):
     torch.manual_seed(0)
     model, batch = Tiny().eval(), next(iter(train(release, fields="segments").batches(24)))

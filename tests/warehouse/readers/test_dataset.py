@@ -95,6 +95,7 @@ def test_the_order_is_part_of_the_format():
     assert global_order(ids[::-1], None, 0, 0).tolist() == list(range(11, -1, -1))
 
 
+@pytest.mark.whole
 @settings(max_examples=25, deadline=None)
 @given(
     phases=st.lists(
@@ -357,6 +358,7 @@ def test_no_file_is_opened_before_the_first_batch(release, monkeypatch):
         next(iter(dataset.batches(2, prefetch=0)))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("copies", [1, 12])
 def test_what_is_held_does_not_grow_with_the_shards(release, copies):
     """A dozen times the shards and the reader holds as much as with one: so many maps, so many bytes."""

@@ -74,6 +74,7 @@ class Reads:
             monkeypatch.setattr(module, "rows_at", counting)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", OPTIONS)
 def test_batches_are_the_same(release: Release, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     reads = Reads(monkeypatch)

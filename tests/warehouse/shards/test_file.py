@@ -306,6 +306,7 @@ def test_a_shard_without_its_middle_is_one_line(tmp_path: Path) -> None:
         shard.small(0)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(3))
 def test_a_flipped_bit_anywhere_is_one_line_or_leaves_the_small_columns_right(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "s.parquet"
