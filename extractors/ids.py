@@ -21,15 +21,17 @@ NULL_IDS = (
     "-", "--", ".", "?", '""', "''",
 )  # fmt: skip
 # What takes no place on a screen, or looks like a blank and is none: marks of byte order, soft hyphens, joiners,
-# directions, no-break spaces.
-INVISIBLE = "\u00a0\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202f\u2060-\u2064\u2066-\u2069\ufeff"
+# directions, no-break spaces, and control characters such as the zero bytes that pad a field; not tabs and line ends,
+# which are blanks.
+INVISIBLE = "\x00-\x08\x0e-\x1f\x7f-\x9f"
+INVISIBLE += "\u00a0\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202f\u2060-\u2064\u2066-\u2069\ufeff"
 _INVISIBLE = f"[{INVISIBLE}]"
 # An integer that some tool made a float.
 _WHOLE = r"^([+-]?[0-9]+)\.0+$"
 # 1.23457E+11 may stand for any of a million ids: it is none.
 _EXPONENT = r"^[+-]?[0-9](?:\.[0-9]+)?[eE]\+[0-9]+$"
 UPPER, STRIP_ZEROS = "upper", "strip_zeros"
-ASCII = 127
+_FIRST_SEEN, _LAST_SEEN = ord(" "), ord("~")
 _LONGEST_NULL = max(map(len, NULL_IDS))
 # Ids of these bytes have nothing to undo; they may spell that there is none.
 _ORDINARY = np.zeros(256, np.bool_)
@@ -52,6 +54,11 @@ def letters_of(ids: pl.Series) -> tuple[U8, bool]:
     return letters, int(np.count_nonzero(np.diff(bounds) == 0)) != array.null_count
 
 
+def may_hide(letters: U8) -> bool:
+    """Whether the bytes of ids are more than ASCII's visible signs: something invisible may be among them."""
+    return bool(((letters < _FIRST_SEEN) | (letters > _LAST_SEEN)).any())
+
+
 def have_invisible(ids: pl.Series) -> pl.Series:
     """(n,) whether something stands in an id that nobody sees."""
     return ids.str.contains(_INVISIBLE).fill_null(False)
@@ -60,7 +67,7 @@ def have_invisible(ids: pl.Series) -> pl.Series:
 def plain_numbers(ids: pl.Series) -> pl.Series:
     """Ids (n,) without what nobody sees; `1001.0` is `1001`, as Parquet's floats are read. Others stay as they are."""
     letters, _ = letters_of(ids)
-    if not ((letters == ord(".")) | (letters > ASCII)).any():
+    if not (letters == ord(".")).any() and not may_hide(letters):
         return ids
     return _seen(ids).str.replace(_WHOLE, "$1")
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 import polars as pl
 
-from extractors.ids import ASCII, SubjectIds, are_digits, have_invisible, known_ids, letters_of, plain_numbers
+from extractors.ids import SubjectIds, are_digits, have_invisible, known_ids, letters_of, may_hide, plain_numbers
 from extractors.origins import origins, value_reading
 from extractors.source import Source, aggregate
 from extractors.tables.rows import TextColumn
@@ -102,7 +102,7 @@ class IdReader:
             return column
         if kind is IdKind.KEY:
             return column.map(plain_numbers)
-        if (letters > ASCII).any():
+        if may_hide(letters):
             marked = TextColumn(have_invisible(column.values).cast(pl.UInt32), column.places)
             self.invisible[INVISIBLE[kind]] += int(marked.rows.sum())
         return column.map(self._subjects.of if kind is IdKind.SUBJECT else known_ids)

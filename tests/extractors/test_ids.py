@@ -130,10 +130,11 @@ def test_what_spells_nothing_is_no_patient_and_no_visit(tmp_path: Path, nothing:
 def test_invisible_characters_go_and_are_counted(tmp_path: Path) -> None:
     at = "2020-01-01 09:00:00"
     rows = [("\ufeffP0504", "V9\u200b", "7", at), ("P0504\u00a0", "V9", "7", at), ("P05\u00ad04", "V9", "7", at)]
+    rows.append(("P0504\x00\x00", "\x1fV9", "7", at))
     found, counts = labs_of(tmp_path, [*rows, ("P0504", "V9", "7", at)], HASH)
     assert found["subject_id"].n_unique() == found["visit_id"].n_unique() == 1
-    assert found["code"].to_list() == ["K/M"] * 4
-    assert counts["partial"] == {"invisible_in_subject_id": 3, "invisible_in_visit_id": 1}
+    assert found["code"].to_list() == ["K/M"] * 5
+    assert counts["partial"] == {"invisible_in_subject_id": 4, "invisible_in_visit_id": 2}
 
 
 def test_the_sites_steps_hold_for_every_table_and_join(tmp_path: Path) -> None:
