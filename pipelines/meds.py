@@ -394,7 +394,7 @@ def quarantined(report: StageReport) -> int:
 
 STAGE = Stage(
     "meds",
-    version=3,
+    version=4,
     run="pipelines.meds:run",
     step="extract",
     in_release=False,

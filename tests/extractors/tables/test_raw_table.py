@@ -88,10 +88,11 @@ def test_a_line_end_in_quotes_stays_whole_where_chunks_meet(tmp_path: Path, monk
         assert len(found) == 9
 
 
-def test_nul_bytes_are_characters_like_any_other(tmp_path: Path) -> None:
+def test_nul_bytes_stay_in_a_text_and_go_from_an_id(tmp_path: Path) -> None:
     found, counts = convert_text(tmp_path, NOTED, b"pid,at,note\n1,2020-01-01,a\x00b\n\x002,2020-01-01,c\n")
-    assert found.select("subject_id", "text_value").rows() == [(1, "a\x00b")]
-    assert quarantine_of(tmp_path, counts) == [(2, "bad_subject_id")]
+    assert found.select("subject_id", "text_value").rows() == [(1, "a\x00b"), (2, "c")]
+    assert quarantine_of(tmp_path, counts) == []
+    assert counts["partial"] == {"invisible_in_subject_id": 1}
 
 
 # --- rows that are no rows
