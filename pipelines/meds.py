@@ -5,7 +5,7 @@ file, the tables it is joined with and the rules stand.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,13 +18,14 @@ from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows, name_of
 from extractors.events.lookups import JoinCounts
-from extractors.source import checked_source
+from extractors.source import CROSSWALK, checked_source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
 from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
 from pipelines.engine.context import StageReport, counts_of
-from pipelines.engine.task import Result, Task
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.task import RawFile, Result, Task
 from pipelines.limits import LimitsConfig
 from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
@@ -109,6 +110,7 @@ def plan(night: Night) -> list[Task]:
                 + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, label]
             )
             inputs = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in joined]
+            looked_up = planned_files(export, joined, fingerprints)
             for part, path in enumerate(files):
                 fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
                 tasks.append(
@@ -133,11 +135,22 @@ def plan(night: Night) -> list[Task]:
                         ),
                         fingerprint=fingerprint,
                         weight=path.stat().st_size,
+                        raw_files=looked_up | fingerprints.planned(path, f"the table {label}"),
                     )
                 )
     # For `timeloom status` on the site's own machine; nothing else reads it.
     write_json(layout.unmapped_files, names)
     return tasks
+
+
+def planned_files(export: Export, tables: Iterable[str], fingerprints: Fingerprints) -> dict[str, RawFile]:
+    """The files of some tables, and crosswalks, of which fingerprints know the hashes, as tasks are held to them."""
+    planned: dict[str, RawFile] = {}
+    for name in tables:
+        what = f"the {name}" if name.startswith(CROSSWALK) else f"the table {name}"
+        for path in export.files(name):
+            planned |= fingerprints.planned(path, what)
+    return planned
 
 
 def run(params: Params, base: Path) -> Result:

@@ -14,9 +14,10 @@ from extractors.tables.export import Export
 from pipelines.align import Counts as AlignCounts
 from pipelines.aligning.segments import read_frame_blob
 from pipelines.engine.context import StageReport, counts_of
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.task import RawFile, Result, Task, make_task
 from pipelines.meds import QUARANTINE as ROWS
 from pipelines.meds import Counts as MedsCounts
+from pipelines.meds import planned_files
 from pipelines.night import Night, Stage
 from warehouse.files import write_json
 from warehouse.layout import ReleaseLayout
@@ -70,6 +71,7 @@ def plan(night: Night) -> list[Task]:
         if counts_of(entry, MedsCounts)["blobs"] and sum(counts_of(entry, MedsCounts)["quarantined"].values())
     ]
     dictionaries = []
+    raw_files: dict[str, RawFile] = {}
     inputs: list[Any] = [
         codes,
         rows,
@@ -81,6 +83,7 @@ def plan(night: Night) -> list[Task]:
         files = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in sorted(tables)]
         settings = export.source.model_dump(mode="json", exclude={"tables", "description"})
         inputs.append([settings, files, pl.__version__])
+        raw_files |= planned_files(export, sorted(tables), fingerprints)
         dictionaries.append(
             {
                 "source": export.source.model_dump(mode="json"),
@@ -98,6 +101,7 @@ def plan(night: Night) -> list[Task]:
             params=Params(
                 name=name, codes=sorted(codes), ledger=rows, quarantines=quarantines, dictionaries=dictionaries
             ),
+            raw_files=raw_files,
         )
     ]
 

@@ -219,7 +219,10 @@ def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[Stage
                 night.reports[helper.name] = run_stage(helper, tasks, night.context)
                 reports.append(night.reports[helper.name])
 
-    report = night.reports[stage.name] = run_stage(stage, list(stage.plan(seen)), night.context, prepare)
+    def plan() -> list[Task]:
+        return list(stage.plan(seen))
+
+    report = night.reports[stage.name] = run_stage(stage, plan(), night.context, prepare, plan)
     if stage.check:
         stage.check(report, seen)
     return [*reports, report]

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,26 @@ def hash_file(path: Path) -> tuple[str, str]:
 def sha256_json(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# Times of change are taken from a clock that moves by up to so much at a time.
+_TICK_SECONDS = 0.02
+
+
+def signature_of(status: os.stat_result) -> list[int]:
+    """What tells that a file is as it was: size, times of change of its content and its entry, inode."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def signature(path: Path) -> list[int]:
+    """A file's `signature_of`, which every later change changes: of a file that has just changed it waits for the clock
+    that times of change are taken from."""
+    status = path.stat()
+    age = time.time() - status.st_ctime
+    if 0 <= age < _TICK_SECONDS:
+        time.sleep(_TICK_SECONDS - age)
+        status = path.stat()
+    return signature_of(status)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Literal, Self, cast
 
 from extractors.items import VerdictError, file_on_disk
+from warehouse.files import signature_of
 
 Kind = Literal["zip", "tar", "gzip", "bzip2", "xz"]
 
@@ -338,8 +339,8 @@ def tree(root: Path) -> Tree:
 
 
 def disk_stamp(status: os.stat_result) -> str:
-    """Size and time of change of a file on the disk."""
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    """Whether a file on the disk is as it was; see `warehouse.files.signature_of`."""
+    return ":".join(map(str, signature_of(status)))
 
 
 def is_regular(status: os.stat_result) -> bool:

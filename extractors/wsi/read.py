@@ -13,15 +13,16 @@ from extractors.wsi.files import file_inside, files_of
 from extractors.wsi.plan import Bytes, TilePlan, open_slide, plan_tiles, read_region
 from extractors.wsi.tiff import tiled_pages
 from extractors.wsi.tiles import corner_of, direct_tiles
+from warehouse.files import signature_of
 
 MAX_FAILED_TILES = 0.1
 KEPT_OPEN = 2
 
-Stamp = tuple[tuple[int, int], ...]
+Stamp = tuple[tuple[int, ...], ...]
 
 
 def stamp_of(files: Sequence[Path]) -> tuple[str, str, Stamp]:
-    """A digest of a slide's content, one of content and times that tells whether it has changed, sizes and times.
+    """A digest of a slide's content, one of content and times that tells whether it has changed, files' signatures.
 
     The second mixes content and times, so that no time can be guessed from it; it is not the slide's identity.
 
@@ -29,7 +30,7 @@ def stamp_of(files: Sequence[Path]) -> tuple[str, str, Stamp]:
         VerdictError: failed_unreadable.
     """
     try:
-        stats = tuple((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files))
+        stats = tuple(tuple(signature_of(part.stat())) for part in files)
         prints = [file_fingerprint(part) for part in files]
     except OSError as error:
         raise VerdictError("failed_unreadable") from error
@@ -66,7 +67,7 @@ class SlideReader:
     def unchanged(self) -> None:
         """Raises VerdictError failed_changed where the files are no longer those that were opened."""
         try:
-            stats = tuple((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._files))
+            stats = tuple(tuple(signature_of(part.stat())) for part in self._files)
         except OSError as error:
             raise VerdictError("failed_changed") from error
         if stats != self._stats:

@@ -7,14 +7,11 @@ import os
 import re
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
+from pipelines.engine.task import DEBUG_VARIABLE, RawFileChangedError, Result, Task, WorkerLostError
 from warehouse.errors import TimeloomError
-from warehouse.files import hash_file, write_json
-
-if TYPE_CHECKING:
-    pass
+from warehouse.files import hash_file, signature_of, write_json
 
 
 def execute(task: Task) -> str:
@@ -27,7 +24,11 @@ def execute(task: Task) -> str:
     failure.unlink(missing_ok=True)
     try:
         module, name = task.function.split(":")
-        result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base))
+        try:
+            result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base))
+        finally:
+            # In any case: half a file may also be what made the task fail.
+            _hold_to_plan(task)
         files = {}
         for relative, rows in sorted(result.files.items()):
             path = Path(task.base) / relative
@@ -46,11 +47,23 @@ def execute(task: Task) -> str:
     return task.key
 
 
-def _describe(error: BaseException) -> dict[str, str]:
+def _hold_to_plan(task: Task) -> None:
+    """Raises RawFileChangedError where a raw file is not as it was when the task was planned."""
+    for path, planned in task.raw_files.items():
+        try:
+            now = signature_of(Path(path).stat())
+        except OSError:
+            now = None
+        if now != planned["signature"]:
+            raise RawFileChangedError(planned["what"]) from None
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
     """What went wrong without any value in it: a library's message may hold a patient's."""
     where = "".join(f"{frame.filename}:{frame.lineno}\n" for frame in traceback.extract_tb(error.__traceback__))
     clear = clear_error(error) or TimeloomError(f"{type(error).__name__} in the stage", "see the log; run with --debug")
-    return {"message": clear.message, "remedy": clear.remedy, "where": where}
+    changed = isinstance(clear, RawFileChangedError)
+    return {"message": clear.message, "remedy": clear.remedy, "where": where, "changed": changed}
 
 
 def clear_error(error: BaseException) -> TimeloomError | None:

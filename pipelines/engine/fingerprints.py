@@ -6,19 +6,14 @@ folder that was copied or restored is read again; its content decides whether an
 """
 
 import json
-import os
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipelines.engine.task import RawFile
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, sha256_json, write_json
-
-
-def _said_of(status: os.stat_result) -> list[str | int]:
-    """What tells that a file is as it was."""
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+from warehouse.files import sha256_file, sha256_json, signature, signature_of, write_json
 
 
 class Fingerprints:
@@ -40,8 +35,20 @@ class Fingerprints:
 
     def of(self, path: Path) -> str:
         """SHA-256 of a file; of a database, with what stands in its write-ahead log."""
-        log = path.with_name(f"{path.name}.wal")
+        log = _log_of(path)
         return sha256_json([self._of(path), self._of(log)]) if log.is_file() else self._of(path)
+
+    def planned(self, path: Path, what: str) -> dict[str, RawFile]:
+        """What a task that reads a file, whose hash `of` gave, is held against afterwards; see `Task.raw_files`.
+
+        Args:
+            what: the file in words, without its name: a table, say.
+        """
+        return {
+            str(part): RawFile(what=what, signature=[int(number) for number in seen[:-1]] if seen else None)
+            for part in (path, _log_of(path))
+            if (seen := self._seen.get(str(part.resolve()))) or part != path
+        }
 
     def read_ahead(self, paths: Iterable[Path], readers: int) -> None:
         """Hashes some files, a few at a time, so that `of` knows them; raises what it does."""
@@ -56,11 +63,12 @@ class Fingerprints:
             TimeloomError: unreadable.
         """
         try:
-            status = path.stat()
+            # Before it is read: what changes meanwhile has another signature when the task that reads it ends.
+            now = signature(path)
             key = str(path.resolve())
             known = self._seen.get(key) or self._known.get(key)
-            if known is None or known[:-1] != _said_of(status):
-                known = [*_said_of(status), sha256_file(path)]
+            if known is None or known[:-1] != now:
+                known = [*now, sha256_file(path)]
         except OSError as error:
             raise TimeloomError("a raw file cannot be read", remedy="check its permissions and its disk") from error
         self._seen[key] = known
@@ -78,10 +86,15 @@ class Fingerprints:
                 listing.append([name, -1, -1])
                 continue
             if stat.S_ISREG(status.st_mode):
-                listing.append([name, *_said_of(status)])
+                listing.append([name, *signature_of(status)])
         return sha256_json(listing)
 
     def save(self) -> None:
         """Keeps what this run saw."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(self._path, self._seen)
+
+
+def _log_of(path: Path) -> Path:
+    """Where a database would keep its write-ahead log."""
+    return path.with_name(f"{path.name}.wal")

@@ -8,8 +8,9 @@ runner can lose a task unnoticed.
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.task import StageFunction, Task
@@ -83,11 +84,14 @@ def run_stage(
     tasks: Sequence[Task],
     context: RunContext,
     prepare: Callable[[Sequence[Task]], None] | None = None,
+    plan_anew: Callable[[], Sequence[Task]] | None = None,
 ) -> StageReport:
     """Brings every task up to date.
 
     Args:
         prepare: is given the tasks that are out of date, before they run.
+        plan_anew: gives the tasks as they are now. It is asked once, where raw files changed while they were read;
+            those of its tasks are run that are not done.
 
     Raises:
         TimeloomError: a task failed, or a runner ended without having run it.
@@ -121,17 +125,27 @@ def run_stage(
         if prepare is not None:
             prepare(todo)
         context.engine.map(todo, done)
+    report.ran = len(todo)
+    changed = [task for task in todo if _failure(task).get("changed")] if plan_anew else []
+    if plan_anew and changed:
+        again = run_stage(stage, plan_anew(), context, prepare)
+        ran = report.ran - len(changed) + again.ran
+        return replace(again, ran=ran, linked=report.linked, resumed=report.resumed)
     for task in todo:
         report.entries[task.key] = _outcome(task)
-    report.ran = len(todo)
     report.entries = {task.key: report.entries[task.key] for task in tasks}
     return report
 
 
-def _outcome(task: Task) -> "TaskEntry":
+def _failure(task: Task) -> dict[str, Any]:
+    """Why a task left no record; empty where nothing says so."""
     failure = Path(task.record).with_suffix(".error")
-    if failure.is_file():
-        reason = json.loads(failure.read_text(encoding="utf-8"))
+    reason: dict[str, Any] = json.loads(failure.read_text(encoding="utf-8")) if failure.is_file() else {}
+    return reason
+
+
+def _outcome(task: Task) -> "TaskEntry":
+    if reason := _failure(task):
         error = TimeloomError(reason["message"], reason["remedy"])
         error.add_note(f"stage {task.stage}, {task.key}\n{reason['where']}")
         raise error

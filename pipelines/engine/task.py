@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
@@ -15,6 +15,27 @@ DEBUG_VARIABLE = "TIMELOOM_DEBUG"
 
 class WorkerLostError(TimeloomError):
     """A process died and nobody knows why; the next try may succeed."""
+
+
+class RawFileChangedError(TimeloomError):
+    """A raw file is not what it was when its task was planned: what was made of it may be half of one, half of another.
+
+    Args:
+        what: the file in words, without its name.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} changed while it was read, and again while it was read once more",
+            remedy="run again when the export has ended; nothing was made of it",
+        )
+
+
+class RawFile(TypedDict):
+    """A raw file in words, and its `warehouse.files.signature`; None where there is to be no such file."""
+
+    what: str
+    signature: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,8 @@ class Task:
         intact: `module:name` of a function (params, base) -> bool: whether what the task left outside its files, such
             as vectors in a store, is still there. An earlier outcome is reused only then.
         weight: how much work it is, against the others of its stage: the heaviest start first.
+        raw_files: by path, the raw files that it reads, as they were before they were hashed. If one is not so after
+            the task has run, the task leaves no record.
     """
 
     stage: str
@@ -68,6 +91,7 @@ class Task:
     fingerprint: str
     intact: str | None = None
     weight: int = 0
+    raw_files: Mapping[str, RawFile] = field(default_factory=dict)
 
 
 def make_task(
@@ -80,6 +104,7 @@ def make_task(
     params: Mapping[str, Any],
     intact: str | None = None,
     weight: int = 0,
+    raw_files: Mapping[str, RawFile] | None = None,
 ) -> Task:
     """A task whose outputs belong to the release.
 
@@ -98,6 +123,7 @@ def make_task(
         fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
         intact=intact,
         weight=weight,
+        raw_files=raw_files or {},
     )
 
 
