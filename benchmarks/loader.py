@@ -49,7 +49,7 @@ print(time.perf_counter() - start)
 def memmap_files(dataset: "ShardDataset[Any]", folder: Path) -> None:
     """The dataset's packs as plain arrays: what the hand-written loader and the peers are made from."""
     folder.mkdir(parents=True)
-    whole = [dataset.load(step) for step in dataset.steps(256, False)]
+    whole = [dataset.load(step) for step in dataset.steps(256, "ragged")]
 
     def save(name: str, arrays: list[Any], dtype: str) -> None:
         np.concatenate([np.asarray(array) for array in arrays]).astype(dtype).tofile(folder / name)

@@ -12,10 +12,10 @@ from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.losses import loss_table
 from warehouse.modalities import MODALITIES
-from warehouse.readers.batch import Batch, IdBatch
+from warehouse.readers.batch import NO_PACK, Batch, IdBatch
 from warehouse.readers.collate import collate, collate_segments, item_fields, widened
 from warehouse.readers.item_vectors import pooled, sequences
-from warehouse.readers.open_shards import OpenShards
+from warehouse.readers.open_shards import OpenShards, padding
 from warehouse.readers.retrieved_items import WindowItems
 from warehouse.tokens import TokenType
 
@@ -74,9 +74,16 @@ def recipe(
 
 
 def assemble(
-    parts: Sequence[tuple[OpenShards, I64]], asked: Recipe, cursor: tuple[int, ...], window: WindowItems | None = None
+    parts: Sequence[tuple[OpenShards, I64]],
+    asked: Recipe,
+    cursor: tuple[int, ...],
+    window: WindowItems | None = None,
+    padded: int = 0,
 ) -> IdBatch:
     """The batch of packs (n,) of each shelf, one shelf after the other; all of one release, profile and context.
+
+    Args:
+        padded: rows of padding behind them.
 
     Raises:
         TimeloomError: a shard or an embedding store that these packs need is missing or damaged.
@@ -84,12 +91,18 @@ def assemble(
     first = parts[0][0]
     context = first.context
     numbers = [shelf.pack_ids[packs] for shelf, packs in parts]
+    if padded:
+        numbers.append(np.full(padded, NO_PACK, np.int64))
     pack_ids = numbers[0] if len(numbers) == 1 else np.concatenate(numbers)
     if asked.fields == "ids":
         found = [shelf.ids(packs) for shelf, packs in parts]
+        if padded:
+            found.append(np.zeros((padded, context), found[0].dtype))
         ids = found[0] if len(found) == 1 else np.concatenate(found)
         return IdBatch(widened(ids), torch.from_numpy(pack_ids), cursor)
     places = [place for shelf, packs in parts for place in shelf.places(packs)]
+    if padded:
+        places += padding(padded, places, context)
     if asked.fields == "segments":
         return collate_segments(places, context, pack_ids, cursor)
     modalities = [name for name in MODALITIES if any(name in shelf.stores for shelf, _ in parts)]

@@ -11,6 +11,7 @@ from warehouse.errors import TimeloomError
 from warehouse.modalities import MODALITIES
 
 MODEL_INPUTS = ("input_ids", "labels", "attention_mask", "position_ids")
+NO_PACK = -1  # the pack id of a row of padding
 IGNORED = -100  # what torch's and transformers' cross-entropy leave out
 
 
@@ -20,7 +21,7 @@ class IdBatch:
 
     Attributes:
         input_ids: (B, L) int64; PAD behind the last segment.
-        pack_ids: (B,) int64.
+        pack_ids: (B,) int64; -1 at a row of padding, which fills a batch up where packs run out.
         cursor: where its reader stands, over all ranks, once this batch is used; see `state_dict(after=batch)`.
     """
 
@@ -34,6 +35,11 @@ class IdBatch:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @cached_property
+    def real_rows(self) -> torch.Tensor:
+        """(B,) bool, False at rows of padding: those of no pack."""
+        return self.pack_ids != NO_PACK
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch with every tensor on `device`."""
@@ -90,8 +96,8 @@ class SegmentBatch(IdBatch):
 
     @cached_property
     def batch_segment(self) -> torch.Tensor:
-        """(B, L) int64: each token's segment, an index into `subject_ids`; at padding its pack's first."""
-        first = self.segments_per_pack.cumsum(0) - self.segments_per_pack
+        """(B, L) int64: each token's segment, an index into `subject_ids`; at padding its pack's first, or any."""
+        first = (self.segments_per_pack.cumsum(0) - self.segments_per_pack).clamp(max=max(self.n_segments - 1, 0))
         return self.segment_ids.clamp(min=0).long() + first[:, None]
 
     def block_mask(self) -> torch.Tensor:
@@ -190,24 +196,34 @@ class Batch(SegmentBatch):
 
         `input_ids`, `labels` and `position_ids`, which restart at 0 in every segment: transformers' `sdpa`, `eager`
         and `flex_attention` find the segments by them; flash attention takes `cu_seq_lens_*` and `max_length_*`.
-        A segment's first token is never a target, so the shift of labels joins no two segments.
+        A segment's first token is never a target, so the shift of labels joins no two segments. Of a batch without a
+        segment it is one token of padding, as no kernel takes none.
         """
+        if not self.n_segments:
+            nothing, one = self.input_ids.new_zeros(1, 1), self.cu_seqlens.new_tensor([0, 1])
+            return _flat(nothing, torch.full_like(nothing, IGNORED), nothing, one, 1)
         ids, labels, positions = (
             tensor[self.real][None] for tensor in (self.input_ids, self.labels, self.position_ids)
         )
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "position_ids": positions,
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
-            "max_length_q": self.max_seqlen,
-            "max_length_k": self.max_seqlen,
-            "use_cache": False,  # with a cache transformers do not look for segments
-        }
+        return _flat(ids, labels, positions, self.cu_seqlens, self.max_seqlen)
 
     def check_modality(self, modality: str) -> None:
         """Raises TimeloomError where the batch has no such modality."""
         if modality not in self.item_positions:
             known = ", ".join(name for name in MODALITIES if name in self.item_positions) or "none"
             raise TimeloomError(f"the shards have no modality {modality}", remedy=f"choose one of: {known}")
+
+
+def _flat(
+    ids: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, edges: torch.Tensor, longest: int
+) -> dict[str, Any]:
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "position_ids": positions,
+        "cu_seq_lens_q": edges,
+        "cu_seq_lens_k": edges,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "use_cache": False,  # with a cache transformers do not look for segments
+    }

@@ -13,7 +13,7 @@ from warehouse.readers.batch import IdBatch
 from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.pinned import PinnedRelease
 from warehouse.readers.retrieved_items import WindowItems
-from warehouse.readers.shuffle import dealt, global_order
+from warehouse.readers.shuffle import Uneven, dealt, global_order, step_sizes
 from warehouse.readers.stream import B, BatchReader, Cursor, Step
 from warehouse.tokens import TokenType
 
@@ -77,44 +77,44 @@ class ShardDataset(BatchReader[B], Generic[B]):
         """(P,) packs in the order in which an epoch reads them."""
         return global_order(self.shelf.pack_ids, self.seed, self.stage, epoch)
 
-    def check_batches(self, batch_size: int, drop_last: bool) -> None:
-        if drop_last and len(self) < batch_size * self.world_size:
+    def check_batches(self, batch_size: int, uneven: Uneven) -> None:
+        if uneven == "drop" and len(self) < batch_size * self.world_size:
             raise TimeloomError(
                 f"split {self.split} has {len(self)} packs, fewer than one global batch",
-                remedy="make the batch smaller or set drop_last=False",
+                remedy='make the batch smaller, or give uneven="pad"',
             )
 
-    def begin(self, batch_size: int, drop_last: bool) -> None:
-        if self.consumed and not self._steps(self.consumed, batch_size, drop_last):
+    def begin(self, batch_size: int, uneven: Uneven) -> None:
+        if self.consumed and not self._steps(self.consumed, batch_size, uneven):
             self.cursor = self.epoch + 1, 0
 
-    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
-        return self._steps(self.consumed, batch_size, drop_last) or self._steps(0, batch_size, drop_last)
+    def steps_left(self, batch_size: int, uneven: Uneven) -> int | None:
+        return self._steps(self.consumed, batch_size, uneven) or self._steps(0, batch_size, uneven)
 
-    def steps_per_epoch(self, batch_size: int, *, drop_last: bool = False) -> int:
-        """How many batches of `batch_size` packs each rank takes in a whole epoch."""
-        return self._steps(0, batch_size, drop_last)
+    def steps_per_epoch(self, batch_size: int, *, uneven: Uneven = "pad") -> int:
+        """How many batches of `batch_size` packs each rank takes in a whole epoch; see `batches`."""
+        return self._steps(0, batch_size, uneven)
 
-    def _steps(self, consumed: int, batch_size: int, drop_last: bool) -> int:
+    def _steps(self, consumed: int, batch_size: int, uneven: Uneven) -> int:
         """Steps behind so many packs of an epoch."""
-        world, left = batch_size * self.world_size, len(self) - consumed
-        return left // world if drop_last else -(-left // world)
+        full, rest = step_sizes(len(self) - consumed, batch_size * self.world_size, uneven)
+        return full + len(rest)
 
-    def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
+    def steps(self, batch_size: int, uneven: Uneven) -> Iterator[Step]:
         epoch, start = self.cursor
         order, world = self.order(epoch), batch_size * self.world_size
-        end = len(order) - (len(order) - start) % world if drop_last else len(order)
+        full, rest = step_sizes(len(order) - start, world, uneven)
+        end = start + full * world
         for first in range(start, end, SORTED_STEPS * world):
-            next_packs = order[first : min(first + SORTED_STEPS * world, end)]
-            whole = len(next_packs) // world
+            steps = order[first : min(first + SORTED_STEPS * world, end)].reshape(-1, world)
             # A step's packs in stored order; many short sorts in one call take a tenth of as many calls.
-            shares = [
-                *np.sort(dealt(next_packs[: whole * world].reshape(whole, world).T, self.rank, self.world_size).T)
-            ]
-            if len(next_packs) % world:
-                shares.append(np.sort(dealt(next_packs[whole * world :], self.rank, self.world_size)))
+            shares = np.sort(dealt(steps.T, self.rank, self.world_size).T)
             for number, share in enumerate(shares, start=1):
-                yield Step(share, (epoch, min(first + number * world, end)))
+                yield Step(share, (epoch, first + number * world))
+        for size in rest:
+            share = np.sort(dealt(order[end : end + size], self.rank, self.world_size))
+            end += size
+            yield Step(share, (epoch, end), batch_size - len(share) if uneven == "pad" else 0)
 
     def start(self) -> Cursor:
         return 0, 0
@@ -137,7 +137,7 @@ class ShardDataset(BatchReader[B], Generic[B]):
         Raises:
             TimeloomError: a shard or an embedding store that these packs need is missing or damaged.
         """
-        made: IdBatch = assemble([(self.shelf, step.share)], self.recipe, step.after, self.window)
+        made: IdBatch = assemble([(self.shelf, step.share)], self.recipe, step.after, self.window, step.padding)
         return cast(B, made)
 
     def set_epoch(self, epoch: int) -> None:

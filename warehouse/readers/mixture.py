@@ -17,7 +17,7 @@ from warehouse.readers.assemble import assemble
 from warehouse.readers.batch import IdBatch
 from warehouse.readers.collate import count_targets
 from warehouse.readers.dataset import ShardDataset, check_seed, check_state, whole_numbers
-from warehouse.readers.shuffle import dealt
+from warehouse.readers.shuffle import Uneven, dealt
 from warehouse.readers.stream import B, BatchReader, Cursor, Step
 
 COUNTED_PACKS = 256
@@ -64,7 +64,7 @@ class Mixture(BatchReader[B], Generic[B]):
     def end(self) -> Cursor:
         return self.cursor
 
-    def begin(self, batch_size: int, drop_last: bool) -> None:
+    def begin(self, batch_size: int, uneven: Uneven) -> None:
         """A mixture goes on where it is."""
 
     def finished(self, epochs: int) -> bool:
@@ -88,7 +88,7 @@ class Mixture(BatchReader[B], Generic[B]):
         chosen = np.lexsort((member, due))[:count]
         return member[chosen], number.ravel()[chosen]
 
-    def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
+    def steps(self, batch_size: int, uneven: Uneven) -> Iterator[Step]:
         tokens, *taken = self.cursor
         world = batch_size * self.world_size
         orders: list[tuple[int, I64]] = [(-1, np.empty(0, np.int64))] * len(self.members)
@@ -207,38 +207,38 @@ class Curriculum(BatchReader[B], Generic[B]):
     def end(self) -> Cursor:
         return (len(self.stages),)
 
-    def begin(self, batch_size: int, drop_last: bool) -> None:
+    def begin(self, batch_size: int, uneven: Uneven) -> None:
         """A curriculum goes on where it is."""
 
-    def check_batches(self, batch_size: int, drop_last: bool) -> None:
+    def check_batches(self, batch_size: int, uneven: Uneven) -> None:
         for reader, _ in self.stages:
-            reader.check_batches(batch_size, drop_last)
+            reader.check_batches(batch_size, uneven)
 
-    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
+    def steps_left(self, batch_size: int, uneven: Uneven) -> int | None:
         stage, inner = self.cursor[0], self.cursor[1:]
         steps = 0
         for place, (reader, epochs) in enumerate(self.stages[stage:]):
             if not isinstance(reader, ShardDataset):
                 return None
-            each = reader.steps_per_epoch(batch_size, drop_last=drop_last)
+            each = reader.steps_per_epoch(batch_size, uneven=uneven)
             steps += each * epochs
             if place == 0 and inner:
                 # Of the stage that is under way: the epochs that are over, and what was read of the one that is not.
                 under_way = copy(reader)
                 under_way.cursor = inner
-                under_way.begin(batch_size, drop_last)
-                left = under_way.steps_left(batch_size, drop_last) or 0
+                under_way.begin(batch_size, uneven)
+                left = under_way.steps_left(batch_size, uneven) or 0
                 steps -= each * min(under_way.epoch, epochs) + (each - left if under_way.epoch < epochs else 0)
         return steps
 
-    def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
+    def steps(self, batch_size: int, uneven: Uneven) -> Iterator[Step]:
         stage, inner = self.cursor[0], self.cursor[1:]
         while stage < len(self.stages):
             reader, epochs = self.stages[stage]
             reader.cursor = inner
-            reader.begin(batch_size, drop_last)
+            reader.begin(batch_size, uneven)
             while not reader.finished(epochs):
-                for step in reader.steps(batch_size, drop_last):
+                for step in reader.steps(batch_size, uneven):
                     yield Step((stage, step), (stage, *step.after))
                     reader.cursor = step.after
                 reader.cursor = reader.end()
@@ -247,7 +247,7 @@ class Curriculum(BatchReader[B], Generic[B]):
 
     def load(self, step: Step) -> B:
         stage, inner = step.share
-        batch: B = self.stages[stage][0].load(Step(inner.share, step.after))
+        batch: B = self.stages[stage][0].load(inner._replace(after=step.after))
         return batch
 
     def bound(self) -> dict[str, Any]:

@@ -110,6 +110,17 @@ class PackAddress(NamedTuple):
     pages: PackColumns
 
 
+def padding(count: int, beside: Sequence[PackAddress], context: int) -> list[PackAddress]:
+    """Packs without a segment, as wide as those that they fill a batch up with: PAD, SPECIAL and no time throughout."""
+    like = beside[-1].sheet if beside else None
+    id_dtype, time_dtype = (like.id_dtype, like.time_dtype) if like else (np.dtype("<u2"), np.dtype("<i4"))
+    time = np.full(context, np.iinfo(time_dtype).min, time_dtype).view(np.uint8).data
+    ids, types = memoryview(bytes(context * id_dtype.itemsize)), memoryview(bytes(context))
+    sheet = PackMatrices(ids, types, time, id_dtype, time_dtype, like.unit_us if like else 1)
+    edges, nothing = np.zeros(2, np.int64).data, memoryview(b"")
+    return [PackAddress(sheet, 0, PackColumns(nothing, edges, nothing, [], edges))] * count
+
+
 def id_bytes(place: PackAddress, context: int) -> memoryview:
     """A pack's ids."""
     width = context * place.sheet.id_dtype.itemsize

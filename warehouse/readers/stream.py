@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar, get_args
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -15,16 +15,24 @@ from torch.utils.data import IterableDataset, get_worker_info
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.readers.batch import IdBatch
+from warehouse.readers.shuffle import Uneven
 
 B = TypeVar("B", bound=IdBatch, covariant=True)
 Cursor = tuple[int, ...]
 
 
 class Step(NamedTuple):
-    """One step of one rank: what its reader loads, and the cursor once the step is used."""
+    """One step of one rank.
+
+    Attributes:
+        share: what its reader loads.
+        after: the cursor once the step is used.
+        padding: rows that fill its batch up.
+    """
 
     share: Any
     after: Cursor
+    padding: int = 0
 
 
 class Beginnings:
@@ -69,7 +77,7 @@ class BatchReader(IterableDataset[B], Generic[B]):
         self.cursor: Cursor = self.start()
         self.beginnings = Beginnings()
 
-    def steps(self, batch_size: int, drop_last: bool) -> Iterator[Step]:
+    def steps(self, batch_size: int, uneven: Uneven) -> Iterator[Step]:
         """This rank's steps from the cursor to the end."""
         raise NotImplementedError
 
@@ -77,7 +85,7 @@ class BatchReader(IterableDataset[B], Generic[B]):
         """The batch of a step; called from several threads."""
         raise NotImplementedError
 
-    def begin(self, batch_size: int, drop_last: bool) -> None:
+    def begin(self, batch_size: int, uneven: Uneven) -> None:
         """Moves the cursor from an end to the next start."""
         raise NotImplementedError
 
@@ -101,10 +109,10 @@ class BatchReader(IterableDataset[B], Generic[B]):
         """What a state of this reader belongs to."""
         raise NotImplementedError
 
-    def check_batches(self, batch_size: int, drop_last: bool) -> None:
+    def check_batches(self, batch_size: int, uneven: Uneven) -> None:
         """Raises TimeloomError where no batch of that size can be made."""
 
-    def steps_left(self, batch_size: int, drop_last: bool) -> int | None:
+    def steps_left(self, batch_size: int, uneven: Uneven) -> int | None:
         """How many steps iterating gives now, on every rank; None where only reading tells."""
         return None
 
@@ -116,28 +124,34 @@ class BatchReader(IterableDataset[B], Generic[B]):
         batch_size: int,
         *,
         prefetch: int = 2,
-        drop_last: bool = False,
+        uneven: Uneven = "pad",
         device: torch.device | str | None = None,
     ) -> "BatchStream[B]":
         """Batches of `batch_size` packs for this rank, from the cursor to the end.
 
         A step takes the next world_size x batch_size packs of the global order and deals them out like cards: with the
-        same global batch, a step has the same packs whatever the world size. The last step deals what is left, so that
-        some ranks get a smaller batch or an empty one (0, L); all ranks take the same number of steps.
+        same global batch, a step has the same packs whatever the world size. All ranks take the same number of steps.
 
         Args:
             prefetch: whole batches that a thread prepares ahead; 0 for none.
-            drop_last: leave out an incomplete last step.
+            uneven: what becomes of the packs behind the last full step. `pad`: every batch of every rank has
+                `batch_size` rows; what is left, and the full step before it, make the last two steps, filled up by rows
+                of padding that are no targets and count as no pack, segment or item (`IdBatch.real_rows`). `drop`: they
+                are left out. `ragged`: one more step has them, in smaller batches or empty ones (0, L).
             device: where the tensors shall be; on CUDA they are pinned and copied ahead, on a stream of their own.
 
         Raises:
-            TimeloomError: batch_size below 1, or above what there is when the last step is dropped.
+            TimeloomError: batch_size below 1, or above what there is with `drop`; another `uneven`.
         """
         whole = isinstance(batch_size, int) and isinstance(prefetch, int)
         if not whole or batch_size < 1 or prefetch < 0:
             raise TimeloomError("batch_size is below 1 or prefetch below 0", remedy="give positive whole numbers")
-        self.check_batches(batch_size, drop_last)
-        return BatchStream(self, batch_size, prefetch, drop_last, None if device is None else torch.device(device))
+        if uneven not in get_args(Uneven):
+            raise TimeloomError(
+                f"batches cannot end by {uneven}", remedy=f"give uneven= one of {', '.join(get_args(Uneven))}"
+            )
+        self.check_batches(batch_size, uneven)
+        return BatchStream(self, batch_size, prefetch, uneven, None if device is None else torch.device(device))
 
 
 class BatchStream(IterableDataset[B], Generic[B]):
@@ -152,23 +166,23 @@ class BatchStream(IterableDataset[B], Generic[B]):
     """
 
     def __init__(
-        self, reader: BatchReader[B], batch_size: int, prefetch: int, drop_last: bool, device: torch.device | None
+        self, reader: BatchReader[B], batch_size: int, prefetch: int, uneven: Uneven, device: torch.device | None
     ) -> None:
-        self.reader, self.batch_size, self.prefetch, self.drop_last = reader, batch_size, prefetch, drop_last
+        self.reader, self.batch_size, self.prefetch, self.uneven = reader, batch_size, prefetch, uneven
         self.device = device
 
     def __len__(self) -> int:
-        steps = self.reader.steps_left(self.batch_size, self.drop_last)
+        steps = self.reader.steps_left(self.batch_size, self.uneven)
         if steps is None:
             raise TypeError("how many batches there are is known when they have been read")
         return steps
 
     def __iter__(self) -> Iterator[B]:
         reader, worker = self.reader, get_worker_info()
-        reader.begin(self.batch_size, self.drop_last)
+        reader.begin(self.batch_size, self.uneven)
         if worker is not None and worker.id == 0 and reader.seed is not None:
             reader.beginnings.note([reader.bound(), reader.seed, reader.cursor])
-        steps = reader.steps(self.batch_size, self.drop_last)
+        steps = reader.steps(self.batch_size, self.uneven)
         if worker:
             steps = islice(steps, worker.id, None, worker.num_workers)
         mover = Mover(self.device) if self.device is not None else None

@@ -32,7 +32,7 @@ def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
     eligible = timed[..., None] & (batch.batch_segment[..., None] == owner) & (time != NO_TIME)
     before = eligible & (time < batch.time_us[..., None])
     # A segment's items sorted by time, those without one first: the ones before the token end at `last`.
-    untimed = torch.zeros(batch.n_segments, dtype=torch.int64, device=owner.device)
+    untimed = torch.zeros(max(batch.n_segments, 1), dtype=torch.int64, device=owner.device)
     untimed.index_add_(0, owner, (time == NO_TIME).long())
     last = before.sum(-1, keepdim=True) + untimed[batch.batch_segment][..., None]
     return before & (rank >= last - k)

@@ -1,6 +1,7 @@
 """A release to read: subjects whose codes follow a Markov chain, many of them with images."""
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from warehouse import Release
 from warehouse.arrays import NO_TIME
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import BudgetEntry, PlanEntry
+from warehouse.readers.batch import IdBatch
 from warehouse.readers.dataset import ShardDataset
 from warehouse.schemas import EVENTS, ITEMS
 from warehouse.shards import file as shards
@@ -208,3 +210,8 @@ def fabricate(
 def train(release: Release, **options: Any) -> ShardDataset:
     """A release's shards of train, without vectors unless the options ask for them."""
     return release.shards("mehrt", split="train", **{"seed": 7, "vectors": False, **options})
+
+
+def packs_of(batches: Iterable[IdBatch]) -> list[list[int]]:
+    """The packs of each batch, in the order of its rows."""
+    return [batch.pack_ids[batch.real_rows].tolist() for batch in batches]

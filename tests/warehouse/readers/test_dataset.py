@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.support.releases import DIMS
-from tests.support.tokens.markov import CONTEXT, FIRST_CODE, fabricate, train, vector_of
+from tests.support.tokens.markov import CONTEXT, FIRST_CODE, fabricate, packs_of, train, vector_of
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.readers import open_shards as shelf_module
@@ -26,10 +26,6 @@ from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.shuffle import global_order
 from warehouse.shards.file import open_shard
 from warehouse.tokens import TokenType
-
-
-def packs_of(batches):
-    return [batch.pack_ids.tolist() for batch in batches]
 
 
 def flat(nested):
@@ -115,7 +111,7 @@ def test_no_pack_is_lost_or_repeated_when_the_world_changes_in_mid_epoch(release
             for step, batch in enumerate(rank.batches(size, prefetch=0)):
                 if not last and step == steps:
                     break
-                seen += batch.pack_ids.tolist()
+                seen += flat(packs_of([batch]))
                 states.append((step, rank.state_dict()))
         reached = max((step for step, _ in states), default=-1)
         state = next((its for step, its in states if step == reached), state)
@@ -139,25 +135,28 @@ def test_position_p_goes_to_rank_p_modulo_the_world_size(release):
     dataset = train(release)
     order = dataset.shelf.pack_ids[global_order(dataset.shelf.pack_ids, 7, 0, 0)]
     assert flat(packs_of(dataset)) == order.tolist()
-    assert flat(packs_of(train(release, rank=2, world_size=4).batches(1))) == order[2::4].tolist()
+    dealt = train(release, rank=2, world_size=4).batches(1, uneven="ragged")
+    assert flat(packs_of(dealt)) == order[2::4].tolist()
 
 
-def test_the_last_step_deals_what_is_left_and_can_be_dropped(release):
+def test_the_last_step_deals_what_is_left_or_is_dropped(release):
     total = len(train(release))
     world = 8
     size = next(size for size in range(2, 9) if 0 < total % (world * size) < world)
-    last = [list(train(release, rank=rank, world_size=world).batches(size))[-1] for rank in range(world)]
+    last = [
+        list(train(release, rank=rank, world_size=world).batches(size, uneven="ragged"))[-1] for rank in range(world)
+    ]
     left = total % (world * size)
     assert [len(batch) for batch in last] == [1] * left + [0] * (world - left)
     assert last[-1].input_ids.shape == (0, CONTEXT)
     assert last[-1].block_mask().shape == (0, 1, CONTEXT, CONTEXT)
     assert {batch.cursor for batch in last} == {(0, total)}
     dataset = train(release, world_size=world)
-    dropped = list(dataset.batches(size, drop_last=True))
+    dropped = list(dataset.batches(size, uneven="drop"))
     assert len(dropped) == total // (world * size)
     assert (dataset.epoch, dataset.consumed) == (1, 0)
     with pytest.raises(TimeloomError, match="fewer than one global batch"):
-        dataset.batches(total, drop_last=True)
+        dataset.batches(total, uneven="drop")
 
 
 def test_iterating_again_continues_then_starts_the_next_epoch(release):
@@ -186,7 +185,7 @@ def test_iterating_again_continues_then_starts_the_next_epoch(release):
 def test_a_run_resumed_at_the_end_of_an_epoch_reads_each_epoch_once(release):
     dataset, epochs = train(release), {}
     for batch in dataset.batches(8):
-        epochs.setdefault(batch.cursor[0], []).extend(batch.pack_ids.tolist())
+        epochs.setdefault(batch.cursor[0], []).extend(flat(packs_of([batch])))
         state = dataset.state_dict()
     resumed = train(release)
     resumed.load_state_dict(state)
@@ -194,7 +193,7 @@ def test_a_run_resumed_at_the_end_of_an_epoch_reads_each_epoch_once(release):
     for epoch in range(resumed.epoch, 3):
         resumed.set_epoch(epoch)
         for batch in resumed.batches(8):
-            epochs.setdefault(batch.cursor[0], []).extend(batch.pack_ids.tolist())
+            epochs.setdefault(batch.cursor[0], []).extend(flat(packs_of([batch])))
     assert {epoch: sorted(packs) for epoch, packs in epochs.items()} == dict.fromkeys(
         range(3), sorted(dataset.shelf.pack_ids.tolist())
     )
@@ -250,15 +249,15 @@ def test_dataloader_workers_split_the_batches(release, workers, method):
     assert packs_of(resumed.batches(4)) == packs_of(plain)[3:]
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("uneven", ["pad", "drop", "ragged"])
 @pytest.mark.parametrize(("world", "size"), [(1, 1), (1, 4), (3, 4), (2, 7)])
-def test_the_length_is_what_iterating_gives(release, world, size, drop_last):
+def test_the_length_is_what_iterating_gives(release, world, size, uneven):
     for rank in range(world):
         dataset = train(release, rank=rank, world_size=world)
-        whole = dataset.steps_per_epoch(size, drop_last=drop_last)
+        whole = dataset.steps_per_epoch(size, uneven=uneven)
         each = len(dataset) / (size * world)
-        assert whole == (int(each) if drop_last else int(-(-each // 1)))
-        batches = dataset.batches(size, prefetch=0, drop_last=drop_last)
+        assert whole == (int(each) if uneven == "drop" else int(-(-each // 1)))
+        batches = dataset.batches(size, prefetch=0, uneven=uneven)
         assert len(batches) == whole
         # Under way it is what is left, and at the end that of the next epoch.
         for number, _ in enumerate(batches, start=1):
@@ -370,7 +369,7 @@ def test_what_is_held_does_not_grow_with_the_shards(release, copies):
     shelf._edges = np.concatenate([[0], np.cumsum(np.tile(edges, copies))])
     shelf._forget()
     dataset.shelf = shelf
-    seen = sum(len(batch) for batch in dataset.batches(4))
+    seen = len(flat(packs_of(dataset.batches(4))))
     assert seen == len(dataset) == copies * len(train(release))
     assert 0 < shelf.held_maps <= 2
     assert 0 < shelf.held_bytes <= 20_000
@@ -431,7 +430,10 @@ def test_what_is_held_is_what_the_reader_says(release):
 PAGE = Path(__file__).parents[3] / "docs" / "modelers.md"
 
 
-def test_the_snippets_of_the_modelers_page_run(root, capsys):
+def test_the_snippets_of_the_modelers_page_run(root, capsys, monkeypatch):
+    # What torchrun says to the only rank of a world of one; any free port.
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(snippets) >= 5
     names: dict[str, object] = {}

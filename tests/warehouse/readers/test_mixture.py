@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.support.tokens.markov import CONTEXT, fabricate, markov_timelines
+from tests.support.tokens.markov import CONTEXT, fabricate, markov_timelines, packs_of
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.readers.collate import count_targets
@@ -145,7 +145,7 @@ def test_a_token_budget_ends_after_the_step_that_reaches_it(release):
 def test_budgets_are_nested_prefixes(release):
     small, whole = (shards(release, plan="structured", budget=budget) for budget in (0, 1))
     assert 0 < len(small) < len(whole) == len(shards(release, plan="structured"))
-    packs = [{pack for batch in dataset.batches(8) for pack in batch.pack_ids.tolist()} for dataset in (small, whole)]
+    packs = [{pack for packs in packs_of(dataset.batches(8)) for pack in packs} for dataset in (small, whole)]
     assert packs[0] < packs[1]
     with pytest.raises(TimeloomError, match="no budget 2 for split train"):
         shards(release, plan="structured", budget=2)
@@ -172,9 +172,7 @@ def test_stages_follow_each_other_and_shuffle_anew(release):
     plan = curriculum(release)
     seen = {}
     for batch in plan.batches(8):
-        seen.setdefault((batch.cursor[0], batch.cursor[1] if batch.cursor[0] < 2 else 0), []).extend(
-            batch.pack_ids.tolist()
-        )
+        seen.setdefault((batch.cursor[0], batch.cursor[1] if batch.cursor[0] < 2 else 0), []).extend(*packs_of([batch]))
     assert list(seen) == [(0, 0), (0, 1), (1, 0), (2, 0)]
     assert sorted(seen[0, 0]) == sorted(seen[0, 1])
     assert seen[0, 0] != seen[0, 1]

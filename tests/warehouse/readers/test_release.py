@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.releases import STORES
-from tests.support.tokens.markov import FIRST_CODE, train, vector_of
+from tests.support.tokens.markov import FIRST_CODE, packs_of, train, vector_of
 from warehouse import Release
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError
@@ -199,7 +199,7 @@ def test_a_rank_outside_its_world_gets_one_line(release, rank, world):
 def test_a_world_size_that_does_not_divide_loses_and_repeats_nothing(release, world):
     ranks = [list(train(release, rank=rank, world_size=world).batches(3)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
-    seen = sorted(pack for batches in ranks for batch in batches for pack in batch.pack_ids.tolist())
+    seen = sorted(pack for batches in ranks for packs in packs_of(batches) for pack in packs)
     assert seen == sorted(train(release).shelf.pack_ids.tolist())
 
 
