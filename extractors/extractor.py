@@ -30,6 +30,48 @@ class ModalitySettings(SubjectReading, Settings):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What was found in a file, as far as that can be told without other files.
+
+    Attributes:
+        value: JSON.
+        series: findings of one series are judged together.
+        study: series of one study are judged together; empty where there is none.
+    """
+
+    value: dict[str, Any]
+    series: str
+    study: str = ""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A file's findings, and the fingerprints of what in it is none of the modality."""
+
+    findings: list[Finding]
+    foreign: list[str]
+
+
+@dataclass(frozen=True)
+class ByFile:
+    """How items of many files are found: each file once, then what belongs together. Functions are `module:name`.
+
+    Attributes:
+        examine: a function of settings, a path below theirs and whether it is a file (else a folder that cannot be
+            listed), which gives an `Examined`.
+        beside: a function of the findings of a folder, which gives them with what each of them owes to the others.
+        items: a function of settings and findings, whole series and studies of them in whatever order, which gives
+            their items.
+        judged_later: keys of the settings that `items` alone minds.
+    """
+
+    examine: str
+    beside: str
+    items: str
+    judged_later: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Extractor:
     """A modality's way from files to units. Functions are named `module:name`, and imported when they are needed.
 
@@ -44,6 +86,11 @@ class Extractor:
         needs_crosswalk: its files name no subject of their own.
         digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
             too little of it to tell; none where the `content` of its items tells it.
+        by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
+            `index` is asked about the whole tree whenever anything in it changed.
+        foreign: the verdict of the one item for all files that are none of the modality.
+        private_geometry: keys of an item's geometry that its reader alone needs; they stay in the private folder.
+        keyed_geometry: keys whose values name a group of items, and are hashed by the site's key.
     """
 
     settings: type[ModalitySettings]
@@ -53,6 +100,10 @@ class Extractor:
     too_many_failed: str = "failed_unreadable"
     needs_crosswalk: bool = False
     digest: str = ""
+    by_file: ByFile | None = None
+    foreign: str = ""
+    private_geometry: frozenset[str] = frozenset()
+    keyed_geometry: frozenset[str] = frozenset()
 
     def index_items(
         self,

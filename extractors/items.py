@@ -114,6 +114,32 @@ class UnitRequest:
     stop: int | None = None
 
 
+def foreign_number(fingerprint: str) -> int:
+    """A number of a file that is none of the modality; their sum tells such files, in whatever order they come."""
+    return xxhash.xxh3_64_intdigest(fingerprint.encode())
+
+
+def foreign_item(modality: str, verdict: str, files: int, total: int) -> FoundItem:
+    """The one item for all files that are none of the modality.
+
+    Args:
+        total: the sum of their `foreign_number`.
+    """
+    identity = identity_of([f"{files}:{total % (1 << 64)}"])
+    return FoundItem(modality, None, identity, (), None, "", "day", None, verdict, files)
+
+
+def item_to_json(item: FoundItem) -> dict[str, Any]:
+    """An item as JSON, which `item_from_json` takes back."""
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in vars(item).items()}
+
+
+def item_from_json(value: Mapping[str, Any]) -> FoundItem:
+    """An item that `item_to_json` gave."""
+    times = {name: value[name] and datetime.fromisoformat(value[name]) for name in ("time", "available_time")}
+    return FoundItem(**{**value, **times, "paths": tuple(value["paths"])})
+
+
 EDGE_BYTES = 64 * 1024
 
 

@@ -1,7 +1,7 @@
 """Which items have one content and several subjects: nobody can say whose it is, so no item of it is usable."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from extractors.extractor import Extractor, imported
@@ -9,7 +9,11 @@ from extractors.items import OK, FoundItem, UnitRequest, VerdictError
 
 
 def of_two_subjects(
-    found: Sequence[FoundItem], subjects: Sequence[int | None], extractor: Extractor, root: Path
+    found: Sequence[FoundItem],
+    subjects: Sequence[int | None],
+    whole: Callable[[int], FoundItem],
+    extractor: Extractor,
+    root: Path,
 ) -> list[bool]:
     """Of each item (n,), whether another subject has an item of the same content.
 
@@ -17,7 +21,9 @@ def of_two_subjects(
     those that seem alike.
 
     Args:
+        found: items, of which paths may be left out.
         subjects: whose they are, in the end (n,); None where nobody knows.
+        whole: an item with its paths, by its place in `found`.
         root: the folder that paths are relative to.
     """
     alike: dict[str, list[int]] = defaultdict(list)
@@ -27,7 +33,7 @@ def of_two_subjects(
     marked = [False] * len(found)
     for places in alike.values():
         if _several(subjects, places):
-            for same in _same(found, places, extractor, root):
+            for same in _same(whole, places, extractor, root):
                 if _several(subjects, same):
                     for place in same:
                         marked[place] = True
@@ -38,14 +44,14 @@ def _several(subjects: Sequence[int | None], places: Iterable[int]) -> bool:
     return len({subjects[place] for place in places}) > 1
 
 
-def _same(found: Sequence[FoundItem], places: list[int], extractor: Extractor, root: Path) -> list[list[int]]:
+def _same(whole: Callable[[int], FoundItem], places: list[int], extractor: Extractor, root: Path) -> list[list[int]]:
     """Items that seem alike, in groups of those that are."""
     if not extractor.digest:
         return [places]
     groups: dict[str, list[int]] = defaultdict(list)
     digest = imported(extractor.digest)
     for place in places:
-        item = found[place]
+        item = whole(place)
         try:
             known = digest(UnitRequest(root, item.paths, item.geometry))
         except VerdictError:

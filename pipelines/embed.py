@@ -51,6 +51,7 @@ def plan(night: Night) -> list[Task]:
                 bucket=bucket,
                 trial_bound=bound,
                 segments=segments,
+                folders={name: str(block.path) for name, block in config.modalities.items()},
                 root=str(layout.root),
                 private=str(layout.private),
                 encoders={name: block.encoder.model_dump(mode="json") for name, block in config.modalities.items()},

@@ -4,9 +4,8 @@ What it makes is no part of a release: stores are shared by releases and keyed b
 figures only, and whether there is anything to do is read from the stores themselves.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -17,6 +16,7 @@ from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec
 from pipelines.aligning.bound import within_bound
 from pipelines.engine.context import StageReport
 from pipelines.engine.task import Result, Task, make_task
+from pipelines.group import whole_items
 from pipelines.items import items_of_bucket, private_paths
 from pipelines.night import Figures, Night, Stage
 from warehouse.errors import TimeloomError
@@ -33,6 +33,7 @@ class StoreParams(TypedDict):
 
     trial_bound: str | None
     segments: list[str]
+    folders: dict[str, str]
     root: str
     private: str
     encoders: dict[str, dict[str, Any]]
@@ -133,13 +134,11 @@ def run(params: Params, base: Path) -> Result:
     found.sort(key=lambda span: span[:2])
     buckets = []
     specs = {modality: _spec(params, modality) for modality in {modality for modality, *_ in found}}
-    raw = {modality: _raw_items(params, modality) for modality in specs}
     for modality, bucket, items in found:
         store, _ = store_of(params, modality, bucket)
-        todo = [
-            raw[modality](key, expected)
-            for key, expected in items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows()
-        ]
+        expected = dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
+        raw = _raw_items(params, modality, expected)
+        todo = [raw[key] for key in expected]
         buckets.append(Bucket(store, specs[modality], todo, _encoder(params, modality, store.parent)))
     _, figures = embed_buckets(buckets, RunnerSettings(**params["embedding"]))
     return Result({}, figures.counts())
@@ -156,18 +155,24 @@ def _spec(params: StoreParams, modality: str) -> EncoderSpec:
     return spec
 
 
-def _raw_items(params: StoreParams, modality: str) -> "Callable[[str, int], ItemToEmbed]":
-    """From an item's key and units to what the runner needs, which the private folder knows."""
+def _raw_items(params: Params, modality: str, expected: "Mapping[str, int]") -> "dict[str, ItemToEmbed]":
+    """Items by key, with what the private folder alone knows of them.
+
+    Args:
+        expected: by key, the units of the items that are wanted.
+    """
     from embedders.running.runner import ItemToEmbed
 
     segment = next(Path(path) for path in params["segments"] if Path(path).name.startswith(f"items-{modality}-"))
-    private = json.loads(private_paths(Path(params["private"]), segment.name).read_text(encoding="utf-8"))
-    folder, items = Path(private["folder"]), private["items"]
-
-    def item(key: str, expected: int) -> ItemToEmbed:
-        return ItemToEmbed(key, modality, folder, tuple(items[key]["paths"]), items[key]["geometry"], expected)
-
-    return item
+    places = pl.read_parquet(private_paths(Path(params["private"]), segment.name))
+    wanted = places.filter(pl.col("item_key").is_in(pl.Series(list(expected), dtype=pl.String).implode()))
+    items = {}
+    for (grouped,), part in wanted.partition_by("grouped", as_dict=True, maintain_order=True).items():
+        whole = whole_items(Path(str(grouped)), part["row"].to_list())
+        for key, item in zip(part["item_key"], whole, strict=True):
+            folder = Path(params["folders"][modality])
+            items[key] = ItemToEmbed(key, modality, folder, item.paths, item.geometry, expected[key])
+    return items
 
 
 def _encoder(params: Params, modality: str, folder: Path) -> "Callable[[], Encoder]":

@@ -1,9 +1,10 @@
-"""index: a tree of images → one row per item, de-identified, with a verdict before any encoder is loaded.
+"""index: a modality's items → one row per item, de-identified, with a verdict before any encoder is loaded.
 
 What ties an item's key to raw files is written to the private folder beside the root, never into it.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,15 +17,18 @@ from extractors.crosswalk import read_crosswalk, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.extractor import ModalitySettings
 from extractors.ids import SubjectIds
-from extractors.items import OK, TWO_SUBJECTS, FoundItem
+from extractors.items import OK, TWO_SUBJECTS, FoundItem, foreign_item
 from extractors.modalities import extractor_of
 from extractors.same_content import of_two_subjects
-from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task
-from pipelines.items import private_paths
+from pipelines.group import Counts as GroupCounts
+from pipelines.group import read_items, whole_items
+from pipelines.items import ITEM_PLACES, private_paths
 from pipelines.night import Night, Stage
-from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write, sha256_json, write_json
+from pipelines.scan import Counts as ScanCounts
+from pipelines.scan import settings_of
+from warehouse.files import atomic_write, sha256_json
 from warehouse.hashing import bucket_of
 
 
@@ -37,11 +41,12 @@ class Counts(TypedDict):
 
 
 class Params(TypedDict):
-    """What a task is given: paths and settings."""
+    """What a task is given: paths and settings; how many files are none of the modality, and what tells them."""
 
     modality: str
     settings: dict[str, Any]
-    workers: int | None
+    grouped: list[str]
+    foreign: tuple[int, int]
     deid: dict[str, Any]
     private: str
     buckets: int
@@ -49,27 +54,16 @@ class Params(TypedDict):
 
 
 def plan(night: Night) -> list[Task]:
-    """One task per modality.
-
-    Raises:
-        TimeloomError: a folder or crosswalk is missing.
-    """
+    """One task per modality, over the items that were found in its files."""
     config, layout, fingerprints = night.config, night.layout, night.fingerprints
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
     for modality, block in sorted(config.modalities.items()):
-        if not block.path.is_dir():
-            raise TimeloomError(
-                f"the folder of {modality} images does not exist: {block.path}",
-                remedy=f"mend modalities.{modality}.path",
-            )
         crosswalk = block.crosswalk
-        if crosswalk is not None and not crosswalk.file.is_file():
-            raise TimeloomError(
-                f"the crosswalk of {modality} does not exist", remedy=f"mend modalities.{modality}.crosswalk.file"
-            )
+        grouped = _files(night.report("group"), modality)
+        foreign = _foreign(night.report("scan"), modality)
         fingerprint = sha256_json(
-            [STAGE.name, STAGE.version, modality, Fingerprints.of_tree(block.path), str(block.path)]
+            [STAGE.name, STAGE.version, modality, [digest for _, digest in grouped], foreign]
             + [crosswalk.model_dump(mode="json", exclude={"file"}) if crosswalk else None]
             + [fingerprints.of(crosswalk.file) if crosswalk else None]
             + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
@@ -89,49 +83,81 @@ def plan(night: Night) -> list[Task]:
                 record=str(record),
                 params=Params(
                     modality=modality,
-                    settings=block.model_dump(mode="json", exclude={"encoder"}),
-                    workers=config.workers,
+                    settings=settings_of(block),
+                    grouped=[str(layout.grouped / path) for path, _ in grouped],
+                    foreign=foreign,
                     deid=config.deid.model_dump(mode="json"),
                     private=str(layout.private),
                     buckets=config.buckets,
                     segment=f"{name}.parquet",
                 ),
                 fingerprint=fingerprint,
+                raw_files=fingerprints.planned(crosswalk.file, f"the crosswalk of {modality}") if crosswalk else {},
             )
         )
     return tasks
 
 
+def _files(group: StageReport, modality: str) -> list[tuple[str, str]]:
+    """The files of a modality's items, with their hashes, in the order of these."""
+    found = [
+        (path, file.sha256)
+        for entry in group.entries.values()
+        if counts_of(entry, GroupCounts)["modality"] == modality
+        for path, file in entry.files.items()
+    ]
+    return sorted(found, key=lambda file: file[1])
+
+
+def _foreign(scan: StageReport, modality: str) -> tuple[int, int]:
+    """How many files are none of the modality, and the sum that tells them."""
+    counts = [counts_of(entry, ScanCounts) for entry in scan.entries.values()]
+    ours = [counted for counted in counts if counted["modality"] == modality]
+    total = sum(counted["foreign_total"] for counted in ours) % (1 << 64)
+    return sum(counted["foreign"] for counted in ours), total
+
+
 def run(params: Params, base: Path) -> Result:
-    """Indexes one modality's tree."""
+    """De-identifies a modality's items, and looks for one content that is tied to two subjects."""
     modality = params["modality"]
     extractor = extractor_of(modality)
     settings = extractor.settings.model_validate(params["settings"])
-    folder, crosswalk = settings.path, settings.crosswalk
+    crosswalk = settings.crosswalk
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     links = read_crosswalk(crosswalk) if crosswalk else None
-    found = extractor.index_items(settings, links, workers=params["workers"])
+    places = [(path, row, item) for path in params["grouped"] for row, item in enumerate(read_items(Path(path)))]
+    found = [item for *_, item in places]
+    if params["foreign"][0]:
+        found.append(foreign_item(modality, extractor.foreign, *params["foreign"]))
     found = _spelt(found, settings.subject_ids)
     frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, settings, deid)
-    twice = pl.Series(of_two_subjects(found, frame["subject_id"].to_list(), extractor, folder), dtype=pl.Boolean)
-    ok_of_two = twice & (frame["verdict"] == OK)
+
+    def whole(place: int) -> FoundItem:
+        path, row, _ = places[place]
+        return whole_items(Path(path), [row])[0]
+
+    twice = of_two_subjects(found, frame["subject_id"].to_list(), whole, extractor, settings.path)
+    ok_of_two = pl.Series(twice, dtype=pl.Boolean) & (frame["verdict"] == OK)
     frame = frame.with_columns(pl.when(ok_of_two).then(pl.lit(TWO_SUBJECTS)).otherwise("verdict").alias("verdict"))
     frame = frame.with_columns(pl.Series("bucket", _buckets(frame["subject_id"], params["buckets"])))
-    paths = {
-        key: {"paths": list(item.paths), "geometry": item.geometry}
-        for key, verdict, item in zip(frame["item_key"], frame["verdict"], found, strict=True)
-        if verdict == OK
-    }
-    write_json(private_paths(Path(params["private"]), params["segment"]), {"folder": str(folder), "items": paths})
     # An item found twice (a copied folder, two lines of a crosswalk) is one item: a usable finding, if there is one.
-    usable_first = frame.sort(pl.col("verdict") != OK, maintain_order=True)
+    usable_first = frame.with_row_index("place").sort(pl.col("verdict") != OK, maintain_order=True)
     items = usable_first.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
+    usable = [(key, *places[place][:2]) for key, place in _usable(items)]
+    kept = pl.DataFrame(usable, schema=ITEM_PLACES, orient="row").to_arrow()
+    with atomic_write(private_paths(Path(params["private"]), params["segment"])) as temporary:
+        pq.write_table(kept, temporary, compression="zstd", write_page_checksum=True)
+    items = items.drop("place")
     with atomic_write(base / params["segment"]) as temporary:
         pq.write_table(items.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
     verdicts = dict(items.group_by("verdict").len().sort("verdict").iter_rows())
     counts = Counts(modality=modality, verdicts=verdicts, found_again=len(frame) - len(items))
     return Result({params["segment"]: len(items)}, counts)
+
+
+def _usable(items: pl.DataFrame) -> Iterator[tuple[str, int]]:
+    yield from items.filter(pl.col("verdict") == OK).select("item_key", "place").iter_rows()
 
 
 def _spelt(found: list[FoundItem], subjects: SubjectIds) -> list[FoundItem]:
@@ -160,7 +186,7 @@ def _rows(
             "time_precision": [item.time_precision for item in found],
             "verdict": [item.verdict for item in found],
             "units_expected": [item.units_expected for item in found],
-            "geometry": [json.dumps(_public(item, deid), sort_keys=True) for item in found],
+            "geometry": [json.dumps(public_geometry(item, deid), sort_keys=True) for item in found],
         },
         schema={
             "raw_subject": pl.String, "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"),
@@ -193,12 +219,14 @@ def _rows(
     )
 
 
-def _public(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
-    """An item's geometry: without what only the reader needs (times of change tell dates), names of groups keyed."""
-    public = {name: value for name, value in item.geometry.items() if name not in ("stamp", "stamps", "frames")}
-    if "reconstruction_group" in public:
-        public["reconstruction_group"] = deid.item_key(f"{item.modality}\0{public['reconstruction_group']}")
-    return public
+def public_geometry(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
+    """An item's geometry without what only its reader needs (times of change tell dates), names of groups keyed."""
+    extractor = extractor_of(item.modality)
+    return {
+        name: deid.item_key(f"{item.modality}\0{value}") if name in extractor.keyed_geometry else value
+        for name, value in item.geometry.items()
+        if name not in extractor.private_geometry
+    }
 
 
-STAGE = Stage("index", 3, "pipelines.index:run", step="extract", in_release=False, plan=plan)
+STAGE = Stage("index", 4, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)

@@ -11,9 +11,13 @@ _EMPTY: dict[str, pl.DataType | type[pl.DataType]] = {
 }  # fmt: skip
 
 
+# Which row of which file of GROUPED an item is.
+ITEM_PLACES = {"item_key": pl.String, "grouped": pl.String, "row": pl.Int64}
+
+
 def private_paths(private: Path, segment: str) -> Path:
-    """Where an index keeps the raw paths of its items."""
-    return private / "items" / Path(segment).with_suffix(".json").name
+    """Where an index keeps what ties its usable items to raw files: ITEM_PLACES."""
+    return private / "items" / Path(segment).with_suffix(".parquet").name
 
 
 def items_of_bucket(segments: list[Path], bucket: int) -> pl.DataFrame:

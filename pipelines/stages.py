@@ -8,11 +8,13 @@ from pipelines import (
     count,
     embed,
     encode,
+    group,
     index,
     lags,
     meds,
     metadata,
     pack,
+    scan,
     split,
     subset,
     tokenize,
@@ -22,6 +24,8 @@ from pipelines.night import Stage
 
 STAGES: tuple[Stage, ...] = (
     meds.STAGE,
+    scan.STAGE,
+    group.STAGE,
     index.STAGE,
     encode.STAGE,
     embed.STAGE,

@@ -168,3 +168,13 @@ class Layout:
     def unmapped_files(self) -> Path:
         """By what a release calls a file that no rule mentions, the name that it has on this machine."""
         return self.private / "unmapped.json"
+
+    @property
+    def scanned(self) -> Path:
+        """What each file of a tree of images was found to be, in the hospital's own words."""
+        return self.private / "scanned"
+
+    @property
+    def grouped(self) -> Path:
+        """The items that those files make, in the hospital's own words."""
+        return self.private / "grouped"

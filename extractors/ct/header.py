@@ -42,6 +42,7 @@ class SliceHeader:
     stamp: str = ""  # of the file as it was, to see later whether it changed
     instance: str = ""
     series: str = ""
+    owner: str = ""  # of a damaged slice without a series: the only series beside it
     study: str = ""
     subject: str = ""
     moments: tuple[Moment, ...] = ()

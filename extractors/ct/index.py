@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from extractors.ct.geometry import SliceOrder, judge, same_plane
 from extractors.ct.header import Findings, SliceHeader, examine
 from extractors.ct.read import read_ct_units, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
-from extractors.ct.settings import CtSettings
+from extractors.ct.settings import CT, CtSettings
 from extractors.ct.time import earliest
 from extractors.dicom.files import MEMBER, SINGLE, walk
-from extractors.items import OK, FoundItem, VerdictError, identity_of
+from extractors.items import OK, FoundItem, VerdictError, foreign_item, foreign_number, identity_of
 from warehouse.errors import TimeloomError
 
 __all__ = ["index", "index_ct", "read_ct_units", "read_volume"]
@@ -81,10 +82,44 @@ def index_ct(
         count += findings.files
         if progress is not None:
             progress(count)
-    items = [*_refused(slices), *_volumes(slices, reconstruction or ReconstructionConfig())]
+    items = items_of(adopted(slices), reconstruction or ReconstructionConfig())
     if foreign:
-        items.append(_item([], "refused_not_dicom", identity_of(foreign), len(foreign), {}))
+        items.append(foreign_item(MODALITY, CT.foreign, len(foreign), sum(map(foreign_number, foreign))))
     return sorted(items, key=lambda item: (item.paths, item.identity))
+
+
+def items_of(slices: Iterable[SliceHeader], reconstruction: ReconstructionConfig) -> list[FoundItem]:
+    """The items of slices, in whatever order they come: of a tree's, or of all that are of one series or one study."""
+    ordered = sorted(slices, key=lambda found: (found.path, found.frame or 0))
+    items = [*_refused(ordered), *_volumes(ordered, reconstruction)]
+    return sorted(items, key=lambda item: (item.paths, item.identity))
+
+
+def adopted(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Slices of whole folders, of which those that were cut short before their series UID have an owner: the only
+    series beside them."""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for found in slices:
+        if found.verdict == OK:
+            folders[_folder(found)].add(series_of(found))
+    return [
+        replace(found, owner=_only(folders[_folder(found)]))
+        if found.verdict.startswith("failed_") and not found.series
+        else found
+        for found in slices
+    ]
+
+
+def _only(names: set[str]) -> str:
+    return next(iter(names)) if len(names) == 1 else ""
+
+
+def series_of(found: SliceHeader) -> str:
+    """What slices share that are judged together."""
+    if found.verdict == OK:
+        # Without a series UID they are no series of one another, unless study and folder are the same.
+        return found.series or f"{found.study}\n{_folder(found)}"
+    return found.series or found.owner or found.path
 
 
 def _findings(root: Path, site_timezone: str | None, workers: int) -> Iterator[Findings]:
@@ -160,7 +195,7 @@ def _refused(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
     groups: dict[tuple[str, str], list[SliceHeader]] = defaultdict(list)
     for found in slices:
         if found.verdict.startswith("refused_"):
-            groups[found.series or found.path, found.verdict].append(found)
+            groups[series_of(found), found.verdict].append(found)
     for (_, verdict), members in groups.items():
         yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))})
 
@@ -168,21 +203,12 @@ def _refused(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
 def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig) -> Iterator[FoundItem]:
     """One item per volume; a damaged file spoils the volumes that it belongs to, or is an item of its own."""
     series: dict[str, list[SliceHeader]] = defaultdict(list)
-    folders: dict[str, set[str]] = defaultdict(set)
     damaged: dict[str, list[SliceHeader]] = defaultdict(list)
     for found in slices:
         if found.verdict == OK:
-            # Without a series UID they are no series of one another, unless study and folder are the same.
-            named = found.series or f"{found.study}\n{_folder(found)}"
-            series[named].append(found)
-            folders[_folder(found)].add(named)
-    for found in slices:
-        if not found.verdict.startswith("failed_"):
-            continue
-        neighbours = folders.get(_folder(found), set())
-        # A file cut short before its series UID is taken as a slice of the only series beside it.
-        owner = found.series or (next(iter(neighbours)) if len(neighbours) == 1 else "")
-        damaged[owner or found.path].append(found)
+            series[series_of(found)].append(found)
+        elif found.verdict.startswith("failed_"):
+            damaged[series_of(found)].append(found)
     for owner, members in damaged.items():
         if owner not in series:
             verdict = min(found.verdict for found in members)

@@ -3,7 +3,7 @@
 from pydantic import field_validator
 
 from extractors.ct.reconstructions import ReconstructionConfig
-from extractors.extractor import Extractor, ModalitySettings
+from extractors.extractor import ByFile, Extractor, ModalitySettings
 from extractors.reading import known_zone
 
 
@@ -32,4 +32,13 @@ CT = Extractor(
     "extractors.ct.index:read_ct_units",
     units_a_batch=16,
     digest="extractors.ct.read:pixel_digest",
+    by_file=ByFile(
+        "extractors.ct.by_file:examine_file",
+        "extractors.ct.by_file:beside",
+        "extractors.ct.by_file:items",
+        judged_later=("reconstruction",),
+    ),
+    foreign="refused_not_dicom",
+    private_geometry=frozenset(("stamps", "frames")),
+    keyed_geometry=frozenset(("reconstruction_group",)),
 )

@@ -23,4 +23,5 @@ WSI = Extractor(
     units_a_batch=64,
     too_many_failed="failed_too_many_bad_tiles",
     needs_crosswalk=True,
+    private_geometry=frozenset(("stamp",)),
 )

@@ -292,7 +292,8 @@ class Run:
     def _forget_old_segments(self) -> None:
         reports = [self.night.reports.get(stage.name) for stage in self.stages if not stage.in_release]
         kept = {Path(name).stem for report in reports if report for name in report.hashes()}
-        for path in (*self.layout.segments.glob("*"), *(self.layout.private / "items").glob("*")):
+        folders = (self.layout.segments, self.layout.private / "items", self.layout.scanned, self.layout.grouped)
+        for path in (path for folder in folders for path in folder.glob("*")):
             if path.stem in kept:
                 continue
             if path.is_dir():

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.ids import INVISIBLE, NULL_IDS
-from pipelines import index, meds
+from pipelines import meds
 from pipelines.aligning.segments import read_frame_blob, read_texts
+from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import write_series
 from tests.support.raw.raw_tables import BUCKETS, align_one, aligned_events, convert, csv_text, read_pieces, source_of
 from warehouse.errors import TimeloomError
@@ -213,12 +214,7 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     source = source_of(t={"visit": "visit", "events": [{"code": "X", "time": "at"}]})
     layout.root.mkdir()
     _, counts = convert(layout.segments, source, "t", raw / "t.csv", deid, private=layout.private)
-    params = {
-        "modality": "ct", "settings": {"path": str(tmp_path / "ct")}, "deid": deid, "workers": 1,
-        "private": str(layout.private), "buckets": BUCKETS, "segment": "items-ct-0.parquet",
-    }  # fmt: skip
-    index.run(params, layout.segments)
-    items = pl.read_parquet(layout.segments / "items-ct-0.parquet")
+    items, _ = index_images(tmp_path, "ct", {"path": str(tmp_path / "ct")}, deid=deid, buckets=BUCKETS)
     assert items["verdict"].to_list() == ["ok"]
     for bucket in range(BUCKETS):
         items_of_bucket = items.filter(pl.col("bucket") == bucket).with_columns(
@@ -239,7 +235,8 @@ def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:
     assert "unparsable_time" in contents
     uids = ("2.25.1", "2.25.99", "2.25.98")
     assert _holders(layout.root, PATIENT, VISIT, *uids) == set()
-    assert _holders(layout.private, PATIENT) == {"items-ct-0.json"}
+    held = {path.parent.name for path in layout.private.rglob("*") if path.name in _holders(layout.private, PATIENT)}
+    assert held == {"scanned", "grouped"}
     # The same scan finds an identifier that is there: the raw files themselves, and a planted Parquet file.
     assert "t.csv" in _holders(raw, PATIENT)
     pl.DataFrame({"x": [PATIENT] * 1000}).write_parquet(layout.root / "leak.parquet")

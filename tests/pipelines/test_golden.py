@@ -14,14 +14,14 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from extractors.deid import DeidConfig, load_key
 from extractors.source import load_source
-from pipelines import index, pack, split, vocabulary
+from pipelines import pack, split, vocabulary
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
 from pipelines.stages import STAGES
+from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import write_series
-from tests.support.raw.raw_tables import KEEP, align_one, aligned_events, convert
+from tests.support.raw.raw_tables import align_one, aligned_events, convert
 from tests.support.tokens.timelines import left_out, named_tokens
 from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
@@ -77,10 +77,7 @@ def index_ct(given: Path, work: Path) -> dict[str, str]:
         write_series(work / "ct" / name, **header)
     crosswalk = {"file": str(given / "crosswalk.csv"), "match": "patient_id", "artificial": True}
     settings = {"path": str(work / "ct"), "crosswalk": crosswalk}
-    params = {"modality": "ct", "settings": settings, "deid": KEEP, "buckets": 1, "workers": 1}
-    load_key(DeidConfig.model_validate(KEEP), work / "private", create=True)
-    index.run(params | {"private": str(work / "private"), "segment": "items.parquet"}, work)
-    items = pl.read_parquet(work / "items.parquet")
+    items, _ = index_images(work, "ct", settings, buckets=1)
     assert items["item_key"].str.contains("^[0-9a-f]{32}$").all()
     shown = ["subject_id", "modality", "time", "available_time", "time_source", "time_precision", "verdict"]
     return {"items.csv": written(items.select(*shown, "units_expected", "artificial_link").sort("verdict"))}

@@ -5,13 +5,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pytest
 
-from extractors.deid import DeidConfig, load_key
-from pipelines import index
+from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import disc, stained, write_series, write_tiff
-from tests.support.raw.raw_tables import KEEP
 
 TWO = "failed_two_subjects"
 
@@ -23,13 +20,9 @@ def noise(index: int) -> npt.NDArray[np.float32]:
 
 def verdicts(modality: str, work: Path, folder: Path, **settings: Any) -> tuple[dict[int | None, list[str]], int]:
     """By subject the verdicts of its items, and how many findings were of an item that was found already."""
-    params = {"modality": modality, "settings": {"path": str(folder), **settings}, "deid": KEEP, "buckets": 7}
-    params |= {"workers": 1, "private": str(work / "private"), "segment": "items.parquet"}
-    load_key(DeidConfig.model_validate(KEEP), work / "private", create=True)
-    result = index.run(params, work)
-    items = pl.read_parquet(work / "items.parquet").sort("subject_id", "verdict")
-    found = items.group_by("subject_id", maintain_order=True).agg("verdict")
-    return dict(found.iter_rows()), result.counts["found_again"]
+    items, reports = index_images(work, modality, {"path": str(folder), **settings})
+    found = items.sort("subject_id", "verdict").group_by("subject_id", maintain_order=True).agg("verdict")
+    return dict(found.iter_rows()), reports["index"].total("found_again")
 
 
 @pytest.mark.parametrize("same_uids", [True, False])

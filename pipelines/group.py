@@ -1,0 +1,232 @@
+"""group: findings of whole series and studies → the items that they make, each with its verdict.
+
+Schema in: SCANNED. Schema out: GROUPED, in the private folder. What belongs together is judged together, wherever in
+the tree it lies; a task has some ten thousand findings, and one whose findings are as they were has nothing to do.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from extractors.crosswalk import read_crosswalk
+from extractors.extractor import Finding, imported
+from extractors.items import FoundItem, item_from_json, item_to_json
+from extractors.modalities import EXTRACTORS, extractor_of
+from pipelines.config import ModalityConfig
+from pipelines.engine.context import counts_of
+from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.task import RawFile, Result, Task
+from pipelines.night import Night, Stage
+from pipelines.scan import Counts as ScanCounts
+from pipelines.scan import settings_of
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write, sha256_json
+
+# An item as JSON, without what only its reader needs, and that: its paths, and the private part of its geometry.
+GROUPED = pa.schema([("item", pa.string()), ("reading", pa.string())])
+FINDINGS = 1 << 15
+_LOW = (1 << 32) - 1
+
+
+class Counts(TypedDict):
+    """What a task tells: how many items it found."""
+
+    modality: str
+    items: int
+
+
+class Params(TypedDict):
+    """What a task is given: files of findings, and the hashes of the series that it judges (all where None)."""
+
+    modality: str
+    settings: dict[str, Any]
+    scanned: list[str]
+    series: list[int] | None
+    workers: int | None
+    out: str
+
+
+def plan(night: Night) -> list[Task]:
+    """Tasks of some ten thousand findings; one task, of the whole tree, where items are not found file by file.
+
+    Raises:
+        TimeloomError: a crosswalk is missing.
+    """
+    tasks = []
+    for modality, block in sorted(night.config.modalities.items()):
+        crosswalk = block.crosswalk
+        if crosswalk is not None and not crosswalk.file.is_file():
+            raise TimeloomError(
+                f"the crosswalk of {modality} does not exist", remedy=f"mend modalities.{modality}.crosswalk.file"
+            )
+        if EXTRACTORS[modality].by_file is None:
+            tasks.append(_whole_tree(night, modality, block))
+        else:
+            tasks += _by_series(night, modality, block)
+    return tasks
+
+
+def _whole_tree(night: Night, modality: str, block: ModalityConfig) -> Task:
+    fingerprints, crosswalk = night.fingerprints, block.crosswalk
+    inputs = [Fingerprints.of_tree(block.path), fingerprints.of(crosswalk.file) if crosswalk else None]
+    raw_files = fingerprints.planned(crosswalk.file, f"the crosswalk of {modality}") if crosswalk else {}
+    task = _task(night, modality, block, [settings_of(block), inputs], raw_files=raw_files)
+    if fingerprints.rehash:
+        Path(task.record).unlink(missing_ok=True)
+    return task
+
+
+def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[Task]:
+    """One task per part of the series. It is known by the sum of its findings' digests, in whatever files they lie."""
+    scanned = [
+        str(night.layout.scanned / path)
+        for entry in night.report("scan").entries.values()
+        if counts_of(entry, ScanCounts)["modality"] == modality
+        for path in entry.files
+    ]
+    if not scanned:
+        return
+    # Whose items they are, and when, a crosswalk may say in the end; that there is one is all that counts here.
+    settings = [settings_of(block, "crosswalk", "subject_pattern", "subject_normalise"), block.crosswalk is not None]
+    findings = pl.scan_parquet(scanned, include_file_paths="path").filter(pl.col("series").is_not_null())
+    parts = _parts(findings.select("series", "study").unique().collect(engine="streaming"), findings)
+    if parts["part"].n_unique() <= 1:
+        digests = _digests(findings.with_columns(pl.lit(0).alias("part")))
+        yield _task(night, modality, block, [settings, digests[0][1]] if digests else [settings], scanned=scanned)
+        return
+    series = dict(parts.group_by("part").agg(pl.col("series").sort()).iter_rows())
+    for part, digest, paths in _digests(findings.join(parts.lazy(), on="series")):
+        yield _task(night, modality, block, [settings, digest], scanned=paths, series=series[part])
+
+
+def _parts(ties: pl.DataFrame, findings: pl.LazyFrame) -> pl.DataFrame:
+    """Of each series (columns series, part) the part that judges it: series of one study have the same."""
+    number = findings.select(pl.len()).collect(engine="streaming").item()
+    parts = 1 << max(0, (number - 1) // FINDINGS).bit_length()
+    studies = ties.drop_nulls("study")
+    linked = _linked(studies)
+    together = studies.group_by("series").agg(pl.col("study").min())
+    old, new = (pl.Series(numbers, dtype=pl.UInt64) for numbers in (list(linked), list(linked.values())))
+    together = together.with_columns(pl.col("study").replace(old, new))
+    return (
+        ties.select("series")
+        .unique()
+        .join(together, on="series", how="left")
+        .select("series", (pl.coalesce("study", "series") % parts).alias("part"))
+        .sort("series")
+    )
+
+
+def _linked(studies: pl.DataFrame) -> dict[int, int]:
+    """Studies that one series names by mistake, each with the study that stands for all of them."""
+    several = studies.filter(pl.col("study").n_unique().over("series") > 1)
+    stands: dict[int, int] = {}
+
+    def root(study: int) -> int:
+        while (above := stands.setdefault(study, study)) != study:
+            study = above
+        return study
+
+    for _, names in several.group_by("series").agg("study").iter_rows():
+        roots = {root(study) for study in names}
+        for found in roots:
+            stands[found] = min(roots)
+    return {study: root(study) for study in stands}
+
+
+def _digests(findings: pl.LazyFrame) -> list[tuple[int, list[int], list[str]]]:
+    """Of each part the sum of its findings' digests, with their number, and the files that they lie in."""
+    halves = [(pl.col("digest") & _LOW).sum().alias("low"), (pl.col("digest") // (_LOW + 1)).sum().alias("high")]
+    each = findings.group_by("part", "path").agg(*halves, pl.len()).collect(engine="streaming")
+    summed = each.group_by("part").agg(pl.col("low", "high", "len").sum(), pl.col("path").sort()).sort("part")
+    return [(part, [low, high, number], paths) for part, low, high, number, paths in summed.iter_rows()]
+
+
+def _task(
+    night: Night,
+    modality: str,
+    block: ModalityConfig,
+    inputs: list[Any],
+    *,
+    scanned: list[str] | None = None,
+    series: list[int] | None = None,
+    raw_files: dict[str, RawFile] | None = None,
+) -> Task:
+    fingerprint = sha256_json([STAGE.name, STAGE.version, modality, inputs])
+    name = f"{modality}-{fingerprint[:24]}"
+    return Task(
+        stage=STAGE.name,
+        function=STAGE.run,
+        key=name,
+        base=str(night.layout.grouped),
+        record=str(night.layout.grouped / f"{name}.json"),
+        params=Params(
+            modality=modality,
+            settings=settings_of(block),
+            scanned=scanned or [],
+            series=series,
+            workers=night.config.workers,
+            out=f"{name}.parquet",
+        ),
+        fingerprint=fingerprint,
+        raw_files=raw_files or {},
+    )
+
+
+def run(params: Params, base: Path) -> Result:
+    """Judges what belongs together."""
+    modality = params["modality"]
+    extractor = extractor_of(modality)
+    settings = extractor.settings.model_validate(params["settings"])
+    if extractor.by_file is None:
+        crosswalk = settings.crosswalk
+        links = read_crosswalk(crosswalk) if crosswalk else None
+        found = extractor.index_items(settings, links, workers=params["workers"])
+    else:
+        found = imported(extractor.by_file.items)(settings, _findings(params))
+    rows = [_row(item, extractor.private_geometry) for item in found]
+    with atomic_write(base / params["out"]) as temporary:
+        table = pa.Table.from_pylist(rows, GROUPED)
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    return Result({params["out"]: len(rows)}, Counts(modality=modality, items=len(rows)))
+
+
+def _findings(params: Params) -> Iterator[Finding]:
+    wanted = None if params["series"] is None else pl.Series(params["series"], dtype=pl.UInt64)
+    for path in params["scanned"]:
+        found = pl.read_parquet(path, columns=["series", "value"]).drop_nulls("series")
+        if wanted is not None:
+            found = found.filter(pl.col("series").is_in(wanted.implode()))
+        yield from (Finding(**json.loads(value)) for value in found["value"])
+
+
+def _row(item: FoundItem, private: frozenset[str]) -> dict[str, str]:
+    public = {name: value for name, value in item.geometry.items() if name not in private}
+    hidden = {name: value for name, value in item.geometry.items() if name in private}
+    told = item_to_json(item) | {"paths": [], "geometry": public}
+    reading = {"paths": item.paths, "geometry": hidden}
+    return {"item": json.dumps(told, sort_keys=True), "reading": json.dumps(reading, sort_keys=True)}
+
+
+def read_items(path: Path) -> list[FoundItem]:
+    """The items of a file, without what only their reader needs."""
+    return [item_from_json(json.loads(text)) for text in pl.read_parquet(path, columns=["item"])["item"]]
+
+
+def whole_items(path: Path, rows: list[int]) -> list[FoundItem]:
+    """Some items of a file, by their rows, with all that is known of them."""
+    found = pl.read_parquet(path)[rows]
+    items = []
+    for told, hidden in found.iter_rows():
+        item, reading = json.loads(told), json.loads(hidden)
+        geometry = item["geometry"] | reading["geometry"]
+        items.append(item_from_json(item | {"paths": reading["paths"], "geometry": geometry}))
+    return items
+
+
+STAGE = Stage("group", 1, "pipelines.group:run", step="extract", after=("scan",), in_release=False, plan=plan)

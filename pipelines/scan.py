@@ -1,0 +1,319 @@
+"""scan: some folders of a tree of images → what each of their files is, as far as that can be told without the others.
+
+Schema in: files. Schema out: SCANNED, in the private folder: it is the hospital's own words. A task has so many folders
+that it reads some thousand files; where one changes, the task reads that file alone, and takes what is known of the
+others from the earlier task that had them.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from extractors.extractor import ByFile, Finding, ModalitySettings, imported
+from extractors.items import foreign_number
+from extractors.modalities import EXTRACTORS, extractor_of
+from extractors.trees import Folder, folder_at, folders_of
+from pipelines.config import ModalityConfig
+from pipelines.engine.task import RawFileChangedError, Result, Task
+from pipelines.night import Night, Stage
+from warehouse.errors import TimeloomError
+from warehouse.files import atomic_write, sha256_json, signature, signature_of
+
+# One row a finding, or a file without one. Names need not be UTF-8.
+SCANNED = pa.schema(
+    [
+        ("file", pa.binary()),
+        ("state", pa.string()),  # what the file system said of the file
+        ("series", pa.uint64()),  # hashes; null where there is no finding
+        ("study", pa.uint64()),  # null where it has none
+        ("digest", pa.uint64()),
+        ("value", pa.string()),  # JSON of a Finding
+        ("foreign", pa.string()),  # a fingerprint of what is none of the modality
+    ]
+)
+FEWEST_FILES, MOST_FILES = 1 << 10, 1 << 13
+FOLDERS = "folders"  # in the files' metadata: which folders it has, and by which rules
+_ENDS = 4  # one in so many folders ends a task, so that a new folder moves the ends of few
+
+
+class Counts(TypedDict):
+    """What a task tells: files that it has and that it read, and what of them is none of the modality."""
+
+    modality: str
+    files: int
+    read: int
+    foreign: int
+    foreign_total: int
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings; of each folder its path, and which part of how many it reads."""
+
+    modality: str
+    settings: dict[str, Any]
+    folders: list[tuple[str, int, int]]
+    rules: str
+    known: list[str]
+    out: str
+
+
+@dataclass
+class _Chunk:
+    """Folders of one task, and a digest of their files."""
+
+    folders: list[tuple[str, int, int]] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    files: int = 0
+
+
+def settings_of(block: ModalityConfig, *left_out: str) -> dict[str, Any]:
+    """A modality's settings as JSON."""
+    return block.model_dump(mode="json", exclude={"encoder", *left_out})
+
+
+def plan(night: Night) -> list[Task]:
+    """Tasks of some folders each, for the modalities whose items are found file by file.
+
+    Raises:
+        TimeloomError: a folder is missing.
+    """
+    layout, rehash = night.layout, night.fingerprints.rehash
+    tasks = []
+    for modality, block in sorted(night.config.modalities.items()):
+        by_file = EXTRACTORS[modality].by_file
+        if not block.path.is_dir():
+            raise TimeloomError(
+                f"the folder of {modality} images does not exist: {block.path}",
+                remedy=f"mend modalities.{modality}.path",
+            )
+        if by_file is None:
+            continue
+        minded = settings_of(block, "crosswalk", "subject_pattern", "subject_normalise", *by_file.judged_later)
+        rules = sha256_json([STAGE.name, STAGE.version, modality, minded])
+        for chunk in _chunks(block.path):
+            fingerprint = sha256_json([rules, chunk.folders, chunk.digests])
+            name = f"{modality}-{fingerprint[:24]}"
+            record = layout.scanned / f"{name}.json"
+            if rehash:
+                record.unlink(missing_ok=True)
+            tasks.append(
+                Task(
+                    stage=STAGE.name,
+                    function=STAGE.run,
+                    key=name,
+                    base=str(layout.scanned),
+                    record=str(record),
+                    params=Params(
+                        modality=modality,
+                        settings=settings_of(block),
+                        folders=chunk.folders,
+                        rules=rules,
+                        known=[],
+                        out=f"{name}.parquet",
+                    ),
+                    fingerprint=fingerprint,
+                    weight=chunk.files,
+                )
+            )
+    return tasks if rehash else _with_known(tasks, layout.scanned)
+
+
+def _chunks(root: Path) -> Iterator[_Chunk]:
+    """A tree's folders in tasks. Where a task ends depends on its own folders, so that a new one changes few tasks."""
+    chunk = _Chunk()
+    for folder in folders_of(root):
+        for part in _parts(folder):
+            number, parts, files = part
+            if chunk.files and chunk.files + len(files) > MOST_FILES:
+                yield chunk
+                chunk = _Chunk()
+            chunk.folders.append((folder.path, number, parts))
+            chunk.digests.append(_digest(folder, files))
+            chunk.files += len(files)
+            if chunk.files >= FEWEST_FILES and xxhash.xxh3_64_intdigest(os.fsencode(folder.path)) % _ENDS == 0:
+                yield chunk
+                chunk = _Chunk()
+    if chunk.folders:
+        yield chunk
+
+
+def _parts(folder: Folder) -> Iterator[tuple[int, int, list[str]]]:
+    """A folder's files in parts of one task's size, by their names; small folders have one part, empty ones none."""
+    parts = 1
+    while len(folder.files) > parts * MOST_FILES:
+        parts *= 2
+    if not folder.files and folder.listed:
+        return
+    for number in range(parts):
+        yield number, parts, [name for name in folder.files if _part_of(name, parts) == number]
+
+
+def _part_of(name: str, parts: int) -> int:
+    return xxhash.xxh3_64_intdigest(os.fsencode(name)) % parts if parts > 1 else 0
+
+
+def _digest(folder: Folder, files: Iterable[str]) -> str:
+    digest = sha256(b"" if folder.listed else b"not listed")
+    for name in files:
+        digest.update(os.fsencode(name) + f"\0{folder.files[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def _with_known(tasks: list[Task], scanned: Path) -> list[Task]:
+    """Tasks that will have to run, with the files that earlier tasks left of their folders."""
+    stale = {task.key for task in tasks if not Path(task.record).is_file()}
+    if not stale:
+        return tasks
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for task in tasks:
+        if task.key in stale:
+            for path, _, _ in task.params["folders"]:
+                wanted.setdefault((task.params["rules"], path), set()).add(task.key)
+    known: dict[str, set[str]] = {}
+    current = {task.key for task in tasks}
+    for path in sorted(scanned.glob("*.parquet")):
+        if path.stem in current or not path.with_suffix(".json").is_file():
+            continue
+        has = json.loads(pq.read_metadata(path).metadata[FOLDERS.encode()])
+        for folder in has["folders"]:
+            for key in wanted.get((has["rules"], folder), ()):
+                known.setdefault(key, set()).add(str(path))
+    return [
+        replace(task, params={**task.params, "known": sorted(known[task.key])}) if task.key in known else task
+        for task in tasks
+    ]
+
+
+def run(params: Params, base: Path) -> Result:
+    """Examines the files of some folders that are not known.
+
+    Raises:
+        RawFileChangedError: a file changed while it was read.
+    """
+    modality = params["modality"]
+    extractor = extractor_of(modality)
+    assert extractor.by_file is not None
+    settings = extractor.settings.model_validate(params["settings"])
+    scan = _Scan(modality, settings, extractor.by_file, _known(params["known"]))
+    out = base / params["out"]
+    folders = sorted({path for path, _, _ in params["folders"]})
+    metadata = {FOLDERS: json.dumps({"rules": params["rules"], "folders": folders})}
+    with atomic_write(out) as temporary, pq.ParquetWriter(
+        temporary, SCANNED.with_metadata(metadata), compression="zstd", write_page_checksum=True
+    ) as writer:  # fmt: skip
+        for path, part, parts in params["folders"]:
+            folder = folder_at(settings.path, path)
+            names = [name for name in folder.files if _part_of(name, parts) == part]
+            rows = scan.rows(folder, names, whole=parts == 1)
+            writer.write_table(pa.Table.from_pylist(rows, SCANNED))
+    counts = Counts(
+        modality=modality,
+        files=scan.files,
+        read=scan.read,
+        foreign=scan.foreign,
+        foreign_total=scan.foreign_total % (1 << 64),
+    )
+    return Result({params["out"]: scan.written}, counts)
+
+
+_Row = dict[str, Any]
+
+
+def _known(paths: Iterable[str]) -> dict[bytes, list[_Row]]:
+    """By file, what earlier tasks found in it."""
+    known: dict[bytes, list[_Row]] = {}
+    for path in paths:
+        found: dict[bytes, list[_Row]] = {}
+        for row in pq.read_table(path, page_checksum_verification=True).to_pylist():
+            found.setdefault(row["file"], []).append(row)
+        known |= found
+    return known
+
+
+@dataclass
+class _Scan:
+    """Examines files, and counts them."""
+
+    modality: str
+    settings: ModalitySettings
+    by_file: ByFile
+    known: dict[bytes, list[_Row]]
+    files: int = 0
+    read: int = 0
+    written: int = 0
+    foreign: int = 0
+    foreign_total: int = 0
+
+    def rows(self, folder: Folder, names: list[str], whole: bool) -> list[_Row]:
+        """The rows of a folder's files.
+
+        Args:
+            whole: these are all of its files, so that they can tell something of each other.
+        """
+        rows = [] if folder.listed else self._examined(folder.path, "", is_file=False)
+        for name in names:
+            path = folder.inside(name)
+            state = json.dumps(folder.files[name])
+            kept = self.known.get(os.fsencode(path), [])
+            rows += kept if kept and kept[0]["state"] == state and folder.files[name] else self._read(path)
+        found = [row for row in rows if row["value"] is not None]
+        if whole and found:
+            findings = imported(self.by_file.beside)([Finding(**json.loads(row["value"])) for row in found])
+            for row, finding in zip(found, findings, strict=True):
+                row.update(_of_finding(row["file"], finding))
+        for row in rows:
+            if row["foreign"] is not None:
+                self.foreign += 1
+                self.foreign_total += foreign_number(row["foreign"])
+        self.files += len(names)
+        self.written += len(rows)
+        return rows
+
+    def _read(self, path: str) -> list[_Row]:
+        """Examines a file, which must be the same before and after."""
+        self.read += 1
+        before = _state(self.settings.path / path, settled=True)
+        rows = self._examined(path, json.dumps(before), is_file=True)
+        if _state(self.settings.path / path) != before:
+            raise RawFileChangedError(f"a file of the {self.modality} images")
+        return rows
+
+    def _examined(self, path: str, state: str, *, is_file: bool) -> list[_Row]:
+        examined = imported(self.by_file.examine)(self.settings, path, is_file)
+        file = os.fsencode(path)
+        empty = dict.fromkeys(SCANNED.names) | {"file": file, "state": state}
+        rows = [empty | _of_finding(file, finding) for finding in examined.findings]
+        rows += [empty | {"foreign": fingerprint} for fingerprint in examined.foreign]
+        return rows or [empty]
+
+
+def _state(path: Path, *, settled: bool = False) -> list[int]:
+    try:
+        return signature(path) if settled else signature_of(path.stat())
+    except OSError:
+        return []
+
+
+def _of_finding(file: bytes, finding: Finding) -> _Row:
+    value = json.dumps(vars(finding), sort_keys=True)
+    return {
+        "series": _hashed(finding.series),
+        "study": _hashed(finding.study) if finding.study else None,
+        "digest": xxhash.xxh3_64_intdigest(file + b"\0" + value.encode()),
+        "value": value,
+    }
+
+
+def _hashed(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape"))
+
+
+STAGE = Stage("scan", 1, "pipelines.scan:run", step="extract", in_release=False, plan=plan)
