@@ -177,5 +177,6 @@ def _show(outcome: RunOutcome) -> None:
             f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in outcome.tokenised.items()
         ]
         lines += [f"loss agreed to: {part}" for part in outcome.accepted]
+        lines += [f"damaged in the release before, made anew: {name}" for name in outcome.damaged]
         create_markdown_artifact("\n\n".join(lines), key="release")
         create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")

@@ -74,7 +74,8 @@ def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[st
 
 
 def has_vectors(params: Params, base: Path) -> bool:
-    """Whether the stores still say of every item of the bucket what was written here; what went is made again."""
+    """Whether the stores still say of every item of the bucket what was written here: what went, or was changed by a
+    byte, is made again. Reads every vector of the bucket once, as `timeloom verify` does."""
     from embedders.running.store_bucket import PASSING, read_verdicts
     from warehouse.embeddings.store import EmbeddingStore
 
@@ -84,7 +85,7 @@ def has_vectors(params: Params, base: Path) -> bool:
     usable = items.filter(pl.col("verdict") == "ok")
     for (modality, store), part in usable.partition_by("modality", "store", as_dict=True).items():
         path = layout.embedding_bucket(str(modality), str(store), bucket)
-        if not path.is_file() or not set(part["item_key"]) <= set(EmbeddingStore.open(path).keys()):
+        if not path.is_file() or not EmbeddingStore.open(path).has_whole(part["item_key"].to_list()):
             return False
     # Of what failed, only items that an encoder was to read have units that failed.
     failed = items.filter((pl.col("verdict") != "ok") & (pl.col("units_failed") > 0))

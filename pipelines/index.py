@@ -21,6 +21,7 @@ from extractors.items import OK, TWO_SUBJECTS, FoundItem, foreign_item
 from extractors.modalities import extractor_of
 from extractors.same_content import of_two_subjects
 from pipelines.engine.context import StageReport, counts_of
+from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Result, Task
 from pipelines.group import Counts as GroupCounts
 from pipelines.group import read_items, whole_items
@@ -28,16 +29,19 @@ from pipelines.items import ITEM_PLACES, private_paths
 from pipelines.night import Night, Stage
 from pipelines.scan import Counts as ScanCounts
 from pipelines.scan import settings_of
-from warehouse.files import atomic_write, sha256_json
+from warehouse.files import atomic_write, hash_file, sha256_json
 from warehouse.hashing import bucket_of
+from warehouse.manifest import FileEntry
 
 
 class Counts(TypedDict):
-    """What a task tells: items by verdict, and how many findings were of an item that was found already."""
+    """What a task tells: items by verdict, how many findings were of an item that was found already, and of the file
+    that it leaves in the private folder what a FileEntry says."""
 
     modality: str
     verdicts: dict[str, int]
     found_again: int
+    places: dict[str, Any]
 
 
 class Params(TypedDict):
@@ -72,7 +76,7 @@ def plan(night: Night) -> list[Task]:
         )
         name = f"items-{modality}-{fingerprint[:24]}"
         record = layout.segments / f"{name}.json"
-        if fingerprints.rehash or not private_paths(layout.private, record.name).is_file():
+        if fingerprints.rehash:
             record.unlink(missing_ok=True)
         tasks.append(
             Task(
@@ -92,6 +96,7 @@ def plan(night: Night) -> list[Task]:
                     segment=f"{name}.parquet",
                 ),
                 fingerprint=fingerprint,
+                intact="pipelines.index:has_places",
                 raw_files=fingerprints.planned(crosswalk.file, f"the crosswalk of {modality}") if crosswalk else {},
             )
         )
@@ -146,14 +151,31 @@ def run(params: Params, base: Path) -> Result:
     items = usable_first.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
     usable = [(key, *places[place][:2]) for key, place in _usable(items)]
     kept = pl.DataFrame(usable, schema=ITEM_PLACES, orient="row").to_arrow()
-    with atomic_write(private_paths(Path(params["private"]), params["segment"])) as temporary:
+    private = private_paths(Path(params["private"]), params["segment"])
+    with atomic_write(private) as temporary:
         pq.write_table(kept, temporary, compression="zstd", write_page_checksum=True)
+    strong, fast = hash_file(private)
+    places_entry = FileEntry(sha256=strong, bytes=private.stat().st_size, rows=len(kept), xxh3=fast)
     items = items.drop("place")
     with atomic_write(base / params["segment"]) as temporary:
         pq.write_table(items.to_arrow(), temporary, compression="zstd", write_page_checksum=True)
     verdicts = dict(items.group_by("verdict").len().sort("verdict").iter_rows())
-    counts = Counts(modality=modality, verdicts=verdicts, found_again=len(frame) - len(items))
+    counts = Counts(
+        modality=modality,
+        verdicts=verdicts,
+        found_again=len(frame) - len(items),
+        places=places_entry.model_dump(mode="json"),
+    )
     return Result({params["segment"]: len(items)}, counts)
+
+
+def has_places(params: Params, base: Path) -> bool:
+    """Whether the private folder still says where the items of a segment lie, as it was written."""
+    record = load_record((base / params["segment"]).with_suffix(".json"))
+    if record is None:
+        return False
+    places = FileEntry.model_validate(counts_of(record, Counts)["places"])
+    return places.is_of(private_paths(Path(params["private"]), params["segment"]))
 
 
 def _usable(items: pl.DataFrame) -> Iterator[tuple[str, int]]:

@@ -42,7 +42,7 @@ class Params(TypedDict):
 
 def plan(night: Night) -> list[Task]:
     """One task over every segment that counted lags, and over the lags that were given out so far."""
-    before = night.context.inherited(ReleaseLayout(Path()).lags)
+    (before,) = night.context.inherited(ReleaseLayout(Path()).lags)
     segments = [
         {
             "source": counts_of(entry, MedsCounts)["table"],

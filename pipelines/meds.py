@@ -29,7 +29,8 @@ from pipelines.engine.task import RawFile, Result, Task
 from pipelines.limits import LimitsConfig
 from pipelines.night import Night, Stage, raw_files
 from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write, sha256_json, write_json
+from warehouse.files import atomic_write, sha256_json
+from warehouse.sealed import write_sealed
 
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
@@ -136,10 +137,11 @@ def plan(night: Night) -> list[Task]:
                         fingerprint=fingerprint,
                         weight=path.stat().st_size,
                         raw_files=looked_up | fingerprints.planned(path, f"the table {label}"),
+                        checked_when_read=True,
                     )
                 )
     # For `timeloom status` on the site's own machine; nothing else reads it.
-    write_json(layout.unmapped_files, names)
+    write_sealed(layout.unmapped_files, names)
     return tasks
 
 

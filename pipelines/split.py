@@ -106,8 +106,7 @@ def tasks_of(
     tasks = []
     relative = ReleaseLayout(Path())
     for name, fractions in schemes.items():
-        ledger = context.inherited(relative.split_ledger(name))
-        freeze = context.inherited(relative.split_freeze(name))
+        ledger, freeze = context.inherited(relative.split_ledger(name), relative.split_freeze(name))
         primary = name == next(iter(schemes))
         tasks.append(
             make_task(

@@ -110,7 +110,9 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
 def _known(context: RunContext, name: str, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Path and hash of the vocabulary and quantiles to append to; none where there are none, or all is fitted anew."""
     relative = ReleaseLayout(Path())
-    record, vocabulary = context.inherited(record_path(relative, name)), context.inherited(relative.vocabulary(name))
+    record, vocabulary, quantiles = context.inherited(
+        record_path(relative, name), relative.vocabulary(name), relative.quantiles(name)
+    )
     if vocabulary is None:
         return {}
     before = json.loads(record.path.read_text()) if record is not None else {**settings, "version": 1}
@@ -127,7 +129,6 @@ def _known(context: RunContext, name: str, settings: dict[str, Any]) -> dict[str
                 f"the vocabulary of {name} was fitted with {key} {before[key]}, not {settings[key]}",
                 remedy=f"raise profiles.{name}.vocabulary_version for a new one, or use another profile name",
             )
-    quantiles = context.inherited(relative.quantiles(name))
     found = {"vocabulary": vocabulary, "quantiles": quantiles}
     return {key: (str(entry.path), entry.sha256) for key, entry in found.items() if entry is not None}
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+# What to do about a damaged file of a root, whichever it is.
+REPAIR = "run `timeloom repair` with the run's configuration"
+
 
 class TimeloomError(Exception):
     """A failure that a person can mend. `log` is where its run wrote more, if there was a run.

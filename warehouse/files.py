@@ -111,6 +111,12 @@ def signature(path: Path) -> list[int]:
     return signature_of(status)
 
 
+def put_in_place(source: Path, target: Path) -> None:
+    """Gives `target` the bytes of `source`, by one rename: a link where the file system has them, else a copy."""
+    with atomic_write(target) as temporary:
+        link_or_copy(source, temporary)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Hard-links `source` to `target`; copies where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from warehouse.errors import TimeloomError
-from warehouse.files import sha256_json, write_json
+from warehouse.errors import REPAIR, TimeloomError
+from warehouse.files import sha256_file, sha256_json, xxh3_file
+from warehouse.sealed import sealed_bytes, write_sealed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# The oldest that is read: without a checksum of its own.
+UNSEALED_VERSION = 2
 
 
 class FileEntry(BaseModel):
@@ -25,6 +28,12 @@ class FileEntry(BaseModel):
     bytes: int
     rows: int | None = None
     xxh3: str | None = None
+
+    def is_of(self, path: Path) -> bool:
+        """Whether a file is there with these bytes, told by XXH3-128 where the entry has it; else by SHA-256."""
+        if not path.is_file() or path.stat().st_size != self.bytes:
+            return False
+        return sha256_file(path) == self.sha256 if self.xxh3 is None else xxh3_file(path) == self.xxh3
 
 
 class TaskEntry(BaseModel):
@@ -195,7 +204,10 @@ class LossEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """manifest.json. `content_hash` covers every file outside quality/, whatever made it and when."""
+    """manifest.json. `content_hash` covers every file outside quality/, whatever made it and when.
+
+    `root` is what was fixed when the root was made: root.json is remade of it.
+    """
 
     model_config = ConfigDict(frozen=True)
     format_version: int = FORMAT_VERSION
@@ -218,6 +230,7 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     contents: tuple[ContentEntry, ...] = ()  # none in a release that was made before they were counted
     accepted_losses: tuple[LossEntry, ...] = ()
+    root: dict[str, Any] | None = None  # none in a release of an older timeloom
 
 
 def content_hash(files: dict[str, FileEntry]) -> str:
@@ -232,21 +245,24 @@ def tokenised_shares(manifest: Manifest) -> dict[str, float]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes manifest.json, atomically."""
-    write_json(path, manifest.model_dump(mode="json"))
+    """Writes manifest.json with a checksum of itself, atomically."""
+    write_sealed(path, manifest.model_dump(mode="json"))
 
 
 def read_manifest(path: Path) -> Manifest:
     """Reads manifest.json.
 
     Raises:
-        TimeloomError: missing, not JSON, or of another format.
+        TimeloomError: missing, changed by a byte, or of another format.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("format_version", 0) > FORMAT_VERSION:
+        raw = json.loads(sealed_bytes(path, older=True))
+        sealed = "checksum" in raw
+        if sealed and raw.get("format_version", 0) > FORMAT_VERSION:
             raise TimeloomError(f"the release {raw.get('release_id')} has a newer format", remedy="upgrade timeloom")
-        if raw.get("format_version", 0) < FORMAT_VERSION:
+        if not sealed and raw.get("format_version", 0) > UNSEALED_VERSION:
+            raise ValueError("a manifest of this format has a checksum")
+        if raw.get("format_version", 0) < UNSEALED_VERSION:
             raise TimeloomError(
                 f"the release {raw.get('release_id')} was made by an older timeloom, in format {raw['format_version']}",
                 remedy="make a new root with this version, or read it with the version that made it",
@@ -254,6 +270,5 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
         raise TimeloomError(
-            f"the manifest of release {path.parent.name} is missing or damaged",
-            remedy="point `current` at an older release",
+            f"the manifest of release {path.parent.name} is missing or damaged", remedy=REPAIR
         ) from error

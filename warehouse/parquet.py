@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import atomic_write
 
 # Rows that the writer takes up at once: its own thousand take a thirtieth longer.
@@ -120,5 +120,5 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
             f"cannot read {path.parent.name}/{path.name}",
-            remedy="run `timeloom verify`, delete the damaged file and run again",
+            remedy=REPAIR,
         ) from error

@@ -1,7 +1,6 @@
 """Releases appear whole or not at all: one rename, then one pointer swap."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,10 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from warehouse.errors import TimeloomError
-from warehouse.files import sync_directory, write_json
+from warehouse.errors import REPAIR, TimeloomError
+from warehouse.files import sync_directory
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, write_manifest
+from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
 
 def current_release(layout: Layout) -> ReleaseLayout | None:
@@ -22,12 +22,12 @@ def current_release(layout: Layout) -> ReleaseLayout | None:
             # Taking this for a first run would draw every split and every token id anew.
             raise TimeloomError(
                 f"{layout.root.name} has releases, and `current` is no link to one of them",
-                remedy="make it one: ln -sfn releases/<id> current",
+                remedy=REPAIR,
             )
         return None
     path = layout.current.resolve()
     if not path.is_dir():
-        raise TimeloomError("`current` points at a release that is gone", remedy="point it at a directory of releases/")
+        raise TimeloomError("`current` points at a release that is gone", remedy=REPAIR)
     return ReleaseLayout(path)
 
 
@@ -89,7 +89,7 @@ def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
     write_manifest(staging / "manifest.json", manifest)
     layout.releases.mkdir(exist_ok=True)
     target = layout.releases / manifest.release_id
-    write_json(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
+    write_sealed(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
     staging.rename(target)
     sync_directory(layout.releases)
     _point(layout, manifest.release_id)
@@ -105,7 +105,11 @@ def complete_publication(layout: Layout) -> str | None:
     """
     completed = None
     for intention in sorted(layout.work.glob("*/publishing.json")):
-        wanted = json.loads(intention.read_text(encoding="utf-8"))
+        try:
+            wanted = read_sealed(intention, older=True)
+        except NotWholeError:  # what it announced is published by the next run
+            intention.unlink()
+            continue
         release = str(wanted["release"])
         if (layout.releases / release).is_dir():
             if _pointed(layout) == wanted["instead_of"]:

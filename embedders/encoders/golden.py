@@ -4,7 +4,6 @@ It finds what would fill a store with wrong vectors in silence: NaN, zeros, vect
 other weights under the same name, a device or library that computes otherwise.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy.typing as npt
 from embedders.encoders.device import device_name
 from embedders.encoders.encoder import Encoder
 from embedders.inputs.common import PHANTOMS, described
-from warehouse.errors import TimeloomError
-from warehouse.files import write_json
+from warehouse.errors import REPAIR, TimeloomError
+from warehouse.sealed import read_sealed, write_sealed
 
 RECORD = "encoder.json"
 # Between devices and library versions, by precision: the least cosine similarity, the largest error relative to a
@@ -55,7 +54,7 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
     path = folder / RECORD
     environment = _environment(encoder)
     if not path.is_file():
-        write_json(path, _record(encoder, environment, vectors, invariant))
+        write_sealed(path, _record(encoder, environment, vectors, invariant))
         return GoldenCheck(True, True, 1.0, 0.0, invariant)
     record = _read(path)
     if record["spec_hash"] != encoder.spec.spec_hash:
@@ -155,7 +154,7 @@ def _record(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_sealed(path, older=True)
         if all(isinstance(record[key], kind) for key, kind in _KEYS.items()):
             return {**record, "vectors": np.array(record["vectors"], dtype=np.float32)}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,7 +166,4 @@ _KEYS: Mapping[str, type] = {"spec_hash": str, "label": str, "vectors": list, "e
 
 
 def _damaged(path: Path) -> TimeloomError:
-    return TimeloomError(
-        f"{path.name} of the store {path.parent.name} is damaged",
-        remedy="delete it if the store's vectors are sound: the next worker records it anew",
-    )
+    return TimeloomError(f"{path.name} of the store {path.parent.name} is damaged", remedy=REPAIR)

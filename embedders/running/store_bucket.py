@@ -1,6 +1,5 @@
 """One bucket of one encoder's store while a worker fills it: its lock, its vectors, its checkpoint, its verdicts."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from embedders.running.spans import (
 )
 from extractors.items import OK, VERDICTS, VerdictError
 from warehouse.embeddings.store import PLACES, EmbeddingStore, EmbeddingWriter, sole_writer
-from warehouse.files import write_json
+from warehouse.sealed import read_sealed, write_sealed
 
 COMMIT_ITEMS = 200
 COMMIT_UNITS = 8_192
@@ -52,7 +51,7 @@ def verdicts_path(store: Path) -> Path:
 def read_verdicts(store: Path) -> dict[str, dict[str, str]]:
     """Item key to `verdict` and `signature` (what its files were like), of items that failed in this store."""
     try:
-        found = json.loads(verdicts_path(store).read_text(encoding="utf-8"))
+        found = read_sealed(verdicts_path(store), older=True)
         return {key: entry for key, entry in found.items() if entry["verdict"] in VERDICTS and entry["signature"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -194,7 +193,7 @@ class OpenBucket:
             self._writer.put_many(self._pending)
             self._pending = []
         if self._ended and self._verdicts != read_verdicts(self.bucket.store):
-            write_json(verdicts_path(self.bucket.store), self._verdicts)
+            write_sealed(verdicts_path(self.bucket.store), self._verdicts)
         self._checkpoint.save(self.in_work.values(), self._ended)
         self._ended = []
 

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import read_manifest
+from warehouse.manifest import Manifest, read_manifest
 from warehouse.publish import current_release
+from warehouse.sealed import read_sealed
 
 Row = dict[str, Any]
 # What a column is called here, where its own name would say something else in another table.
@@ -53,7 +54,7 @@ def describe(root: Path) -> dict[str, Any]:
     if current is None:
         raise TimeloomError(f"{root} has no release yet", "run `timeloom run` or `timeloom demo`")
     manifest = read_manifest(current.manifest)
-    tables = _report_tables(current)
+    tables = _report_tables(current, manifest)
     return {
         "release": manifest.release_id,
         "parent": manifest.parent,
@@ -77,19 +78,23 @@ def _unmapped(root: Path, sources: list[str]) -> list[Row]:
     The release calls them by a hash: nobody chose these names here, and one may be a patient's.
     """
     try:
-        names = json.loads(Layout(root).unmapped_files.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        names = read_sealed(Layout(root).unmapped_files, older=True)
+    except (OSError, ValueError):  # no private folder beside this root, or damaged: the next night writes it anew
         return []
     # A source's key there is its name, the table, and a number.
     tables = {key.partition("/")[2].rpartition("/")[0] for key in sources}
     return [{"table": label, "file": name} for label, name in sorted(names.items()) if label in tables]
 
 
-def _report_tables(release: ReleaseLayout) -> dict[str, Any]:
+def _report_tables(release: ReleaseLayout, manifest: Manifest) -> dict[str, Any]:
+    path = release.quality / "tables.json"
+    entry = manifest.files.get(path.relative_to(release.path).as_posix())
     try:
-        tables = json.loads((release.quality / "tables.json").read_text(encoding="utf-8"))
+        if entry is not None and not entry.is_of(path):
+            raise ValueError("its checksum differs from the manifest")
+        tables = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TimeloomError("the release's quality/tables.json is gone or damaged", "run `timeloom verify`") from error
+        raise TimeloomError("the release's quality/tables.json is gone or damaged", REPAIR) from error
     return dict(tables)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from extractors.deid import Deidentifier
 from flows.runs.record import quarantined
-from flows.runs.root import bind_root, forget_scratch
+from flows.runs.root import bind_root, forget_scratch, read_root
 from flows.runs.settings import RunSettings, make_engine
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.context import Inherited, RunContext, StageReport
@@ -19,6 +19,7 @@ from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file
 from warehouse.layout import Layout
+from warehouse.manifest import FileEntry
 from warehouse.progress import Progress
 from warehouse.publish import exclusive
 
@@ -121,12 +122,17 @@ def _carry_out(night: Night) -> None:
 class _Conversion(RunContext):
     """A conversion has no release before. What a night would take from one lies where the last conversion left it."""
 
-    def inherited(self, relative: Path) -> Inherited | None:
-        """The file of the conversion before; a copy, because the new one takes its file's place."""
+    def inherited(self, *relatives: Path) -> list[Inherited | None]:
+        """Files of the conversion before; copies, because the new ones take their files' places."""
+        return [self._kept(relative) for relative in relatives]
+
+    def _kept(self, relative: Path) -> Inherited | None:
         given, kept = self.staging / "release" / relative, self.staging / relative.name
         if given.is_file():
             link_or_copy(given, kept)
-        return Inherited(kept, sha256_file(kept)) if kept.is_file() else None
+        if not kept.is_file():
+            return None
+        return Inherited(kept, FileEntry(sha256=sha256_file(kept), bytes=kept.stat().st_size))
 
 
 def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
@@ -134,7 +140,7 @@ def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
     if "buckets" in config.model_fields_set:
         return config
     if layout.settings.exists():
-        buckets = json.loads(layout.settings.read_text(encoding="utf-8"))["buckets"]
+        buckets = read_root(layout)["buckets"]
     else:
         size = sum(path.stat().st_size for path in raw_files(exports_of(config, base)))
         buckets = min(MOST_BUCKETS, max(2, 2 * math.ceil(size / BUCKET_BYTES / 2)))

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
+from flows.runs.root import root_settings
 from pipelines.night import Night, Stage
-from warehouse.files import sha256_file, sha256_json, write_json
+from warehouse.files import hash_file, sha256_json
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
     Deidentification,
@@ -17,6 +19,7 @@ from warehouse.manifest import (
     content_hash,
 )
 from warehouse.publish import new_release_id
+from warehouse.sealed import write_sealed
 
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = ("content_hash", "deid", "encoders", "profiles", "split_scheme")
@@ -32,7 +35,8 @@ def make_manifest(
     """
     config, layout = night.config, night.layout
     files = {path: file for entry in tasks.values() for path, file in entry.files.items()}
-    deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
+    key = load_key(config.deid, layout.private)
+    deid = Deidentifier(config.deid, key)
     declared: dict[str, Any] = {}
     for stage in stages:
         if stage.declare:
@@ -49,17 +53,18 @@ def make_manifest(
         content_hash=content_hash(files),
         tasks=tasks,
         files=files,
+        root=root_settings(config, night.trial_subjects, key),
         **declared,
     )
 
 
 def with_report(manifest: Manifest, tree: ReleaseLayout) -> Manifest:
     """The manifest with the files of the quality report too."""
-    quality = {
-        str(path.relative_to(tree.path)): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
-        for path in sorted(tree.quality.rglob("*"))
-        if path.is_file()
-    }
+    quality = {}
+    for path in sorted(tree.quality.rglob("*")):
+        if path.is_file():
+            strong, fast = hash_file(path)
+            quality[str(path.relative_to(tree.path))] = FileEntry(sha256=strong, bytes=path.stat().st_size, xxh3=fast)
     return manifest.model_copy(update={"files": manifest.files | quality})
 
 
@@ -89,4 +94,9 @@ def record_lineage(layout: Layout, manifest: Manifest, job: str, steps: list[dic
         "acceptedLosses": [loss.model_dump() for loss in manifest.accepted_losses],
         "steps": steps,
     }
-    write_json(layout.lineage / f"{manifest.run_id}.json", record)
+    write_sealed(lineage_path(layout, manifest), record)
+
+
+def lineage_path(layout: Layout, manifest: Manifest) -> Path:
+    """Where the record of a release's run stands."""
+    return layout.lineage / f"{manifest.run_id}.json"

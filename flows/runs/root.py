@@ -1,14 +1,14 @@
 """What a root is made with and keeps."""
 
-import json
 import shutil
+from typing import Any
 
 from extractors.deid import Deidentifier, load_key
 from extractors.events.joins import SCRATCH
 from pipelines.config import RunConfig
-from warehouse.errors import TimeloomError
-from warehouse.files import write_json
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout
+from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
 # A change would move subjects, give them other ids, or mix a trial with the whole.
 FIXED = {
@@ -27,14 +27,9 @@ def forget_scratch(layout: Layout) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool) -> None:
-    """Writes down what a new root is made with, or holds a run against it; a new root gets its key.
-
-    Raises:
-        TimeloomError: the run asks for something else, or the key is lost.
-    """
-    key = load_key(config.deid, layout.private, create=new)
-    settings = {
+def root_settings(config: RunConfig, limit: int | None, key: bytes) -> dict[str, Any]:
+    """What root.json says, and every manifest too."""
+    return {
         "buckets": config.buckets,
         "pack_groups": config.pack_groups,
         "limit": limit,
@@ -42,10 +37,33 @@ def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool
         "dates": config.deid.dates,
         "key": Deidentifier(config.deid, key).key_fingerprint,
     }
+
+
+def read_root(layout: Layout) -> dict[str, Any]:
+    """What root.json says.
+
+    Raises:
+        TimeloomError: it is missing or damaged.
+    """
+    try:
+        return read_sealed(layout.settings, older=True)
+    except (OSError, NotWholeError) as error:
+        state = "damaged" if layout.settings.is_file() else "missing"
+        raise TimeloomError(f"root.json of {layout.root.name} is {state}", remedy=REPAIR) from error
+
+
+def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool) -> None:
+    """Writes down what a new root is made with, or holds a run against it; a new root gets its key.
+
+    Raises:
+        TimeloomError: the run asks for something else, root.json is missing or damaged, or the key is lost.
+    """
+    key = load_key(config.deid, layout.private, create=new)
+    settings = root_settings(config, limit, key)
     if new:
-        write_json(layout.settings, settings)
+        write_sealed(layout.settings, settings)
         return
-    fixed = json.loads(layout.settings.read_text(encoding="utf-8"))
+    fixed = read_root(layout)
     for name, value in settings.items():
         if fixed.get(name) != value:
             raise TimeloomError(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extractors.deid import Deidentifier
 from flows.extras import require
@@ -21,6 +21,7 @@ from flows.runs.log import RunLog
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
 from flows.runs.settings import RunSettings, make_engine, root_of
+from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines import stages as list_of_stages
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.context import RunContext
@@ -28,14 +29,11 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
 from pipelines.night import Night, Stage, carry_out
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file
+from warehouse.files import link_or_copy
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import Manifest, TaskEntry, read_manifest, tokenised_shares
+from warehouse.manifest import Manifest, TaskEntry, tokenised_shares
 from warehouse.progress import Progress
-from warehouse.publish import complete_publication, current_release, exclusive, publish
-
-if TYPE_CHECKING:
-    pass
+from warehouse.publish import complete_publication, exclusive, publish
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class RunOutcome:
         steps: per step, its tasks run, linked and resumed, and its seconds.
         tokenised: by profile, the share of clinical events that became tokens.
         accepted: the parts of the release whose loss was agreed to, in words.
+        damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
     """
 
     release: str
@@ -58,6 +57,7 @@ class RunOutcome:
     steps: list[dict[str, Any]]
     tokenised: dict[str, float] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -71,6 +71,7 @@ class _State:
     manifest: Manifest | None = None
     unchanged: bool = False  # equal to the current release, and that one is whole
     published: bool = False
+    damaged: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -82,6 +83,7 @@ class Run:
         accept_loss: names of tables, sources, modalities or namespaces of which tonight's release may hold much less
             than those before.
         rehash: read every raw file again, whatever is remembered of it.
+        repair: what is damaged in the current release and cannot be made again is taken from the release before.
         stages: what a night consists of; the whole list where None.
     """
 
@@ -95,11 +97,12 @@ class Run:
         limit: int | None = None,
         accept_loss: Sequence[str] = (),
         rehash: bool = False,
+        repair: bool = False,
         progress: Progress | None = None,
         stages: Sequence[Stage] | None = None,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
-        self.limit_subjects, self.rehash = limit, rehash
+        self.limit_subjects, self.rehash, self.repair = limit, rehash, repair
         self.accept_loss = tuple(accept_loss)
         self.progress = progress
         self.stages = tuple(stages or list_of_stages.STAGES)
@@ -134,8 +137,7 @@ class Run:
         """Holds the run against what was fixed when the root was made."""
         published = self.layout.releases.is_dir() and any(self.layout.releases.iterdir())
         used = published or self.layout.conversion.is_dir()
-        new = not (used and self.layout.settings.exists())
-        bind_root(self.layout, self.config, self.limit_subjects, new=new)
+        bind_root(self.layout, self.config, self.limit_subjects, new=not used)
 
     def _adopt_work(self) -> None:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
@@ -149,16 +151,17 @@ class Run:
         (self.staging / "release").mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.layout.logs / f"{self.run_id}.log")
         self.log.line(f"run {self.run_id} {'resumed' if left else 'started'}")
-        current = current_release(self.layout)
-        self.previous = read_manifest(current.manifest) if current else None
+        standing, lenders = standing_releases(self.layout, repair=self.repair)
+        self.previous = standing.manifest if standing else None
         if self.accept_loss:
             gate.check_names(self.accept_loss, self.previous)
         self.context = RunContext(
             engine=self.engine,
             staging=self.staging,
             previous=self.previous,
-            previous_path=current.path if current else None,
+            previous_path=standing.path if standing else None,
             progress=self.progress,
+            older=lenders if self.repair else None,
         )
         self.night = Night(
             config=self.config,
@@ -235,25 +238,32 @@ class Run:
         """
         known = {path for entry in tasks.values() for path in entry.files}
         patterns = [pattern for stage in self.stages for pattern in stage.lasting]
+        folders: dict[Path, list[Path]] = {}
+        for name in self.previous.files if self.previous else ():
+            if name not in known and any(PurePosixPath(name).match(pattern) for pattern in patterns):
+                folders.setdefault(Path(name).parent, []).append(Path(name))
         carried = {}
-        for path, file in self.previous.files.items() if self.previous else ():
-            lasting = any(PurePosixPath(path).match(pattern) for pattern in patterns)
-            inherited = self.context.inherited(Path(path))
-            if lasting and path not in known and inherited is not None:
-                if not inherited.path.is_file() or sha256_file(inherited.path) != file.sha256:
-                    raise TimeloomError(
-                        f"{path} of the current release is damaged", remedy="point `current` at an older release"
+        for paths in folders.values():
+            for path, inherited in zip(paths, self.context.inherited(*paths), strict=True):
+                if inherited is not None:
+                    link_or_copy(inherited.path, self._tree.path / path)
+                    carried[f"carried/{path}"] = TaskEntry(
+                        fingerprint=inherited.entry.sha256, files={str(path): inherited.entry}
                     )
-                link_or_copy(inherited.path, self._tree.path / path)
-                carried[f"carried/{path}"] = TaskEntry(fingerprint=file.sha256, files={path: file})
         return carried
 
     def _validate(self) -> None:
         """Judges the staging tree; an unchanged one was judged when it was published."""
         tasks = self._tasks()
         tasks |= self._carry_forward(tasks)
-        parent = self.previous.release_id if self.previous else None
-        self._state.manifest = make_manifest(self.night, self.stages, self.run_id, parent, tasks)
+        self._state.manifest = make_manifest(self.night, self.stages, self.run_id, None, tasks)
+        put_back(self.context, self.layout, self._tree, self._state.manifest)
+        stores = [f"stores of {task}" for task in self.context.unsound]
+        self._state.damaged = [*self.context.damaged, *stores]
+        if self._state.damaged:
+            self.log.line(f"damaged or gone, and made anew: {', '.join(self._state.damaged)}")
+        parent = parent_of(self.context)
+        self._state.manifest = self._state.manifest.model_copy(update={"parent": parent.release_id if parent else None})
         same = self.previous is not None and same_release(self.previous, self._state.manifest)
         self._state.unchanged = same and not self.context.damaged
         if self._state.unchanged:
@@ -265,7 +275,7 @@ class Run:
             self.config,
             self.summaries,
             self.layout,
-            self.previous,
+            parent,
             self.accept_loss,
         )
         for loss in self._state.manifest.accepted_losses:
@@ -317,10 +327,11 @@ class Run:
             steps=self.summaries,
             tokenised=tokenised_shares(manifest),
             accepted=[] if self._state.unchanged else list(lost),
+            damaged=self._state.damaged,
         )
 
 
-def open_run(settings: RunSettings, progress: Progress | None) -> Run:
+def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool = False) -> Run:
     """A run, ready to be entered."""
     config = load_config(settings.config)
     if config.modalities:
@@ -334,6 +345,7 @@ def open_run(settings: RunSettings, progress: Progress | None) -> Run:
         limit=settings.limit,
         accept_loss=settings.accept_loss,
         rehash=settings.rehash,
+        repair=repair,
         progress=progress,
     )
 

@@ -1,14 +1,16 @@
 """What the stages of a run share, and what each one reports."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipelines.engine.task import Engine
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.progress import Progress
 
 if TYPE_CHECKING:
-    from warehouse.manifest import Manifest, TaskEntry
+    from warehouse.manifest import FileEntry, Manifest, TaskEntry
 
 
 C = TypeVar("C")
@@ -43,7 +45,29 @@ class Inherited:
     """A file of the release before, which this run's continues."""
 
     path: Path
-    sha256: str
+    entry: "FileEntry"
+
+    @property
+    def sha256(self) -> str:
+        return self.entry.sha256
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A published release."""
+
+    manifest: "Manifest"
+    path: Path
+
+    def has_whole(self, relative: str) -> bool:
+        """Whether a file is what was published; also where the release has none of that name."""
+        entry = self.manifest.files.get(relative)
+        return entry is None or entry.is_of(self.path / relative)
+
+    def inherited(self, relative: str) -> Inherited | None:
+        """A file of the release, if there is one."""
+        entry = self.manifest.files.get(relative)
+        return Inherited(self.path / relative, entry) if entry is not None else None
 
 
 @dataclass
@@ -53,6 +77,12 @@ class RunContext:
     Attributes:
         staging: `work/<run>`; `release/` below it becomes the release.
         previous: manifest and directory of the current release, or None.
+        older: what a repair may take from where a file of the current release is damaged and cannot be made again, the
+            latest release first; None in a night, which stops there.
+        taken: by such a file, the release that it was taken from; None where no release has it whole, so that what it
+            held is drawn anew.
+        whole: files of the current release that were found to be what was published.
+        unsound: tasks that left something outside the release, as vectors in a store, which is gone or damaged.
     """
 
     engine: Engine
@@ -60,22 +90,45 @@ class RunContext:
     previous: "Manifest | None"
     previous_path: Path | None
     progress: Progress | None = None
+    older: "Sequence[Standing] | None" = None
+    taken: dict[str, str | None] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
+    unsound: list[str] = field(default_factory=list)
 
     @property
-    def damaged(self) -> bool:
-        """Whether a file of the current release is not what it was, so that a whole release must replace it."""
-        return self._damage.exists()
+    def damaged(self) -> list[str]:
+        """Files of the current release that are not what they were, so that a whole release must replace it."""
+        try:
+            return sorted(set(self._damage.read_text(encoding="utf-8").splitlines()))
+        except FileNotFoundError:
+            return []
 
-    def note_damage(self) -> None:
-        """Remembers it in the run's folder: a run that takes over must know too."""
-        self._damage.touch()
+    def note_damage(self, relative: str) -> None:
+        """Remembers a damaged file in the run's folder: a run that takes over must know too."""
+        with self._damage.open("a", encoding="utf-8") as file:
+            file.write(f"{relative}\n")
 
     @property
     def _damage(self) -> Path:
         return self.staging / "damaged"
 
-    def inherited(self, relative: Path) -> Inherited | None:
-        """A file of the release before, if there is one."""
-        if self.previous is None or self.previous_path is None or str(relative) not in self.previous.files:
-            return None
-        return Inherited(self.previous_path / relative, self.previous.files[str(relative)].sha256)
+    def inherited(self, *relatives: Path) -> list[Inherited | None]:
+        """Files of the release before that this run's continue, all of one release; None for each that it has not.
+
+        Raises:
+            TimeloomError: one of them is not what was published, and this is no repair.
+        """
+        if self.previous is None or self.previous_path is None:
+            return [None] * len(relatives)
+        names = [str(relative) for relative in relatives]
+        current = Standing(self.previous, self.previous_path)
+        damaged = [name for name in names if not current.has_whole(name)]
+        if not damaged:
+            self.whole.update(self.previous.files.keys() & names)
+            return [current.inherited(name) for name in names]
+        if self.older is None:
+            raise TimeloomError(f"{damaged[0]} of the current release is damaged", remedy=REPAIR)
+        lender = next((release for release in self.older if all(map(release.has_whole, names))), None)
+        for name in names:
+            self.taken[name] = lender.manifest.release_id if lender else None
+        return [lender.inherited(name) if lender else None for name in names]

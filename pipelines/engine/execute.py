@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.engine.task import DEBUG_VARIABLE, RawFileChangedError, Result, Task, WorkerLostError
 from warehouse.errors import TimeloomError
 from warehouse.files import hash_file, signature_of, write_json
+from warehouse.sealed import write_sealed
 
 
 def execute(task: Task) -> str:
@@ -35,7 +36,7 @@ def execute(task: Task) -> str:
             strong, fast = hash_file(path)
             files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
         entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts))
-        write_json(record, entry.model_dump(mode="json"))
+        write_sealed(record, entry.model_dump(mode="json"))
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()

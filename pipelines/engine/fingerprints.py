@@ -5,7 +5,6 @@ back, or puts another file of the same size and time in its place, changes one o
 folder that was copied or restored is read again; its content decides whether anything is done.
 """
 
-import json
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from pipelines.engine.task import RawFile
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, sha256_json, signature, signature_of, write_json
+from warehouse.files import sha256_file, sha256_json, signature, signature_of
+from warehouse.sealed import read_sealed, write_sealed
 
 
 class Fingerprints:
@@ -27,8 +27,8 @@ class Fingerprints:
         self.rehash = rehash
         self._path = private / "fingerprints.json"
         try:
-            known: dict[str, list[str | int]] = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known: dict[str, list[str | int]] = read_sealed(self._path)
+        except (OSError, ValueError):  # damaged, and so not believed
             known = {}
         self._known = {} if rehash else known
         self._seen: dict[str, list[str | int]] = {}
@@ -92,7 +92,7 @@ class Fingerprints:
     def save(self) -> None:
         """Keeps what this run saw."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(self._path, self._seen)
+        write_sealed(self._path, self._seen)
 
 
 def _log_of(path: Path) -> Path:

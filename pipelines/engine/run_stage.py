@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.task import StageFunction, Task
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file, write_json
+from warehouse.files import link_or_copy
+from warehouse.sealed import sealed_bytes, write_sealed
 
 # What is heavy is imported by the functions that use it, so that workers can be started before it is.
 if TYPE_CHECKING:
     from warehouse.manifest import TaskEntry
 
 
-def _load_record(path: Path) -> "TaskEntry | None":
+def load_record(path: Path) -> "TaskEntry | None":
+    """What a task left of itself; None where that is missing or damaged."""
     from warehouse.manifest import TaskEntry
 
     try:
-        return TaskEntry.model_validate_json(path.read_text(encoding="utf-8"))
+        return TaskEntry.model_validate_json(sealed_bytes(path))
     except (OSError, ValueError):
         return None
 
@@ -41,18 +43,17 @@ def _intact(task: Task) -> bool:
 def _finished(task: Task, context: RunContext) -> "TaskEntry | None":
     """The record of an earlier run of this very task, if its files are whole.
 
-    What a killed run left in the staging tree is read again; segments, which every night reuses, are known by size and
-    checked page by page when their rows are read.
+    Files are read again, but for those that are checked piece by piece when their rows are read: what a damaged record
+    or file says is never believed.
     """
-    entry = _load_record(Path(task.record))
+    entry = load_record(Path(task.record))
     if entry is None or entry.fingerprint != task.fingerprint:
         return None
-    staged = Path(task.base).is_relative_to(context.staging)
     for relative, file in entry.files.items():
         path = Path(task.base) / relative
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            return None
-        if staged and sha256_file(path) != file.sha256:
+        if task.checked_when_read and path.is_file() and path.stat().st_size == file.bytes:
+            continue
+        if not file.is_of(path):
             return None
     return entry if _intact(task) else None
 
@@ -69,13 +70,15 @@ def _linked(task: Task, context: RunContext) -> "TaskEntry | None":
         return None
     for relative, file in entry.files.items():
         source = context.previous_path / relative
-        if not source.is_file() or source.stat().st_size != file.bytes or sha256_file(source) != file.sha256:
-            context.note_damage()
+        if not file.is_of(source):
+            context.note_damage(relative)
             return None
+        context.whole.add(relative)
         link_or_copy(source, Path(task.base) / relative)
     if not _intact(task):
+        context.unsound.append(f"{task.stage}/{task.key}")
         return None
-    write_json(Path(task.record), entry.model_dump(mode="json"))
+    write_sealed(Path(task.record), entry.model_dump(mode="json"))
     return entry
 
 
@@ -149,7 +152,7 @@ def _outcome(task: Task) -> "TaskEntry":
         error = TimeloomError(reason["message"], reason["remedy"])
         error.add_note(f"stage {task.stage}, {task.key}\n{reason['where']}")
         raise error
-    entry = _load_record(Path(task.record))
+    entry = load_record(Path(task.record))
     if entry is None or entry.fingerprint != task.fingerprint:
         raise TimeloomError(f"the engine lost the task {task.stage}/{task.key}", "run again; it resumes")
     return entry

@@ -80,6 +80,8 @@ class Task:
         weight: how much work it is, against the others of its stage: the heaviest start first.
         raw_files: by path, the raw files that it reads, as they were before they were hashed. If one is not so after
             the task has run, the task leaves no record.
+        checked_when_read: its files hold checksums that are compared whenever a part of them is read, so that only
+            their sizes are looked at before they are reused.
     """
 
     stage: str
@@ -92,6 +94,7 @@ class Task:
     intact: str | None = None
     weight: int = 0
     raw_files: Mapping[str, RawFile] = field(default_factory=dict)
+    checked_when_read: bool = False
 
 
 def make_task(

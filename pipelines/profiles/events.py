@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from warehouse.arrays import I32, I64, NO_TIME, Bools, numbers_of
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.order import KIND_RANK, PRECISION_RANK
 
 # So many rows are read and worked on at a time: what fits into a core's cache is done twice as fast.
@@ -189,7 +189,7 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(
             f"cannot read {path.parent.name}/{path.name}",
-            remedy="run `timeloom verify`, delete the damaged file and run again",
+            remedy=REPAIR,
         ) from error
     if rest is not None and rest.num_rows:
         yield from Part.of(rest, codes).slices(rows)

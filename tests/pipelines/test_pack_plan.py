@@ -149,5 +149,5 @@ def test_a_damaged_timeline_is_named(context: RunContext) -> None:
     planned = tasks(context, profile())
     path = ReleaseLayout(context.staging / "release").timeline("m", 1)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(TimeloomError, match=r"cannot read m/0001\.parquet; run `timeloom verify`"):
+    with pytest.raises(TimeloomError, match=r"cannot read m/0001\.parquet; run `timeloom repair`"):
         run_stage(pack.STAGE, list(planned.values()), context)

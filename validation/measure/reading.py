@@ -6,14 +6,12 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 
 
 def unreadable(path: Path) -> TimeloomError:
     """The error for a damaged or missing file of a release, named by folder and file."""
-    return TimeloomError(
-        f"{path.parent.name}/{path.name} cannot be read", remedy="run `timeloom verify`, then rebuild it"
-    )
+    return TimeloomError(f"{path.parent.name}/{path.name} cannot be read", remedy=REPAIR)
 
 
 def collect(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:

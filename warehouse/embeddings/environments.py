@@ -201,5 +201,5 @@ def not_writable(path: Path, error: Exception) -> TimeloomError:
     """The error for a store that cannot be opened for writing."""
     return TimeloomError(
         f"embedding store {store_name(path)} cannot be written ({type(error).__name__})",
-        remedy="check that the root is writable, on a local disk and not full; delete the file if damaged",
+        remedy="check that the root is writable, on a local disk and not full; if it is damaged: `timeloom repair`",
     )

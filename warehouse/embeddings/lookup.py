@@ -25,7 +25,7 @@ from warehouse.embeddings.value import (
     plain_header,
     store_name,
 )
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 
 Floats = npt.NDArray[np.float32]
 Stores = Iterable[tuple[EmbeddingStore, list[int]]]
@@ -138,6 +138,6 @@ def _vector(array: Array, store: EmbeddingStore, width: int) -> Array:
     if array.ndim not in (1, 2) or array.shape[-1] != width:
         raise TimeloomError(
             f"embedding store {store_name(store.path)} holds vectors that are not ({width},)",
-            remedy="run `timeloom verify`",
+            remedy=REPAIR,
         )
     return array if array.ndim == 1 else array.mean(axis=0, dtype=np.float32)

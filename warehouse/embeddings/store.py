@@ -27,10 +27,11 @@ from warehouse.embeddings.value import (
     decode,
     decode_header,
     encode_value,
+    holds,
     store_name,
 )
 from warehouse.embeddings.writer import EmbeddingWriter, sole_writer
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 
 __all__ = [
     "HEADER_BYTES",
@@ -106,9 +107,23 @@ class EmbeddingStore:
 
     def lacking(self) -> TimeloomError:
         """The error for an item of the release that is not in the store."""
-        return TimeloomError(
-            f"embedding store {store_name(self.path)} lacks an item of the release", remedy="run `timeloom verify`"
-        )
+        return TimeloomError(f"embedding store {store_name(self.path)} lacks an item of the release", remedy=REPAIR)
+
+    def has_whole(self, keys: Sequence[str]) -> bool:
+        """Whether every key is there with the bytes that were stored, the places of a sequence too; copies nothing.
+
+        Raises:
+            TimeloomError: the file itself is damaged.
+        """
+        with reading(self.path, self.real) as transaction:
+            for key in sorted(keys):
+                value = transaction.get(key.encode("ascii"))
+                if value is None or not holds(value, self.path):
+                    return False
+                places = transaction.get((key + PLACES).encode("ascii"))
+                if places is not None and not holds(places, self.path):
+                    return False
+        return True
 
     def places(self, key: str) -> Array:
         """(units, k) int32: where the units of a sequence lie; raises as `get`."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 
 Array = npt.NDArray[Any]
 Buffer = bytes | memoryview
@@ -51,7 +51,7 @@ class StoreDamagedError(TimeloomError):
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(
             f"embedding store {store_name(path)} is damaged ({what})",
-            remedy="delete this file and run again: its items are embedded anew from the raw images",
+            remedy=REPAIR,
         )
 
 
@@ -112,6 +112,16 @@ def check_value(value: Buffer, path: Path) -> int:
     if found != _CHECKSUM.unpack_from(value, CHECKSUM_AT)[0]:
         raise StoreDamagedError(path, "a checksum differs")
     return found
+
+
+def holds(value: Buffer, path: Path) -> bool:
+    """Whether a value is of this format, and no byte of it has changed."""
+    try:
+        decode_header(value, path)
+        check_value(value, path)
+    except StoreDamagedError:
+        return False
+    return True
 
 
 def plain_header(dtype: np.dtype[Any], width: int) -> bytes:

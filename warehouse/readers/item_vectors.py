@@ -10,7 +10,7 @@ import numpy.typing as npt
 from warehouse.arrays import I64
 from warehouse.embeddings.lookup import read_vectors
 from warehouse.embeddings.store import EmbeddingStore
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout
 from warehouse.readers.collate import Items
@@ -69,7 +69,7 @@ def sequences(
             if array.ndim not in (1, 2) or array.shape[-1] != width:
                 raise TimeloomError(
                     f"a {modality} item is stored as neither ({width},) nor (units, {width})",
-                    remedy="run `timeloom verify`",
+                    remedy=REPAIR,
                 )
             arrays[row] = array.reshape(-1, width)
     lengths = np.array([len(array) for array in arrays], dtype=np.int64)

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from warehouse.arrays import I64
 from warehouse.embeddings.addresses import no_marks
 from warehouse.embeddings.memory import addresses, plain_reads, rows_at
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.modalities import MODALITIES
-from warehouse.readers.pinned import REMEDY, PinnedRelease, check_split
+from warehouse.readers.pinned import PinnedRelease, check_split
 from warehouse.shards.file import MappedRows, MappedShard, open_shard
 from warehouse.shards.packs import SmallColumns
 from warehouse.vocabulary import hash_of
@@ -198,7 +198,7 @@ class OpenShards:
         paths = [release.files.shard(profile, split, int(number), plan) for number in self.numbers]
         # Packing writes every file of a plan, one without packs too.
         if unlisted := [path for path in paths if release.relative(path) not in release.manifest.files]:
-            raise TimeloomError(f"the manifest lacks {release.relative(unlisted[0])}", remedy=REMEDY)
+            raise TimeloomError(f"the manifest lacks {release.relative(unlisted[0])}", remedy=REPAIR)
         self.paths = release.present(paths)
         self._edges = _edges(np.array([self._rows(release.relative(path)) for path in self.paths]))
         # Vectors may be attached where the plan keeps image tokens; the manifest names the stores.
@@ -237,7 +237,7 @@ class OpenShards:
     def _rows(self, name: str) -> int:
         rows = self.release.manifest.files[name].rows
         if rows is None:
-            raise TimeloomError(f"the manifest does not say how many packs {name} has", remedy=REMEDY)
+            raise TimeloomError(f"the manifest does not say how many packs {name} has", remedy=REPAIR)
         return rows
 
     def __len__(self) -> int:
@@ -337,7 +337,7 @@ class OpenShards:
             entry = self.release.manifest.profiles[self.profile]
             if hash_of(whole) != entry.vocabulary_hash:
                 name = self.release.relative(self.release.files.vocabulary(self.profile))
-                raise TimeloomError(f"{name} is not the vocabulary that the manifest names", remedy=REMEDY)
+                raise TimeloomError(f"{name} is not the vocabulary that the manifest names", remedy=REPAIR)
             self._prefixes[size] = hash_of(whole[:size])
         return self._prefixes[size]
 
@@ -349,23 +349,23 @@ class OpenShards:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 table = file.read(["token_id", "token"], use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise TimeloomError(f"{self.release.relative(path)} is corrupt", remedy=REMEDY) from error
+            raise TimeloomError(f"{self.release.relative(path)} is corrupt", remedy=REPAIR) from error
         return sorted(zip(table["token_id"].to_pylist(), table["token"].to_pylist(), strict=True))
 
     def _check(self, name: str, shard: MappedShard, rows: int) -> None:
         header = shard.header
         if self._vocabulary_hash(header.vocabulary_size) != header.vocabulary_hash:
-            raise TimeloomError(f"{name} was written with another vocabulary than the manifest names", remedy=REMEDY)
+            raise TimeloomError(f"{name} was written with another vocabulary than the manifest names", remedy=REPAIR)
         found = (header.profile, header.split, header.plan, header.context)
         if found != (self.profile, self.split, self.plan, self.context):
             raise TimeloomError(
-                f"{name} is of another profile, split, plan or context than its place says", remedy=REMEDY
+                f"{name} is of another profile, split, plan or context than its place says", remedy=REPAIR
             )
         if len(shard) != rows:
-            raise TimeloomError(f"{name} has another number of packs than the manifest says", remedy=REMEDY)
+            raise TimeloomError(f"{name} has another number of packs than the manifest says", remedy=REPAIR)
         if len({block.rows for block in shard.blocks[:-1]}) > 1 or shard.blocks[-1].rows > shard.blocks[0].rows:
             raise TimeloomError(f"{name} has row groups of unequal size", remedy="rebuild it with `timeloom run`")
         for modality, store in header.stores.items():
             encoder = self.release.manifest.encoders.get(modality)
             if modality not in MODALITIES or encoder is None or encoder.store != store:
-                raise TimeloomError(f"{name} names a {modality} store that the manifest does not", remedy=REMEDY)
+                raise TimeloomError(f"{name} names a {modality} store that the manifest does not", remedy=REPAIR)

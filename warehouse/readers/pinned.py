@@ -1,20 +1,28 @@
 """A release, pinned: its files as the manifest lists them, each compared with its checksum before it is first used."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
 
 from warehouse.embeddings.store import EmbeddingStore
-from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, xxh3_file
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.publish import current_release
 from warehouse.schemas import SPLITS
 
-REMEDY = "run `timeloom verify`, delete the damaged file and run again"
+# Threads that read files for their checksums, and how many bytes are worth starting them.
+CHECKERS = 8
+WORTH_THREADS = 64 << 20
+
+# What this process has compared with its checksum: a file is read once more when another stands in its place, or when
+# it was written to. By device and inode, as releases share files: size, time of the last write, the checksum.
+_Known = tuple[int, int, str]
+_checked: dict[tuple[int, int], _Known] = {}
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,6 @@ class PinnedRelease:
     layout: Layout
     files: ReleaseLayout
     manifest: Manifest
-    _verified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path | str, release: str | None = None) -> Self:
@@ -64,30 +71,49 @@ class PinnedRelease:
         name = self.relative(path)
         entry = self.manifest.files.get(name)
         if entry is None:
-            raise TimeloomError(f"{name} is not part of the release", remedy="run `timeloom verify`")
+            raise TimeloomError(f"{name} is not part of the release", remedy=REPAIR)
         if not path.is_file():
-            raise TimeloomError(f"{name} is missing from the release", remedy=REMEDY)
+            raise TimeloomError(f"{name} is missing from the release", remedy=REPAIR)
         if path.stat().st_size != entry.bytes:
             raise TimeloomError(
-                f"{name} is truncated or was changed: its size differs from the manifest", remedy=REMEDY
+                f"{name} is truncated or was changed: its size differs from the manifest", remedy=REPAIR
             )
         return entry
 
-    def present(self, paths: list[Path]) -> list[Path]:
+    def present(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of `paths` that the manifest lists, there with their sizes; content unread."""
         listed = [path for path in paths if self.relative(path) in self.manifest.files]
         for path in listed:
             self._entry(path)
         return listed
 
     def checked(self, path: Path) -> Path:
-        """The path, its content compared with the manifest's checksum the first time: XXH3-128, or SHA-256."""
-        name = self.relative(path)
-        if name not in self._verified:
-            entry = self._entry(path)
-            if (sha256_file(path) != entry.sha256) if entry.xxh3 is None else (xxh3_file(path) != entry.xxh3):
-                raise TimeloomError(f"{name} is corrupt: its checksum differs from the manifest", remedy=REMEDY)
-            self._verified.add(name)
+        """The path, its content compared with the manifest's checksum once a process: XXH3-128, or SHA-256.
+
+        Raises:
+            TimeloomError: the file is missing, cut short or changed.
+        """
+        entry = self._entry(path)
+        identity, known = _said_of(path, entry)
+        if _checked.get(identity) != known:
+            if not entry.is_of(path):
+                name = self.relative(path)
+                raise TimeloomError(f"{name} is corrupt: its checksum differs from the manifest", remedy=REPAIR)
+            _checked[identity] = known
         return path
+
+    def checked_all(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of `paths` that the manifest lists, each as `checked` gives it; several are read at a time."""
+        listed = self.present(paths)
+        new = [path for path in listed if not self._is_known(path)]
+        if sum(path.stat().st_size for path in new) < WORTH_THREADS:
+            return [self.checked(path) for path in listed]
+        with ThreadPoolExecutor(CHECKERS) as pool:
+            return list(pool.map(self.checked, listed))
+
+    def _is_known(self, path: Path) -> bool:
+        identity, known = _said_of(path, self._entry(path))
+        return _checked.get(identity) == known
 
     def stored_vector(self, modality: str, store: str, bucket: int, key: str) -> npt.NDArray[Any]:
         path = self.layout.embedding_bucket(modality, store, bucket)
@@ -95,7 +121,13 @@ class PinnedRelease:
             return EmbeddingStore.open(path).get(key)
         except KeyError:
             name = "/".join(path.parts[-3:])
-        raise TimeloomError(f"embedding store {name} lacks an item of the release", remedy="run `timeloom verify`")
+        raise TimeloomError(f"embedding store {name} lacks an item of the release", remedy=REPAIR)
+
+
+def _said_of(path: Path, entry: FileEntry) -> tuple[tuple[int, int], _Known]:
+    """Which file it is, and what must be as it was for a comparison to hold."""
+    status = path.stat()
+    return (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns, entry.xxh3 or entry.sha256)
 
 
 def check_split(split: str) -> str:

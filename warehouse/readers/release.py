@@ -54,14 +54,17 @@ class Release(PinnedRelease):
     def events(self, split: str | None = None, scheme: str | None = None) -> pl.LazyFrame:
         """MEDS events (warehouse.schemas.EVENTS), a subject's rows together and by time; of one split, or of all.
 
+        Each file is compared with its checksum before the frame is given, once a process: the first call reads them
+        all, as fast as the disk gives them, and holds nothing.
+
         Args:
             scheme: whose splits are meant; the release's first where not given. A profile's is
                 `manifest.profiles[name].scheme`: use that beside its shards, or train on what another scheme holds out.
 
         Raises:
-            TimeloomError: no such split or scheme, or a file of the release is gone.
+            TimeloomError: no such split or scheme, or a file of the release is gone or damaged.
         """
-        paths = self.present([self.files.events(bucket) for bucket in range(self.manifest.buckets)])
+        paths = self.checked_all(self.files.events(bucket) for bucket in range(self.manifest.buckets))
         events = pl.scan_parquet(paths) if paths else _empty(EVENTS)
         if split is None:
             return events
@@ -85,10 +88,12 @@ class Release(PinnedRelease):
     def items(self) -> pl.LazyFrame:
         """Every image found (warehouse.schemas.ITEMS), refused and failed ones included: see `verdict`.
 
+        Files are compared with their checksums as by `events`.
+
         Raises:
-            TimeloomError: a file of the release is gone.
+            TimeloomError: a file of the release is gone or damaged.
         """
-        paths = self.present([self.files.items(bucket) for bucket in range(self.manifest.buckets)])
+        paths = self.checked_all(self.files.items(bucket) for bucket in range(self.manifest.buckets))
         return pl.scan_parquet(paths) if paths else _empty(ITEMS)
 
     def vocabulary(self, profile: str) -> pl.DataFrame:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warehouse.arrays import NO_TIME
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import atomic_write
 from warehouse.shards.packs import (
     FORMAT_VERSION,
@@ -47,7 +47,6 @@ ROW_GROUP_TOKENS = 1 << 23
 METADATA_KEY = b"timeloom"
 # What damaged bytes raise in a Parquet footer, in a header, and in columns that are not what they were.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, pa.ArrowException)
-_REMEDY = "run `timeloom verify`, delete the damaged file and run again"
 
 
 @dataclass(frozen=True)
@@ -184,11 +183,11 @@ def _header(path: Path, raw: bytes) -> ShardHeader:
 
 
 def _unreadable(path: Path) -> TimeloomError:
-    return TimeloomError(f"shard {path.name} is unreadable", remedy=_REMEDY)
+    return TimeloomError(f"shard {path.name} is unreadable", remedy=REPAIR)
 
 
 def _corrupt(path: Path) -> TimeloomError:
-    return TimeloomError(f"shard {path.name} is corrupt", remedy=_REMEDY)
+    return TimeloomError(f"shard {path.name} is corrupt", remedy=REPAIR)
 
 
 def _array(table: pa.Table, name: str) -> pa.Array:

@@ -263,7 +263,7 @@ def test_a_flipped_byte_anywhere_in_the_data_is_noticed(tmp_path: Path) -> None:
     ]
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(TimeloomError, match=r"^shard s\.parquet is (corrupt|unreadable); run `timeloom verify`.*$"):
+        with pytest.raises(TimeloomError, match=r"^shard s\.parquet is (corrupt|unreadable); run `timeloom repair`.*$"):
             read_shard(path)
     path.write_bytes(whole)
     same(read_shard(path)[1], packs)
@@ -292,7 +292,7 @@ def test_a_truncated_shard_is_one_line(tmp_path: Path, kept: int) -> None:
     write_shard(path, *packed(timelines([11] * 4)))
     path.write_bytes(path.read_bytes()[:kept])
     for function in (read_shard, open_shard, read_header):
-        with pytest.raises(TimeloomError, match=r"^shard s\.parquet is unreadable; run `timeloom verify`.*$"):
+        with pytest.raises(TimeloomError, match=r"^shard s\.parquet is unreadable; run `timeloom repair`.*$"):
             function(path)
 
 
