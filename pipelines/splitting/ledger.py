@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from warehouse.errors import REPAIR, TimeloomError
+from warehouse.errors import TimeloomError
 from warehouse.files import write_json
 from warehouse.hashing import salt_of
 from warehouse.parquet import empty_frame
 from warehouse.schemas import SPLIT_LEDGER
 
-REMEDY = f"{REPAIR}; a ledger is never edited"
+REMEDY = "point `current` at an older release; a ledger is never edited"
 INHERITED = "inherited"  # the stratum of subjects that took the split of one they were merged with
 
 

@@ -22,6 +22,7 @@ from pipelines.profiles.values import Breaks, fit
 from pipelines.split import SUBJECT_SPLITS
 from tests.support.tokens.timelines import events, fitted, named_tokens
 from warehouse.errors import TimeloomError
+from warehouse.files import xxh3_file
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
 from warehouse.parquet import empty_frame, read_frame, write_table
@@ -195,14 +196,17 @@ class Nights:
         for task in tasks:
             module = {"count": count.run, "vocabulary": vocabulary.run, "tokenize": tokenize.run}[task.stage]
             result = module(task.params, Path(task.base))
-            files = {
-                path: FileEntry(sha256=f"{path}{self.number}", bytes=1, rows=rows)
-                for path, rows in result.files.items()
-            }
+            files = {path: self._entry(path, rows) for path, rows in result.files.items()}
             entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=result.counts)
             report.entries[task.key] = self.tasks[f"{task.stage}/{task.key}"] = entry
             self.files |= files
         return report
+
+    def _entry(self, path: str, rows: int | None) -> FileEntry:
+        """Of other bytes each night, as far as anybody can tell by SHA-256."""
+        file = self.tree.path / path
+        size = file.stat().st_size
+        return FileEntry(sha256=f"{path}{self.number}", bytes=size, rows=rows, xxh3=xxh3_file(file))
 
     @property
     def words(self) -> pl.DataFrame:

@@ -77,8 +77,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, after:
 POINTS: dict[str, tuple[object, str, bool, bool]] = {
     "before the manifest": (publishing, "write_manifest", False, False),
     "after the manifest": (publishing, "write_manifest", True, False),
-    "before the intention": (publishing, "write_json", False, False),
-    "after the intention": (publishing, "write_json", True, False),
+    "before the intention": (publishing, "write_sealed", False, False),
+    "after the intention": (publishing, "write_sealed", True, False),
     "before the rename": (Path, "rename", False, False),
     "after the rename": (Path, "rename", True, True),
     "before the swap": (publishing, "_point", False, True),
@@ -168,7 +168,7 @@ def test_a_pointer_at_nothing_is_one_line(layout: Layout) -> None:
     publish_one(layout, "2026-01-01", "old")
     layout.current.unlink()
     layout.current.symlink_to("releases/2025-01-01")
-    with pytest.raises(TimeloomError, match="a release that is gone; point it at"):
+    with pytest.raises(TimeloomError, match="a release that is gone; run `timeloom repair`"):
         current_release(layout)
 
 

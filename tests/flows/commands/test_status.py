@@ -1,6 +1,5 @@
 """`timeloom status`: files that no rule mentions have their names on the site's machine, and in no release."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from flows.commands.status import _unmapped
 from tests.support.raw.raw_tables import plan_meds
 from warehouse.layout import Layout
+from warehouse.sealed import read_sealed
 
 MAPPING = "name: own\nsubject: pid\ntables: {t: {events: [{code: X, time: at}]}}\n"
 
@@ -18,7 +18,7 @@ def test_a_night_keeps_the_names_of_unmapped_files_in_the_private_folder(tmp_pat
         (tmp_path / "raw" / f"{name}.csv").write_text("pid,at\n1,2020-01-01\n")
     labels = [task.params["label"] for task in plan_meds(tmp_path, MAPPING)]
     layout = Layout(tmp_path / "warehouse")
-    kept = json.loads(layout.unmapped_files.read_text())
+    kept = read_sealed(layout.unmapped_files)
     assert sorted(kept.values()) == ["notes of a friend.csv", "other.csv"]
     assert sorted(kept) == sorted(label for label in labels if label != "t")
     below = [path for path in layout.root.rglob("*") if path.is_file()]
