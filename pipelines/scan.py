@@ -22,6 +22,7 @@ from extractors.items import foreign_number
 from extractors.modalities import EXTRACTORS, extractor_of
 from extractors.trees import Folder, folder_at, folders_of
 from pipelines.config import ModalityConfig
+from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import RawFileChangedError, Result, Task
 from pipelines.night import Night, Stage
 from warehouse.errors import TimeloomError
@@ -180,7 +181,8 @@ def _with_known(tasks: list[Task], scanned: Path) -> list[Task]:
     known: dict[str, set[str]] = {}
     current = {task.key for task in tasks}
     for path in sorted(scanned.glob("*.parquet")):
-        if path.stem in current or not path.with_suffix(".json").is_file():
+        entry = None if path.stem in current else load_record(path.with_suffix(".json"))
+        if entry is None or not entry.files[path.name].is_of(path):
             continue
         has = json.loads(pq.read_metadata(path).metadata[FOLDERS.encode()])
         for folder in has["folders"]:
