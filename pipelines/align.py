@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from extractors.events.converted import AVAILABILITY
 from pipelines.aligning.columns import NONE_8, NONE_32
-from pipelines.aligning.conflicts import CONFLICTS, find_conflicts
+from pipelines.aligning.conflicts import CONFLICTS, differing_statics, find_conflicts
 from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
@@ -168,12 +168,13 @@ class Aligned:
             self._set_aside.put_all("duplicate_row", rows.take(order[again]), texts)
             order = order[~again]
         events = rows.take(order)
+        differing = differing_statics(events, texts)
         surplus = further_births_and_deaths(events, texts)
         if surplus.any():
             self._set_aside.put_surplus("further_birth_or_death", events, surplus, texts)
             self.conflicts["further_birth_or_death"] += int(surplus.sum())
-            events = events.take(np.flatnonzero(~surplus))
-        conflict, found = find_conflicts(events, texts)
+            events, differing = events.take(np.flatnonzero(~surplus)), differing[~surplus]
+        conflict, found = find_conflicts(events, texts, differing)
         self.conflicts.update(found)
         self._codes += np.bincount(events.code, minlength=len(self._codes))
         self._availability += np.bincount(events.availability, minlength=len(self._availability))
@@ -212,7 +213,7 @@ def has_events(report: StageReport, night: Night) -> None:
 
 STAGE = Stage(
     "align",
-    version=4,
+    version=5,
     run="pipelines.align:run",
     step="align",
     after=("meds", "lags", "embed"),

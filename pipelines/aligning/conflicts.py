@@ -12,7 +12,7 @@ from pipelines.aligning.columns import NONE_8, NONE_32
 from warehouse.arrays import I64, NO_TIME, U8, Bools
 
 # The first that holds is written down; each is counted.
-CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit", "unit_differs")
+CONFLICTS = ("before_birth", "after_death", "end_before_start", "overlapping_visit", "unit_differs", "static_differs")
 
 _START, _END, _CLINICAL = KINDS.index("visit_start"), KINDS.index("visit_end"), KINDS.index("clinical")
 # Columns that are written and that a number says whole.
@@ -27,11 +27,40 @@ _NEVER = np.iinfo(np.int64).max
 _UNITS = {"day": "datetime64[D]", "month": "datetime64[M]", "year": "datetime64[Y]"}
 
 
-def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str, int]]:
+def differing_statics(events: BucketRows, texts: BucketTexts) -> Bools:
+    """Which facts without a time (n,) differ from the first of their subject, table and rule, in the total order.
+
+    Asked are raw rows that make a birth, as a list of patients does: two rows of one patient there are one too many,
+    whereas two of his allergies, say, are no contradiction.
+
+    Args:
+        events: in the total order, all births among them.
+    """
+    differs = np.zeros(len(events), np.bool_)
+    births = np.flatnonzero(events.code == texts.number_of(BIRTH))
+    static = np.flatnonzero((events.time == NO_TIME) & np.isin(events.source, np.unique(events.source[births])))
+    static = static[np.isin(events.row_hash[static], events.row_hash[births])]
+    if not len(static):
+        return differs
+    # A fact without a value differs from one with a value by its code alone.
+    valueless = ~events.has_number & (events.text == NONE_32)
+    static = static[np.argsort(valueless[static], kind="stable")]
+    order, starts = groups(events.subject[static], events.source[static], events.rule[static])
+    places = static[order]
+    first = np.repeat(places[starts], np.diff(starts, append=len(places)))
+    same = (events.text[places] == events.text[first]) & (events.has_number[places] == events.has_number[first])
+    same &= ~events.has_number[places] | (events.number[places] == events.number[first])
+    same = (same | valueless[places]) & (events.code[places] == events.code[first])
+    differs[places[~same]] = True
+    return differs
+
+
+def find_conflicts(events: BucketRows, texts: BucketTexts, differing: Bools) -> tuple[U8, dict[str, int]]:
     """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and how many events each marks.
 
     Args:
         events: in the total order.
+        differing: as `differing_statics` gives them (n,).
     """
     # A date means some moment of its day: only what was over by then, or had not begun, contradicts another.
     first, last = earliest(events.time, events.precision), latest(events.time, events.precision)
@@ -47,6 +76,7 @@ def find_conflicts(events: BucketRows, texts: BucketTexts) -> tuple[U8, dict[str
     visits, marks["overlapping_visit"] = _visits(events, first, last, timed)
     marks["end_before_start"] = np.sort(np.concatenate([visits, _ends(events, texts, first, last, timed)]))
     marks["unit_differs"] = np.flatnonzero(events.contradicts)
+    marks["static_differs"] = np.flatnonzero(differing)
     conflict = np.full(len(events), NONE_8, np.uint8)
     for number, name in reversed(list(enumerate(CONFLICTS))):
         conflict[marks[name]] = number

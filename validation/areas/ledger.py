@@ -14,6 +14,7 @@ CONFLICTS = {
     "end_before_start": "the end of a visit, a drug or the like, dated before its start",
     "overlapping_visit": "a visit that starts before an earlier one of its table has ended",
     "unit_differs": "a value that holds another unit than the column of its unit",
+    "static_differs": "a fact without a time that another row of the patients' table states otherwise",
     "further_birth_or_death": "a second birth or death of one patient, left out; the first stands",
 }
 PARTIAL = {

@@ -7,7 +7,6 @@ from validation.measure.reading import gather
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import LEDGER
 
-SURPLUS = "further_birth_or_death"
 SUMMED = ("events", "static", "reference", "quarantined")
 _STORED = ("image_rows", "timed", "estimated")
 
@@ -44,8 +43,8 @@ def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFr
     """`balance`, with each table's events in the release beside those that it is said to have made.
 
     A table that the events name and the ledger does not is listed with `raw` 0, unless all its events are images'.
-    `events_unexplained`, on every row, is what the tables' absolute differences add up to and the ledger does not
-    explain for all tables together. `estimated_share` is of the timed events. `quarantine_unlisted`: see
+    `events_unexplained` is by how many the two differ: rows that stand twice, and further births and deaths, are taken
+    off in the ledger already. `estimated_share` is of the timed events. `quarantine_unlisted`: see
     `unlisted_rows`.
 
     Args:
@@ -58,29 +57,13 @@ def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFr
         .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
         .join(unlisted_rows(tree, ledger), on="table", how="left")
         .with_columns(pl.col(pl.Int64).fill_null(0))
-        .with_columns((pl.col("emitted") - pl.col("stored")).alias("events_difference"))
     )
-    difference = int(tables["events_difference"].abs().sum())
     return (
         tables.with_columns(
-            pl.lit(difference - _explained(ledger, difference), pl.Int64).alias("events_unexplained"),
+            (pl.col("emitted") - pl.col("stored")).alias("events_unexplained"),
             (pl.col("quarantined") / pl.col("raw").clip(lower_bound=1)).alias("quarantined_share"),
             (pl.col("estimated") / pl.col("timed").clip(lower_bound=1)).alias("estimated_share"),
         )
         .drop("image_rows")
         .sort("table")
     )
-
-
-def _explained(ledger: pl.DataFrame, difference: int) -> int:
-    """The difference, as near as second births and deaths come to it, of which align keeps the first.
-
-    The ledger counts these events over all tables. Rows that made nothing else are in quarantine, and their one or two
-    events are not said to be made.
-    """
-    surplus = pl.col("reason") == SURPLUS
-    events, rows = (
-        int(ledger.filter(surplus & (pl.col("outcome") == outcome))["rows"].sum())
-        for outcome in ("conflict", "quarantined")
-    )
-    return min(max(difference, events - 2 * rows), events - rows)

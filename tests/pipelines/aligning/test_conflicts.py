@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from extractors.events.times import PRECISIONS
 from pipelines.aligning.columns import NONE_8
-from pipelines.aligning.conflicts import CONFLICTS, earliest, find_conflicts
+from pipelines.aligning.conflicts import CONFLICTS, differing_statics, earliest, find_conflicts
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
 from tests.support.raw.raw_tables import NO_ITEMS, align_one, aligned_events, convert_text, csv_text
 from tests.support.tokens.bucket_rows import narrow
+from validation.measure.ledger import balance
 from warehouse.arrays import NO_TIME
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import TaskEntry
 from warehouse.order import sort_events
-from warehouse.schemas import EVENTS
+from warehouse.schemas import EVENTS, LEDGER
 
 SEGMENT = "t-t.csv.segment"
 # One table of life: births, deaths, visits and what happens between.
@@ -193,6 +194,67 @@ def test_a_second_birth_or_death_is_taken_out_and_counted(tmp_path: Path) -> Non
     assert events.filter(pl.col("code") == "LAB").height == 6
 
 
+LISTED: dict[str, Any] = {
+    "events": [{"code": "MEDS_BIRTH", "time": "born"}, {"code": "SEX/{sex}"}, {"code": "NAME", "text": "note"}]
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "differing"),
+    [
+        ([row(born=0, sex="M")], []),
+        ([row(born=0, sex="M", note="a"), row(born=0, sex="F", note="a")], ["SEX/M"]),
+        ([row(born=0, sex="M", note="a"), row(born=0, sex="M", note="b")], ["NAME"]),
+        ([row(born=0, sex="M"), row(born=7, sex="F"), row(born=9, sex="F")], ["SEX/M"]),
+        ([row(born=0, sex="M"), row(born=0, note="a")], []),
+        ([row(born=0, sex="M"), row(2, born=0, sex="F")], []),
+        # These say nothing of who is a patient: a subject may have two.
+        ([row(born=0, sex="M"), row(sex="F"), row(sex="X")], []),
+    ],
+)
+def test_a_patient_who_is_listed_twice_is_one_whose_facts_differ(
+    tmp_path: Path, rows: list[list[Any]], differing: list[str]
+) -> None:
+    _, counts = convert_text(tmp_path, LISTED, csv_text(FIELDS, rows))
+    events, conflicts, entries = [], Counter[str](), {}
+    for bucket in range(2):
+        result = align_one(tmp_path, {SEGMENT: counts}, bucket)
+        conflicts.update(result.counts["conflicts"])
+        entries[str(bucket)] = TaskEntry(fingerprint="", files={}, counts=result.counts)
+        events.append(aligned_events(tmp_path, bucket))
+    found = pl.concat(events)
+    assert found.filter(pl.col("conflict") == "static_differs")["code"].to_list() == differing
+    assert conflicts["static_differs"] == len(differing)
+    assert found.filter(pl.col("code") == "MEDS_BIRTH").height == len({fields[0] for fields in rows})
+    # What the ledger says that the table made is what there is.
+    meds = StageReport("meds", entries={"t": TaskEntry(fingerprint="", files={}, counts=counts)})
+    ledger = pl.DataFrame(ledger_rows(meds, StageReport("align", entries=entries)), LEDGER.names, orient="row")
+    assert balance(ledger).select("difference", "emitted").rows() == [(0, found.height)]
+
+
+TWICE = st.lists(
+    st.tuples(st.integers(1, 2), *[st.none() | st.integers(0, 2)] * 2, st.sampled_from([None, "F", "M"])), max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TWICE)
+def test_the_ledger_takes_off_what_further_births_and_deaths_were(
+    tmp_path_factory: pytest.TempPathFactory, listed: list[tuple[int, int | None, int | None, str | None]]
+) -> None:
+    work = tmp_path_factory.mktemp("listed")
+    rows = [row(pid, born=born, died=died, sex=sex) for pid, born, died, sex in listed]
+    _, counts = convert_text(work, RULE, csv_text(FIELDS, rows))
+    results = [align_one(work, {SEGMENT: counts}, bucket) for bucket in range(2)]
+    entries = {
+        str(place): TaskEntry(fingerprint="", files={}, counts=result.counts) for place, result in enumerate(results)
+    }
+    meds = StageReport("meds", entries={"t": TaskEntry(fingerprint="", files={}, counts=counts)})
+    ledger = pl.DataFrame(ledger_rows(meds, StageReport("align", entries=entries)), LEDGER.names, orient="row")
+    stored = sum(aligned_events(work, bucket).height for bucket in range(2))
+    assert balance(ledger).select("raw", "difference", "emitted").rows() == [(len(rows), 0, stored)]
+
+
 IMAGE = {
     "subject_id": 1, "item_key": "k", "modality": "ct", "time": datetime(2021, 1, 1),
     "available_time": datetime(2021, 1, 1), "time_source": "x", "time_precision": "s", "verdict": "ok",
@@ -253,7 +315,8 @@ def test_the_marks_are_those_of_a_plain_search(
     ]
     schema = {**pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema, "row_hash": pl.UInt64()}
     frame = sort_events(pl.DataFrame(rows, schema=schema))
-    found, counts = find_conflicts(*narrow(frame.with_columns(pl.lit(0).alias("rule"))))
+    events, texts = narrow(frame.with_columns(pl.lit(0).alias("rule")))
+    found, counts = find_conflicts(events, texts, differing_statics(events, texts))
 
     def reasons(event: dict[str, Any]) -> list[str]:
         at, subject = (event["time"] - hour) // timedelta(hours=1), event["subject_id"]
