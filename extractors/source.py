@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import polars as pl
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -24,6 +23,7 @@ from pydantic import (
 from extractors.expressions import check_expression, expression
 from extractors.reading import NullValues, Reading, TableReading, known_zone, laid_over
 from extractors.source_model import Columns, SourceModel, check_format, listed
+from extractors.yaml_files import explain, parse_yaml
 from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK
 
@@ -410,11 +410,7 @@ def load_source(name_or_path: str, base: Path | None = None) -> Source:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SOURCES.glob("*.yaml")))
         raise TimeloomError(f"there is no source {name_or_path}", remedy=f"give a YAML file, or one of {known}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TimeloomError(f"the source {path.name} is no YAML", remedy="see docs/sources.md") from error
-    return _parse(path, text)
+    return _parse(path, path.read_bytes())
 
 
 def checked_source(keys: dict[str, Any]) -> Source:
@@ -422,20 +418,13 @@ def checked_source(keys: dict[str, Any]) -> Source:
     return Source.model_validate(keys, context=_CHECKED)
 
 
-# libyaml's, where there is one, takes a tenth of the time.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 @lru_cache(maxsize=8)
-def _parse(path: Path, text: str) -> Source:
+def _parse(path: Path, text: bytes) -> Source:
     try:
-        source = Source.model_validate(yaml.load(text, Loader=_LOADER))
-    except yaml.YAMLError as error:
-        raise TimeloomError(f"the source {path.name} is no YAML", remedy="see docs/sources.md") from error
+        source = Source.model_validate(parse_yaml(text, f"the source {path.name}", "docs/sources.md"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise TimeloomError(f"the source {path.name}, {where}: {said}", remedy="see docs/sources.md") from error
+        said = explain(error, Source)
+        raise TimeloomError(f"the source {path.name}, {said}", remedy="see docs/sources.md") from error
     known_tables = {*source.tables, *(f"{CROSSWALK}{name}" for name in source.crosswalks)}
     for table, rule in source.tables.items():
         raw_columns(rule, source.subject)

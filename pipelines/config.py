@@ -1,12 +1,9 @@
 """The one YAML of a run: validated whole before any work, an unknown key answered with the nearest known one."""
 
-import difflib
 from functools import cache
 from pathlib import Path
-from types import UnionType
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -23,12 +20,14 @@ from extractors.deid import DeidConfig
 from extractors.extractor import Extractor, ModalitySettings
 from extractors.modalities import EXTRACTORS
 from extractors.reading import Reading
+from extractors.yaml_files import explain, read_yaml
 from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
+_PAGE = "docs/configuration.md"
 # Keys of earlier versions, and where what they said stands now.
 MOVED = {
     "images": "modalities, with a block for each modality: its path, its crosswalk and its own settings",
@@ -171,37 +170,6 @@ class RunConfig(Settings):
         return self
 
 
-def _explain(error: ValidationError) -> str:
-    # A misspelt key is also a missing one: the spelling is what helps.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        said = first["msg"].removeprefix("Value error, ")
-        return f"{where}: {said}" if where else said
-    model: Any = RunConfig
-    known = list(model.model_fields)
-    for part in first["loc"][:-1]:
-        model = _inner(model, part)
-        known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else known
-    close = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
-    nearest = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
-    return f"the key {where} is unknown, {nearest}"
-
-
-def _inner(model: Any, part: str | int) -> Any:
-    """The model below one step of an error's path: through fields, dictionaries and lists."""
-    if model is RunConfig and part == "modalities":
-        return modality_blocks()
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        found = model.model_fields[str(part)].annotation if str(part) in model.model_fields else model
-        # An optional model is the model.
-        return _inner(found, part) if isinstance(found, UnionType) else found
-    for argument in getattr(model, "__args__", ()):
-        if isinstance(argument, type) and issubclass(argument, BaseModel):
-            return argument
-    return model
-
-
 def parse_config(raw: Any, base: Path, name: str) -> RunConfig:
     """Validates a configuration.
 
@@ -211,7 +179,8 @@ def parse_config(raw: Any, base: Path, name: str) -> RunConfig:
     try:
         return RunConfig.model_validate(raw, context={"base": base})
     except ValidationError as error:
-        raise TimeloomError(f"{name}: {_explain(error)}", remedy="see docs/configuration.md") from error
+        said = explain(error, RunConfig, {"modalities": modality_blocks()})
+        raise TimeloomError(f"{name}: {said}", remedy=f"see {_PAGE}") from error
 
 
 def load_config(path: Path) -> RunConfig:
@@ -221,11 +190,9 @@ def load_config(path: Path) -> RunConfig:
         TimeloomError: missing, no YAML, or invalid.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path, path.name, _PAGE)
     except OSError as error:
         raise TimeloomError(f"cannot read the configuration {path}", remedy="give an existing file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TimeloomError(f"{path.name} is no YAML", remedy="see docs/configuration.md") from error
     if not isinstance(raw, dict):
-        raise TimeloomError(f"{path.name} holds no configuration", remedy="see docs/configuration.md")
+        raise TimeloomError(f"{path.name} holds no configuration", remedy=f"see {_PAGE}")
     return parse_config(raw, path.parent.resolve(), path.name)

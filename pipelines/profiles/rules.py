@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from extractors.yaml_files import read_yaml
 from pipelines.profiles.plans import PlanConfig, PlanName
 from warehouse.errors import TimeloomError
 
@@ -189,13 +189,11 @@ def read_rules(rules: str, base: Path = Path()) -> dict[str, Any]:
     """
     path = _FOLDER / f"{rules}.yaml" if rules in BUILT_IN else base / Path(rules).expanduser()
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = read_yaml(path, path.name, "docs/profiles.md")
     except OSError as error:
         raise TimeloomError(
             f"there are no profile rules {rules}", remedy=f"name {', '.join(BUILT_IN)} or an existing YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TimeloomError(f"{path.name} is no YAML", remedy="see docs/profiles.md") from error
     if not isinstance(read, dict):
         raise TimeloomError(f"{path.name} holds no profile rules", remedy="see docs/profiles.md")
     return read

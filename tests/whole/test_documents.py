@@ -20,6 +20,7 @@ from warehouse.layout import Layout
 from warehouse.publish import current_release
 
 ROOT = Path(__file__).parents[2]
+DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -81,6 +82,21 @@ def test_readme_commands_and_options_exist() -> None:
         assert helped.returncode == 0, words
         for option in (word for word in words if word.startswith("--")):
             assert option in helped.stdout, (words, option)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository")
+def test_what_the_documents_commands_write_is_ignored_by_git() -> None:
+    lines = [line for page in ("README.md", *DOCS) for line in (ROOT / page).read_text("utf-8").splitlines()]
+    written = {found[1] for line in lines if (found := re.match(r"(?:    )?timeloom simulate (\S+)", line))}
+    written |= {found[1] for line in lines for found in re.finditer(r"^timeloom .*--(?:root|out) (\S+)", line)}
+    written |= {found[1] for line in lines if (found := re.match(r"meds_reader_convert \S+ (\S+)", line))}
+    # Beside what `meds` writes lies the root that it works in; benchmarks have a folder of their own.
+    written |= {f"{name}.root" for name in written if name.endswith("-meds")} | {"imaging-benchmark"}
+    assert len(written) > 6
+    # A folder's pattern matches what is in the folder.
+    asked = sorted(f"{name}/file" for name in written)
+    done = subprocess.run(["git", "check-ignore", *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == asked
 
 
 def test_readme_code_for_modelers_runs(place: Path) -> None:
