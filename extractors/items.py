@@ -30,6 +30,7 @@ VERDICTS: Mapping[str, str] = {
     "refused_monochrome1": "an inverted grey scale (MONOCHROME1)",
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
+    "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     # the modality, but damaged or incomplete
     "failed_unreadable": "a file that cannot be parsed or decoded, or is cut short",
@@ -51,6 +52,8 @@ VERDICTS: Mapping[str, str] = {
     "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
     "failed_no_tissue": "no tile with tissue",
+    "failed_out_of_focus": "more of the tissue tiles than allowed are blurred",
+    "failed_pen_marks": "more of the tiles than allowed are covered by a marker's ink",
     "failed_too_many_bad_tiles": "more of the tissue tiles than allowed cannot be decoded",
     "failed_not_finite": "an encoder output that is not a finite number",
 }

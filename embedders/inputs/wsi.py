@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedders.inputs.common import IMAGENET_MEAN, IMAGENET_STD, PHANTOM_SIDE, PHANTOMS, normalise
+from extractors.wsi.tissue import MASK
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class TileSpec:
     """Slide tiles to GigaPath input: 256 px at 0.5 um/px, centre crop of 224, ImageNet's mean and deviation.
 
-    The bicubic resize of GigaPath's recipe happens when tiles are read: they arrive at exactly this scale.
+    The bicubic resize of GigaPath's recipe happens when tiles are read: they arrive at exactly this scale. Which tiles
+    these are is the mask's choice: its method and version are hashed, so another mask fills another store.
     """
 
     kind: ClassVar[str] = "TileSpec"
@@ -28,6 +30,7 @@ class TileSpec:
     side: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    mask: str = MASK
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         """Memory that `apply` takes for a unit of `shape`."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import partial
 from multiprocessing import get_context
@@ -13,15 +14,44 @@ import polars as pl
 
 from extractors.items import OK, FoundItem, TimePrecision, VerdictError, identity_of
 from extractors.wsi.files import file_inside, files_of, find_slides
+from extractors.wsi.focus import blurred_share
 from extractors.wsi.plan import open_slide, physical_mpp
 from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units, stamp_of
 from extractors.wsi.settings import WsiSettings
 from extractors.wsi.tiff import tiled_pages
+from extractors.wsi.tissue import MARKER_COLOURS, MASK, MarkerColour
 
 __all__ = ["MODALITY", "find_slides", "index", "index_slides", "read_slide_units"]
 
 MODALITY = "wsi"
 SLIDES_A_WORKER = 8  # fewer are judged before another process has started
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The settings by which slides are judged, as `WsiSettings` has them."""
+
+    failed_tiles: float = MAX_FAILED_TILES
+    blurred_tiles: float = 1.0
+    pen_tiles: float = 1.0
+    marker_colours: tuple[MarkerColour, ...] = MARKER_COLOURS
+
+    @classmethod
+    def of(cls, settings: WsiSettings) -> "Limits":
+        """The limits that a configuration sets; the order of its colours means nothing."""
+        colours = tuple(colour for colour in MARKER_COLOURS if colour in settings.marker_colours)
+        return cls(settings.max_failed_tiles, settings.max_blurred_tiles, settings.max_pen_tiles, colours)
+
+    @property
+    def every_ink(self) -> bool:
+        """Whether all inks are looked for, as they are unless a site says otherwise."""
+        return self.marker_colours == MARKER_COLOURS
+
+    def verdict(self, pen_share: float, blurred_share: float) -> str:
+        """A slide's verdict by the shares of its tiles."""
+        if pen_share > self.pen_tiles:
+            return "failed_pen_marks"
+        return "failed_out_of_focus" if blurred_share > self.blurred_tiles else OK
 
 
 def index(
@@ -34,7 +64,7 @@ def index(
     manifest = _unknown(find_slides(settings.path)) if links is None else links
     manifest = manifest.rename({"match": "path", "subject_id": "raw_subject"})
     advance = None if progress is None else (lambda done: progress(done, len(manifest)))
-    return index_slides(settings.path, manifest, advance, workers=workers, max_failed_tiles=settings.max_failed_tiles)
+    return index_slides(settings.path, manifest, advance, workers=workers, limits=Limits.of(settings))
 
 
 def _unknown(paths: list[str]) -> pl.DataFrame:
@@ -53,7 +83,7 @@ def index_slides(
     progress: Callable[[int], None] | None = None,
     *,
     workers: int | None = None,
-    max_failed_tiles: float = MAX_FAILED_TILES,
+    limits: Limits = Limits(),
 ) -> list[FoundItem]:
     """One item per row of `manifest`, in its order, opened and judged, its tissue tiles counted.
 
@@ -66,9 +96,9 @@ def index_slides(
             time_precision.
         progress: called with the number of slides that are done.
         workers: processes; this machine's cores if omitted.
-        max_failed_tiles: the share of tissue tiles that may be undecodable; kept in the item's geometry.
+        limits: what a slide is refused for, and which inks are looked for.
     """
-    judge = partial(_index_slide, root, max_failed_tiles)
+    judge = partial(_index_slide, root, limits)
     rows = list(manifest.iter_rows(named=True))
     cores = len(os.sched_getaffinity(0)) if workers is None else workers
     processes = min(cores, len(rows) // SLIDES_A_WORKER)
@@ -87,7 +117,7 @@ def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None)
     return found
 
 
-def _index_slide(root: Path, max_failed_tiles: float, row: Mapping[str, Any]) -> FoundItem:
+def _index_slide(root: Path, limits: Limits, row: Mapping[str, Any]) -> FoundItem:
     relative = str(row["path"] or "")
     collected, precision = _time(row["time"])
     if collected is not None and row.get("time_precision") in get_args(TimePrecision):
@@ -101,15 +131,21 @@ def _index_slide(root: Path, max_failed_tiles: float, row: Mapping[str, Any]) ->
         path = file_inside(root, relative)
         files = files_of(path)
         content, stamp, _ = stamp_of(files)
-        # A manifest's mpp changes the pixels that are read, so it is part of what the item is.
-        identity = identity_of([content, f"mpp:{mpp}"])
+        # A manifest's mpp changes the pixels that are read, so it is part of what the item is; so are inks.
+        inks = [] if limits.every_ink else [f"marker_colours:{limits.marker_colours}"]
+        identity = identity_of([content, f"mpp:{mpp}", *inks])
         if mpp is not None:
             geometry = {"mpp_x": mpp, "mpp_y": mpp, "mpp_source": "manifest"}
-        geometry |= _geometry(path, mpp) | {"stamp": stamp, "max_failed_tiles": max_failed_tiles}
+        geometry |= _geometry(path, mpp) | {"stamp": stamp, "max_failed_tiles": limits.failed_tiles, "mask": MASK}
+        if not limits.every_ink:
+            geometry["marker_colours"] = list(limits.marker_colours)
         reader = SlideReader(path, geometry)
         geometry |= {"reader": reader.how, "level": reader.plan.level, "extent": list(reader.plan.extent)}
         units = len(reader.plan)
-        verdict = OK
+        blurred, looked_at = blurred_share(reader)
+        shares = {"pen_share": round(reader.plan.pen_share, 4), "blurred_share": round(blurred, 4)}
+        geometry |= shares | {"focus_tiles": looked_at}
+        verdict = limits.verdict(reader.plan.pen_share, blurred)
     except VerdictError as error:
         verdict = error.verdict
     except MemoryError:

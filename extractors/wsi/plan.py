@@ -5,6 +5,7 @@ coarsest level that is still at least as fine as the target and resampled (bicub
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from extractors.items import VerdictError
 from extractors.wsi.tiff import MAX_SIDE
+from extractors.wsi.tissue import MARKER_COLOURS, Bytes, slide_mask
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -23,14 +25,15 @@ MPP_TARGET, TILE = 0.5, 256  # GigaPath's tile encoder: 256 px at 0.5 um/px
 MPP_LEAST, MPP_MOST = 0.05, 10.0  # outside, the file's resolution is no microscope's (72 dpi is 353 um/px)
 MPP_COARSEST = 1.0  # twice the target: beyond, resampling would invent what was not seen
 TISSUE_SHARE = 0.1
-MIN_CONTRAST = 10.0  # grey levels between tissue and background; below, Otsu only splits the noise of an empty slide
+FOREIGN_SHARE = 0.1  # of a tile, black or ink
 MAX_TILES = 200_000
-OVERVIEW_PIXELS = 16_000_000
 OVERVIEW_PX_PER_TILE = 4
+MASK_PX_PER_TILE = 16  # 8 um a pixel, where a slide has such a level or a finer one: cells are no longer seen alone
 STRIP_PIXELS = 8_000_000
 PIECE = 256
 
-Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Scale = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TilePlan:
 
     `coordinates`: (n, 2) int64, x and y of the upper left corner in level-0 pixels. `corners`: (n, 2) int64, the same
     corner in pixels of `level`; it is what is read. `extent`: width and height of a tile in pixels of `level`, exact;
-    `tile`: its side in pixels after resampling.
+    `tile`: its side in pixels after resampling. `pen_share`: of the tiles with tissue or ink, those left out for ink.
     """
 
     coordinates: npt.NDArray[np.int64]
@@ -47,6 +50,7 @@ class TilePlan:
     level: int
     extent: tuple[float, float]
     tile: int
+    pen_share: float = 0.0
 
     def __len__(self) -> int:
         return len(self.coordinates)
@@ -98,12 +102,13 @@ def plan_tiles(
     tile: int = TILE,
     mpp: tuple[float, float] | None = None,
     path: Path | None = None,
+    marker_colours: Collection[str] = MARKER_COLOURS,
 ) -> TilePlan:
     """The tissue tiles of a slide, row by row, on a grid of exact physical pitch.
 
-    Tissue: luminance (mean of RGB) below Otsu's threshold on the lowest level; a tile is kept if more than a tenth of
-    its pixels are. Tiles at the right and lower edge reach past the slide; there is background. Corners lie on whole
-    pixels of the level that is read.
+    A tile is kept if more than a tenth of its pixels are tissue and no more than a tenth are black or ink, all on the
+    lowest level that shows it (`extractors.wsi.tissue`). Tiles at the right and lower edge reach past the slide; there
+    is background. Corners lie on whole pixels of the level that is read.
 
     Args:
         slide: an open slide.
@@ -112,10 +117,11 @@ def plan_tiles(
         mpp: micrometres per level-0 pixel along x and y; the file's own if omitted.
         path: the slide's, for new handles: with it, damaged parts of the lowest level are passed over. `slide` itself
             is of no use after a damaged part.
+        marker_colours: inks that are looked for.
 
     Raises:
         VerdictError: failed_no_mpp, failed_mpp_too_coarse, failed_implausible_size, failed_too_many_units,
-            failed_unreadable, failed_no_tissue.
+            failed_unreadable, refused_dark_field, failed_no_tissue.
     """
     x_mpp, y_mpp = mpp or physical_mpp(slide)
     if max(slide.dimensions) > MAX_SIDE:
@@ -127,19 +133,25 @@ def plan_tiles(
         raise VerdictError("failed_too_many_units")
     level = _level_at_most(slide, mpp_target / max(x_mpp, y_mpp))
     downsample = downsample_of(slide, level)
-    luminance, scale = _overview(slide, pitch, path)
-    if np.isnan(luminance).all():
+    rgb, damaged, scale = _overview(slide, pitch, path)
+    if damaged.all():
         raise VerdictError("failed_unreadable")
+    mask = slide_mask(rgb, damaged, marker_colours)
     corners_x = start[0] + np.arange(columns + 1) * pitch[0]
     corners_y = start[1] + np.arange(rows + 1) * pitch[1]
-    share = _tissue_share(_tissue(luminance), corners_x / scale[0], corners_y / scale[1])
-    row, column = np.nonzero(share > TISSUE_SHARE)
+    tissue, ink, foreign = (
+        _share(pixels, corners_x / scale[0], corners_y / scale[1])
+        for pixels in (mask.tissue, mask.ink, mask.ink | mask.black)
+    )
+    kept, marked = (tissue > TISSUE_SHARE) & (foreign <= FOREIGN_SHARE), ink > FOREIGN_SHARE
+    row, column = np.nonzero(kept)
     if not len(row):
         raise VerdictError("failed_no_tissue")
     corners = np.rint(np.stack([corners_x[column], corners_y[row]], axis=1) / downsample).astype(np.int64)
     coordinates = np.rint(corners * downsample).astype(np.int64)
     extent = pitch / downsample
-    return TilePlan(coordinates, corners, level, (float(extent[0]), float(extent[1])), tile)
+    pen_share = float(marked.sum() / (marked | kept).sum())
+    return TilePlan(coordinates, corners, level, (float(extent[0]), float(extent[1])), tile, pen_share)
 
 
 def _bounds(slide: "OpenSlide") -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -172,102 +184,74 @@ def _level_at_most(slide: "OpenSlide", downsample: float) -> int:
     return fine[-1] if fine else 0
 
 
-def _overview(
-    slide: "OpenSlide", pitch: npt.NDArray[np.float64], path: Path | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Luminance (h, w) of the lowest level that still shows a tile in 4 x 4 pixels, and its level-0 pixels per pixel.
+def _overview(slide: "OpenSlide", pitch: npt.NDArray[np.float64], path: Path | None) -> tuple[Bytes, Mask, Scale]:
+    """RGB (h, w, 3) of the lowest level that still shows a tile in 4 x 4 pixels, where it could not be decoded (h, w),
+    and its level-0 pixels per pixel.
 
-    Read in strips and averaged in blocks where the level is large, so that memory is bounded for any slide.
+    Read in strips and averaged in blocks where the level is finer than the mask needs, so that colours are those of
+    tissue and not of single nuclei, and memory is bounded for any slide.
     """
     coarsest = float(pitch.min()) / OVERVIEW_PX_PER_TILE
     level = _level_at_most(slide, coarsest)
     width, height = slide.level_dimensions[level]
     downsample = downsample_of(slide, level)
-    block = max(1, min(math.ceil(math.sqrt(width * height / OVERVIEW_PIXELS)), int(coarsest / downsample.max())))
+    block = max(1, int(float(pitch.min()) / MASK_PX_PER_TILE / downsample.max() * 1.001))
     strip = max(block, STRIP_PIXELS // width // block * block)
     parts = []
     for top in range(0, height, strip):
-        luminance = _luminance(slide, path, level, top, (width, min(strip, height - top)))
-        parts.append(_block_mean(luminance, block))
-    return np.concatenate(parts), downsample * block
+        pixels, damaged = _strip(slide, path, level, top, (width, min(strip, height - top)))
+        parts.append((_block_mean(pixels, block), _block_mean(damaged[..., None] * np.uint8(255), block)[..., 0] > 0))
+    rgb, damaged = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return rgb, damaged, downsample * block
 
 
-def _luminance(
-    slide: "OpenSlide", path: Path | None, level: int, top: int, size: tuple[int, int]
-) -> npt.NDArray[np.float32]:
-    """A strip's mean of RGB (h, w); NaN where pieces of it cannot be decoded."""
+def _strip(slide: "OpenSlide", path: Path | None, level: int, top: int, size: tuple[int, int]) -> tuple[Bytes, Mask]:
+    """A strip's RGB (h, w, 3), and where pieces of it cannot be decoded."""
     width, height = size
     try:
-        whole: npt.NDArray[np.float32] = read_region(slide, (0, top), level, size).mean(axis=2, dtype=np.float32)
-        return whole
+        return read_region(slide, (0, top), level, size), np.zeros((height, width), np.bool_)
     except VerdictError:
         if path is None:
             raise
-    strip = np.full((height, width), np.nan, np.float32)
+    strip, damaged = np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.bool_)
     opened = open_slide(path)  # after one error an OpenSlide handle fails for ever
     for y in range(0, height, PIECE):
         for x in range(0, width, PIECE):
             piece = min(PIECE, width - x), min(PIECE, height - y)
+            place = slice(y, y + piece[1]), slice(x, x + piece[0])
             try:
-                pixels = read_region(opened, (x, top + y), level, piece)
+                strip[place] = read_region(opened, (x, top + y), level, piece)
             except VerdictError:
                 opened.close()
                 opened = open_slide(path)
                 continue
-            strip[y : y + piece[1], x : x + piece[0]] = pixels.mean(axis=2, dtype=np.float32)
+            damaged[place] = False
     opened.close()
-    return strip
+    return strip, damaged
 
 
-def _block_mean(image: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
+def _block_mean(image: Bytes, block: int) -> Bytes:
+    """Means of blocks of (h, w, n), rounded up: one damaged pixel shows."""
     if block == 1:
         return image
-    rows, columns = (-size % block for size in image.shape)
-    padded = np.pad(image, ((0, rows), (0, columns)), mode="edge")
-    shape = (padded.shape[0] // block, block, padded.shape[1] // block, block)
-    means: npt.NDArray[np.float32] = padded.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
+    rows, columns = (-size % block for size in image.shape[:2])
+    padded = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
+    shape = (padded.shape[0] // block, block, padded.shape[1] // block, block, image.shape[2])
+    sums = padded.reshape(shape).sum(axis=(1, 3), dtype=np.uint32)
+    means: Bytes = (-(-sums.astype(np.int64) // block**2)).astype(np.uint8)
     return means
 
 
-def otsu(luminance: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Otsu's threshold (1979) of values 0-255 in 256 bins, and the distance of the two classes' means.
-
-    >>> threshold, contrast = otsu(np.array([10, 12, 11, 240, 238], dtype=np.float32))
-    >>> 12 < threshold <= 238, round(contrast)
-    (True, 228)
-    """
-    counts = np.histogram(luminance, bins=256, range=(0, 256))[0].astype(np.float64)
-    centres = np.arange(256) + 0.5
-    below, mass = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
-    above, total = counts.sum() - below, (counts * centres).sum()
-    valid = (below > 0) & (above > 0)
-    if not valid.any():
-        return 0.0, 0.0
-    gap = np.zeros(255)
-    gap[valid] = (total - mass[valid]) / above[valid] - mass[valid] / below[valid]
-    best = int(np.argmax(below * above * gap**2))
-    return float(best + 1), float(gap[best])
-
-
-def _tissue(luminance: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """What could not be decoded counts as tissue, so that its tiles are tried and, if they fail too, counted."""
-    damaged = np.isnan(luminance)
-    threshold, contrast = otsu(luminance[~damaged])
-    return damaged | (luminance < threshold) if contrast >= MIN_CONTRAST else np.zeros(luminance.shape, np.bool_)
-
-
-def _tissue_share(
-    mask: npt.NDArray[np.bool_], corners_x: npt.NDArray[np.float64], corners_y: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """The share of tissue in each tile (rows, columns) of a grid whose corners are given in the mask's pixels."""
+def _share(mask: Mask, corners_x: npt.NDArray[np.float64], corners_y: npt.NDArray[np.float64]) -> Scale:
+    """The share of a mask in each tile (rows, columns) of a grid whose corners are given in the mask's pixels."""
     table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
     table[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     x, y = np.rint(corners_x).astype(np.int64), np.rint(corners_y).astype(np.int64)
     inner_x, inner_y = x.clip(0, mask.shape[1]), y.clip(0, mask.shape[0])
     at = table[np.ix_(inner_y, inner_x)]
-    tissue = at[1:, 1:] - at[:-1, 1:] - at[1:, :-1] + at[:-1, :-1]
+    inside = at[1:, 1:] - at[:-1, 1:] - at[1:, :-1] + at[:-1, :-1]
     area: npt.NDArray[np.float64] = np.outer(np.diff(y), np.diff(x)).astype(np.float64)
-    share: npt.NDArray[np.float64] = tissue / np.maximum(area, 1.0)
+    share: npt.NDArray[np.float64] = inside / np.maximum(area, 1.0)
     return share
 
 

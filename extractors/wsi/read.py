@@ -10,9 +10,10 @@ import numpy as np
 
 from extractors.items import UnitBatch, UnitRequest, VerdictError, file_fingerprint, identity_of
 from extractors.wsi.files import file_inside, files_of
-from extractors.wsi.plan import Bytes, TilePlan, open_slide, plan_tiles, read_region
+from extractors.wsi.plan import TilePlan, open_slide, plan_tiles, read_region
 from extractors.wsi.tiff import tiled_pages
 from extractors.wsi.tiles import corner_of, direct_tiles
+from extractors.wsi.tissue import MARKER_COLOURS, Bytes
 from warehouse.files import signature_of
 
 MAX_FAILED_TILES = 0.1
@@ -52,7 +53,12 @@ class SlideReader:
         tiled_pages(path)  # what declares more than it holds is not even opened
         self.path = path
         self._slide = open_slide(path)
-        self.plan = plan_tiles(self._slide, mpp=(geometry["mpp_x"], geometry["mpp_y"]), path=path)
+        self.plan = plan_tiles(
+            self._slide,
+            mpp=(geometry["mpp_x"], geometry["mpp_y"]),
+            path=path,
+            marker_colours=geometry.get("marker_colours", MARKER_COLOURS),
+        )
         self._renew()  # a damaged overview ends an OpenSlide handle
         self._direct, self.how = direct_tiles(path, self._slide, self.plan, content)
         if self._direct is None:
@@ -126,7 +132,8 @@ _open: OrderedDict[tuple[Any, ...], SlideReader] = OrderedDict()
 
 def _reader(path: Path, geometry: Mapping[str, Any]) -> SlideReader:
     """The open slide of this process, so that the spans of one slide are planned once."""
-    key = (os.getpid(), str(path), *(geometry.get(name) for name in ("stamp", "mpp_x", "mpp_y")))
+    wanted = (geometry.get(name) for name in ("stamp", "mpp_x", "mpp_y"))
+    key = (os.getpid(), str(path), *wanted, *geometry.get("marker_colours", MARKER_COLOURS))
     reader = _open.pop(key, None)
     if reader is None:
         while len(_open) >= KEPT_OPEN:

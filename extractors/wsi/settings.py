@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from extractors.extractor import Extractor, ModalitySettings
+from extractors.wsi.tissue import MARKER_COLOURS, MarkerColour
 
 
 class WsiSettings(ModalitySettings):
@@ -10,9 +11,15 @@ class WsiSettings(ModalitySettings):
 
     Attributes:
         max_failed_tiles: with a larger share of undecodable tissue tiles a slide leaves no vector.
+        max_blurred_tiles: with a larger share of tissue tiles out of focus a slide is refused; 1 refuses none.
+        max_pen_tiles: with a larger share of tiles left out for a marker's ink a slide is refused; 1 refuses none.
+        marker_colours: inks that are looked for; leave out the colours of the site's stains.
     """
 
     max_failed_tiles: float = Field(default=0.1, ge=0, lt=1)
+    max_blurred_tiles: float = Field(default=1.0, ge=0, le=1)
+    max_pen_tiles: float = Field(default=1.0, ge=0, le=1)
+    marker_colours: tuple[MarkerColour, ...] = MARKER_COLOURS
 
 
 # Neighbouring tiles share what is decoded for them.

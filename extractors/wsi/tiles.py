@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.items import VerdictError
-from extractors.wsi.plan import Bytes, TilePlan, background_of, open_slide, read_region
+from extractors.wsi.plan import TilePlan, background_of, open_slide, read_region
 from extractors.wsi.tiff import TiledPage, tiled_pages
+from extractors.wsi.tissue import Bytes
 
 if TYPE_CHECKING:
     from openslide import OpenSlide

@@ -21,6 +21,7 @@ from embedders.encoders.weights import load_weights, weights_sha256
 from embedders.inputs.common import spec_hash
 from embedders.inputs.ct import CtSpec
 from embedders.inputs.wsi import TileSpec
+from extractors.wsi.tissue import MASK
 from tests.support.images.phantoms import disc, stained
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
@@ -219,16 +220,18 @@ def test_the_store_name_follows_everything_that_makes_a_vector(checkpoint: Path,
     assert encoder_spec(on_gpu, "ct").store_name == names[0]
     for change in ({"side": 518}, {"windows": ((0.0, 1.0),) * 3}, {"air_hu": -1000.0}):
         assert spec_hash(dataclasses.replace(CtSpec(), **change)) != spec_hash(CtSpec())
+    assert TileSpec().mask == MASK and spec_hash(dataclasses.replace(TileSpec(), mask="next")) != spec_hash(TileSpec())
 
 
 def test_hashes_and_stores_are_those_of_earlier_versions() -> None:
     """A class may get another name; the contents of a hash must not change, or every store is filled again."""
     assert spec_hash(CtSpec()) == "a832eda9f5a8d555620aef1a90b98ceaeddad62c341d1c2bcc3b8af2105d417b"
-    assert spec_hash(TileSpec()) == "adbe69c9ed780545b5fd7bc2627549b368ac2b3111f3bd4ffa23a104124bdf85"
+    # Of the first mask of tissue by saturation and ink; that of earlier versions took black and ink for tissue.
+    assert spec_hash(TileSpec()) == "eb258aaa2fb743fdf08ff39e0f300b1b40875ef8d6d5d1378ae6ba3aa7766e59"
     demo = EncoderConfig(name="random-dinov2", width=1024)
     assert encoder_spec(demo, "ct").store_name == "random-dinov2-03c5b76366a3"
     demo = EncoderConfig(name="random-dinov2", width=1536)
-    assert encoder_spec(demo, "wsi").store_name == "random-dinov2-c081f0e6377e"
+    assert encoder_spec(demo, "wsi").store_name == "random-dinov2-2ab8c0cb46fc"
 
     @dataclasses.dataclass(frozen=True)
     class Renamed(CtSpec):

@@ -20,9 +20,10 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from extractors.dicom.elements import quiet
 from extractors.items import FoundItem, UnitRequest, VerdictError
 from extractors.wsi import tiff
-from extractors.wsi.index import find_slides, index_slides, read_slide_units
+from extractors.wsi.index import Limits, find_slides, index_slides, read_slide_units
 from extractors.wsi.plan import MAX_TILES, plan_tiles
 from extractors.wsi.tiff import tiled_pages
+from extractors.wsi.tissue import MASK
 from tests.support.images.phantoms import stained, write_tiff
 
 WHEN = datetime(2020, 1, 2, 3, 4, 5)
@@ -42,7 +43,7 @@ def verdict(root: Path, path: str, mpp: float | None = None) -> str:
 
 # For every file of the folder: the verdict, the number of tissue tiles at the file's own pixel size, and why.
 REAL = {
-    "cmu-1-small-region.svs": ("ok", 53, "a scan at 0.499 um/px"),
+    "cmu-1-small-region.svs": ("ok", 54, "a scan at 0.499 um/px"),
     "small.svs": ("failed_no_tissue", None, "16 x 16 pixels, all white"),
     "boxes.tiff": ("failed_no_mpp", None, "its resolution has no unit"),
     "boxes_0.dcm": ("failed_no_tissue", None, "16 x 16 pixels of one colour"),
@@ -257,7 +258,7 @@ class Sketch:
         from PIL import Image
 
         pixels = np.full((size[1], size[0], 4), 255, np.uint8)
-        pixels[:, : size[0] // 2, :3] = 120
+        pixels[:, : size[0] // 2, :3] = 160, 90, 140
         return Image.fromarray(pixels)
 
 
@@ -294,11 +295,12 @@ def test_plans_by_hand(
 
 def test_geometry_says_how_a_slide_is_read_and_nothing_of_whose_it_is(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.svs", stained(), 0.25)
-    item = index(tmp_path, "a.svs", max_failed_tiles=0.05)[0]
+    item = index(tmp_path, "a.svs", limits=Limits(failed_tiles=0.05))[0]
     stamp = item.geometry.pop("stamp")
     assert len(stamp) == 32 and item.geometry == {
         "width": 1024, "height": 1024, "levels": 2, "mpp_x": 0.25, "mpp_y": 0.25, "mpp_source": "file",
-        "max_failed_tiles": 0.05, "reader": "direct", "level": 0, "extent": [512.0, 512.0],
+        "max_failed_tiles": 0.05, "reader": "direct", "level": 0, "extent": [512.0, 512.0], "mask": MASK,
+        "pen_share": 0.0, "blurred_share": 0.0, "focus_tiles": 1,
     }  # fmt: skip
     os.utime(tmp_path / "a.svs", ns=(1, 1))
     again = index(tmp_path, "a.svs")[0]

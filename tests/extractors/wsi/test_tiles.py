@@ -103,7 +103,7 @@ def write_encoded(
 
 
 def whole(path: Path, mpp: float = 0.5, size: int = 64) -> tuple[SlideReader, Iterator[UnitBatch]]:
-    reader = SlideReader(path, {"mpp_x": mpp, "mpp_y": mpp})
+    reader = SlideReader(path, {"mpp_x": mpp, "mpp_y": mpp, "marker_colours": ()})
     starts = range(0, len(reader.plan), size)
     return reader, (reader.block(start, min(start + size, len(reader.plan))) for start in starts)
 
@@ -193,7 +193,7 @@ def test_whole_real_slides(real_data: Path, name: str, mpp: float, monkeypatch: 
 def test_missing_tiles_are_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_encoded(tmp_path / "a.svs", "jpeg-420", missing=(6, 7))
     assert differences(tmp_path / "a.svs", monkeypatch) == ("direct", 0)
-    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.25, "mpp_y": 0.25})
+    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.25, "mpp_y": 0.25, "marker_colours": ()})
     tile = reader.block(0, 1).pixels[0]  # of source tiles 0, 1, 5 and 6
     assert reader.plan.corners[0].tolist() == [0, 0] and (tile[132:, 132:] == 255).all() and tile[:, :120].std() > 5
 
@@ -404,7 +404,7 @@ def test_a_jpeg_tile_that_was_cut_or_blanked_is_counted(tmp_path: Path, what: st
     else:
         content[start + size // 2 : start + size // 2 + 1000] = bytes(1000)
     (tmp_path / "a.svs").write_bytes(content)
-    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5})
+    reader = SlideReader(tmp_path / "a.svs", {"mpp_x": 0.5, "mpp_y": 0.5, "marker_colours": ()})
     if reader.how == "direct":
         assert reader.block(0, len(reader.plan)).failed == 1
     else:
