@@ -88,6 +88,7 @@ class Extractor:
             too little of it to tell; none where the `content` of its items tells it.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
             `index` is asked about the whole tree whenever anything in it changed.
+        reads: what files it reads, in words.
         foreign: the verdict of the one item for all files that are none of the modality.
         private_geometry: keys of an item's geometry that its reader alone needs; they stay in the private folder.
         keyed_geometry: keys whose values name a group of items, and are hashed by the site's key.
@@ -101,6 +102,7 @@ class Extractor:
     needs_crosswalk: bool = False
     digest: str = ""
     by_file: ByFile | None = None
+    reads: str = ""
     foreign: str = ""
     private_geometry: frozenset[str] = frozenset()
     keyed_geometry: frozenset[str] = frozenset()

@@ -412,7 +412,10 @@ def index(
 ) -> None:
     """Say what a tree of images holds: items, verdicts, times, sizes. Reads headers; writes nothing but --out.
 
-    Exit codes: 0 nothing failed; 1 there is no such folder; 2 some items failed (docs/verdicts.md says why).
+    It ends with a line on files that are none of its kinds, counted by what they are: NIfTI, HDF5, WFDB, PNG and more.
+
+    Exit codes: 0 something is usable and nothing failed; 1 there is no such folder, or it is empty; 2 some items failed
+    (docs/verdicts.md says why), or nothing is usable.
     """
     _set_debug(debug)
     require("images", "images")

@@ -38,6 +38,7 @@ CT = Extractor(
         "extractors.ct.by_file:items",
         judged_later=("reconstruction",),
     ),
+    reads="DICOM files, alone or in zip and tar archives",
     foreign="refused_not_dicom",
     private_geometry=frozenset(("stamps", "frames")),
     keyed_geometry=frozenset(("reconstruction_group",)),

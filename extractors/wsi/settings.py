@@ -30,5 +30,6 @@ WSI = Extractor(
     units_a_batch=64,
     too_many_failed="failed_too_many_bad_tiles",
     needs_crosswalk=True,
+    reads="DICOM slides and files that OpenSlide knows, as SVS, NDPI, MRXS, SCN, BIF, VMS, CZI and tiled TIFF",
     private_geometry=frozenset(("stamp",)),
 )

@@ -15,10 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from extractors.dicom.files import MEMBER
 from extractors.items import OK, VERDICTS, FoundItem
+from extractors.kinds import kinds_of
 from extractors.modalities import EXTRACTORS, extractor_of
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
+from warehouse.modalities import MODALITIES
 from warehouse.progress import Progress
 
 QUARANTINED = 2
@@ -30,19 +33,21 @@ def index_tree(
 ) -> tuple[dict[str, Any], list[FoundItem]]:
     """Indexes `path` for one modality, or for each: a description as JSON, and the items themselves.
 
-    A file that one modality refuses may be another's: a slide is no CT. `exit_code`: 0 where nothing failed, else 2.
+    A file that one modality refuses may be another's: a slide is no CT. `exit_code`: 0 where something is usable and
+    nothing failed, else 2.
 
     Raises:
-        TimeloomError: there is no such folder, or nothing in it is an image of the modality.
+        TimeloomError: there is no such folder, or no file in it.
     """
     if not path.is_dir():
         raise TimeloomError(f"there is no folder {path}", remedy="give the folder that the images lie in")
-    items = [
-        item
-        for name in (EXTRACTORS if modality is None else (modality,))
-        for item in _find(path, name, workers, progress)
-    ]
-    if not items:
+    names = list(EXTRACTORS) if modality is None else [modality]
+    items = [item for name in names for item in _find(path, name, workers, progress)]
+    usable = [item for item in items if item.verdict == OK]
+    read = {name.partition(MEMBER)[0] for item in usable for name in item.paths}
+    counted = kinds_of(path, left_out=read)
+    others = dict(sorted(counted.items(), key=lambda each: (-each[1], each[0])))
+    if not read and not others:
         raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
     groups: dict[tuple[str, str], list[FoundItem]] = defaultdict(list)
     for item in items:
@@ -53,8 +58,21 @@ def index_tree(
     return {
         "path": str(path),
         "groups": [{"modality": key[0], "verdict": key[1], **_summary(groups[key], path)} for key in order],
-        "exit_code": QUARANTINED if failed else 0,
+        "usable": len(usable),
+        "not_read": others,
+        "summary": _in_words(names, len(usable), len(read), others),
+        "exit_code": QUARANTINED if failed or not usable else 0,
     }, items
+
+
+def _in_words(names: list[str], usable: int, read: int, others: dict[str, int]) -> str:
+    """A line on what was read and what else lies there; where nothing is usable, on what is read at all, too."""
+    lying = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
+    if usable:
+        found = f"Files of usable items: {read:,}."
+        return f"{found} Of the others: {lying}." if lying else found
+    reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
+    return f"Nothing is usable. Found: {lying}. Read would be {reads}."
 
 
 def _find(path: Path, modality: str, workers: int | None, progress: Progress) -> list[FoundItem]:
@@ -126,4 +144,6 @@ def print_index(description: dict[str, Any], console: Console) -> None:
         cells = [f"{group[name]:,}" for name in ("items", "units", "files")] + [f"{group['bytes'] / 1e6:,.1f}"]
         shown = "" if group["verdict"].startswith("refused_") else times
         table.add_row(group["modality"], group["verdict"], *cells, shown, VERDICTS[group["verdict"]])
-    console.print(table)
+    if description["groups"]:
+        console.print(table)
+    console.print(description["summary"], highlight=False, markup=False, soft_wrap=True)

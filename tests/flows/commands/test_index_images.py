@@ -94,3 +94,29 @@ def test_no_folder_and_an_empty_one_are_one_clear_line(tree: Path, tmp_path: Pat
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
         assert "Traceback" not in done.stderr
+
+
+def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(tree: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / NAME
+    foreign.mkdir()
+    (foreign / "brain.nii").write_bytes((348).to_bytes(4, "little") + bytes(340) + b"n+1\0")
+    for name in ("a", "b"):
+        (foreign / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    (foreign / "100.hea").write_text("100 2 360 650000\n")
+    (foreign / "100.dat").write_bytes(bytes(64))
+    found = "Found: 2 HDF5, 2 WFDB, 1 NIfTI."
+    done = index(foreign)
+    assert done.returncode == 2 and found in " ".join(done.stdout.split()) and "CT from DICOM" in done.stdout
+    assert index(foreign, "--modality", "wsi").returncode == 2, "no slide, and not a folder without files"
+    described = json.loads(index(foreign, "--json").stdout)
+    assert described["not_read"] == {"HDF5": 2, "WFDB": 2, "NIfTI": 1} and described["usable"] == 0
+    shutil.copytree(tree / "whole", foreign / "whole")
+    done = index(foreign)
+    assert done.returncode == 0
+    assert "Files of usable items: 6. Of the others: 2 HDF5, 2 WFDB, 1 NIfTI." in " ".join(done.stdout.split())
+
+
+def test_images_of_which_none_is_usable_are_two(tmp_path: Path) -> None:
+    write_series(tmp_path / "mr", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR")
+    done = index(tmp_path)
+    assert done.returncode == 2 and "Nothing is usable. Found: 6 DICOM." in done.stdout
