@@ -303,7 +303,10 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Recompute every checksum and cross-reference of the current release. Exit code 1 where one does not hold."""
+    """Recompute every checksum and cross-reference of the current release, and every checksum of what is beside it.
+
+    Exit code 1 where one does not hold; each line that begins with FAIL ends with what mends it.
+    """
     _set_debug(debug)
     require("pipeline", "checks of releases")
     from validation.verify import verify_release
@@ -311,13 +314,45 @@ def verify(
     with StageProgress(quiet=as_json) as progress:
         findings = verify_release(root, progress)
     if as_json:
-        print(
-            json.dumps([{"check": finding.check, "ok": finding.ok, "detail": finding.detail} for finding in findings])
-        )
+        print(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.check}{': ' + finding.detail if finding.detail else ''}")
+            told = "; ".join(text for text in (finding.detail, finding.remedy) if text)
+            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.check}{': ' + told if told else ''}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@app.command()
+def repair(
+    config: Annotated[Path, typer.Argument(help="The run's YAML: what is damaged is made anew from its sources.")],
+    root: Root = None,
+    workers: Workers = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Mend a warehouse in which `timeloom verify` finds damaged or missing files, and say what is lost.
+
+    What can be made again is made again by a night: events, tokens, shards, the report, segments, vectors. What only
+    grows from night to night (splits, token ids, quantiles, lags) goes on from the release before, which is said, with
+    how many patients got another split. root.json, the pointer `current` and the lineage are remade of manifests. A
+    release whose manifest is damaged is put into `set-aside/`. Where nothing is damaged, it is a night like any other.
+
+    Exit codes: 0 all is whole and nothing is lost; 2 all is whole, and what was lost is said; 1 something is damaged
+    still, or nothing could be done, and one line says why.
+    """
+    _set_debug(debug)
+    require("pipeline", "repairs")
+    from flows.commands.repair import print_repaired
+    from flows.commands.repair import repair as mend
+    from flows.runs.settings import RunSettings
+
+    with StageProgress(quiet=as_json) as progress:
+        done = mend(RunSettings(config, root, workers=workers), progress)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        print_repaired(done, say)
+    raise typer.Exit(done.exit_code)
 
 
 @app.command()

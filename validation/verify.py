@@ -1,8 +1,8 @@
 """`verify`: whether a published release is still what was published, and whether what it points at exists.
 
-Every checksum is computed again and every reference followed. What the gate expects of the release's content is
-measured again by the checks of the areas. Damage gives findings, never an exception; a finding names files, counts
-and checks, and no patient.
+Every checksum is computed again and every reference followed, of the root's own files, older releases and the private
+folder too. What the gate expects of the release's content is measured again by the checks of the areas. Damage gives
+findings, never an exception; a finding names files, counts and checks, and no patient.
 """
 
 import multiprocessing
@@ -17,12 +17,12 @@ import polars as pl
 
 from validation.areas import registry
 from validation.areas.area import Area, Check
+from validation.damage import PARTS, Root
 from validation.measure.measured_release import MeasuredRelease, published_release
 from validation.measure.stores import check_store
-from warehouse.errors import TimeloomError
-from warehouse.files import hash_file
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest
+from warehouse.manifest import Manifest, content_hash, read_manifest
 from warehouse.progress import Progress
 from warehouse.publish import current_release
 
@@ -37,15 +37,18 @@ class Finding:
         check: its name.
         ok: nothing is wrong.
         detail: a sentence with counts and file names, no patient's value.
+        remedy: what mends it; empty where nothing is wrong, or only the release's meaning is.
     """
 
     check: str
     ok: bool
     detail: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
 class _Release:
+    root: Root
     layout: Layout
     tree: ReleaseLayout
     manifest: Manifest
@@ -66,16 +69,13 @@ def _files(release: _Release) -> Finding:
         path = release.tree.path / name
         if not path.is_file():
             missing.append(name)
-        elif path.stat().st_size != entry.bytes or not _same(path, entry):
+        elif not release.root.is_of(path, entry):
             changed.append(name)
         release.progress("files", done, len(entries))
     parts = [f"{what}: {_named(names)}" for what, names in (("missing", missing), ("changed", changed)) if names]
-    return Finding("files", not parts, "; ".join(parts) or f"{len(entries)} files have their checksums")
-
-
-def _same(path: Path, entry: FileEntry) -> bool:
-    strong, fast = hash_file(path)
-    return strong == entry.sha256 and entry.xxh3 in (None, fast)
+    return Finding(
+        "files", not parts, "; ".join(parts) or f"{len(entries)} files have their checksums", REPAIR if parts else ""
+    )
 
 
 def _unlisted(release: _Release) -> Finding:
@@ -136,7 +136,7 @@ def _vectors(release: _Release) -> Finding:
         return Finding("vectors", True, f"{items.height:,} usable items have theirs, checksums right")
     words = {"missing": "missing", "damaged": "damaged", "dim": "of another width"}
     counted = ", ".join(f"{count:,} {words[name]}" for name, count in total.items() if count)
-    return Finding("vectors", False, f"{counted}; see {_named(bad)}")
+    return Finding("vectors", False, f"{counted}; see {_named(bad)}", REPAIR)
 
 
 def _pool() -> ProcessPoolExecutor:
@@ -165,6 +165,18 @@ def _findings(release: _Release) -> Iterator[Finding]:
             yield Finding(name, False, f"could not be checked: {type(error).__name__}")
 
 
+def _of_part(name: str, root: Root) -> Finding:
+    """What is damaged of a part of the root that is no file of the current release."""
+    find, remedy = PARTS[name]
+    found = list(find(root))
+    parts = [
+        f"{what}: {_named(names)}"
+        for what, missing in (("missing", True), ("changed", False))
+        if (names := [damage.name for damage in found if damage.missing is missing])
+    ]
+    return Finding(name, not parts, "; ".join(parts) or "whole", remedy if parts else "")
+
+
 def _silent(check: str, done: int, total: int) -> None:
     return None
 
@@ -179,6 +191,8 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
         TimeloomError: nothing has been published under `root`.
     """
     layout = Layout(root)
+    looked_at = Root(layout)
+    beside = [name for name in PARTS if name != "files"]
     try:
         tree = current_release(layout)
         if tree is None:
@@ -187,7 +201,13 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
     except TimeloomError as error:
         if not layout.current.is_symlink():
             raise
-        return [Finding("manifest", False, error.message)]
+        first = Finding("manifest", False, error.message, error.remedy)
+        return [first, *(_of_part(name, looked_at) for name in beside)]
     before = ReleaseLayout(layout.releases / manifest.parent) if manifest.parent else None
-    release = _Release(layout, tree, manifest, published_release(tree, manifest, before), progress or _silent)
-    return [Finding("manifest", True, f"release {manifest.release_id}"), *_findings(release)]
+    measured = published_release(tree, manifest, before)
+    release = _Release(looked_at, layout, tree, manifest, measured, progress or _silent)
+    return [
+        Finding("manifest", True, f"release {manifest.release_id}"),
+        *_findings(release),
+        *(_of_part(name, looked_at) for name in beside),
+    ]

@@ -142,6 +142,11 @@ class Layout:
         return self.root / "conversion"
 
     @property
+    def set_aside(self) -> Path:
+        """What could not be opened any more and was put out of the way by a repair."""
+        return self.root / "set-aside"
+
+    @property
     def lineage(self) -> Path:
         return self.root / "lineage"
 

@@ -63,7 +63,8 @@ def new_release_id(layout: Layout) -> str:
     return next(name for name in candidates if name not in taken)
 
 
-def _point(layout: Layout, name: str) -> None:
+def point_at(layout: Layout, name: str) -> None:
+    """Makes a release the current one, by one rename."""
     pointer = layout.root / f".current.{os.getpid()}"
     pointer.unlink(missing_ok=True)
     pointer.symlink_to(Path("releases") / name)
@@ -92,7 +93,7 @@ def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
     write_sealed(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
     staging.rename(target)
     sync_directory(layout.releases)
-    _point(layout, manifest.release_id)
+    point_at(layout, manifest.release_id)
     _intention(staging).unlink()
     return ReleaseLayout(target)
 
@@ -113,7 +114,7 @@ def complete_publication(layout: Layout) -> str | None:
         release = str(wanted["release"])
         if (layout.releases / release).is_dir():
             if _pointed(layout) == wanted["instead_of"]:
-                _point(layout, release)
+                point_at(layout, release)
             completed = release
             shutil.rmtree(intention.parent)
         else:

@@ -81,10 +81,10 @@ POINTS: dict[str, tuple[object, str, bool, bool]] = {
     "after the intention": (publishing, "write_sealed", True, False),
     "before the rename": (Path, "rename", False, False),
     "after the rename": (Path, "rename", True, True),
-    "before the swap": (publishing, "_point", False, True),
+    "before the swap": (publishing, "point_at", False, True),
     "with the pointer made": (Path, "symlink_to", True, True),
     "before the pointer takes its place": (Path, "replace", False, True),
-    "after the swap": (publishing, "_point", True, True),
+    "after the swap": (publishing, "point_at", True, True),
 }
 
 
