@@ -1,18 +1,25 @@
 """A raw file that is rewritten while it is read is read once more, or stops the run; nothing is made of a mixture."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 import pytest
 import yaml
+from polars.testing import assert_frame_equal
 
 from extractors.deid import load_key
-from pipelines import meds
+from pipelines import meds, scan
 from pipelines.aligning.segments import read_texts
 from pipelines.config import parse_config
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.local import LocalEngine
 from pipelines.night import Night, carry_out
+from tests.support.images.indexing import index_images
+from tests.support.images.phantoms import write_series
 from tests.support.nights.rewriting import MODULE, rewrite_while_read
 from tests.support.raw.raw_tables import read_pieces
 from warehouse.errors import TimeloomError
@@ -131,3 +138,79 @@ def test_a_crosswalk_rewritten_while_it_is_looked_up_is_planned_anew(
 ) -> None:
     rewrite_while_read(monkeypatch, tmp_path / "waiting", clinic.wards, [b"ward,floor\nW1,F2\n"], READS_A_TABLE)
     assert clinic.codes(clinic.night()) == {"LAB/F2": 50}
+
+
+def slice_bytes(folder: Path, value: float) -> bytes:
+    """Slice 3 of a series of six, of which one pixel has a value of its own."""
+
+    def image(index: int) -> npt.NDArray[np.float32]:
+        pixels = np.random.default_rng(index).integers(-500, 500, (32, 32)).astype(np.float32) * 2
+        pixels[0, 0] = value
+        return pixels
+
+    write_series(folder, image=image, series="1", PatientID="1")
+    return (folder / "IM003").read_bytes()
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two series; each folder is a task of its own, so that worker processes read them."""
+    slice_bytes(tmp_path / "ct" / "a", 0)
+    write_series(tmp_path / "ct" / "b", series="2", PatientID="2")
+    monkeypatch.setattr(scan, "MOST_FILES", 6)
+    return tmp_path / "ct"
+
+
+def indexed(work: Path, settings: dict[str, Any]) -> tuple[pl.DataFrame, dict[str, StageReport]]:
+    return index_images(work, "ct", settings, engine=LocalEngine(2, modules=(MODULE,)))
+
+
+READS_AN_IMAGE = "extractors.ct.header:read_header"
+
+
+def test_an_image_rewritten_while_it_is_read_is_read_anew(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, content = images / "a" / "IM003", slice_bytes(tmp_path / "other", 100)
+    before, _ = index_images(tmp_path / "before", "ct", {"path": str(images)})
+    rewrite_while_read(monkeypatch, tmp_path / "waiting", path, [content], READS_AN_IMAGE)
+    items, reports = indexed(tmp_path / "night", {"path": str(images)})
+    assert path.read_bytes() == content and not list((tmp_path / "waiting").iterdir())
+    assert reports["scan"].ran == 2
+    fresh, _ = index_images(tmp_path / "fresh", "ct", {"path": str(images)})
+    assert_frame_equal(items, fresh)
+    assert set(items["item_key"]) != set(before["item_key"]), "its content is part of what the item is"
+
+
+def test_an_image_that_never_rests_is_one_line_and_the_next_night_reads_it(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    contents = [slice_bytes(tmp_path / str(value), value) for value in range(30)]
+    path = images / "a" / "IM003"
+    rewrite_while_read(monkeypatch, tmp_path / "waiting", path, contents, READS_AN_IMAGE)
+    with pytest.raises(TimeloomError, match=r"^a file of the ct images changed while it was read, and again") as raised:
+        indexed(tmp_path / "night", {"path": str(images)})
+    assert "\n" not in str(raised.value) and "IM003" not in str(raised.value)
+    for waiting in (tmp_path / "waiting").iterdir():
+        waiting.unlink()
+    items, _ = indexed(tmp_path / "night", {"path": str(images)})
+    fresh, _ = index_images(tmp_path / "fresh", "ct", {"path": str(images)})
+    assert_frame_equal(items, fresh)
+    assert items["verdict"].to_list() == ["ok", "ok"]
+
+
+def test_a_crosswalk_of_images_rewritten_while_it_is_read_is_read_anew(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crosswalk = tmp_path / "patients.csv"
+    crosswalk.write_text("match,subject_id\n1,11\n2,22\n")
+    settings = {"path": str(images), "crosswalk": {"file": str(crosswalk), "match": "patient_id"}}
+    contents = [b"match,subject_id\n1,33\n2,22\n"]
+    rewrite_while_read(monkeypatch, tmp_path / "waiting", crosswalk, contents, "pipelines.index:read_crosswalk")
+    items, reports = indexed(tmp_path / "night", settings)
+    assert sorted(items["subject_id"]) == [22, 33] and reports["index"].ran == 1
+    contents = [f"match,subject_id\n1,{number}\n".encode() for number in range(100, 109)]
+    rewrite_while_read(monkeypatch, tmp_path / "more", crosswalk, contents, "pipelines.index:read_crosswalk")
+    crosswalk.write_text("match,subject_id\n1,44\n")
+    with pytest.raises(TimeloomError, match=r"^the crosswalk of ct changed while it was read, and again"):
+        indexed(tmp_path / "night", settings)
