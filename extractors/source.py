@@ -279,6 +279,15 @@ class Source(SourceModel):
     codes: list[CodeRule] = Field(default_factory=list)
     reading: Reading = Reading()
 
+    @field_validator("tables")
+    @classmethod
+    def _inside(cls, tables: dict[str, TableRule]) -> dict[str, TableRule]:
+        for table in tables:
+            parts = re.split(r"[/\\]", table)
+            if "" in parts or ".." in parts or "." in parts or parts[0].endswith(":"):
+                raise ValueError(f"{table} names no table below the source's folder")
+        return tables
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, name: str | None) -> str | None:

@@ -53,6 +53,15 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when some
 Workers = Annotated[int | None, typer.Option(help="Worker processes; this machine's cores if not given.", min=1)]
 Engine = Annotated[EngineName, typer.Option(help="`local` runs processes here; `beam` runs on any Beam runner.")]
 Runner = Annotated[str, typer.Option(help="With --engine beam: the Beam runner's name.")]
+BeamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--beam-option",
+        help="With --engine beam: an option of its pipeline, as --beam-option=--flink_master=HOST:8081; may be given "
+        "again.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="A trial run on that many subjects only.", min=1)]
 AcceptLoss = Annotated[
     list[str] | None,
@@ -156,9 +165,9 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.prefect_server import ensure_server
-    from pipelines.config import load_config
+    from flows.runs.paths import configured
 
-    load_config(settings.config)  # a key that is wrong is said before a server starts
+    configured(settings)  # what is wrong with the keys and the paths is said before a server starts
     ensure_server()
     from flows.nightly import nightly, watch
 
@@ -172,6 +181,7 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
         limit=settings.limit,
         accept_loss=list(settings.accept_loss),
         rehash=settings.rehash,
+        beam_options=list(settings.beam_options),
     )
 
 
@@ -197,8 +207,10 @@ def demo(
     require("images", "simulated images")
     from extractors.simulate import simulate
     from flows.commands.demo import write_config
+    from flows.runs.paths import local_folder
     from flows.runs.settings import RunSettings
 
+    local_folder(root, "--root")
     hospital, warehouse = root / "hospital", root / "warehouse"
     summary = simulate(hospital, subjects=subjects, seed=seed)
     if not as_json:
@@ -220,6 +232,7 @@ def run(
     root: Root = None,
     engine: Engine = EngineName.local,
     runner: Runner = "FnApiRunner",
+    beam_option: BeamOption = None,
     workers: Workers = None,
     limit: Limit = None,
     accept_loss: AcceptLoss = None,
@@ -233,7 +246,17 @@ def run(
     require("pipeline", "runs")
     from flows.runs.settings import RunSettings
 
-    settings = RunSettings(config, root, engine.value, runner, workers, limit, tuple(accept_loss or ()), rehash)
+    settings = RunSettings(
+        config,
+        root,
+        engine.value,
+        runner,
+        workers,
+        limit,
+        tuple(accept_loss or ()),
+        rehash,
+        tuple(beam_option or ()),
+    )
     _carry_out(settings, direct=direct, as_json=as_json)
 
 
@@ -246,6 +269,7 @@ def meds(
     ] = None,
     engine: Engine = EngineName.local,
     runner: Runner = "FnApiRunner",
+    beam_option: BeamOption = None,
     workers: Workers = None,
     rehash: Rehash = False,
     as_json: Json = False,
@@ -261,13 +285,16 @@ def meds(
     from pipelines.conversion import MODULES
     from pipelines.engine.workers import leave_out_pandas, uncollected
 
-    settings = RunSettings(config, root, engine.value, runner, workers, rehash=rehash)
+    settings = RunSettings(
+        config, root, engine.value, runner, workers, rehash=rehash, beam_options=tuple(beam_option or ())
+    )
     with StageProgress(quiet=as_json) as progress, engine_ahead(settings, MODULES) as ahead:
         with uncollected():
             from flows.runs.convert import convert
+            from flows.runs.paths import local_folder
 
             leave_out_pandas()
-        converted = convert(settings, out.expanduser().resolve(), progress, ahead)
+        converted = convert(settings, local_folder(out, "--out"), progress, ahead)
     if as_json:
         print(json.dumps(asdict(converted)))
     else:
@@ -385,7 +412,9 @@ def simulate(
     _set_debug(debug)
     require("images", "simulated images")
     from extractors.simulate import simulate as write_hospital
+    from flows.runs.paths import local_folder
 
+    local_folder(out, "OUT")
     with StageProgress() as progress:
         summary = write_hospital(out, subjects=subjects, seed=seed, imaging_share=imaging_share, progress=progress)
     rows = ", ".join(f"{number} {table}" for table, number in summary.rows.items())

@@ -139,6 +139,7 @@ def nightly(
     limit: int | None = None,
     accept_loss: list[str] | None = None,
     rehash: bool = False,
+    beam_options: list[str] | None = None,
 ) -> RunOutcome:
     """Raw exports to a published release: the steps of the list of stages, then the judgement and the publication.
 
@@ -151,9 +152,18 @@ def nightly(
         limit: run on that many subjects only.
         accept_loss: tables, sources, modalities or namespaces of which this night may hold much less than those before.
         rehash: read every raw file again, whatever is remembered of it.
+        beam_options: with `beam`, options of its pipeline.
     """
     settings = RunSettings(
-        Path(config), Path(root) if root else None, engine, runner, workers, limit, tuple(accept_loss or ()), rehash
+        Path(config),
+        Path(root) if root else None,
+        engine,
+        runner,
+        workers,
+        limit,
+        tuple(accept_loss or ()),
+        rehash,
+        tuple(beam_options or ()),
     )
     with open_run(settings, None) as run:
         run.log.line(f"prefect flow run {flow_run.get_id()}")

@@ -9,6 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
+# `s3://bucket/x` as a path is `s3:/bucket/x`; a drive of Windows has one letter.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address, such as that of an object store, and no folder of this machine."""
+    return _ADDRESS.match(str(path)) is not None
+
 
 def located(value: Any, info: ValidationInfo) -> Any:
     """A path with `${VARIABLE:-default}` filled in. It is relative to the configuration file's folder; a variable's own
@@ -25,7 +33,10 @@ def located(value: Any, info: ValidationInfo) -> Any:
         return filled or str(match["default"])
 
     base = (info.context or {}).get("base", Path())
-    return (base / Path(_VARIABLE.sub(fill, str(value))).expanduser()).resolve()
+    named = _VARIABLE.sub(fill, str(value))
+    if is_address(named):
+        raise ValueError("a file or folder of this machine is needed, and this is an address: mount the store")
+    return (base / Path(named).expanduser()).resolve()
 
 
 LocatedPath = Annotated[Path, BeforeValidator(located)]

@@ -115,6 +115,11 @@ def _bytes(item: FoundItem, root: Path) -> int:
     return total
 
 
+def _plain(text: str) -> str:
+    """A cell that a spreadsheet takes for a text; it would carry out what starts as a formula does."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
     """A CSV of one row an item, to look a verdict up. It names files of the tree: readable by its owner only."""
     text = io.StringIO()
@@ -122,8 +127,8 @@ def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
     rows.writerow(_COLUMNS)
     for item in items:
         rows.writerow(
-            [item.modality, item.verdict, item.units_expected, _files(item), _bytes(item, root), _tag(item)]
-            + [item.time_precision if item.time else "", item.paths[0] if item.paths else ""]
+            [item.modality, item.verdict, item.units_expected, _files(item), _bytes(item, root), _plain(_tag(item))]
+            + [item.time_precision if item.time else "", _plain(item.paths[0] if item.paths else "")]
         )
     with atomic_write(out) as temporary:
         temporary.touch(0o600)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extractors.deid import Deidentifier
+from flows.runs.paths import check_paths, local_folder
 from flows.runs.record import quarantined
 from flows.runs.root import bind_root, forget_scratch, read_root
 from flows.runs.settings import RunSettings, make_engine
@@ -65,7 +66,8 @@ def convert(
     config = load_config(settings.config)
     said: list[str] = []
     chosen = settings.root or config.root or out.with_name(f"{out.name}.root")
-    layout = Layout(chosen.expanduser().resolve())
+    layout = Layout(local_folder(chosen, "--root"))
+    check_paths(config.model_copy(update={"modalities": {}, "merges": None}), layout, out)
     base = settings.config.parent.resolve()
     Deidentifier(config.deid, b"")
     with exclusive(layout):

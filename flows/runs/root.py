@@ -3,7 +3,7 @@
 import shutil
 from typing import Any
 
-from extractors.deid import Deidentifier, load_key
+from extractors.deid import SYNTHETIC_KEY, Deidentifier, load_key
 from extractors.events.joins import SCRATCH
 from pipelines.config import RunConfig
 from warehouse.errors import REPAIR, TimeloomError
@@ -12,6 +12,7 @@ from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
 # A change would move subjects, give them other ids, or mix a trial with the whole.
 FIXED = {
+    "name": "`name` in the configuration",
     "buckets": "number of buckets",
     "pack_groups": "number of pack groups",
     "limit": "--limit (a trial keeps to a root of its own)",
@@ -30,6 +31,7 @@ def forget_scratch(layout: Layout) -> None:
 def root_settings(config: RunConfig, limit: int | None, key: bytes) -> dict[str, Any]:
     """What root.json says, and every manifest too."""
     return {
+        "name": config.name,
         "buckets": config.buckets,
         "pack_groups": config.pack_groups,
         "limit": limit,
@@ -58,13 +60,22 @@ def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool
     Raises:
         TimeloomError: the run asks for something else, root.json is missing or damaged, or the key is lost.
     """
-    key = load_key(config.deid, layout.private, create=new)
-    settings = root_settings(config, limit, key)
     if new:
-        write_sealed(layout.settings, settings)
+        write_sealed(layout.settings, root_settings(config, limit, load_key(config.deid, layout.private, create=True)))
         return
     fixed = read_root(layout)
-    for name, value in settings.items():
+    # Those of older versions do not say whose they are.
+    if fixed.setdefault("name", config.name) != config.name:
+        raise TimeloomError(
+            f"{layout.root.name} is the root of {fixed['name']}, and not of {config.name}",
+            remedy="use another --root; where the site alone has a new name, keep the old `name` in the configuration",
+        )
+    synthetic = Deidentifier(config.deid, SYNTHETIC_KEY).key_fingerprint
+    if fixed.get("key") == synthetic and config.deid.mode != "synthetic":
+        raise TimeloomError(
+            f"{layout.root.name} was made with deid.mode: synthetic", remedy="keep it, or use another root"
+        )
+    for name, value in root_settings(config, limit, load_key(config.deid, layout.private)).items():
         if fixed.get(name) != value:
             raise TimeloomError(
                 f"{layout.root.name} was made with another {FIXED[name]}", remedy="keep it, or use another root"

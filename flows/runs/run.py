@@ -18,12 +18,13 @@ from extractors.deid import Deidentifier
 from flows.extras import require
 from flows.runs import gate
 from flows.runs.log import RunLog
+from flows.runs.paths import configured
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
 from flows.runs.root import bind_root, forget_scratch
-from flows.runs.settings import RunSettings, make_engine, root_of
+from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines import stages as list_of_stages
-from pipelines.config import RunConfig, load_config
+from pipelines.config import RunConfig
 from pipelines.engine.context import RunContext
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
@@ -333,10 +334,9 @@ class Run:
 
 def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool = False) -> Run:
     """A run, ready to be entered."""
-    config = load_config(settings.config)
+    config, layout = configured(settings)
     if config.modalities:
         require("images", "images")
-    layout = Layout(root_of(config, settings.root))
     return Run(
         config,
         settings.config.parent.resolve(),

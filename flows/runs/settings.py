@@ -31,18 +31,7 @@ class RunSettings:
     limit: int | None = None
     accept_loss: tuple[str, ...] = ()
     rehash: bool = False
-
-
-def root_of(config: "RunConfig", root: Path | None) -> Path:
-    """The warehouse's folder.
-
-    Raises:
-        TimeloomError: neither the command nor the configuration names one.
-    """
-    chosen = root or config.root
-    if chosen is None:
-        raise TimeloomError("no root was given", remedy="use --root, or `root:` in the configuration")
-    return chosen.expanduser().resolve()
+    beam_options: tuple[str, ...] = ()
 
 
 def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
@@ -56,7 +45,7 @@ def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
         return LocalEngine(workers)
     if settings.engine == "beam":
         require("beam", "runs on Beam")
-        return BeamEngine(settings.runner, workers or 1)
+        return BeamEngine(settings.runner, workers or 1, settings.beam_options)
     raise TimeloomError(f"there is no engine {settings.engine}", remedy="use local or beam")
 
 

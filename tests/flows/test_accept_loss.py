@@ -46,8 +46,9 @@ def test_the_flow_of_prefect_takes_them_as_a_parameter(monkeypatch: pytest.Monke
     parameters = flows.nightly.nightly.parameters.properties
     monkeypatch.setattr(flows.nightly, "nightly", lambda **given: asked.append(given))
     config = tmp_path / "site.yaml"
-    config.write_text("sources: [{source: omop, path: .}]\n", encoding="utf-8")
-    cli._in_prefect(RunSettings(config, accept_loss=("labs",)), lambda *_: None)
+    (tmp_path / "raw").mkdir()
+    config.write_text("sources: [{source: omop, path: raw}]\n", encoding="utf-8")
+    cli._in_prefect(RunSettings(config, tmp_path / "warehouse", accept_loss=("labs",)), lambda *_: None)
     assert asked[0]["accept_loss"] == ["labs"]
     assert set(asked[0]) <= set(parameters)
 

@@ -120,3 +120,13 @@ def test_images_of_which_none_is_usable_are_two(tmp_path: Path) -> None:
     write_series(tmp_path / "mr", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR")
     done = index(tmp_path)
     assert done.returncode == 2 and "Nothing is usable. Found: 6 DICOM." in done.stdout
+
+
+@pytest.mark.parametrize("name", ["=1+1.svs", "+x.svs", "-x.svs", "@x.svs"])
+def test_a_spreadsheet_takes_every_cell_for_a_text(tmp_path: Path, name: str) -> None:
+    write_tiff(tmp_path / "slides" / name, stained(), mpp=0.5)
+    out = tmp_path / "items.csv"
+    index(tmp_path / "slides", "--out", out)
+    _, *items = csv.reader(out.read_text(encoding="utf-8").splitlines())
+    assert f"'{name}" in {item[-1] for item in items}
+    assert not any(cell.startswith(("=", "+", "-", "@")) for item in items for cell in item)

@@ -1,0 +1,95 @@
+"""The folders that a run reads and writes, held against each other before anything is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.runs.settings import RunSettings
+from pipelines.config import RunConfig, load_config
+from warehouse.configuration import is_address
+from warehouse.errors import TimeloomError
+from warehouse.layout import Layout
+
+
+def local_folder(path: Path, option: str) -> Path:
+    """A folder of this machine, absolute.
+
+    Raises:
+        TimeloomError: the path is an address, such as that of an object store.
+    """
+    if is_address(path):
+        raise TimeloomError(
+            f"{option} takes a folder of this machine, and got an address",
+            remedy="mount the store, or copy what is published to it",
+        )
+    return path.expanduser().resolve()
+
+
+def configured(settings: RunSettings) -> tuple[RunConfig, Layout]:
+    """The configuration of a run and the layout of its root, before anything raw is read.
+
+    Raises:
+        TimeloomError: the configuration is wrong, no root is named, or a path does not do.
+    """
+    config = load_config(settings.config)
+    layout = Layout(root_of(config, settings.root))
+    check_paths(config, layout)
+    return config, layout
+
+
+def root_of(config: RunConfig, root: Path | None) -> Path:
+    """The warehouse's folder.
+
+    Raises:
+        TimeloomError: neither the command nor the configuration names one, or it is an address.
+    """
+    chosen = root or config.root
+    if chosen is None:
+        raise TimeloomError("no root was given", remedy="use --root, or `root:` in the configuration")
+    return local_folder(chosen, "--root")
+
+
+def check_paths(config: RunConfig, layout: Layout, *written: Path) -> None:
+    """Refuses a configuration whose files are missing, or lie where the run writes.
+
+    A root inside an export would be read as tables the next night, and an export inside a root be lost with it.
+
+    Args:
+        written: further folders that are written, such as `--out`.
+
+    Raises:
+        TimeloomError: naming the key.
+    """
+    raw = list(_raw(config))
+    for key, path in (*raw, *_supplied(config)):
+        if not path.exists():
+            raise TimeloomError(f"{key} does not exist: {path}", remedy=f"mend {key} in the configuration")
+    for folder in (layout.root, layout.private, *written):
+        for key, path in raw:
+            if _is_within(folder, path):
+                raise TimeloomError(f"{folder.name} lies in the raw files of {key}", remedy="write to another folder")
+            if _is_within(path, folder):
+                raise TimeloomError(f"the raw files of {key} lie in {folder.name}", remedy="write to another folder")
+
+
+def _raw(config: RunConfig) -> Iterator[tuple[str, Path]]:
+    """The key and the path of every export and every tree of images."""
+    for number, source in enumerate(config.sources):
+        yield f"sources.{number}.path", source.path
+    for name, block in config.modalities.items():
+        yield f"modalities.{name}.path", block.path
+
+
+def _supplied(config: RunConfig) -> Iterator[tuple[str, Path]]:
+    """The key and the path of every single file that the site supplies besides."""
+    for number, source in enumerate(config.sources):
+        for name, path in source.crosswalks.items():
+            yield f"sources.{number}.crosswalks.{name}", path
+    for name, block in config.modalities.items():
+        if block.crosswalk is not None:
+            yield f"modalities.{name}.crosswalk.file", block.crosswalk.file
+    if config.merges is not None:
+        yield "merges", config.merges
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    return inner.resolve().is_relative_to(outer.resolve())
