@@ -13,10 +13,11 @@ import polars as pl
 
 from embedders.running.salvage import is_readable, salvage
 from extractors.deid import load_key
+from flows.runs.paths import root_of
 from flows.runs.record import lineage_path, record_lineage
 from flows.runs.root import read_root, root_settings
 from flows.runs.run import Run, RunOutcome, open_run
-from flows.runs.settings import RunSettings, root_of
+from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
 from validation.damage import RESTORE_KEY, Damage, Root, find_damage
 from warehouse.errors import TimeloomError
