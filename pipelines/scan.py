@@ -268,9 +268,10 @@ class _Scan:
             rows += kept if kept and kept[0]["state"] == state and folder.files[name] else self._read(path)
         found = [row for row in rows if row["value"] is not None]
         if whole and found:
-            findings = imported(self.by_file.beside)([Finding(**json.loads(row["value"])) for row in found])
-            for row, finding in zip(found, findings, strict=True):
-                row.update(_of_finding(row["file"], finding))
+            alone = [Finding(**json.loads(row["value"])) for row in found]
+            for row, before, finding in zip(found, alone, imported(self.by_file.beside)(alone), strict=True):
+                if finding is not before:
+                    row.update(_of_finding(row["file"], finding))
         for row in rows:
             if row["foreign"] is not None:
                 self.foreign += 1

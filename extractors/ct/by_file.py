@@ -1,7 +1,7 @@
 """CT found file by file: a file's slice headers as JSON, and the items of headers that were read at different times."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,10 @@ def examine_file(settings: CtSettings, path: str, is_file: bool) -> Examined:
 
 def beside(findings: Sequence[Finding]) -> list[Finding]:
     """The findings of a folder; slices that were cut short before their series UID know the only series beside them."""
+    if not any(
+        found.value.get("verdict", "").startswith("failed_") and not found.value.get("series") for found in findings
+    ):
+        return list(findings)
     return [_finding(header) for header in adopted([header_from_json(found.value) for found in findings])]
 
 
@@ -37,12 +41,12 @@ def _finding(header: SliceHeader) -> Finding:
 
 def header_to_json(header: SliceHeader) -> dict[str, Any]:
     """What of a header is not as in one of which nothing is known, as JSON."""
-    return {
-        field.name: _plain(value)
-        for field in fields(header)
-        if (value := getattr(header, field.name)) is not field.default
-        and (isinstance(value, np.ndarray) or value != field.default)
-    }
+    told = {}
+    for name, default in _DEFAULTS:
+        value = getattr(header, name)
+        if value is not default and (isinstance(value, np.ndarray) or value != default):
+            told[name] = _plain(value)
+    return told
 
 
 def header_from_json(value: dict[str, Any]) -> SliceHeader:
@@ -54,16 +58,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Moment):
-        return asdict(value) | {"time": value.time.isoformat()}
+        return [value.rank, value.time.isoformat(), value.source, value.precision, value.utc_offset_minutes]
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _moments(parts: list[dict[str, Any]]) -> tuple[Moment, ...]:
-    return tuple(Moment(**{**part, "time": datetime.fromisoformat(part["time"])}) for part in parts)
+def _moments(parts: list[list[Any]]) -> tuple[Moment, ...]:
+    return tuple(Moment(rank, datetime.fromisoformat(time), *others) for rank, time, *others in parts)
 
 
 def _as_is(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+_DEFAULTS = [(field.name, field.default) for field in fields(SliceHeader)]
 _READ: dict[str, Callable[[Any], Any]] = {"moments": _moments, "plane": np.array, "position": np.array}
