@@ -96,10 +96,8 @@ def assemble(
     pack_ids = numbers[0] if len(numbers) == 1 else np.concatenate(numbers)
     if asked.fields == "ids":
         found = [shelf.ids(packs) for shelf, packs in parts]
-        if padded:
-            found.append(np.zeros((padded, context), found[0].dtype))
         ids = found[0] if len(found) == 1 else np.concatenate(found)
-        return IdBatch(widened(ids), torch.from_numpy(pack_ids), cursor)
+        return IdBatch(widened(ids, padded), torch.from_numpy(pack_ids), cursor)
     places = [place for shelf, packs in parts for place in shelf.places(packs)]
     if padded:
         places += padding(padded, places, context)

@@ -17,7 +17,7 @@ from warehouse.embeddings.addresses import VectorAddresses
 from warehouse.modalities import MODALITIES
 from warehouse.readers.batch import SegmentBatch
 from warehouse.readers.open_shards import IMAGE_BYTES, PackAddress, id_bytes, id_dtypes, narrow, stacked
-from warehouse.tokens import UNK
+from warehouse.tokens import PAD, UNK
 
 # glibc gives blocks above a threshold back to the kernel as they are freed, and the kernel zeroes each page anew: half
 # the time of a batch. Freeing one block of this size, never touched, raises the threshold to it.
@@ -37,9 +37,16 @@ def ragged(starts: I64, counts: I64) -> I64:
     return np.repeat(starts - before, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
-def widened(ids: npt.NDArray[Any]) -> torch.Tensor:
-    """Ids as int64. By numpy: torch shares so short a job between threads, which wait where cores are busy."""
-    return torch.from_numpy(ids.astype(np.int64))
+def widened(ids: npt.NDArray[Any], padded: int = 0) -> torch.Tensor:
+    """Ids (n, L) as int64, and so many rows of PAD behind them.
+
+    By numpy: torch shares so short a job between threads, which wait where cores are busy.
+    """
+    if not padded:
+        return torch.from_numpy(ids.astype(np.int64))
+    whole = np.full((len(ids) + padded, ids.shape[1]), PAD, np.int64)
+    whole[: len(ids)] = ids
+    return torch.from_numpy(whole)
 
 
 def _narrow_ids(places: Sequence[PackAddress], context: int) -> npt.NDArray[Any]:
