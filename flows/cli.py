@@ -501,15 +501,30 @@ def serve(
     config: Annotated[Path, typer.Argument(help="The run's YAML.")],
     root: Root = None,
     cron: Annotated[str, typer.Option(help="When to run, as a cron expression.")] = "0 2 * * *",
-    port: Annotated[int, typer.Option(help="Where the Prefect UI listens, if no server is configured.")] = 4200,
+    timezone: Annotated[
+        str, typer.Option(help="The clock that --cron means, as an IANA name: Europe/Vienna follows its summer time.")
+    ] = "UTC",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="Where the Prefect UI listens. Where not given: where it did before for this root, or the first free "
+            "port from 4200 on.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run the nightly flow on a schedule on this machine, with the Prefect UI to watch it. Ctrl-C ends it."""
+    """Run the nightly flow on a schedule on this machine, with the Prefect UI to watch it. Ctrl-C ends it.
+
+    One command serves one root: a second one for the same root is refused, others run beside it. Each has a Prefect
+    server of its own, in ROOT.prefect, unless PREFECT_API_URL names one. A server that ends is started again; where
+    that does not help, the command ends with exit code 1, so that what started it can see it.
+    """
     _set_debug(debug)
     require("pipeline", "schedules")
     from flows.serve import serve_nightly
 
-    serve_nightly(config, root, cron, port, say)
+    serve_nightly(config, root, cron, timezone, port, say)
 
 
 if __name__ == "__main__":

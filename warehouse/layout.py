@@ -158,6 +158,16 @@ class Layout:
     def lock(self) -> Path:
         return self.root / ".lock"
 
+    @property
+    def serve_lock(self) -> Path:
+        """Held by the `timeloom serve` of this root."""
+        return self.root / ".serve.lock"
+
+    @property
+    def prefect(self) -> Path:
+        """Beside the root: the home of the Prefect server that `timeloom serve` runs for it."""
+        return self.root.with_name(f"{self.root.name}.prefect")
+
     def embeddings(self, modality: str, store: str) -> Path:
         return self.root / "embeddings" / modality / store
 

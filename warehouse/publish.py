@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,16 +31,26 @@ def current_release(layout: Layout) -> ReleaseLayout | None:
     return ReleaseLayout(path)
 
 
-@contextmanager
-def exclusive(layout: Layout) -> Iterator[None]:
-    """Holds the root's lock; the kernel frees it when the process dies.
+def exclusive(layout: Layout) -> AbstractContextManager[None]:
+    """Holds the root's lock.
 
     Raises:
         TimeloomError: another run holds it.
     """
+    busy = TimeloomError(f"another run is working on {layout.root.name}", remedy="wait for it, or look at its log")
+    return locked(layout, layout.lock, busy)
+
+
+@contextmanager
+def locked(layout: Layout, path: Path, busy: TimeloomError) -> Iterator[None]:
+    """Holds a lock of the root, which is made if need be; the kernel frees it when the process dies.
+
+    Raises:
+        TimeloomError: `busy`, where another process holds it; the root cannot be made or written.
+    """
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        lock = layout.lock.open("a")
+        lock = path.open("a")
     except OSError as error:
         raise TimeloomError(
             f"the root {layout.root} cannot be made or written", remedy="give --root a folder on a writable, local disk"
@@ -49,9 +59,7 @@ def exclusive(layout: Layout) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TimeloomError(
-                f"another run is working on {layout.root.name}", remedy="wait for it, or look at its log"
-            ) from error
+            raise busy from error
         yield
 
 

@@ -25,6 +25,7 @@ Server stopped!
 UNWRITABLE = LOCKED.replace("database is locked", "unable to open database file")
 FORBIDDEN = "Traceback (most recent call last):\nPermissionError: [Errno 13] Permission denied: '/srv/prefect'\n"
 TAKEN = "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 4200): address already in use\n"
+BUSY = TAKEN + "AssertionError: Reactive triggers not started\n"
 FULL = "OSError: [Errno 28] No space left on device\n"
 
 
@@ -43,6 +44,7 @@ def free_port() -> int:
         (UNWRITABLE, "unable to open database file", "set PREFECT_HOME to a folder that can be written"),
         (FORBIDDEN, "Permission denied", "set PREFECT_HOME to a folder that can be written"),
         (TAKEN, "address already in use", "give `serve` another --port"),
+        (BUSY, "address already in use", "give `serve` another --port"),
         (FULL, "No space left on device", "free space where PREFECT_HOME lies"),
         ("", "it said nothing", "`run` --direct"),
     ],
@@ -93,5 +95,5 @@ def locked_api() -> Iterator[str]:
 
 def test_an_api_that_wants_a_key_is_there(monkeypatch: pytest.MonkeyPatch, locked_api: str) -> None:
     monkeypatch.setenv("PREFECT_API_URL", locked_api)
-    assert ensure_server() is None
+    ensure_server()
     assert os.environ["PREFECT_API_URL"] == locked_api

@@ -287,11 +287,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        process = start_server(port)
-    url = f"http://127.0.0.1:{port}/api"
-    yield Server(url, os.environ | variables | {"PREFECT_API_URL": url})
-    process.terminate()
-    process.wait(timeout=30)
+        started = start_server(port)
+    yield Server(started.url, os.environ | variables | {"PREFECT_API_URL": started.url})
+    started.stop()
 
 
 def _identifiers(site: Site) -> set[str]:
