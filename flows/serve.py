@@ -20,9 +20,9 @@ from zoneinfo import available_timezones
 
 from flows.prefect_server import QUIET, Server, belonging_to, is_there, reach_named, stop_session
 from flows.root_server import start_root_server
-from flows.runs.settings import root_of
+from flows.runs.paths import configured
+from flows.runs.settings import RunSettings
 from flows.schedule import Schedule
-from pipelines.config import load_config
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.publish import locked
@@ -160,10 +160,10 @@ def serve_nightly(config: Path, root: Path | None, cron: str, timezone: str, por
     """Serves until it is told to end.
 
     Raises:
-        TimeloomError: the configuration, the cron expression or the time zone is invalid; another process serves this
-            root; no server answers, or it is gone and cannot be started again.
+        TimeloomError: the configuration, a path of it, the cron expression or the time zone is invalid; another process
+            serves this root; no server answers, or it is gone and cannot be started again.
     """
-    layout = Layout(root_of(load_config(config), root))
+    _, layout = configured(RunSettings(config, root))
     name = deployment_name(layout.root)
     check_times(cron, timezone)
     schedule = Schedule(name, str(config.resolve()), str(layout.root), cron, timezone)
