@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extractors.crosswalk import CrosswalkConfig
+from extractors.crosswalk import CrosswalkConfig, Match
 from extractors.items import FoundItem
 from extractors.reading import SubjectReading
 from warehouse.configuration import LocatedPath, Settings
@@ -23,10 +23,15 @@ class ModalitySettings(SubjectReading, Settings):
 
     Every key but the files' places is part of what an index is known by: a new one indexes its own modality anew, and
     no other.
+
+    Attributes:
+        issuers: whose ids the tables have, where files name who gave an id (IssuerOfPatientID). Patients of others are
+            others, `504^^^CLINIC`. Where none is named, only an id that several issuers gave is told apart.
     """
 
     path: LocatedPath
     crosswalk: CrosswalkConfig | None = None
+    issuers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,7 @@ class ByFile:
     """How items of many files are found: each file once, then what belongs together. Functions are `module:name`.
 
     Attributes:
-        examine: a function of settings, a path below theirs and whether it is a file (else a folder that cannot be
-            listed), which gives an `Examined`.
+        examine: a function of settings and an `extractors.trees.Entry` below their path, which gives an `Examined`.
         beside: a function of the findings of a folder, which gives them with what each of them owes to the others.
         items: a function of settings and findings, whole series and studies of them in whatever order, which gives
             their items.
@@ -90,6 +94,7 @@ class Extractor:
             `index` is asked about the whole tree whenever anything in it changed.
         reads: what files it reads, in words.
         foreign: the verdict of the one item for all files that are none of the modality.
+        matches: what a crosswalk may name its items by.
         private_geometry: keys of an item's geometry that its reader alone needs; they stay in the private folder.
         keyed_geometry: keys whose values name a group of items, and are hashed by the site's key.
     """
@@ -104,6 +109,7 @@ class Extractor:
     by_file: ByFile | None = None
     reads: str = ""
     foreign: str = ""
+    matches: tuple[Match, ...] = ("patient_id",)
     private_geometry: frozenset[str] = frozenset()
     keyed_geometry: frozenset[str] = frozenset()
 

@@ -24,6 +24,7 @@ VERDICTS: Mapping[str, str] = {
     "refused_not_ct": "DICOM of another kind: MR, PET, RT, SEG, SR, dose report, private SOP class",
     "refused_localizer": "a CT localizer (scout, surview)",
     "refused_secondary_capture": "a secondary capture or screen save",
+    "refused_calculated": "pixels calculated from many slices or scans: MIP, rendering, subtraction, perfusion map",
     "refused_burned_in": "the header says that annotations are burned into the pixels",
     "refused_nested_archive": "an archive inside an archive",
     "refused_not_hu": "pixels that do not rescale to Hounsfield units",
@@ -32,24 +33,28 @@ VERDICTS: Mapping[str, str] = {
     "refused_not_axial": "a coronal or sagittal reformat",
     "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
+    "refused_linked_folder": "a link to a folder, which is not followed",
     # the modality, but damaged or incomplete
     "failed_unreadable": "a file that cannot be parsed or decoded, or is cut short",
+    "failed_unlisted_folder": "a folder that cannot be listed: what it holds is not known",
     "failed_archive_limits": "an archive that unpacks out of all proportion",
     "failed_changed": "a file that changed after it was indexed",
     "failed_missing_file": "a file that the manifest names and the tree lacks",
     "failed_missing_geometry": "slices without position, orientation or spacing",
     "failed_implausible_size": "a matrix larger than any scanner makes",
+    "failed_implausible_pixel_size": "pixels of a physical size that no scanner makes",
     "failed_too_few_slices": "three slices or fewer",
     "failed_too_many_units": "more slices or tiles than an item may have",
     "failed_duplicate_position": "two different slices at one position",
     "failed_missing_slice": "a gap where a slice should be",
     "failed_inconsistent_geometry": "slices at irregular distances",
-    "failed_gantry_tilt": "slices sheared against their normal (gantry tilt)",
+    "failed_gantry_tilt": "slices of a tilted gantry, where `geometry: strict` wants a volume that is not sheared",
+    "failed_sheared": "slices that drift sideways as no gantry makes them drift",
     "failed_mixed_subjects": "slices of one series that name different patients",
     TWO_SUBJECTS: "the same pixels are tied to two patients, and nobody can say whose they are",
     "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
-    "failed_no_subject": "no patient identifier",
-    "failed_no_mpp": "no physical pixel size in the file or the manifest, or an impossible one",
+    "failed_no_subject": "no patient identifier, or none in the crosswalk",
+    "failed_no_mpp": "no physical pixel size in the file or the manifest",
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
     "failed_no_tissue": "no tile with tissue",
     "failed_out_of_focus": "more of the tissue tiles than allowed are blurred",
@@ -57,6 +62,9 @@ VERDICTS: Mapping[str, str] = {
     "failed_too_many_bad_tiles": "more of the tissue tiles than allowed cannot be decoded",
     "failed_not_finite": "an encoder output that is not a finite number",
 }
+
+# What a folder holds besides files, by `extractors.trees.Entry.kind`.
+BESIDE_FILES: Mapping[str, str] = {"closed": "failed_unlisted_folder", "link": "refused_linked_folder"}
 
 
 class VerdictError(Exception):
@@ -85,6 +93,8 @@ class FoundItem:
     units_expected: int | None  # slices or tissue tiles
     geometry: dict[str, Any] = field(default_factory=dict)  # JSON, without identifiers
     content: str = ""  # hex; the same for the same pixels, whatever ids and dates stand beside them; else `identity` is
+    issuer: str = ""  # who gave `raw_subject`, where the files say so: two issuers may give one id to two patients
+    names: Mapping[str, str] = field(default_factory=dict)  # what else a crosswalk may match, by the key `match`
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:

@@ -136,6 +136,13 @@ class RunConfig(Settings):
         for name in lacking:
             if EXTRACTORS[name].needs_crosswalk:
                 raise ValueError(f"{name} items have no subject of their own: give modalities.{name}.crosswalk")
+        for name, block in given.items():
+            matches = EXTRACTORS[name].matches
+            if block is not None and block.crosswalk is not None and block.crosswalk.match not in matches:
+                raise ValueError(
+                    f"modalities.{name}.crosswalk.match is {block.crosswalk.match}; {name} items are named by "
+                    + ", ".join(matches)
+                )
         return {name: block for name, block in given.items() if block is not None}
 
     @field_validator("splits", mode="before")

@@ -22,8 +22,8 @@ from pipelines.engine.context import counts_of
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import RawFile, Result, Task
 from pipelines.night import Night, Stage
+from pipelines.scan import OF_SUBJECTS, settings_of
 from pipelines.scan import Counts as ScanCounts
-from pipelines.scan import settings_of
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 
@@ -92,7 +92,7 @@ def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[T
     if not scanned:
         return
     # Whose items they are, and when, a crosswalk may say in the end; that there is one is all that counts here.
-    settings = [settings_of(block, "crosswalk", "subject_pattern", "subject_normalise"), block.crosswalk is not None]
+    settings = [settings_of(block, *OF_SUBJECTS), block.crosswalk is not None]
     findings = pl.scan_parquet(scanned, include_file_paths="path").filter(pl.col("series").is_not_null())
     parts = _parts(findings.select("series", "study").unique().collect(engine="streaming"), findings)
     if parts["part"].n_unique() <= 1:
@@ -185,7 +185,8 @@ def run(params: Params, base: Path) -> Result:
     settings = extractor.settings.model_validate(params["settings"])
     if extractor.by_file is None:
         crosswalk = settings.crosswalk
-        links = read_crosswalk(crosswalk) if crosswalk else None
+        key = f"modalities.{modality}.crosswalk"
+        links = read_crosswalk(crosswalk, key, settings.subject_ids) if crosswalk else None
         found = extractor.index_items(settings, links, workers=params["workers"])
     else:
         found = imported(extractor.by_file.items)(settings, _findings(params))
@@ -229,4 +230,4 @@ def whole_items(path: Path, rows: list[int]) -> list[FoundItem]:
     return items
 
 
-STAGE = Stage("group", 1, "pipelines.group:run", step="extract", after=("scan",), in_release=False, plan=plan)
+STAGE = Stage("group", 2, "pipelines.group:run", step="extract", after=("scan",), in_release=False, plan=plan)

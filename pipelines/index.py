@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from extractors.crosswalk import read_crosswalk, relink
+from extractors.crosswalk import read_crosswalk, references, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.extractor import ModalitySettings
 from extractors.ids import SubjectIds
+from extractors.issuers import with_issuers
 from extractors.items import OK, TWO_SUBJECTS, FoundItem, foreign_item
 from extractors.modalities import extractor_of
 from extractors.same_content import of_two_subjects
@@ -130,13 +131,15 @@ def run(params: Params, base: Path) -> Result:
     crosswalk = settings.crosswalk
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
-    links = read_crosswalk(crosswalk) if crosswalk else None
+    links = read_crosswalk(crosswalk, f"modalities.{modality}.crosswalk", settings.subject_ids) if crosswalk else None
     places = [(path, row, item) for path in params["grouped"] for row, item in enumerate(read_items(Path(path)))]
     found = [item for *_, item in places]
     if params["foreign"][0]:
         found.append(foreign_item(modality, extractor.foreign, *params["foreign"]))
-    found = _spelt(found, settings.subject_ids)
-    frame = _rows(found, links if crosswalk and crosswalk.match == "patient_id" else None, settings, deid)
+    if crosswalk is None or crosswalk.match == "patient_id":
+        # The block's keys are of ids in the files' headers; those of a crosswalk are mended by its own.
+        found = with_issuers(_spelt(found, settings.subject_ids), settings.issuers)
+    frame = _rows(found, links, settings, deid)
 
     def whole(place: int) -> FoundItem:
         path, row, _ = places[place]
@@ -194,7 +197,7 @@ def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
 
 
 def _rows(
-    found: list[FoundItem], by_patient: pl.DataFrame | None, settings: ModalitySettings, deid: Deidentifier
+    found: list[FoundItem], links: pl.DataFrame | None, settings: ModalitySettings, deid: Deidentifier
 ) -> pl.DataFrame:
     """One row an item, in the order of `found`, with ids hashed and dates shifted."""
     frame = pl.DataFrame(
@@ -216,8 +219,10 @@ def _rows(
             "verdict": pl.String, "units_expected": pl.Int32, "geometry": pl.String,
         },
     )  # fmt: skip
-    if by_patient is not None:
-        frame = relink(frame, by_patient, settings.subject_ids)
+    if links is not None and settings.crosswalk is not None and settings.crosswalk.match != "path":
+        match = settings.crosswalk.match
+        named = (item.raw_subject if match == "patient_id" else item.names.get(match) for item in found)
+        frame = relink(frame.with_columns(references(named, match).alias("reference")), links).drop("reference")
     # A date stands at the end of its day, as in every other source: nothing may use it early.
     dated = pl.col("time_precision") == "day"
     end_of_day = pl.col("time").dt.truncate("1d") + pl.duration(days=1) - pl.duration(microseconds=1)
@@ -251,4 +256,4 @@ def public_geometry(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("index", 4, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)
+STAGE = Stage("index", 5, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)

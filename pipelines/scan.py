@@ -20,7 +20,7 @@ import xxhash
 from extractors.extractor import ByFile, Finding, ModalitySettings, imported
 from extractors.items import foreign_number
 from extractors.modalities import EXTRACTORS, extractor_of
-from extractors.trees import Folder, folder_at, folders_of
+from extractors.trees import Entry, Folder, folder_at, folders_of
 from pipelines.config import ModalityConfig
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import RawFileChangedError, Result, Task
@@ -41,6 +41,8 @@ SCANNED = pa.schema(
     ]
 )
 FEWEST_FILES, MOST_FILES = 1 << 10, 1 << 13
+# Keys that say whose items are: they are minded when items are told, not when files are read.
+OF_SUBJECTS = ("crosswalk", "subject_pattern", "subject_normalise", "issuers")
 FOLDERS = "folders"  # in the files' metadata: which folders it has, and by which rules
 _ENDS = 4  # one in so many folders ends a task, so that a new folder moves the ends of few
 
@@ -97,7 +99,7 @@ def plan(night: Night) -> list[Task]:
             )
         if by_file is None:
             continue
-        minded = settings_of(block, "crosswalk", "subject_pattern", "subject_normalise", *by_file.judged_later)
+        minded = settings_of(block, *OF_SUBJECTS, *by_file.judged_later)
         rules = sha256_json([STAGE.name, STAGE.version, modality, minded])
         for chunk in _chunks(block.path):
             fingerprint = sha256_json([rules, chunk.folders, chunk.digests])
@@ -151,7 +153,7 @@ def _parts(folder: Folder) -> Iterator[tuple[int, int, list[str]]]:
     parts = 1
     while len(folder.files) > parts * MOST_FILES:
         parts *= 2
-    if not folder.files and folder.listed:
+    if not folder.files and not folder.beside():
         return
     for number in range(parts):
         yield number, parts, [name for name in folder.files if _part_of(name, parts) == number]
@@ -162,7 +164,7 @@ def _part_of(name: str, parts: int) -> int:
 
 
 def _digest(folder: Folder, files: Iterable[str]) -> str:
-    digest = sha256(b"" if folder.listed else b"not listed")
+    digest = sha256(json.dumps(folder.beside()).encode())
     for name in files:
         digest.update(os.fsencode(name) + f"\0{folder.files[name]}\n".encode())
     return digest.hexdigest()
@@ -214,7 +216,7 @@ def run(params: Params, base: Path) -> Result:
         for path, part, parts in params["folders"]:
             folder = folder_at(settings.path, path)
             names = [name for name in folder.files if _part_of(name, parts) == part]
-            rows = scan.rows(folder, names, whole=parts == 1)
+            rows = scan.rows(folder, names, part, parts)
             writer.write_table(pa.Table.from_pylist(rows, SCANNED))
     counts = Counts(
         modality=modality,
@@ -254,20 +256,19 @@ class _Scan:
     foreign: int = 0
     foreign_total: int = 0
 
-    def rows(self, folder: Folder, names: list[str], whole: bool) -> list[_Row]:
-        """The rows of a folder's files.
+    def rows(self, folder: Folder, names: list[str], part: int, parts: int) -> list[_Row]:
+        """The rows of a folder's files, or of one of so many parts of them; what is no file is of the first.
 
-        Args:
-            whole: these are all of its files, so that they can tell something of each other.
+        All of its files together can tell something of each other.
         """
-        rows = [] if folder.listed else self._examined(folder.path, "", is_file=False)
+        rows = [row for entry in folder.beside() for row in self._examined(entry, "")] if part == 0 else []
         for name in names:
             path = folder.inside(name)
             state = json.dumps(folder.files[name])
             kept = self.known.get(os.fsencode(path), [])
             rows += kept if kept and kept[0]["state"] == state and folder.files[name] else self._read(path)
         found = [row for row in rows if row["value"] is not None]
-        if whole and found:
+        if parts == 1 and found:
             alone = [Finding(**json.loads(row["value"])) for row in found]
             for row, before, finding in zip(found, alone, imported(self.by_file.beside)(alone), strict=True):
                 if finding is not before:
@@ -284,14 +285,14 @@ class _Scan:
         """Examines a file, which must be the same before and after."""
         self.read += 1
         before = _state(self.settings.path / path, settled=True)
-        rows = self._examined(path, json.dumps(before), is_file=True)
+        rows = self._examined(Entry(path, "file"), json.dumps(before))
         if _state(self.settings.path / path) != before:
             raise RawFileChangedError(f"a file of the {self.modality} images")
         return rows
 
-    def _examined(self, path: str, state: str, *, is_file: bool) -> list[_Row]:
-        examined = imported(self.by_file.examine)(self.settings, path, is_file)
-        file = os.fsencode(path)
+    def _examined(self, entry: Entry, state: str) -> list[_Row]:
+        examined = imported(self.by_file.examine)(self.settings, entry)
+        file = os.fsencode(entry.path)
         empty = dict.fromkeys(SCANNED.names) | {"file": file, "state": state}
         rows = [empty | _of_finding(file, finding) for finding in examined.findings]
         rows += [empty | {"foreign": fingerprint} for fingerprint in examined.foreign]
@@ -319,4 +320,4 @@ def _hashed(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape"))
 
 
-STAGE = Stage("scan", 1, "pipelines.scan:run", step="extract", in_release=False, plan=plan)
+STAGE = Stage("scan", 2, "pipelines.scan:run", step="extract", in_release=False, plan=plan)

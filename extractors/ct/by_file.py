@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from extractors.ct.header import SliceHeader, examine
-from extractors.ct.index import adopted, items_of, series_of
+from extractors.ct.image_type import Derivation
+from extractors.ct.index import adopted, items_of, rules_of, series_of
 from extractors.ct.settings import CtSettings
 from extractors.ct.time import Moment
 from extractors.extractor import Examined, Finding
 from extractors.items import FoundItem
+from extractors.trees import Entry
 
 
-def examine_file(settings: CtSettings, path: str, is_file: bool) -> Examined:
+def examine_file(settings: CtSettings, entry: Entry) -> Examined:
     """What one file holds: slices, each with its verdict, or what is no DICOM."""
-    found = examine(settings.path, [(path, is_file)], settings.timezone)
+    found = examine(settings.path, [entry], settings.timezone)
     return Examined([_finding(header) for header in found.slices], found.foreign)
 
 
@@ -32,7 +34,7 @@ def beside(findings: Sequence[Finding]) -> list[Finding]:
 
 def items(settings: CtSettings, findings: Iterable[Finding]) -> list[FoundItem]:
     """The items of whole series and studies."""
-    return items_of((header_from_json(found.value) for found in findings), settings.reconstruction)
+    return items_of((header_from_json(found.value) for found in findings), rules_of(settings))
 
 
 def _finding(header: SliceHeader) -> Finding:
@@ -71,4 +73,9 @@ def _as_is(value: Any) -> Any:
 
 
 _DEFAULTS = [(field.name, field.default) for field in fields(SliceHeader)]
-_READ: dict[str, Callable[[Any], Any]] = {"moments": _moments, "plane": np.array, "position": np.array}
+_READ: dict[str, Callable[[Any], Any]] = {
+    "moments": _moments,
+    "plane": np.array,
+    "position": np.array,
+    "derivation": Derivation,
+}

@@ -14,17 +14,18 @@ import numpy.typing as npt
 import xxhash
 
 from extractors.ct.geometry import plausible_spacing
+from extractors.ct.image_type import Derivation, derivation, refusal
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
-from extractors.ct.time import DATE_TIMES, PAIRS, Moment, moments_of
+from extractors.ct.time import DATE_TIMES, PAIRS, Moment, clocks_of, moments_of
 from extractors.dicom.elements import Header, numbers_of, quiet, read_elements
 from extractors.dicom.files import MEMBER, archive_kind, disk_stamp, is_regular, members
 from extractors.dicom.pixels import DECODERS, NATIVE, is_whole, pixel_format
-from extractors.items import EDGE_BYTES, OK, VerdictError, stream_fingerprint
+from extractors.items import BESIDE_FILES, EDGE_BYTES, OK, VerdictError, stream_fingerprint
+from extractors.trees import Entry
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-SCREEN_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSEINFO", "DOSE_INFO", "REF_SURVIEW"}
 LOSSY_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56)}
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
 SLOPES, MAX_INTERCEPT = (1e-4, 1e3), 1e6  # scanners write a slope of 1, sometimes 0.1 to 16, and -8,192 to 0
@@ -39,16 +40,24 @@ class SliceHeader:
     verdict: str  # of this slice alone
     fingerprint: str = ""
     pixels: str = ""  # of the pixel data's length and ends, the same in every copy of them
+    syntax: str = ""  # how the pixels are stored
     stamp: str = ""  # of the file as it was, to see later whether it changed
     instance: str = ""
+    number: int | None = None  # InstanceNumber
     series: str = ""
     owner: str = ""  # of a damaged slice without a series: the only series beside it
     study: str = ""
+    accession: str = ""
     subject: str = ""
+    issuer: str = ""  # of `subject`, in one spelling
     moments: tuple[Moment, ...] = ()
+    clocks: tuple[float | None, ...] = ()  # when it was acquired, made, and its series, in seconds
     key: tuple[Any, ...] = ()  # what slices of one volume share: frame of reference, matrix, temporal position, stack
     acquisition: str = ""
     kernel: str = ""
+    kind: tuple[str, ...] = ()  # what slices of one reconstruction share besides kernel and thickness
+    cardiac: tuple[str, ...] = ()  # where in the heart's cycle
+    derivation: Derivation = Derivation.ORIGINAL
     frame: int | None = None  # of a multi-frame object
     plane: npt.NDArray[np.float64] | None = None  # (8,) orientation and spacing
     position: npt.NDArray[np.float64] | None = None  # (3,) mm
@@ -64,19 +73,19 @@ class Findings:
     files: int
 
 
-def examine(root: Path, paths: list[tuple[str, bool]], site_timezone: str | None) -> Findings:
-    """The headers of some files of a tree, as `extractors.dicom.files.walk` names them."""
+def examine(root: Path, entries: list[Entry], site_timezone: str | None) -> Findings:
+    """The headers of some files of a tree, as `extractors.trees.walk` names them."""
     slices: list[SliceHeader] = []
     foreign: list[str] = []
     with quiet():
-        for relative, listed in paths:
-            if not listed:
-                slices.append(SliceHeader(relative, "failed_unreadable"))
+        for relative, kind in entries:
+            if kind != "file":
+                slices.append(SliceHeader(relative, BESIDE_FILES[kind]))
                 continue
             found, others = _examine(root / relative, relative, site_timezone)
             slices += found
             foreign += others
-    return Findings(slices, foreign, len(paths))
+    return Findings(slices, foreign, len(entries))
 
 
 def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list[SliceHeader], list[str]]:
@@ -160,7 +169,7 @@ def read_header(
             return False
         if not header.text("SOPClassUID") and not suspect:
             return True
-        return _slices(header, replace(broken, pixels=_pixel_print(header)), site_timezone)
+        return _slices(header, replace(broken, pixels=_pixel_print(header), syntax=header.syntax), site_timezone)
     except VerdictError as error:
         return [replace(broken, verdict=error.verdict)]
     except Exception:  # pydicom raises almost anything on damaged bytes; the verdict says what matters
@@ -215,25 +224,44 @@ def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_ti
     plane, position = numbers_of(values, ("ImageOrientationPatient", 6), ("PixelSpacing", 2)), None
     if plane is not None:
         position = numbers_of(values, ("ImagePositionPatient", 3))
-    if verdict == OK and (plane is None or position is None or not plausible_spacing(plane[6:])):
+    if verdict == OK and (plane is None or position is None):
         verdict = "failed_missing_geometry"
+    elif verdict == OK and plane is not None and not plausible_spacing(plane[6:]):
+        verdict = "failed_implausible_pixel_size"
+    derived = derivation(values)
+    number = numbers_of(values, ("InstanceNumber", 1))
     thickness = numbers_of(values, ("SliceThickness", 1))
     shared = ("FrameOfReferenceUID", "Rows", "Columns", "TemporalPositionIdentifier", "StackID")
     return replace(
         broken,
         verdict=verdict,
         instance=values.get("SOPInstanceUID", ""),
+        number=None if number is None else int(number[0]),
         series=values.get("SeriesInstanceUID", ""),
         study=values.get("StudyInstanceUID", ""),
+        accession=values.get("AccessionNumber", ""),
         subject=values.get("PatientID", ""),
+        issuer=" ".join(values.get("IssuerOfPatientID", "").upper().split()),
         moments=moments_of({tag: values.get(tag, "") for tag in _TIME_TAGS}, site_timezone),
+        clocks=clocks_of(values),
         key=tuple(values.get(keyword, "") for keyword in shared),
-        acquisition=values.get("AcquisitionNumber", ""),
+        acquisition=_plain(values.get("AcquisitionNumber", "")),
         kernel=values.get("ConvolutionKernel", ""),
+        kind=(str(int(derived)), _plain(values.get("KVP", "")), values.get("SliceThickness", "")),
+        cardiac=tuple(_plain(values.get(keyword, "")) for keyword in ("CardiacPhase", "TriggerTime")),
+        derivation=derived,
         plane=plane,
         position=position,
         thickness=None if thickness is None else float(thickness[0]),
     )
+
+
+def _plain(number: str) -> str:
+    """A number in one spelling; another text as it is."""
+    try:
+        return f"{float(number):g}"
+    except ValueError:
+        return number
 
 
 def _kind(values: Mapping[str, str]) -> str:
@@ -245,19 +273,12 @@ def _kind(values: Mapping[str, str]) -> str:
         return "refused_secondary_capture"
     if kind != CT_IMAGE and kind not in ENHANCED_CT:
         return "refused_not_ct"
-    return _image_type(values) or ("refused_burned_in" if values.get("BurnedInAnnotation", "").upper() == "YES" else OK)
-
-
-def _image_type(values: Mapping[str, str]) -> str:
-    image_type = {part.strip().upper() for part in values.get("ImageType", "").split("\\")}
-    if "LOCALIZER" in image_type:
-        return "refused_localizer"
-    return "refused_secondary_capture" if image_type & SCREEN_WORDS else ""
+    return refusal(values) or ("refused_burned_in" if values.get("BurnedInAnnotation", "").upper() == "YES" else OK)
 
 
 def _grey(values: Mapping[str, str]) -> str:
     """Whether a slice's or a frame's grey values are Hounsfield units."""
-    if found := _image_type(values):
+    if found := refusal(values):
         return found
     if not values.get("Rows") or not values.get("Columns"):
         return "failed_unreadable"

@@ -1,8 +1,9 @@
 """CT volumes from a tree of DICOM files, multi-frame objects and archives: `index_ct` reads headers only.
 
-A DICOM series is not a volume. Slices are grouped by series, frame of reference, matrix, orientation, spacing and
-acquisition, ordered by position along their normal (never by InstanceNumber), and the group is a volume only if
-`extractors.ct.geometry` finds it whole. The rules are listed in docs/verdicts.md. `extractors.ct.read` reads pixels.
+A DICOM series is not a volume. Slices are grouped by series, frame of reference, matrix, orientation and spacing, and
+parted into phases where places are taken twice (`extractors.ct.phases`). They are ordered by position along their
+normal, never by InstanceNumber, and a group is a volume only if `extractors.ct.geometry` finds it whole. The rules are
+listed in docs/verdicts.md. `extractors.ct.read` reads pixels.
 """
 
 import multiprocessing
@@ -12,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extractors.ct.geometry import SliceOrder, judge, same_plane
+from extractors.ct.copies import distinct
+from extractors.ct.geometry import GeometryRule, SliceOrder, oblique, square
 from extractors.ct.header import Findings, SliceHeader, examine
-from extractors.ct.read import read_ct_units, read_volume
+from extractors.ct.phases import array, judged, volumes_of
+from extractors.ct.read import read_ct_units, read_volume, squared_shape
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
 from extractors.ct.settings import CT, CtSettings
 from extractors.ct.time import earliest
-from extractors.dicom.files import MEMBER, SINGLE, walk
-from extractors.items import OK, FoundItem, VerdictError, foreign_item, foreign_number, identity_of
+from extractors.dicom.files import MEMBER, SINGLE
+from extractors.items import BESIDE_FILES, OK, FoundItem, foreign_item, foreign_number, identity_of
+from extractors.trees import walk
 from warehouse.errors import TimeloomError
 
 __all__ = ["index", "index_ct", "read_ct_units", "read_volume"]
@@ -47,7 +51,15 @@ def index(
 ) -> list[FoundItem]:
     """The modality's items, as `extractors.extractor.Extractor` says; `links` are tied to patients by the run."""
     advance = None if progress is None else (lambda done: progress(done, 0))
-    return index_ct(settings.path, advance, settings.timezone, workers, settings.reconstruction)
+    return index_ct(
+        settings.path,
+        advance,
+        settings.timezone,
+        workers,
+        settings.reconstruction,
+        geometry=settings.geometry,
+        tied_elsewhere=settings.crosswalk is not None,
+    )
 
 
 def index_ct(
@@ -56,8 +68,11 @@ def index_ct(
     site_timezone: str | None = None,
     workers: int | None = 1,
     reconstruction: ReconstructionConfig | None = None,
+    *,
+    geometry: GeometryRule = "slices",
+    tied_elsewhere: bool = False,
 ) -> list[FoundItem]:
-    """Every CT volume under `root`, and every file that is none, with a verdict. Reads headers, no pixels.
+    """Every CT volume under `root`, and every file that is none, with a verdict. Reads headers, and pixels of copies.
 
     Files are known by content: names and extensions play no part. Volumes come with their paths in slice order, from
     feet to head. Files that are not CT become one refused item a series; files that are no DICOM, one item in all.
@@ -69,6 +84,8 @@ def index_ct(
             gives its UTC offset and this is set, they are converted to the site's wall clock.
         workers: processes, None for this machine's cores; the result is the same whatever their number.
         reconstruction: which reconstruction of an acquisition to keep; the others are refused.
+        geometry: what may be a volume, see `extractors.ct.settings.CtSettings`.
+        tied_elsewhere: a crosswalk gives subjects, and may give times: an item that has none is not refused for it.
 
     Raises:
         TimeloomError: a worker process was killed.
@@ -82,29 +99,44 @@ def index_ct(
         count += findings.files
         if progress is not None:
             progress(count)
-    items = items_of(adopted(slices), reconstruction or ReconstructionConfig())
+    items = items_of(adopted(slices), Rules(root, geometry, tied_elsewhere, reconstruction or ReconstructionConfig()))
     if foreign:
         items.append(foreign_item(MODALITY, CT.foreign, len(foreign), sum(map(foreign_number, foreign))))
     return sorted(items, key=lambda item: (item.paths, item.identity))
 
 
-def items_of(slices: Iterable[SliceHeader], reconstruction: ReconstructionConfig) -> list[FoundItem]:
+@dataclass(frozen=True)
+class Rules:
+    """How slices are judged, see `index_ct`, and the folder that their paths are relative to."""
+
+    root: Path
+    geometry: GeometryRule
+    tied_elsewhere: bool
+    reconstruction: ReconstructionConfig
+
+
+def rules_of(settings: CtSettings) -> Rules:
+    """The rules of a run's settings."""
+    return Rules(settings.path, settings.geometry, settings.crosswalk is not None, settings.reconstruction)
+
+
+def items_of(slices: Iterable[SliceHeader], rules: Rules) -> list[FoundItem]:
     """The items of slices, in whatever order they come: of a tree's, or of all that are of one series or one study."""
     ordered = sorted(slices, key=lambda found: (found.path, found.frame or 0))
-    items = [*_refused(ordered), *_volumes(ordered, reconstruction)]
+    items = [*_refused(ordered, rules), *_volumes(ordered, rules)]
     return sorted(items, key=lambda item: (item.paths, item.identity))
 
 
 def adopted(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
     """Slices of whole folders, of which those that were cut short before their series UID have an owner: the only
-    series beside them."""
+    series beside them. What a folder hides that cannot be listed, nobody knows."""
     folders: dict[str, set[str]] = defaultdict(set)
     for found in slices:
         if found.verdict == OK:
             folders[_folder(found)].add(series_of(found))
     return [
         replace(found, owner=_only(folders[_folder(found)]))
-        if found.verdict.startswith("failed_") and not found.series
+        if found.verdict.startswith("failed_") and not found.series and found.verdict not in BESIDE_FILES.values()
         else found
         for found in slices
     ]
@@ -151,20 +183,23 @@ def _item(
     identity: str,
     units: int | None,
     geometry: dict[str, Any],
+    rules: Rules,
 ) -> FoundItem:
     subjects = {found.subject for found in slices if found.subject}
+    issuers = {found.issuer for found in slices if found.issuer}
     moment = earliest(found.moments for found in slices)
-    if len(subjects) > 1 and not verdict.startswith("refused_"):
+    everyones = all(found.subject for found in slices)
+    if max(len(subjects), len(issuers)) > 1 and not verdict.startswith("refused_"):
         verdict = "failed_mixed_subjects"
-    elif verdict == OK and not all(found.subject for found in slices):
+    elif verdict == OK and not everyones and not rules.tied_elsewhere:
         verdict = "failed_no_subject"
-    elif verdict == OK and moment is None:
+    elif verdict == OK and moment is None and not rules.tied_elsewhere:
         verdict = "failed_no_time"
     if moment is not None and moment.utc_offset_minutes is not None:
         geometry = {**geometry, "utc_offset_minutes": moment.utc_offset_minutes}
     return FoundItem(
         modality=MODALITY,
-        raw_subject=subjects.pop() if len(subjects) == 1 else None,
+        raw_subject=subjects.pop() if len(subjects) == 1 and (everyones or verdict != OK) else None,
         identity=identity,
         paths=_paths(slices),
         time=moment.time if moment else None,
@@ -175,14 +210,28 @@ def _item(
         units_expected=units,
         geometry=geometry,
         content=identity_of(f"{found.pixels}:{found.frame}" for found in slices) if verdict == OK else "",
+        issuer=issuers.pop() if len(issuers) == 1 else "",
+        names=_names(slices),
     )
 
 
-def _identity(slices: Iterable[SliceHeader]) -> str:
-    return identity_of(
+def _names(slices: Sequence[SliceHeader]) -> dict[str, str]:
+    """What a crosswalk may match an item by, where all its slices say the same."""
+    told = {
+        "study_uid": {found.study for found in slices},
+        "series_uid": {found.series for found in slices},
+        "accession_number": {found.accession for found in slices},
+    }
+    return {name: values.pop() for name, values in told.items() if len(values) == 1}
+
+
+def _identity(slices: Iterable[SliceHeader], others: Iterable[str] = ()) -> str:
+    """Of slices, and of what else an item is known by: how its pixels are read."""
+    parts = (
         f"{found.instance}:{found.fingerprint or found.path}" + ("" if found.frame is None else f":{found.frame}")
         for found in slices
     )
+    return identity_of(chain(parts, others))
 
 
 def _paths(slices: Sequence[SliceHeader]) -> tuple[str, ...]:
@@ -190,17 +239,17 @@ def _paths(slices: Sequence[SliceHeader]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found.path for found in slices))
 
 
-def _refused(slices: Sequence[SliceHeader]) -> Iterator[FoundItem]:
+def _refused(slices: Sequence[SliceHeader], rules: Rules) -> Iterator[FoundItem]:
     """One item per series and kind of refusal."""
     groups: dict[tuple[str, str], list[SliceHeader]] = defaultdict(list)
     for found in slices:
         if found.verdict.startswith("refused_"):
             groups[series_of(found), found.verdict].append(found)
     for (_, verdict), members in groups.items():
-        yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))})
+        yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))}, rules)
 
 
-def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig) -> Iterator[FoundItem]:
+def _volumes(slices: Sequence[SliceHeader], rules: Rules) -> Iterator[FoundItem]:
     """One item per volume; a damaged file spoils the volumes that it belongs to, or is an item of its own."""
     series: dict[str, list[SliceHeader]] = defaultdict(list)
     damaged: dict[str, list[SliceHeader]] = defaultdict(list)
@@ -212,80 +261,63 @@ def _volumes(slices: Sequence[SliceHeader], reconstruction: ReconstructionConfig
     for owner, members in damaged.items():
         if owner not in series:
             verdict = min(found.verdict for found in members)
-            yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))})
+            yield _item(members, verdict, _identity(members), None, {"files": len(_paths(members))}, rules)
     usable: list[Volume] = []
     for owner, members in series.items():
-        for group in _groups(members):
-            item, volume = _volume(group, damaged.get(owner, []))
+        once = distinct(rules.root, members)
+        for group in volumes_of(once.slices, rules.geometry):
+            item, volume = _volume(group, damaged.get(owner, []), once.copies, rules)
             if volume is None:
                 yield item
             else:
                 usable.append(volume)
-    yield from choose(usable, reconstruction)
+    yield from choose(usable, rules.reconstruction)
 
 
 def _folder(found: SliceHeader) -> str:
     return found.path.removesuffix(MEMBER + SINGLE).rpartition("/")[0]
 
 
-def _groups(slices: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
-    """Slices of one series in one plane and one acquisition, each instance once.
+def _volume(
+    slices: Sequence[SliceHeader], damaged: Sequence[SliceHeader], copies: int, rules: Rules
+) -> tuple[FoundItem, Volume | None]:
+    """A group's item, and where it is usable what tells its acquisition.
 
-    Sequential scanners number each table position as an acquisition of its own: where no acquisition alone could be a
-    volume, they are judged together.
+    Args:
+        copies: files of the series that were left out, as copies of others.
     """
-    planes: list[list[SliceHeader]] = []
-    instances: set[tuple[str, str, int | None]] = set()
-    for found in slices:
-        if (found.instance, found.fingerprint, found.frame) in instances:
-            continue
-        instances.add((found.instance, found.fingerprint, found.frame))
-        for members in planes:
-            if members[0].key == found.key and same_plane(_array(members[0].plane), _array(found.plane)):
-                members.append(found)
-                break
-        else:
-            planes.append([found])
-    groups: list[list[SliceHeader]] = []
-    for members in planes:
-        acquisitions: dict[str, list[SliceHeader]] = defaultdict(list)
-        for found in members:
-            acquisitions[found.acquisition].append(found)
-        single = all(len(part) <= 3 for part in acquisitions.values())
-        groups += [members] if single else list(acquisitions.values())
-    return groups
-
-
-def _array(value: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
-    if value is None:
-        raise VerdictError("failed_missing_geometry")
-    return value
-
-
-def _volume(slices: Sequence[SliceHeader], damaged: Sequence[SliceHeader]) -> tuple[FoundItem, Volume | None]:
-    """A group's item, and where it is usable what tells its acquisition."""
     first = slices[0]
-    plane = _array(first.plane)
-    positions = np.stack([_array(found.position) for found in slices])
-    judgement = judge(plane[:6], positions)
+    spacing = array(first.plane)[6:]
+    judgement = judged(slices, rules.geometry)
     ordered = [slices[index] for index in judgement.order]
     verdict = min(found.verdict for found in damaged) if damaged else judgement.verdict
+    rows, columns = int(first.key[1]), int(first.key[2])
+    thickness = {found.thickness for found in slices}
     geometry: dict[str, Any] = {
-        "rows": int(first.key[1]),
-        "columns": int(first.key[2]),
+        "rows": rows,
+        "columns": columns,
         "slices": len(slices),
-        "spacing_mm": [round(float(value), 6) for value in plane[6:]],
+        "spacing_mm": [round(float(value), 6) for value in spacing],
         "gap_mm": judgement.gap,
-        "thickness_mm": first.thickness,
+        "thickness_mm": first.thickness if len(thickness) == 1 else None,
         "kernel": first.kernel if _KERNEL.fullmatch(first.kernel) else "",
     }
-    identity = _identity([*ordered, *damaged])
-    item = _item([*ordered, *damaged], verdict, identity, len(slices), geometry)
+    derived = max(found.derivation for found in slices)
+    more = {"copies": copies, "tilt_degrees": judgement.tilt, "steps_mm": [list(step) for step in judgement.steps]}
+    more |= {"derivation": derived.name.lower() if derived else "", "square": _square_sides(rows, columns, spacing)}
+    geometry |= {name: value for name, value in more.items() if value}
+    identity = _identity([*ordered, *damaged], others=() if square(spacing) else ("square pixels",))
+    item = _item([*ordered, *damaged], verdict, identity, len(slices), geometry, rules)
     if item.verdict != OK:
         return item, None
     geometry = {**item.geometry, **_reading(ordered)}
-    item = _item(ordered, verdict, identity, len(slices), geometry)
+    item = _item(ordered, verdict, identity, len(slices), geometry, rules)
     return item, _acquisition(ordered, item, judgement)
+
+
+def _square_sides(rows: int, columns: int, spacing: npt.NDArray[np.float64]) -> list[int]:
+    """Rows and columns of a slice as it is read, where its pixels are not square; else empty."""
+    return [] if square(spacing) else list(squared_shape(rows, columns, spacing))
 
 
 def _reading(ordered: Sequence[SliceHeader]) -> dict[str, Any]:
@@ -314,4 +346,6 @@ def _acquisition(ordered: Sequence[SliceHeader], item: FoundItem, judgement: Sli
         extent=judgement.extent,
         kernel=ordered[0].kernel,
         thickness=ordered[0].thickness,
+        derivation=max(found.derivation for found in ordered),
+        oblique=judgement.tilt == 0 and oblique(array(ordered[0].plane)[:6]),
     )

@@ -16,7 +16,8 @@ ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}
 
 _CONVERTED = (
     "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ConvolutionKernel",
-    "SliceThickness", "ImageType", "TemporalPositionIdentifier",
+    "SliceThickness", "ImageType", "TemporalPositionIdentifier", "KVP", "TriggerTime", "ContentDate", "ContentTime",
+    "InstanceNumber",
 )  # fmt: skip
 # Functional group macro → the elements of its one item that we read, and the single-frame keyword that they stand for.
 _GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -28,7 +29,13 @@ _GROUPS: Mapping[str, Mapping[str, str]] = {
     "PixelValueTransformationSequence": {
         "RescaleSlope": "RescaleSlope", "RescaleIntercept": "RescaleIntercept", "RescaleType": "RescaleType",
     },
-    "CTImageFrameTypeSequence": {"FrameType": "ImageType"},
+    "CTImageFrameTypeSequence": {
+        "FrameType": "ImageType", "VolumeBasedCalculationTechnique": "VolumeBasedCalculationTechnique",
+    },
+    "CTXRayDetailsSequence": {"KVP": "KVP"},
+    "CardiacSynchronizationSequence": {
+        "NominalPercentageOfCardiacPhase": "CardiacPhase", "NominalCardiacTriggerDelayTime": "TriggerTime",
+    },
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
     "FrameContentSequence": {
         "FrameAcquisitionDateTime": "FrameAcquisitionDateTime", "FrameAcquisitionNumber": "AcquisitionNumber",

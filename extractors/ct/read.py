@@ -1,6 +1,7 @@
 """Hounsfield units of a CT volume's slices, in the order that the index found, from files, frames and archives."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from extractors.ct.geometry import canonical_axial
+from extractors.ct.geometry import canonical_axial, square
 from extractors.ct.header import stamp_of
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
 from extractors.dicom.elements import Header, numbers_of, read_elements
 from extractors.dicom.files import disk_stamp, tree
-from extractors.dicom.pixels import FrameReader, PixelFormat, pixel_format, stored_values
+from extractors.dicom.pixels import MAX_SIDE, FrameReader, PixelFormat, pixel_format, stored_values
 from extractors.items import UnitBatch, UnitRequest, VerdictError, file_on_disk, stream_fingerprint
 
 AIR_HU = -1024.0
@@ -26,8 +27,8 @@ def read_volume(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Slices `start` up to `stop` of a volume, each (rows, columns) float32 in Hounsfield units.
 
-    HU = stored value x slope + intercept of that slice; padding becomes air (-1,024). Slices are turned into canonical
-    axial orientation: columns run to the patient's left, rows to the back.
+    HU = stored value x slope + intercept of that slice; padding becomes air (-1,024). Pixels that are not square are
+    resampled. Slices are turned into canonical axial orientation: columns run to the patient's left, rows to the back.
 
     Args:
         paths: the item's.
@@ -42,7 +43,7 @@ def read_volume(
     stamps: Sequence[str] = geometry.get("stamps", ())
     frames: Sequence[Sequence[int]] = geometry.get("frames") or [(number, 0) for number in range(len(paths))]
     # Which way round they are depends on the orientation, which all slices share.
-    sides = sorted((geometry["rows"], geometry["columns"])) if "rows" in geometry else None
+    sides = sorted(geometry.get("square") or (geometry["rows"], geometry["columns"])) if "rows" in geometry else None
     shape: tuple[int, ...] | None = None
     wanted = list(frames[start:stop])
     at = 0
@@ -88,6 +89,41 @@ def pixel_digest(request: UnitRequest) -> str:
         if len(values) < TELLING_VALUES:
             values.update(np.unique(pixels).tolist())
     return digest.hexdigest() if len(values) >= TELLING_VALUES else ""
+
+
+# What makes Hounsfield units of a data set's bytes, besides its syntax.
+_MEANING = (
+    "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation",
+    "BitsAllocated", "BitsStored", "HighBit", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def slice_digests(root: Path, path: str, stamp: str, decoded: bool) -> tuple[str, ...]:
+    """XXH3-128 of each frame of one file: of its Hounsfield units, or, undecoded, of its only frame's bytes as stored.
+
+    Args:
+        stamp: how the file was when its header was read.
+
+    Raises:
+        VerdictError: as `read_volume`.
+    """
+    try:
+        with tree(root).open(path) as (file, size, _):
+            header = read_elements(file, size)
+            frames = pixel_format(header).frames
+            if not decoded and header.pixels is not None:
+                at, length = header.pixels
+                file.seek(at)
+                digest = xxhash.xxh3_128(repr([header.text(keyword) for keyword in _MEANING]).encode())
+                digest.update(file.read(size - at if length is None else length))
+                return (digest.hexdigest(),)
+    except VerdictError:
+        raise
+    except Exception as error:  # as in `_slices`
+        raise VerdictError("failed_unreadable") from error
+    found = _slices(root, path, range(frames), stamp)
+    return tuple(xxhash.xxh3_128_hexdigest(np.ascontiguousarray(pixels).data) for pixels in found)
 
 
 def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> Iterator[npt.NDArray[np.float32]]:
@@ -161,4 +197,24 @@ def _hounsfield(
                 padded = (shown >= ends.min()) & (shown <= ends.max())
             if padded.any():
                 np.putmask(hounsfield, padded, np.float32(AIR_HU))
+    spacing = numbers_of(values, ("PixelSpacing", 2))
+    if spacing is not None and not square(spacing):
+        hounsfield = squared(hounsfield, spacing)
     return canonical_axial(hounsfield, orientation)
+
+
+def squared(hounsfield: npt.NDArray[np.float32], spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """A slice (rows, columns) of pixels that are not square as one of square pixels: a triangle filter over the exact
+    extent."""
+    from PIL import Image
+
+    rows, columns = squared_shape(hounsfield.shape[0], hounsfield.shape[1], spacing)
+    picture = Image.fromarray(np.ascontiguousarray(hounsfield))
+    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float32)
+
+
+def squared_shape(rows: int, columns: int, spacing: npt.NDArray[np.float64]) -> tuple[int, int]:
+    """Rows and columns of square pixels as fine as the finer side of those that are there; at most MAX_SIDE."""
+    extent = rows * float(spacing[0]), columns * float(spacing[1])
+    side = max(float(spacing.min()), max(extent) / MAX_SIDE)
+    return max(1, round(extent[0] / side)), max(1, round(extent[1] / side))

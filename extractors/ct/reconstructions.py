@@ -3,7 +3,8 @@
 A scanner makes several volumes of the same rays: thick and thin, soft and sharp. All of them would count one scan
 several times. Two volumes are reconstructions of one acquisition if study, patient and frame of reference are the same,
 the acquisition numbers and times do not differ, and half of the shorter one's length lies inside the other. Phases of
-contrast are acquisitions of their own: their times or numbers differ.
+contrast are acquisitions of their own: their times or numbers differ. What was made from slices later may have lost
+both, and comes after what the scanner made.
 """
 
 import re
@@ -15,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from extractors.ct.image_type import Derivation
 from extractors.items import FoundItem, identity_of
 
 OVERLAP = 0.5
@@ -31,8 +33,9 @@ SHARP_KERNELS = (
 class ReconstructionConfig(BaseModel):
     """Which reconstruction of a CT acquisition is embedded.
 
-    Of those that cover at least nine tenths of the longest one: first by kernel, then by how far the slice thickness is
-    from the range, then the one with more slices, then by content.
+    First those that are nearest to the scanner's own slices (ImageType) and do not stand askew. Of those that cover at
+    least nine tenths of the longest one: first by kernel, then by how far the slice thickness is from the range, then
+    the one with more slices, then by content.
 
     Attributes:
         keep: `one`, or `all`.
@@ -78,6 +81,8 @@ class Volume:
     extent: tuple[float, float]  # mm along the normal
     kernel: str
     thickness: float | None
+    derivation: Derivation = Derivation.ORIGINAL
+    oblique: bool = False  # and no gantry is tilted
 
     @property
     def length(self) -> float:
@@ -97,7 +102,8 @@ def choose(volumes: Sequence[Volume], config: ReconstructionConfig) -> list[Foun
             continue
         name = identity_of(volume.item.identity for volume in group)[:16]
         chosen: list[Volume] = []
-        longest = max(volume.length for volume in group)
+        nearest = min(volume.derivation for volume in group)
+        longest = max(volume.length for volume in group if volume.derivation == nearest)
         for volume in sorted(group, key=lambda candidate: _rank(candidate, longest, config)):
             refused = config.keep == "one" and any(same_acquisition(volume, other) for other in chosen)
             if not refused:
@@ -110,38 +116,45 @@ def choose(volumes: Sequence[Volume], config: ReconstructionConfig) -> list[Foun
 
 def same_acquisition(first: Volume, second: Volume) -> bool:
     """Whether two volumes are reconstructions of one acquisition."""
-    if (first.study, first.frame_of_reference, first.item.raw_subject) != (
-        second.study, second.frame_of_reference, second.item.raw_subject,
-    ) or not (first.study and first.frame_of_reference):  # fmt: skip
+    if _scan(first) != _scan(second) or not (first.study and first.frame_of_reference):
         return False
     numbered = bool(first.acquisitions and second.acquisitions)
     if numbered and not first.acquisitions & second.acquisitions:
         return False
+    # Workstations take the number along, and may write their own time.
+    made_later = max(first.derivation, second.derivation) > Derivation.UNKNOWN
     timed = first.times is not None and second.times is not None
-    if first.times is not None and second.times is not None:
+    if first.times is not None and second.times is not None and not (made_later and numbered):
         earlier, later = sorted((first.times, second.times))
         if later[0] - earlier[1] > SAME_TIME:
             return False
     shared = min(first.extent[1], second.extent[1]) - max(first.extent[0], second.extent[0])
-    return (numbered or timed) and shared >= OVERLAP * min(first.length, second.length)
+    return (numbered or timed or made_later) and shared >= OVERLAP * min(first.length, second.length)
+
+
+def _scan(volume: Volume) -> tuple[str, str, str | None, str]:
+    """What reconstructions of one acquisition share in any case."""
+    return volume.study, volume.frame_of_reference, volume.item.raw_subject, volume.item.issuer
 
 
 def _acquisitions(volumes: Sequence[Volume]) -> list[list[Volume]]:
     """Volumes that are linked by being the same acquisition; each study's apart, so that cost stays linear."""
-    studies: dict[tuple[str, str, str | None], list[list[Volume]]] = defaultdict(list)
+    studies: dict[tuple[str, str, str | None, str], list[list[Volume]]] = defaultdict(list)
     for volume in volumes:
-        groups = studies[volume.study, volume.frame_of_reference, volume.item.raw_subject]
+        groups = studies[_scan(volume)]
         linked = [group for group in groups if any(same_acquisition(volume, other) for other in group)]
         merged = [*(member for group in linked for member in group), volume]
         groups[:] = [group for group in groups if not any(group is other for other in linked)] + [merged]
     return [group for groups in studies.values() for group in groups]
 
 
-def _rank(volume: Volume, longest: float, config: ReconstructionConfig) -> tuple[bool, int, float, int, str]:
+def _rank(volume: Volume, longest: float, config: ReconstructionConfig) -> tuple[int, bool, bool, int, float, int, str]:
     low, high = config.thickness_mm
     thickness = volume.thickness
     off = float("inf") if thickness is None else max(low - thickness, thickness - high, 0.0)
     return (
+        int(volume.derivation),
+        volume.oblique,
         volume.length < COVERAGE * longest,
         kernel_rank(volume.kernel, config),
         off,

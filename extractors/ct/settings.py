@@ -2,22 +2,27 @@
 
 from pydantic import field_validator
 
+from extractors.ct.geometry import GeometryRule
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.extractor import ByFile, Extractor, ModalitySettings
 from extractors.reading import known_zone
 
 
 class CtSettings(ModalitySettings):
-    """CT has its subject and time in its headers; a crosswalk by `patient_id` may give others.
+    """CT has its subject and time in its headers; a crosswalk may give others.
 
     Attributes:
         timezone: an IANA name: scanners that state another offset are converted to the site's wall clock, which is what
             the tables are in.
         reconstruction: which of several reconstructions of one acquisition is embedded.
+        geometry: `strict` wants volumes of parallel slices at even distances, straight above each other, as encoders of
+            volumes do; `slices` also takes a tilted gantry and a scan in steps, where no slice is missing, and records
+            both with the item.
     """
 
     timezone: str | None = None
     reconstruction: ReconstructionConfig = ReconstructionConfig()
+    geometry: GeometryRule = "slices"
 
     @field_validator("timezone")
     @classmethod
@@ -36,10 +41,11 @@ CT = Extractor(
         "extractors.ct.by_file:examine_file",
         "extractors.ct.by_file:beside",
         "extractors.ct.by_file:items",
-        judged_later=("reconstruction",),
+        judged_later=("reconstruction", "geometry"),
     ),
     reads="DICOM files, alone or in zip and tar archives",
     foreign="refused_not_dicom",
+    matches=("patient_id", "study_uid", "series_uid", "accession_number"),
     private_geometry=frozenset(("stamps", "frames")),
     keyed_geometry=frozenset(("reconstruction_group",)),
 )

@@ -18,6 +18,7 @@ from extractors.items import TimePrecision
 DATE_TIMES = ("FrameAcquisitionDateTime", "AcquisitionDateTime")
 PAIRS = (("AcquisitionDate", "AcquisitionTime"), ("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime"))
 
+_SOME_DAY = "19000101"
 _DATE = re.compile(r"(\d{4})[.\-]?(\d{2})[.\-]?(\d{2})$")
 _TIME = re.compile(r"(\d{2}):?(\d{2})(?::?(\d{2})(?:\.(\d{1,6}))?)?$")
 _OFFSET = re.compile(r"([+-])(\d{2}):?(\d{2})$")
@@ -64,6 +65,24 @@ def earliest(slices: Iterable[Iterable[Moment]]) -> Moment | None:
     """Over all slices, the earliest time of the best tag that any of them has."""
     moments = [moment for slice_moments in slices for moment in slice_moments]
     return min(moments, key=lambda moment: (moment.rank, moment.time), default=None)
+
+
+def clocks_of(values: Mapping[str, str]) -> tuple[float | None, ...]:
+    """When a slice was acquired, when its image was made, and its series', in seconds of the scanner's clock.
+
+    They tell the phases of a series apart and nothing else: a time without a date will do.
+    """
+    texts = [(values.get(tag, "")[:8], values.get(tag, "")[8:]) for tag in DATE_TIMES]
+    texts.append((values.get("AcquisitionDate", ""), values.get("AcquisitionTime", "")))
+    acquired = next((clock for day, time in texts if (clock := _seconds(day, time)) is not None), None)
+    others = ((values.get(f"{name}Date", ""), values.get(f"{name}Time", "")) for name in ("Content", "Series"))
+    return acquired, *(_seconds(day, time) for day, time in others)
+
+
+def _seconds(day: str, clock: str) -> float | None:
+    stated = _OFFSET.search(clock)
+    parsed = _parse(day or _SOME_DAY, clock[: stated.start()] if stated else clock)
+    return None if parsed is None or parsed[1] == "day" else (parsed[0] - datetime(1900, 1, 1)).total_seconds()
 
 
 def _parse(day: str, clock: str) -> tuple[datetime, TimePrecision] | None:

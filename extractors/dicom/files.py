@@ -1,4 +1,4 @@
-"""Files of a tree and members of its archives, opened alike: `folder/IM1`, `study.zip!/folder/IM1`.
+"""Files and members of archives, opened alike: `folder/IM1`, `study.zip!/folder/IM1`.
 
 Archives (zip; tar, plain or through gzip, bzip2, xz) are known by content and read member by member. Nothing is
 unpacked into the tree, and a member's name is only a label: no path on a disk is ever made of it. A compressed tar,
@@ -62,19 +62,6 @@ def archive_kind(head: bytes) -> Kind | None:
         if head.startswith(magic):
             return kind
     return "tar" if head[257:262] == b"ustar" else None
-
-
-def walk(root: Path) -> Iterator[tuple[str, bool]]:
-    """Every file below `root`, in order, by its path from there; and folders that cannot be listed, marked False."""
-    closed: list[str] = []
-
-    def unlisted(error: OSError) -> None:
-        closed.append(str(error.filename))
-
-    for folder, folders, names in os.walk(root, onerror=unlisted):
-        folders.sort()
-        yield from ((Path(folder, name).relative_to(root).as_posix(), True) for name in sorted(names))
-    yield from ((Path(folder).relative_to(root).as_posix(), False) for folder in sorted(closed))
 
 
 def members(file: BinaryIO, kind: Kind) -> Iterator[Member]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from functools import partial
 from multiprocessing import get_context
@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 import polars as pl
 
-from extractors.items import OK, FoundItem, TimePrecision, VerdictError, identity_of
-from extractors.wsi.files import file_inside, files_of, find_slides
+from extractors.crosswalk import references
+from extractors.items import BESIDE_FILES, OK, FoundItem, TimePrecision, VerdictError, identity_of
+from extractors.wsi.files import file_inside, files_of, find_slides, names_of, not_listed, search
 from extractors.wsi.focus import blurred_share
 from extractors.wsi.plan import open_slide, physical_mpp
 from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units, stamp_of
@@ -60,21 +61,41 @@ def index(
     progress: Callable[[int, int], None] | None,
     workers: int | None,
 ) -> list[FoundItem]:
-    """The modality's items, as `extractors.extractor.Extractor` says: one for each row of the crosswalk."""
-    manifest = _unknown(find_slides(settings.path)) if links is None else links
-    manifest = manifest.rename({"match": "path", "subject_id": "raw_subject"})
-    advance = None if progress is None else (lambda done: progress(done, len(manifest)))
-    return index_slides(settings.path, manifest, advance, workers=workers, limits=Limits.of(settings))
+    """The modality's items, as `extractors.extractor.Extractor` says.
+
+    By a crosswalk of paths one for each of its rows, judged, and one for each slide that it does not list, unopened;
+    else one for each slide, judged, which the run ties by what its DICOM header says.
+    """
+    root, crosswalk, limits = settings.path, settings.crosswalk, Limits.of(settings)
+    found = search(root)
+    beside = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
+    if links is not None and crosswalk is not None and crosswalk.match == "path":
+        manifest = links.rename({"match": "path", "subject_id": "raw_subject"})
+        unlisted = not_listed(root, found.slides, set(manifest["path"].drop_nulls()))
+        beside = [*(_unread(path, "failed_no_subject") for path in unlisted), *beside]
+        advance = None if progress is None else (lambda done: progress(done, len(manifest)))
+        return index_slides(root, manifest, advance, workers=workers, limits=limits) + beside
+    names = [names_of(root / path) for path in found.slides]
+    untied = _untied(found.slides)
+    if links is not None and crosswalk is not None:
+        match = crosswalk.match
+        named = pl.DataFrame({"match": references((each.get(match) for each in names), match)})
+        untied = untied.with_columns(named.join(links, "match", how="left", maintain_order="left")["mpp"])
+    advance = None if progress is None else (lambda done: progress(done, len(untied)))
+    items = index_slides(root, untied, advance, workers=workers, limits=limits, tied=False)
+    return [replace(item, names=each) for item, each in zip(items, names, strict=True)] + beside
 
 
-def _unknown(paths: list[str]) -> pl.DataFrame:
-    """A crosswalk of slides that are to be judged only: a subject and a time stand there so that none is missing."""
-    return pl.DataFrame({"match": paths}, schema={"match": pl.String}).with_columns(
-        pl.lit("unknown").alias("subject_id"),
-        pl.datetime(2000, 1, 1).alias("time"),
-        pl.lit(None, pl.Datetime("us")).alias("available_time"),
-        pl.lit(None, pl.Float64).alias("mpp"),
+def _untied(paths: list[str]) -> pl.DataFrame:
+    """A manifest of slides of which the files alone are to be judged."""
+    lacking = {"raw_subject": pl.String(), "time": pl.Datetime("us"), "available_time": pl.Datetime("us")}
+    return pl.DataFrame({"path": paths}, schema={"path": pl.String}).with_columns(
+        *(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items()), pl.lit(None, pl.Float64).alias("mpp")
     )
+
+
+def _unread(path: str, verdict: str) -> FoundItem:
+    return FoundItem(MODALITY, None, identity_of([f"unread:{path}"]), (path,), None, "", "day", None, verdict, None)
 
 
 def index_slides(
@@ -84,6 +105,7 @@ def index_slides(
     *,
     workers: int | None = None,
     limits: Limits = Limits(),
+    tied: bool = True,
 ) -> list[FoundItem]:
     """One item per row of `manifest`, in its order, opened and judged, its tissue tiles counted.
 
@@ -97,8 +119,9 @@ def index_slides(
         progress: called with the number of slides that are done.
         workers: processes; this machine's cores if omitted.
         limits: what a slide is refused for, and which inks are looked for.
+        tied: whether the manifest says whose they are, and when; one that says neither is then not usable.
     """
-    judge = partial(_index_slide, root, limits)
+    judge = partial(_index_slide, root, limits, tied)
     rows = list(manifest.iter_rows(named=True))
     cores = len(os.sched_getaffinity(0)) if workers is None else workers
     processes = min(cores, len(rows) // SLIDES_A_WORKER)
@@ -117,7 +140,7 @@ def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None)
     return found
 
 
-def _index_slide(root: Path, limits: Limits, row: Mapping[str, Any]) -> FoundItem:
+def _index_slide(root: Path, limits: Limits, tied: bool, row: Mapping[str, Any]) -> FoundItem:
     relative = str(row["path"] or "")
     collected, precision = _time(row["time"])
     if collected is not None and row.get("time_precision") in get_args(TimePrecision):
@@ -152,9 +175,9 @@ def _index_slide(root: Path, limits: Limits, row: Mapping[str, Any]) -> FoundIte
         raise
     except Exception:  # whatever a damaged file makes a parser raise is the slide's verdict, not the index's end
         verdict = "failed_unreadable"
-    if verdict == OK and not row["raw_subject"]:
+    if tied and verdict == OK and not row["raw_subject"]:
         verdict = "failed_no_subject"
-    elif verdict == OK and collected is None:
+    elif tied and verdict == OK and collected is None:
         verdict = "failed_no_time"
     return FoundItem(
         modality=MODALITY,

@@ -80,7 +80,7 @@ def physical_mpp(slide: "OpenSlide", override: float | None = None) -> tuple[flo
     """Micrometres per level-0 pixel along x and y: the override, else the file's.
 
     Raises:
-        VerdictError: failed_no_mpp, failed_mpp_too_coarse.
+        VerdictError: failed_no_mpp, failed_implausible_pixel_size, failed_mpp_too_coarse.
     """
     found = (override, override)
     if override is None:
@@ -90,7 +90,7 @@ def physical_mpp(slide: "OpenSlide", override: float | None = None) -> tuple[flo
             raise VerdictError("failed_no_mpp") from error
     x, y = (float("nan") if value is None else value for value in found)
     if not (MPP_LEAST <= x <= MPP_MOST and MPP_LEAST <= y <= MPP_MOST):
-        raise VerdictError("failed_no_mpp")
+        raise VerdictError("failed_implausible_pixel_size")
     if max(x, y) > MPP_COARSEST:
         raise VerdictError("failed_mpp_too_coarse")
     return x, y
@@ -120,8 +120,8 @@ def plan_tiles(
         marker_colours: inks that are looked for.
 
     Raises:
-        VerdictError: failed_no_mpp, failed_mpp_too_coarse, failed_implausible_size, failed_too_many_units,
-            failed_unreadable, refused_dark_field, failed_no_tissue.
+        VerdictError: failed_no_mpp, failed_implausible_pixel_size, failed_mpp_too_coarse, failed_implausible_size,
+            failed_too_many_units, failed_unreadable, refused_dark_field, failed_no_tissue.
     """
     x_mpp, y_mpp = mpp or physical_mpp(slide)
     if max(slide.dimensions) > MAX_SIDE:

@@ -7,7 +7,7 @@ from extractors.wsi.tissue import MARKER_COLOURS, MarkerColour
 
 
 class WsiSettings(ModalitySettings):
-    """Slides have no subject or time of their own: a crosswalk by `path` gives both.
+    """Slides have no subject or time of their own: a crosswalk gives both, by `path`, or by what stands in DICOM ones.
 
     Attributes:
         max_failed_tiles: with a larger share of undecodable tissue tiles a slide leaves no vector.
@@ -31,5 +31,6 @@ WSI = Extractor(
     too_many_failed="failed_too_many_bad_tiles",
     needs_crosswalk=True,
     reads="DICOM slides and files that OpenSlide knows, as SVS, NDPI, MRXS, SCN, BIF, VMS, CZI and tiled TIFF",
+    matches=("path", "study_uid", "series_uid", "accession_number"),
     private_geometry=frozenset(("stamp",)),
 )

@@ -202,14 +202,15 @@ def test_a_crosswalks_ids_are_mended_by_its_own_keys(tmp_path: Path) -> None:
 
 def test_patient_ids_of_headers_and_crosswalk_are_compared_in_one_spelling(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("match,subject_id\np0504,NULL\nP0504,7\n12,8\n")
-    links = read_crosswalk(CrosswalkConfig(file=tmp_path / "x.csv", match="patient_id"))
     patients = SubjectIds(normalise=("upper", r"^(\w+)\^"))
+    links = read_crosswalk(CrosswalkConfig(file=tmp_path / "x.csv", match="patient_id"), patients=patients)
     times = dict.fromkeys(["time", "available_time"], pl.Datetime("us"))
     items = pl.DataFrame({"raw_subject": patients.of(text("P0504^^^HOSP", "12.0", "13"))}).with_columns(
         *(pl.lit(None, dtype).alias(name) for name, dtype in times.items()),
         *(pl.lit("ok", pl.String).alias(name) for name in ("time_source", "time_precision", "verdict")),
+        pl.col("raw_subject").alias("reference"),
     )
-    assert relink(items, links, patients)["raw_subject"].to_list() == ["7", "8", None]
+    assert relink(items, links)["raw_subject"].to_list() == ["7", "8", None]
 
 
 def test_merges_name_ids_as_tables_do(tmp_path: Path) -> None:

@@ -132,9 +132,9 @@ def test_slices_come_in_canonical_axial_orientation(tmp_path: Path) -> None:
         ("refused_not_hu", {"RescaleSlope": 1e36}, {}, 6),
         ("refused_not_hu", {"RescaleSlope": "0.00001"}, {}, 6),
         ("refused_not_hu", {"RescaleIntercept": 1e30}, {}, 6),
-        ("failed_missing_geometry", {"PixelSpacing": [1e-9, 1e9]}, {}, 6),
-        ("failed_missing_geometry", {"PixelSpacing": [0.5, 0.01]}, {}, 6),
-        ("failed_missing_geometry", {"PixelSpacing": [-1, 1]}, {}, 6),
+        ("failed_implausible_pixel_size", {"PixelSpacing": [1e-9, 1e9]}, {}, 6),
+        ("failed_implausible_pixel_size", {"PixelSpacing": [0.5, 0.01]}, {}, 6),
+        ("failed_implausible_pixel_size", {"PixelSpacing": [-1, 1]}, {}, 6),
         ("ok", {"PixelSpacing": [0.02, 10]}, {}, 6),
         ("failed_inconsistent_geometry", {}, {index: at(index * 1e12) for index in range(6)}, 6),
         ("failed_inconsistent_geometry", {}, {index: at(index * 101.0) for index in range(6)}, 6),
@@ -145,7 +145,7 @@ def test_slices_come_in_canonical_axial_orientation(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_verdict(tmp_path: Path, verdict: str, header: dict[str, Any], per_slice: Any, slices: int) -> None:
     write_series(tmp_path, slices, per_slice=per_slice, **header)
-    item = only(index_ct(tmp_path))
+    item = only(index_ct(tmp_path, geometry="strict"))
     assert item.verdict == verdict
     assert len(item.paths) == slices
 

@@ -148,7 +148,7 @@ def test_a_folder_that_may_not_be_listed_is_an_item(tmp_path: Path, monkeypatch:
         return original(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    assert {item.paths: item.verdict for item in index_ct(tmp_path)}[("closed",)] == "failed_unreadable"
+    assert {item.paths: item.verdict for item in index_ct(tmp_path)}[("closed",)] == "failed_unlisted_folder"
 
 
 def test_a_pipe_and_a_link_to_nowhere_do_not_hang_or_vanish(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def verdict(root: Path, path: str, mpp: float | None = None) -> str:
 REAL = {
     "cmu-1-small-region.svs": ("ok", 54, "a scan at 0.499 um/px"),
     "small.svs": ("failed_no_tissue", None, "16 x 16 pixels, all white"),
-    "boxes.tiff": ("failed_no_mpp", None, "its resolution has no unit"),
+    "boxes.tiff": ("failed_implausible_pixel_size", None, "its resolution is 72 dots an inch"),
     "boxes_0.dcm": ("failed_no_tissue", None, "16 x 16 pixels of one colour"),
     "boxes_1.dcm": ("failed_no_tissue", None, "the thumbnail of the same series: the same slide"),
     "broken.svs": ("failed_unreadable", None, "its first bytes are no TIFF's"),

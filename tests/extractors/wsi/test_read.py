@@ -98,9 +98,9 @@ def test_the_manifest_overrides_the_pixel_size_and_makes_another_item(slide: Pat
     [
         (None, None, "failed_no_mpp"),
         (None, 0.5, "ok"),
-        (352.8, None, "failed_no_mpp"),
-        (0.5, 0.0, "failed_no_mpp"),
-        (0.5, float("nan"), "failed_no_mpp"),
+        (352.8, None, "failed_implausible_pixel_size"),
+        (0.5, 0.0, "failed_implausible_pixel_size"),
+        (0.5, float("nan"), "failed_implausible_pixel_size"),
         (2.0, None, "failed_mpp_too_coarse"),
     ],
 )
