@@ -86,7 +86,9 @@ def slide_mask(rgb: Bytes, damaged: Mask, marker_colours: Collection[str] = MARK
     _refuse_dark_field(look, known)
     black = (look.largest <= BLACK_MOST) & known
     white = (look.largest - look.chroma >= WHITE_LEAST) & known
-    ink = _ink(rgb, marker_colours) & ~black & known
+    ink = _ink(rgb, marker_colours) & known
+    black = _grown(black, ink)  # its edge is as dark as ink
+    ink &= ~black
     tissue = _tissue(look, known & ~black & ~ink, white)
     if ink.any() and tissue.sum() < (1 - ALL_INK) * (tissue.sum() + ink.sum()) and _textured(look.luminance, ink):
         ink = np.zeros_like(ink)  # all that has a colour has this one, and structure: it is the stain

@@ -93,6 +93,16 @@ def test_glass_that_is_pure_white_is_glass() -> None:
     assert found.tissue[square()].mean() > 0.97 and not found.tissue[~square()].any()
 
 
+@pytest.mark.parametrize("rows", [5, 64, 110])
+def test_pure_white_moves_no_threshold(rows: int) -> None:
+    """Glass that is a little yellow has a colour; only the threshold keeps it apart."""
+    image = overview(STAINS["pale"])
+    image[~square()] = 238, 234, 222
+    image[:rows] = 255
+    found = masked(image)
+    assert found.tissue[square()].mean() > 0.97 and not found.tissue[~square()].any()
+
+
 def test_a_slide_full_of_tissue_is_tissue() -> None:
     image = overview(noise=25)[SQUARE, SQUARE]
     assert masked(np.ascontiguousarray(image)).tissue.mean() > 0.99
@@ -199,6 +209,15 @@ def test_pen_tiles_are_left_out_counted_and_refused_where_a_site_says_so(tmp_pat
     stained = index_one(tmp_path, image, marker_colours=("black", "green", "red"))
     assert stained.units_expected == 18 and stained.geometry["pen_share"] == 0
     assert stained.geometry["marker_colours"] == ["black", "green", "red"] and stained.identity != item.identity
+
+
+@pytest.mark.parametrize("foreign", ["black", "blue ink"])
+def test_a_tile_with_more_than_a_tenth_of_black_or_ink_is_left_out(tmp_path: Path, foreign: str) -> None:
+    image = large()
+    image[690:754] = FOREIGN[foreign]  # a quarter of a row of tiles
+    item = index_one(tmp_path, image)
+    assert (item.verdict, item.units_expected) == ("ok", 12)
+    assert item.geometry["pen_share"] == (round(6 / 18, 4) if "ink" in foreign else 0)
 
 
 @pytest.mark.parametrize("band", [0.02, 0.1, 0.25])
