@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
+
 from embedders.encoders.golden import RECORD
+from embedders.running.store_bucket import verdicts_path
 from extractors.deid import DeidConfig, Deidentifier, load_key
 from pipelines.engine.run_stage import load_record
 from pipelines.items import private_paths
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import hash_file
-from warehouse.layout import Layout
+from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.publish import current_release
 from warehouse.sealed import is_whole
@@ -103,10 +106,18 @@ def of_current(root: Root) -> Iterator[Damage]:
 
 
 def of_older(root: Root) -> Iterator[Damage]:
-    """The same of every other release."""
+    """The same of every other release, but for its report, and for files that the current one shares with it."""
     for name in root.releases:
-        if name != root.current:
-            yield from _of_release(root, name)
+        if name == root.current:
+            continue
+        for damage in _of_release(root, name):
+            path = root.layout.root / damage.name
+            relative = path.relative_to(root.layout.releases / name)
+            shared = root.layout.releases / (root.current or "") / relative
+            if relative.parts[0] == "quality":
+                continue
+            if damage.missing or not shared.is_file() or not path.samefile(shared):
+                yield damage
 
 
 def _of_release(root: Root, name: str) -> Iterator[Damage]:
@@ -196,12 +207,29 @@ def of_key(root: Root) -> Iterator[Damage]:
 def of_stores(root: Root) -> Iterator[Damage]:
     """What stands beside the vectors: the encoder's record, and verdicts of images that failed."""
     top = root.layout.root
-    for path in sorted(top.glob("embeddings/*/*/*.verdicts.json")):
+    for path in sorted({*top.glob("embeddings/*/*/*.verdicts.json"), *_needed_verdicts(root)}):
         if not is_whole(path, older=True):
             yield Damage.of(path.relative_to(top).as_posix(), path)
     for folder in sorted({path.parent for path in top.glob("embeddings/*/*/*.lmdb")}):
         if not is_whole(folder / RECORD, older=True):
             yield Damage.of((folder / RECORD).relative_to(top).as_posix(), folder / RECORD)
+
+
+def _needed_verdicts(root: Root) -> Iterator[Path]:
+    """The files of verdicts that say of items of the current release why they failed when they were encoded."""
+    manifest = root.manifest
+    if manifest is None or root.current is None:
+        return
+    tree = ReleaseLayout(root.layout.releases / root.current)
+    for bucket in range(manifest.buckets):
+        path = tree.items(bucket)
+        entry = manifest.files.get(path.relative_to(tree.path).as_posix())
+        if entry is None or not root.is_of(path, entry):
+            continue
+        failed = pl.read_parquet(path).filter((pl.col("verdict") != "ok") & (pl.col("units_failed") > 0))
+        for modality in failed["modality"].unique():
+            store = manifest.encoders[modality].store
+            yield verdicts_path(root.layout.embedding_bucket(modality, store, bucket))
 
 
 # By the name under which `verify` tells them: what finds the damage, and what mends it.

@@ -160,9 +160,9 @@ def _findings(release: _Release) -> Iterator[Finding]:
         try:
             yield check(release)
         except TimeloomError as error:
-            yield Finding(name, False, f"could not be checked: {error.message}")
+            yield Finding(name, False, f"could not be checked: {error.message}", error.remedy)
         except (Exception, pl.exceptions.PanicException) as error:  # damaged bytes can raise anything
-            yield Finding(name, False, f"could not be checked: {type(error).__name__}")
+            yield Finding(name, False, f"could not be checked: {type(error).__name__}", REPAIR)
 
 
 def _of_part(name: str, root: Root) -> Finding:
@@ -199,7 +199,7 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
             raise TimeloomError(f"{root.name} holds no release", remedy="run `timeloom run` first")
         manifest = read_manifest(tree.manifest)
     except TimeloomError as error:
-        if not layout.current.is_symlink():
+        if not looked_at.releases:
             raise
         first = Finding("manifest", False, error.message, error.remedy)
         return [first, *(_of_part(name, looked_at) for name in beside)]

@@ -19,7 +19,7 @@ from flows.runs.root import read_root, root_settings
 from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
-from validation.damage import RESTORE_KEY, Damage, Root, find_damage
+from validation.damage import RESTORE_KEY, Damage, Root, find_damage, of_older
 from warehouse.errors import TimeloomError
 from warehouse.files import put_in_place
 from warehouse.layout import Layout, ReleaseLayout
@@ -251,16 +251,14 @@ def _aside(layout: Layout, path: Path, done: Repaired) -> None:
 def _mend_older(layout: Layout, done: Repaired) -> None:
     """Files of older releases that another release has whole."""
     root = Root(layout)
-    for name, manifest in root.releases.items():
-        for relative, entry in manifest.files.items() if manifest is not None else ():
-            path = layout.releases / name / relative
-            if root.is_of(path, entry):
-                continue
-            lender = _lender(root, relative, entry.sha256)
-            if lender is not None:
-                put_in_place(lender, path)
-            else:
-                done.lost.append(f"releases/{name}/{relative}, which no other release has")
+    for damage in list(of_older(root)):
+        _, name, relative = damage.name.split("/", 2)
+        manifest = root.releases[name]
+        lender = _lender(root, relative, manifest.files[relative].sha256) if manifest is not None else None
+        if lender is not None:
+            put_in_place(lender, layout.root / damage.name)
+        else:
+            done.lost.append(f"{damage.name}, which no other release has")
 
 
 def _lender(root: Root, relative: str, sha256: str) -> Path | None:

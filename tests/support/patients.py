@@ -24,10 +24,11 @@ from tests.support.releases import (
 )
 from tests.support.tokens.markov import vector_of
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import Manifest, PlanEntry, ProfileEntry
+from warehouse.manifest import Manifest, PlanEntry, ProfileEntry, read_manifest
 from warehouse.order import sort_events
 from warehouse.parquet import write_table
 from warehouse.schemas import LAGS, LEDGER, QUARANTINE
+from warehouse.sealed import write_sealed
 from warehouse.shards.file import Packs, ShardHeader, write_shard
 from warehouse.tokens import EOS, IMAGE_TOKENS, RESERVED, TokenType
 from warehouse.vocabulary import vocabulary_hash
@@ -244,8 +245,14 @@ def manifest(tree: ReleaseLayout) -> Manifest:
 
 
 def make_root(root: Path) -> tuple[Layout, ReleaseLayout]:
-    """A root with their release, published, and the stores that it points at."""
+    """A root with their release, published, the stores that it points at, and what runs leave beside a release."""
     layout = Layout(root)
     tree = make_tree(layout.work / "run" / "release")
     write_vectors(layout, content().items, vector_of)
-    return layout, publish_tree(layout, tree, RELEASE_ID, entry())
+    published = publish_tree(layout, tree, RELEASE_ID, entry())
+    manifest = read_manifest(published.manifest)
+    write_sealed(layout.settings, {"buckets": manifest.buckets})
+    write_sealed(layout.lineage / f"{manifest.run_id}.json", {"outputs": [{"name": RELEASE_ID}], "parent": None})
+    for store in {path.parent for path in root.glob("embeddings/*/*/*.lmdb")}:
+        write_sealed(store / "encoder.json", {})
+    return layout, published

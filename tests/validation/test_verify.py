@@ -64,7 +64,8 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
         "manifest", "files", "unlisted files", "content hash", "contents", "MEDS schemas", "buckets", "annotations",
-        "lags", "ledger", "quarantine", "splits", "shards", "vectors",
+        "lags", "ledger", "quarantine", "splits", "shards", "vectors", "root", "older releases", "lineage", "segments",
+        "stores", "private folder", "key",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
 
@@ -162,7 +163,7 @@ def test_a_pointer_to_nowhere_is_a_finding_and_an_empty_root_an_error(root: Path
     pointer = root / "current"
     pointer.unlink()
     pointer.symlink_to(Path("releases") / "gone")
-    assert set(failed(root)) == {"manifest"}
+    assert set(failed(root)) == {"manifest", "root"}
     with pytest.raises(TimeloomError, match="holds no release"):
         verify_release(tmp_path / "empty")
 
@@ -239,6 +240,8 @@ def test_lags_that_changed_since_the_release_before_are_found(root: Path) -> Non
     tree.manifest.unlink()
     manifest = patients.manifest(tree)
     write_manifest(tree.manifest, manifest.model_copy(update={"parent": before.path.name}))
+    no_files = {"files": {}, "release_id": before.path.name}
+    write_manifest(before.manifest, manifest.model_copy(update=no_files))
     assert failed(root) == {}
     patients.write_lags(before, 90)
     assert {check: finding.detail for check, finding in failed(root).items()} == {
