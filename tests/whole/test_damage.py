@@ -332,13 +332,10 @@ GROUPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("harm", "group"),
-    [
-        *(("flipped", group) for group in GROUPS),
-        *(("deleted", group) for group in ("only grows", "manifest", "beside")),
-    ],
-)
+HARMED = [*(("flipped", group) for group in GROUPS), *(("deleted", group) for group in list(GROUPS)[1:4])]
+
+
+@pytest.mark.parametrize(("harm", "group"), HARMED)
 def test_the_remedy_heals_to_the_same_bytes(copied: Layout, published: Site, harm: str, group: str) -> None:
     manifest, found = published.manifest, samples(copied)
     harmed = GROUPS[group]
