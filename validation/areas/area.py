@@ -17,6 +17,10 @@ Kind = Literal["count", "derived", "number", "text"]
 Measure = Callable[[MeasuredRelease], pl.DataFrame]
 
 
+# Of what is measured as a multiple of the most that is allowed; its sentence says what that is.
+ITS_LIMIT = "times its limit"
+
+
 @dataclass(frozen=True)
 class Check:
     """What `verify` measures again of a published release.
@@ -45,6 +49,7 @@ class Expectation:
         kind: a `count` of rows or subjects is subject to the rule of small cells, and so is what is `derived` from
             such counts (a share, a deviation); a `number` is not.
         meaning: of `pattern`, in words.
+        of: what `high` counts, where it is no plain number of the column's things: "times its limit", say.
         check: what measures the column again in `verify`; None leaves it out.
         fault: what `verify` says of values outside [low, high], after their sum or before their place.
         words: what the run says of the rows of the area's frame that are broken, instead of the sentence.
@@ -59,6 +64,7 @@ class Expectation:
     high: float | None = 0
     pattern: str | None = None
     meaning: str = ""
+    of: str = ""
     check: Check | None = None
     fault: str = ""
     words: Callable[[pl.DataFrame], str] | None = None
@@ -71,7 +77,7 @@ class Expectation:
             return self.meaning
         if self.low == self.high:
             return f"{self.high:g}"
-        return f"at least {self.low:g}" if self.high is None else f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"at most {self.high:g} {self.of}".rstrip()
 
     def broken(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows of a frame whose value lies outside [low, high]; a missing value is not judged."""

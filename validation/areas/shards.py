@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from validation.areas.area import Area, Check, Expectation
+from validation.areas.area import ITS_LIMIT, Area, Check, Expectation
 from validation.measure.measured_release import MeasuredRelease
 from validation.measure.shards.measure import measure_shards
 from warehouse.shards.file import MAX_SEGMENTS
@@ -71,10 +71,12 @@ AREA = Area(
         Expectation("budgets_short", "Train has as many tokens as every token budget asks for.", "warning", "number"),
         Expectation(
             "budget_ks_ratio",
-            "Timelines are as long in every token budget as in train (Kolmogorov-Smirnov, alpha 0.001).",
+            "Timelines are as long in every token budget as in train: the Kolmogorov-Smirnov distance is within its "
+            "limit (that of alpha 0.001).",
             "warning",
             "derived",
             high=1,
+            of=ITS_LIMIT,
         ),
         Expectation(
             "malformed_packs",

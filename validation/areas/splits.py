@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from validation.areas.area import Area, Check, Expectation
+from validation.areas.area import ITS_LIMIT, Area, Check, Expectation
 from validation.measure.measured_release import MeasuredRelease
 from validation.measure.splits import disagreements, measure_splits, read_set_aside
 
@@ -72,39 +72,48 @@ AREA = Area(
             "warning",
             "derived",
             high=3,
+            of="standard errors",
         ),
         Expectation(
             "length_ks_ratio",
-            "Timelines are as long in every split as in train (Kolmogorov-Smirnov, alpha 1e-6).",
+            "Timelines are as long in every split as in train: the Kolmogorov-Smirnov distance is within its limit "
+            "(0.01, or that of alpha 1e-6 where it is more).",
             kind="derived",
             high=1,
+            of=ITS_LIMIT,
         ),
         Expectation(
             "length_smd_ratio",
-            "The mean log length is as in train: |SMD| at most 0.02, or five standard errors where they are more.",
+            "The mean log length is as in train: |SMD| is within its limit (0.02, or five standard errors where they "
+            "are more).",
             kind="derived",
             high=1,
+            of=ITS_LIMIT,
         ),
         Expectation(
             "interval_smd_ratio",
-            "The mean interval is as in train: |SMD| at most 0.02, or five standard errors where they are more.",
+            "The mean interval is as in train: |SMD| is within its limit (0.02, or five standard errors where they are "
+            "more).",
             kind="derived",
             high=1,
+            of=ITS_LIMIT,
         ),
         Expectation(
             "modality_ratio",
-            "Items of each modality are as frequent as in train: within 0.1 points, or five standard errors where "
-            "they are more.",
+            "Items of each modality are as frequent as in train: the difference is within its limit (0.1 points, or "
+            "five standard errors where they are more).",
             kind="derived",
             high=1,
+            of=ITS_LIMIT,
         ),
         Expectation(
             "match_ratio",
-            "Length and interval are as alike as in MEHRT: |SMD| at most 0.02 from 4,000 patients a split on, "
-            "else |z| 2.",
+            "Length and interval are as alike as in MEHRT: |SMD| is within its limit (0.02 from 4,000 patients a split "
+            "on, else two standard errors).",
             "warning",
             "derived",
             high=1,
+            of=ITS_LIMIT,
         ),
     ),
 )

@@ -98,6 +98,48 @@ i.text-success::before{content:"pass"}i.text-danger::before{content:"fail"}i{fon
 </style></head>"""
 
 
+_INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Data Docs</title></head><body>
+<h1>Data Docs</h1>
+<p>What the gate expects of a release, suite by suite, as Great Expectations prints it. The numbers are in
+<a href="../report.html">the quality report</a>.</p>
+<table><thead><tr><th>Suite</th><th>Expectations</th><th>Not met</th><th>Outcome</th><th>Pages</th></tr></thead><tbody>
+{% for suite in suites %}
+<tr><td>{{ suite.name }}</td><td>{{ suite.expected }}</td><td>{{ suite.failed }}</td>
+<td><i class="text-{{ 'danger' if suite.failed else 'success' }}"></i></td>
+<td>{% for name, page in suite.pages.items() %}<a href="{{ page }}">{{ name }}</a> {% endfor %}</td></tr>
+{% endfor %}
+</tbody></table>
+</body></html>
+"""
+
+
+def write_index(docs: Path, areas: Sequence[Area], success: Mapping[str, bool]) -> None:
+    """Writes the page that leads to the others: Great Expectations' own is filled by scripts from the network.
+
+    Args:
+        success: of each expectation, by its name; one that is absent has failed.
+    """
+    import jinja2
+
+    suites = []
+    for area in areas:
+        found = {
+            "results": sorted(docs.glob(f"validations/{area.name}/**/*.html"))[-1:],
+            "expectations": sorted(docs.glob(f"expectations/{area.name}.html")),
+        }
+        suites.append(
+            {
+                "name": area.name,
+                "expected": len(area.expectations),
+                "failed": sum(not success.get(area.name_of(entry), False) for entry in area.expectations),
+                "pages": {name: page.relative_to(docs).as_posix() for name, pages in found.items() for page in pages},
+            }
+        )
+    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_INDEX).render(suites=suites)
+    (docs / "index.html").write_text(page, encoding="utf-8")
+
+
 def make_offline(docs: Path) -> None:
     """Takes out of every page of Data Docs what would be fetched from the network, and styles it plainly."""
     for page in docs.rglob("*.html"):

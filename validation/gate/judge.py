@@ -14,7 +14,7 @@ import polars as pl
 
 from validation.areas import registry
 from validation.areas.area import Expectation, Kind, Severity
-from validation.gate.great_expectations import make_offline, run_suites
+from validation.gate.great_expectations import make_offline, run_suites, write_index
 from validation.measurements import Measurements
 
 
@@ -90,6 +90,7 @@ def judge(measurements: Measurements, docs_dir: Path | None) -> Judgement:
         docs_dir.mkdir(parents=True)
     success = run_suites(measurements.areas, registry.AREAS, docs_dir)
     if docs_dir is not None:
+        write_index(docs_dir, registry.AREAS, success)
         make_offline(docs_dir)
     results = [
         Outcome(

@@ -71,6 +71,16 @@ class Cells:
         unit = int(10 ** (len(str(abs(value))) - 2))
         return value // unit * unit
 
+    def about(self, value: int) -> str:
+        """A total in words, beside which parts of it are shown.
+
+        Two digits of a total below a hundred are the total itself, and less the parts that are shown it is the one that
+        is hidden.
+        """
+        if self.open or value == 0:
+            return f"{value:,}"
+        return f"about {self.rounded(value):,}" if value >= 100 else "fewer than 100"
+
     def tail(self, count: int, quantile: float) -> bool:
         """Whether a quantile of `count` subjects may be shown: more than ten of them must lie on either side of it."""
         return self.open or count * min(quantile, 1 - quantile) > LARGEST_SMALL

@@ -51,19 +51,24 @@ def modality_figure(table: Table) -> bytes:
     labels: list[Any] = []
     for order, split in enumerate(splits):
         labels, shares = _shares(table, split, "set")
+        colour, thick = COLOURS[order % len(COLOURS)], height * 0.88
         places = [index + (order - (len(splits) - 1) / 2) * height for index in range(len(labels))]
-        widths = [100 * (share or 0.0) for share in shares]
-        axes.barh(places, widths, height * 0.88, color=COLOURS[order % len(COLOURS)], label=str(split))
-        for place, width, share in zip(places, widths, shares, strict=True):
-            text = "withheld" if share is None else f"{width:.1f} %"
-            axes.text(width + 0.8, place, text, va="center", fontsize=7, color=INK)
+        axes.barh(places, [100 * (share or 0.0) for share in shares], thick, color=colour, label=str(split))
+        for place, share in zip(places, shares, strict=True):
+            if share is None:
+                # Over the whole width: a bar of no length would say that there are none.
+                axes.barh(place, 100, thick, color="none", edgecolor=RULE, hatch="////", linewidth=0)
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                axes.text(1.6, place, f"withheld ({split})", va="center", fontsize=6, color=INK, bbox=box)
+            else:
+                axes.text(100 * share + 0.8, place, f"{100 * share:.1f} %", va="center", fontsize=7, color=INK)
     axes.set_yticks(range(len(labels)), [str(label) for label in labels])
     axes.invert_yaxis()
-    axes.set_xlim(0, 108)
+    axes.set_xlim(0, 110)
     axes.set_xlabel("share of the split's patients (%)", fontsize=8, color=INK)
     axes.xaxis.grid(True, color=RULE, linewidth=0.5)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure)
 
 
@@ -75,8 +80,10 @@ def length_figure(table: Table, unit: str) -> bytes:
         lows, shares = _shares(table, split, "low")
         if not lows:
             continue
-        # nan leaves a gap where a bin is withheld
+        # nan leaves a gap where a bin is withheld; the legend says that it is none of no patients
         heights = [float("nan") if share is None else 100 * share for share in shares]
+        hidden = shares.count(None)
+        said = "" if not hidden else " (withheld)" if hidden == len(shares) else " (gaps withheld)"
         edges = [*lows, 2 * lows[-1]]
         axes.stairs(
             heights,
@@ -84,7 +91,7 @@ def length_figure(table: Table, unit: str) -> bytes:
             color=COLOURS[order % len(COLOURS)],
             linestyle=styles[order % len(styles)],
             linewidth=1.5,
-            label=str(split),
+            label=f"{split}{said}",
             baseline=None,
         )
     axes.set_xscale("log", base=2)

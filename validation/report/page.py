@@ -11,13 +11,13 @@ from validation.gate.judge import Judgement
 from validation.measurements import Measurements
 from validation.report.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
 from validation.report.figures import length_figure, modality_figure
+from validation.report.headline import headline, left_out
 from validation.report.table import Column, Format, Row, Table
 from validation.report.tables import build_tables, listed
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, write_json
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import Manifest
-from warehouse.shards.packs import DEFAULT_PLAN
 
 TEMPLATE = "report.html.jinja"
 OPEN_MODE = "synthetic"
@@ -104,31 +104,6 @@ def _given(context: Mapping[str, Any]) -> dict[str, Table]:
     }
 
 
-def _tokens(measurements: Measurements) -> int:
-    """Tokens of the profiles' default plans: further plans hold the same tokens again."""
-    if measurements.areas["shards"].is_empty():
-        return 0
-    return int(
-        measurements.areas["shards"].filter(measurements.areas["shards"]["plan"] == DEFAULT_PLAN)["tokens_shards"].sum()
-    )
-
-
-def _headline(measurements: Measurements, cells: Cells) -> list[tuple[str, str]]:
-    usable = measurements.areas["items"].filter(measurements.areas["items"]["verdict"] == "ok")["items"].sum()
-    totals = {
-        "patients": int(measurements.areas["events"]["subjects"].item()),
-        "events": int(measurements.areas["events"]["rows"].item()),
-        "usable images": int(usable),
-        "tokens": _tokens(measurements),
-    }
-    about = "" if cells.open else "about "
-    shown = {name: (cells.rounded(value), value) for name, value in totals.items()}
-    return [
-        (name, show(cell, "count") if isinstance(cell, Hidden) or not value else about + show(cell, "count"))
-        for name, (cell, value) in shown.items()
-    ]
-
-
 def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str, bytes]) -> None:
     """The same tables for programs: one JSON, a Parquet file each, the figures as PNG."""
     quality = tree.quality
@@ -192,7 +167,8 @@ def write_report(
         mode=mode,
         mode_meaning=DEID_MODES.get(mode, ""),
         open=cells.open,
-        headline=_headline(measurements, cells),
+        headline=headline(measurements, cells),
+        left_out=left_out(measurements, cells),
         tables=tables | given,
         turn=turn,
         figures={name: base64.b64encode(picture).decode("ascii") for name, picture in figures.items()},

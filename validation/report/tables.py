@@ -1,6 +1,6 @@
 """The report's tables, made from measurements, small cells hidden: on the page, as JSON and as Parquet alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -10,7 +10,7 @@ from validation.gate.judge import Judgement, Outcome
 from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
 from validation.report.around_tables import join_table, loss_table, subject_table, tokenised_table
-from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden, follow
+from validation.report.cells import LARGEST_SMALL, SMALL, WITHHELD, Cell, Cells, Hidden, follow
 from validation.report.ledger_tables import (
     availability_table,
     code_table,
@@ -58,11 +58,28 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
     return Table("verdicts", "Images", columns, rows, note)
 
 
-def sets_table(measurements: Measurements, cells: Cells) -> Table:
+def withheld_splits(counted: pl.DataFrame, cells: Cells) -> frozenset[str]:
+    """Of the splits of one scheme, with their `subjects`, those whose number of patients is withheld.
+
+    Nothing that adds up to it, or follows from it, may be shown either.
+    """
+    shown = cells.parts(counted["subjects"].to_list())
+    return frozenset(split for split, cell in zip(counted["split"], shown, strict=True) if isinstance(cell, Hidden))
+
+
+def _parts(values: Sequence[int], withheld: bool, cells: Cells) -> list[Cell]:
+    """Parts of a number of patients that is shown, or is withheld itself."""
+    shown = cells.parts(values)
+    if withheld:
+        shown = [WITHHELD if value and cell is not SMALL else cell for value, cell in zip(values, shown, strict=True)]
+    return shown
+
+
+def sets_table(measurements: Measurements, withheld: Collection[str], cells: Cells) -> Table:
     """The numbers of Figure A1: subjects by modality set and split."""
     rows: list[Row] = []
     for (split,), part in measurements.sets.group_by("split", maintain_order=True):
-        shown = cells.parts(part["subjects"].to_list())
+        shown = _parts(part["subjects"].to_list(), str(split) in withheld, cells)
         for kind, share, cell in zip(part["set"], part["share"], shown, strict=True):
             rows.append({"split": str(split), "set": kind, "subjects": cell, "share": follow(cell, share)})
     columns = [
@@ -74,11 +91,11 @@ def sets_table(measurements: Measurements, cells: Cells) -> Table:
     return Table("figure_a1", "Modalities by split", columns, rows)
 
 
-def histogram_table(measurements: Measurements, cells: Cells) -> Table:
+def histogram_table(measurements: Measurements, withheld: Collection[str], cells: Cells) -> Table:
     """Subjects by length and split."""
     rows: list[Row] = []
     for (split,), part in measurements.histogram.group_by("split", maintain_order=True):
-        shown = cells.parts(part["subjects"].to_list())
+        shown = _parts(part["subjects"].to_list(), str(split) in withheld, cells)
         for low, share, cell in zip(part["low"], part["share"], shown, strict=True):
             rows.append({"split": str(split), "low": low, "subjects": cell, "share": follow(cell, share)})
     columns = [
@@ -132,10 +149,16 @@ def balance_table(measurements: Measurements, cells: Cells) -> Table:
     return Table("balance", "How alike the splits are", columns, rows, note)
 
 
-def cohort_table(measurements: Measurements, sets: Table, population: str, cells: Cells) -> Table:
+def cohort_table(
+    measurements: Measurements, sets: Table, population: str, withheld: Collection[str], cells: Cells
+) -> Table:
     """Table A1 (all patients) or A2 (patients with images), a row per split."""
     part = measurements.cohorts.filter(pl.col("population") == population)
-    shown = cells.parts(part["subjects"].to_list())
+    counts = part["subjects"].to_list()
+    shown = [
+        WITHHELD if count and split in withheld and cell is not SMALL else cell
+        for split, count, cell in zip(part["split"], counts, cells.parts(counts), strict=True)
+    ]
     without = {row["split"]: row["subjects"] for row in sets.rows if row["set"] == MODALITY_SETS[0]}
     rows: list[Row] = []
     for line, cell in zip(part.iter_rows(named=True), shown, strict=True):
@@ -191,7 +214,7 @@ def _headings(prefix: str, heading: str) -> list[Column]:
     return [Column(f"{prefix}_{name}", f"{heading}, {words}", kind) for name, words in names.items()]
 
 
-def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Table:
+def shard_table(measurements: Measurements, cohort: Table, withheld: Collection[str], cells: Cells) -> Table:
     """Shards by profile, plan and split; what would give a hidden number of patients away is hidden too."""
     known = {row["split"]: row["subjects"] for row in cohort.rows}
     names = ("packs", "tokens_timeline", "tokens_dropped", "tokens_shards", "token_difference", "fill", "max_segments",
@@ -201,9 +224,11 @@ def shard_table(measurements: Measurements, cohort: Table, cells: Cells) -> Tabl
         # Their sum is known from the verdicts: a split's small number could be worked out from it.
         images = cells.parts(part["image_places"].to_list())
         for line, places in zip(part.iter_rows(named=True), images, strict=True):
-            # A further plan may hold a few subjects, and as many packs.
+            # A further plan may hold a few subjects, and as many packs, or as many as a split has.
             further = line["plan"] != DEFAULT_PLAN
             subjects = cells.count(line["subjects_shards"]) if further else known.get(line["split"])
+            if line["split"] in withheld:
+                subjects = WITHHELD
             whole: Row = {name: line[name] for name in names}
             # Cut to two digits: tokens less those of Table A1 are tokens of images.
             whole |= {name: cells.rounded(line[name]) for name in names[:4]}
@@ -276,8 +301,14 @@ def listed(
 
 def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells) -> dict[str, Table]:
     """All tables by name."""
-    ledger, sets = ledger_table(measurements, cells), sets_table(measurements, cells)
-    first, second = (cohort_table(measurements, sets, population, cells) for population in (STRUCTURED, IMAGING))
+    withheld = withheld_splits(measurements.cohorts.filter(pl.col("population") == STRUCTURED), cells)
+    # A profile may have another scheme than that of Table A1.
+    schemes = measurements.areas["splits"].partition_by("scheme")
+    anywhere = withheld.union(*(withheld_splits(scheme, cells) for scheme in schemes))
+    ledger, sets = ledger_table(measurements, cells), sets_table(measurements, withheld, cells)
+    first, second = (
+        cohort_table(measurements, sets, population, withheld, cells) for population in (STRUCTURED, IMAGING)
+    )
     alike = balance_table(measurements, cells)
     shown = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
     tables = [
@@ -297,10 +328,10 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         second,
         sets,
         alike,
-        histogram_table(measurements, cells),
-        shard_table(measurements, first, cells),
+        histogram_table(measurements, withheld, cells),
+        shard_table(measurements, first, anywhere, cells),
         budget_table(measurements.budgets, {cell for cell in shown if isinstance(cell, int)}, cells),
         tokenised_table(measurements, cells),
-        coverage_table(measurements.coverage, cells),
+        coverage_table(measurements.coverage, anywhere, cells),
     ]
     return {table.name: table for table in tables}

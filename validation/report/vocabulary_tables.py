@@ -9,8 +9,13 @@ from validation.report.table import Column, Row, Table
 from warehouse.schemas import SPLITS
 
 
-def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
-    """A line per profile and namespace: what became tokens, what did not, and what each split's tokens lack."""
+def coverage_table(coverage: pl.DataFrame, withheld: Collection[str], cells: Cells) -> Table:
+    """A line per profile and namespace: what became tokens, what did not, and what each split's tokens lack.
+
+    Args:
+        withheld: splits of which nothing is shown. A share is cut to three digits: as it is, it is a fraction of which
+            both numbers can be found.
+    """
     rows: list[Row] = []
     for (profile, namespace), part in coverage.group_by("profile", "namespace", maintain_order=True):
         of = {line["split"]: line for line in part.iter_rows(named=True)}
@@ -23,7 +28,11 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         for split in SPLITS:
             tokens, unknown = (of[split]["tokens"], of[split]["unknown"]) if split in of else (0, 0)
             hidden = any(isinstance(cell, Hidden) for cell in cells.parts([unknown, tokens - unknown]))
-            row[split] = WITHHELD if hidden else unknown / tokens if tokens else None
+            share = unknown / tokens if tokens else None
+            if share is not None and (hidden or split in withheld):
+                row[split] = WITHHELD
+            else:
+                row[split] = share if share is None or cells.open else round(share, 3)
         rows.append(row)
     columns = [
         Column("profile", "Profile", "text"),
@@ -37,7 +46,7 @@ def coverage_table(coverage: pl.DataFrame, cells: Cells) -> Table:
         "vocabularies/*/coverage.parquet says why events are left out."
     )
     if not cells.open:
-        note += " Tokens and events are cut to two digits."
+        note += " Tokens and events are cut to two digits, shares to three."
     return Table("coverage", "Vocabulary", columns, rows, note)
 
 

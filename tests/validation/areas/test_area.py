@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import patients, releases
 from validation.areas import registry
-from validation.areas.area import Area, Check, Expectation
+from validation.areas.area import ITS_LIMIT, Area, Check, Expectation
 from validation.gate.judge import Judgement, judge
 from validation.measure.measured_release import MeasuredRelease
 from validation.measurements import measure_release
@@ -42,6 +42,25 @@ def judged(tree: ReleaseLayout) -> Judgement:
 
 def finding_of(root: Path, check: str) -> Finding:
     return next(finding for finding in verify_release(root) if finding.check == check)
+
+
+WORDS = {0.5: "half", 2: "two", 3: "three"}
+EXPECTATIONS = [(area.name_of(entry), entry) for area in registry.AREAS for entry in area.expectations]
+
+
+@pytest.mark.parametrize("entry", [entry for _, entry in EXPECTATIONS], ids=[name for name, _ in EXPECTATIONS])
+def test_a_sentence_says_what_is_judged(entry: Expectation) -> None:
+    """A number in a sentence that is not the one judged makes a reader believe what was never looked at."""
+    if entry.pattern or entry.high in (None, 0):
+        return
+    assert entry.high is not None
+    if entry.of == ITS_LIMIT:
+        assert (entry.high, "within its limit (" in entry.sentence) == (1, True)
+        assert entry.rule == "at most 1 times its limit"
+        return
+    spelt = (f"{entry.high:g}", f"{100 * entry.high:g} %", WORDS.get(entry.high, "?"))
+    assert any(word in entry.sentence for word in spelt), entry.sentence
+    assert "limit" not in entry.sentence
 
 
 @pytest.mark.whole

@@ -1,5 +1,6 @@
 """The gate: a right release passes whole, and each expectation is broken once, alone."""
 
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,30 @@ def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLay
         assert 'src="http' not in text
         # A number that stands alone: Data Docs' own identifiers and moments may hold any digits.
         assert not re.search(r"(?<![\w.-])(?<!\d:)190(?!\w)", text)
+
+
+# In `make test` alone: Great Expectations print all pages.
+@pytest.mark.whole
+def test_the_first_page_of_data_docs_leads_to_the_others(tree: ReleaseLayout) -> None:
+    measured = measure(tree)
+    events = measured.areas["events"].with_columns(pl.lit(1).alias("empty_codes"))
+    judge(with_area(measured, "events", events), tree.quality / "data_docs")
+    docs = tree.quality / "data_docs"
+    page = (docs / "index.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td><td>(\d+)</td>(.*?)</tr>", page, re.DOTALL)
+    assert {name: (int(expected), int(failed)) for name, expected, failed, _ in rows} == {
+        area.name: (len(area.expectations), int(area.name == "events")) for area in AREAS
+    }
+    for name, _, failed, rest in rows:
+        assert ('class="text-danger"' in rest) == (failed == "1")
+        links = re.findall(r'href="([^"]+)"', rest)
+        assert len(links) == 2
+        for link in links:
+            words = re.sub(
+                r"<style.*?</style>|<[^>]*>", " ", (docs / link).read_text(encoding="utf-8"), flags=re.DOTALL
+            )
+            sentences = next(area.expectations for area in AREAS if area.name == name)
+            assert all(html.escape(entry.sentence, quote=False)[:40] in words for entry in sentences)
 
 
 def test_a_damaged_file_is_named_not_traced(tree: ReleaseLayout) -> None:

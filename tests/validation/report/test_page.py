@@ -93,10 +93,39 @@ def test_the_report_of_simulated_patients_shows_every_figure(tree: ReleaseLayout
     assert "1–10" not in page
 
 
+def test_the_banner_says_what_the_release_cannot_use(tree: ReleaseLayout, measurements: Measurements) -> None:
+    def banner(made: Measurements, **context: object) -> str:
+        page, _ = written(tree, made, **context)
+        return re.sub(r"\s+", " ", page[page.index('<div class="banner') : page.index('<dl class="headline')])
+
+    assert 'Raw rows in quarantine: 1. <a href="#quarantine">' in banner(measurements, deid_mode="synthetic")
+    more = pl.DataFrame(
+        {"table": "labs", "outcome": "quarantined", "reason": ["duplicate_row", "bad_subject_id"], "rows": [30, 1_500]}
+    )
+    items = pl.DataFrame(
+        {"modality": "ct", "verdict": ["ok", "failed_unreadable", "failed_no_time", "refused_localizer"]}
+        | {"items": [800, 90, 4, 120], "units_expected": 0, "units_encoded": 0, "units_failed": 0}
+    )
+    broken = replace(
+        measurements,
+        outcomes=pl.concat([measurements.outcomes, more], how="diagonal_relaxed"),
+        areas={
+            **measurements.areas,
+            "items": pl.concat([measurements.areas["items"].clear(), items], how="diagonal_relaxed"),
+        },
+    )
+    opened, closed = (banner(broken, deid_mode=mode) for mode in ("synthetic", "expert"))
+    assert "Raw rows in quarantine: 1,531, of which duplicates of other rows: 30." in opened
+    assert 'Images that failed: 94; images that were refused: 120. <a href="#verdicts">' in opened
+    assert "Raw rows in quarantine: about 1,500, of which duplicates of other rows: fewer than 100." in closed
+    assert "Images that failed: fewer than 100; images that were refused: about 120." in closed
+
+
 def test_the_page_is_whole_without_a_network(tree: ReleaseLayout, measurements: Measurements) -> None:
     page, _ = written(tree, measurements, deid_mode="synthetic")
     assert "<script" not in page
-    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    assert all(f'id="{name}"' in page for name in re.findall(r"href=\"#(\w+)\"", page))
     assert page.count("data:image/png;base64,") == 2
     assert "url(" not in page
 
@@ -210,6 +239,19 @@ def test_the_files_for_programs_hold_what_the_page_shows(tree: ReleaseLayout, me
     for name, rows in tables.items():
         assert pl.read_parquet(tree.quality / f"{name}.parquet").to_dicts() == rows
     assert (tree.quality / "figure_a1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_split_lacks_is_withheld_where_its_patients_are(measurements: Measurements) -> None:
+    """Tuning and held-out have four patients each: no share of their tokens is shown, whatever its numbers are."""
+    coverage = pl.DataFrame(
+        {"profile": "mehrt", "namespace": "LOINC", "split": list(releases.FRACTIONS), "tokens": 289, "dropped": 0}
+        | {"unknown": [28, 28, 28]}
+    )
+    made = replace(measurements, coverage=coverage)
+    closed, opened = (build_tables(made, judge(made, None), Cells(open=open_)) for open_ in (False, True))
+    (row,) = closed["coverage"].rows
+    assert isinstance(row["tuning"], Hidden) and isinstance(row["held_out"], Hidden)
+    assert opened["coverage"].rows[0]["tuning"] == 28 / 289
 
 
 def test_percentiles_of_few_patients_are_withheld(measurements: Measurements) -> None:

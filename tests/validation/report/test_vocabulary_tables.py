@@ -29,7 +29,7 @@ def measured(folder: Path) -> pl.DataFrame:
 
 
 def test_tokens_unknown_and_left_out_are_summed_by_split(tmp_path: Path) -> None:
-    rows = coverage_table(measured(tmp_path), Cells(open=True)).rows
+    rows = coverage_table(measured(tmp_path), (), Cells(open=True)).rows
     assert rows == [
         {"profile": "ethos", "namespace": "ICD10CM", "tokens": 100, "dropped": 0,
          "train": None, "tuning": 0.03, "held_out": None},
@@ -39,10 +39,25 @@ def test_tokens_unknown_and_left_out_are_summed_by_split(tmp_path: Path) -> None
 
 
 def test_a_share_that_gives_a_small_count_away_is_withheld(tmp_path: Path) -> None:
-    diagnoses, labs = coverage_table(measured(tmp_path), Cells(open=False)).rows
+    diagnoses, labs = coverage_table(measured(tmp_path), (), Cells(open=False)).rows
     assert diagnoses["tuning"] == WITHHELD
     assert labs["held_out"] == 0.25
     small = measured(tmp_path / "small").with_columns(
         pl.lit(7).cast(pl.Int64).alias("tokens"), unknown=pl.lit(0).cast(pl.Int64)
     )
-    assert {row["tokens"] for row in coverage_table(small.head(1), Cells(open=False)).rows} == {SMALL}
+    assert {row["tokens"] for row in coverage_table(small.head(1), (), Cells(open=False)).rows} == {SMALL}
+
+
+def test_a_share_of_unknown_tokens_tells_neither_its_fraction_nor_a_split_that_is_withheld() -> None:
+    """As it is, a share of 0.09688581… is 28 of 289 and of nothing smaller."""
+    coverage = pl.DataFrame(
+        {"profile": "mehrt", "namespace": "ICD10CM", "split": ["train", "tuning", "held_out"]}
+        | {"tokens": [5_000, 289, 313], "dropped": 0, "unknown": [0, 28, 31]}
+    )
+    assert coverage_table(coverage, (), Cells(open=True)).rows[0]["tuning"] == 28 / 289
+    (row,) = coverage_table(coverage, {"tuning"}, Cells(open=False)).rows
+    assert (row["train"], row["tuning"], row["held_out"]) == (0, WITHHELD, 0.099)
+    fractions = {
+        (above, below) for below in range(1, 400) for above in range(below) if round(above / below, 3) == 0.099
+    }
+    assert len(fractions) > 50
