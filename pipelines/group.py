@@ -1,7 +1,7 @@
 """group: findings of whole series and studies → the items that they make, each with its verdict.
 
 Schema in: SCANNED. Schema out: GROUPED, in the private folder. What belongs together is judged together, wherever in
-the tree it lies; a task has some ten thousand findings, and one whose findings are as they were has nothing to do.
+the tree it lies; a task has some thousand findings, and one whose findings are as they were has nothing to do.
 """
 
 import json
@@ -29,7 +29,7 @@ from warehouse.files import atomic_write, sha256_json
 
 # An item as JSON, without what only its reader needs, and that: its paths, and the private part of its geometry.
 GROUPED = pa.schema([("item", pa.string()), ("reading", pa.string())])
-FINDINGS = 1 << 15
+FINDINGS = 1 << 13
 _LOW = (1 << 32) - 1
 
 
@@ -52,7 +52,7 @@ class Params(TypedDict):
 
 
 def plan(night: Night) -> list[Task]:
-    """Tasks of some ten thousand findings; one task, of the whole tree, where items are not found file by file.
+    """Tasks of some thousand findings; one task, of the whole tree, where items are not found file by file.
 
     Raises:
         TimeloomError: a crosswalk is missing.
