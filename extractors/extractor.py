@@ -1,7 +1,7 @@
 """What a modality's package gives: its settings, how its files become items, and how its items become units."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ class Extractor:
         needs_crosswalk: its files name no subject of their own.
         digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
             too little of it to tell; none where the `content` of its items tells it.
+        index_anew: a function like `index` that is given, besides, the items that an earlier night found with the same
+            settings: one whose files stand as they did need not be judged again.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
             `index` is asked about the whole tree whenever anything in it changed.
         reads: what files it reads, in words.
@@ -106,6 +108,7 @@ class Extractor:
     too_many_failed: str = "failed_unreadable"
     needs_crosswalk: bool = False
     digest: str = ""
+    index_anew: str = ""
     by_file: ByFile | None = None
     reads: str = ""
     foreign: str = ""
@@ -119,9 +122,13 @@ class Extractor:
         links: "pl.DataFrame | None",
         progress: Advance | None = None,
         workers: int | None = None,
+        known: Sequence[FoundItem] = (),
     ) -> list[FoundItem]:
-        """Every item under the settings' path, as `index` finds it."""
-        found: list[FoundItem] = imported(self.index)(settings, links, progress, workers)
+        """Every item under the settings' path, as `index` finds it, or `index_anew` beside items that are known."""
+        if self.index_anew and known:
+            found: list[FoundItem] = imported(self.index_anew)(settings, links, progress, workers, known)
+        else:
+            found = imported(self.index)(settings, links, progress, workers)
         return found
 
 

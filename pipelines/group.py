@@ -6,6 +6,7 @@ the tree it lies; a task has some thousand findings, and one whose findings are 
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,13 +23,14 @@ from pipelines.engine.context import counts_of
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import RawFile, Result, Task
 from pipelines.night import Night, Stage
-from pipelines.scan import OF_SUBJECTS, settings_of
+from pipelines.scan import OF_SUBJECTS, earlier_files, settings_of
 from pipelines.scan import Counts as ScanCounts
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 
 # An item as JSON, without what only its reader needs, and that: its paths, and the private part of its geometry.
 GROUPED = pa.schema([("item", pa.string()), ("reading", pa.string())])
+RULES = "rules"  # in the files' metadata: by which rules a whole tree was judged
 FINDINGS = 1 << 13
 _LOW = (1 << 32) - 1
 
@@ -41,12 +43,15 @@ class Counts(TypedDict):
 
 
 class Params(TypedDict):
-    """What a task is given: files of findings, and the hashes of the series that it judges (all where None)."""
+    """What a task is given: files of findings, and the hashes of the series that it judges (all where None); or for a
+    whole tree the rules of its judgement, and the files of items that were found by the same rules."""
 
     modality: str
     settings: dict[str, Any]
     scanned: list[str]
     series: list[int] | None
+    rules: str
+    known: list[str]
     workers: int | None
     out: str
 
@@ -75,10 +80,19 @@ def _whole_tree(night: Night, modality: str, block: ModalityConfig) -> Task:
     fingerprints, crosswalk = night.fingerprints, block.crosswalk
     inputs = [Fingerprints.of_tree(block.path), fingerprints.of(crosswalk.file) if crosswalk else None]
     raw_files = fingerprints.planned(crosswalk.file, f"the crosswalk of {modality}") if crosswalk else {}
-    task = _task(night, modality, block, [settings_of(block), inputs], raw_files=raw_files)
+    rules = sha256_json([STAGE.name, STAGE.version, modality, settings_of(block, *OF_SUBJECTS)])
+    task = _task(night, modality, block, [settings_of(block), inputs], raw_files=raw_files, rules=rules)
     if fingerprints.rehash:
         Path(task.record).unlink(missing_ok=True)
+    elif not Path(task.record).is_file():
+        known = [str(path) for path in earlier_files(night.layout.grouped, modality) if _rules_of(path) == rules]
+        task = replace(task, params={**task.params, "known": known})
     return task
+
+
+def _rules_of(path: Path) -> str:
+    metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
+    return metadata.get(RULES.encode(), b"").decode()
 
 
 def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[Task]:
@@ -156,6 +170,7 @@ def _task(
     scanned: list[str] | None = None,
     series: list[int] | None = None,
     raw_files: dict[str, RawFile] | None = None,
+    rules: str = "",
 ) -> Task:
     fingerprint = sha256_json([STAGE.name, STAGE.version, modality, inputs])
     name = f"{modality}-{fingerprint[:24]}"
@@ -170,6 +185,8 @@ def _task(
             settings=settings_of(block),
             scanned=scanned or [],
             series=series,
+            rules=rules,
+            known=[],
             workers=night.config.workers,
             out=f"{name}.parquet",
         ),
@@ -187,12 +204,13 @@ def run(params: Params, base: Path) -> Result:
         crosswalk = settings.crosswalk
         key = f"modalities.{modality}.crosswalk"
         links = read_crosswalk(crosswalk, key, settings.subject_ids) if crosswalk else None
-        found = extractor.index_items(settings, links, workers=params["workers"])
+        known = [item for path in params["known"] for item in whole_items(Path(path))]
+        found = extractor.index_items(settings, links, workers=params["workers"], known=known)
     else:
         found = imported(extractor.by_file.items)(settings, _findings(params))
     rows = [_row(item, extractor.private_geometry) for item in found]
     with atomic_write(base / params["out"]) as temporary:
-        table = pa.Table.from_pylist(rows, GROUPED)
+        table = pa.Table.from_pylist(rows, GROUPED.with_metadata({RULES: params["rules"]}))
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     return Result({params["out"]: len(rows)}, Counts(modality=modality, items=len(rows)))
 
@@ -219,9 +237,11 @@ def read_items(path: Path) -> list[FoundItem]:
     return [item_from_json(json.loads(text)) for text in pl.read_parquet(path, columns=["item"])["item"]]
 
 
-def whole_items(path: Path, rows: list[int]) -> list[FoundItem]:
-    """Some items of a file, by their rows, with all that is known of them."""
-    found = pl.read_parquet(path)[rows]
+def whole_items(path: Path, rows: list[int] | None = None) -> list[FoundItem]:
+    """Some items of a file, by their rows (all where None), with all that is known of them."""
+    found = pl.read_parquet(path)
+    if rows is not None:
+        found = found[rows]
     items = []
     for told, hidden in found.iter_rows():
         item, reading = json.loads(told), json.loads(hidden)
@@ -230,4 +250,4 @@ def whole_items(path: Path, rows: list[int]) -> list[FoundItem]:
     return items
 
 
-STAGE = Stage("group", 2, "pipelines.group:run", step="extract", after=("scan",), in_release=False, plan=plan)
+STAGE = Stage("group", 3, "pipelines.group:run", step="extract", after=("scan",), in_release=False, plan=plan)

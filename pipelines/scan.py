@@ -23,9 +23,9 @@ from extractors.modalities import EXTRACTORS, extractor_of
 from extractors.trees import Entry, Folder, folder_at, folders_of
 from pipelines.config import ModalityConfig
 from pipelines.engine.run_stage import load_record
-from pipelines.engine.task import RawFileChangedError, Result, Task
+from pipelines.engine.task import Result, Task
 from pipelines.night import Night, Stage
-from warehouse.errors import TimeloomError
+from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import atomic_write, sha256_json, signature, signature_of
 
 # One row a finding, or a file without one. Names need not be UTF-8.
@@ -129,6 +129,14 @@ def plan(night: Night) -> list[Task]:
     return tasks if rehash else _with_known(tasks, layout.scanned)
 
 
+def earlier_files(folder: Path, modality: str = "") -> Iterator[Path]:
+    """What earlier tasks made in a private folder, for one modality or all, as far as their records say it is whole."""
+    for path in sorted(folder.glob(f"{modality}-*.parquet" if modality else "*.parquet")):
+        entry = load_record(path.with_suffix(".json"))
+        if entry is not None and entry.files[path.name].is_of(path):
+            yield path
+
+
 def _chunks(root: Path) -> Iterator[_Chunk]:
     """A tree's folders in tasks. Where a task ends depends on its own folders, so that a new one changes few tasks."""
     chunk = _Chunk()
@@ -182,9 +190,8 @@ def _with_known(tasks: list[Task], scanned: Path) -> list[Task]:
                 wanted.setdefault((task.params["rules"], path), set()).add(task.key)
     known: dict[str, set[str]] = {}
     current = {task.key for task in tasks}
-    for path in sorted(scanned.glob("*.parquet")):
-        entry = None if path.stem in current else load_record(path.with_suffix(".json"))
-        if entry is None or not entry.files[path.name].is_of(path):
+    for path in earlier_files(scanned):
+        if path.stem in current:
             continue
         has = json.loads(pq.read_metadata(path).metadata[FOLDERS.encode()])
         for folder in has["folders"]:

@@ -1,6 +1,7 @@
 """The one exception that a user sees: what is wrong, and what to do about it."""
 
 from pathlib import Path
+from typing import Self
 
 # What to do about a damaged file of a root, whichever it is.
 REPAIR = "run `timeloom repair` with the run's configuration"
@@ -22,3 +23,22 @@ class TimeloomError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class RawFileChangedError(TimeloomError):
+    """A raw file is not what it was when its reading was planned: what was made of it may be a mixture.
+
+    Args:
+        what: the file in words, without its name.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} changed while it was read, and again while it was read once more",
+            remedy="run again when the export has ended; nothing was made of it",
+        )
+        self.what = what
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        """Processes hand it to each other."""
+        return type(self), (self.what,)

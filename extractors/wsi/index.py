@@ -1,7 +1,8 @@
 """Which slides of a tree are usable: each opened, planned and judged. Label, macro and thumbnail are never touched."""
 
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
@@ -21,6 +22,8 @@ from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units,
 from extractors.wsi.settings import WsiSettings
 from extractors.wsi.tiff import tiled_pages
 from extractors.wsi.tissue import MARKER_COLOURS, MASK, MarkerColour
+from warehouse.errors import RawFileChangedError
+from warehouse.files import signature
 
 __all__ = ["MODALITY", "find_slides", "index", "index_slides", "read_slide_units"]
 
@@ -66,6 +69,17 @@ def index(
     By a crosswalk of paths one for each of its rows, judged, and one for each slide that it does not list, unopened;
     else one for each slide, judged, which the run ties by what its DICOM header says.
     """
+    return index_anew(settings, links, progress, workers, ())
+
+
+def index_anew(
+    settings: WsiSettings,
+    links: pl.DataFrame | None,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+    known: Sequence[FoundItem],
+) -> list[FoundItem]:
+    """As `index`; slides whose files stand as they did when `known` was found are not opened."""
     root, crosswalk, limits = settings.path, settings.crosswalk, Limits.of(settings)
     found = search(root)
     beside = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
@@ -74,7 +88,7 @@ def index(
         unlisted = not_listed(root, found.slides, set(manifest["path"].drop_nulls()))
         beside = [*(_unread(path, "failed_no_subject") for path in unlisted), *beside]
         advance = None if progress is None else (lambda done: progress(done, len(manifest)))
-        return index_slides(root, manifest, advance, workers=workers, limits=limits) + beside
+        return index_slides(root, manifest, advance, workers=workers, limits=limits, known=known) + beside
     names = [names_of(root / path) for path in found.slides]
     untied = _untied(found.slides)
     if links is not None and crosswalk is not None:
@@ -82,7 +96,7 @@ def index(
         named = pl.DataFrame({"match": references((each.get(match) for each in names), match)})
         untied = untied.with_columns(named.join(links, "match", how="left", maintain_order="left")["mpp"])
     advance = None if progress is None else (lambda done: progress(done, len(untied)))
-    items = index_slides(root, untied, advance, workers=workers, limits=limits, tied=False)
+    items = index_slides(root, untied, advance, workers=workers, limits=limits, tied=False, known=known)
     return [replace(item, names=each) for item, each in zip(items, names, strict=True)] + beside
 
 
@@ -106,6 +120,7 @@ def index_slides(
     workers: int | None = None,
     limits: Limits = Limits(),
     tied: bool = True,
+    known: Sequence[FoundItem] = (),
 ) -> list[FoundItem]:
     """One item per row of `manifest`, in its order, opened and judged, its tissue tiles counted.
 
@@ -120,15 +135,25 @@ def index_slides(
         workers: processes; this machine's cores if omitted.
         limits: what a slide is refused for, and which inks are looked for.
         tied: whether the manifest says whose they are, and when; one that says neither is then not usable.
+        known: items that were found with the same limits; one whose files stand as they did is not judged again.
+
+    Raises:
+        RawFileChangedError: a slide is not the same before and after it was judged.
     """
-    judge = partial(_index_slide, root, limits, tied)
+    earlier = {(item.paths[0], item.geometry["state"]): item for item in known if item.geometry.get("state")}
     rows = list(manifest.iter_rows(named=True))
+    kept = [earlier.get((_path_of(row), _state(root, row))) if earlier else None for row in rows]
+    new = [row for row, item in zip(rows, kept, strict=True) if item is None]
+    judge = partial(_judged, root, limits)
     cores = len(os.sched_getaffinity(0)) if workers is None else workers
-    processes = min(cores, len(rows) // SLIDES_A_WORKER)
+    processes = min(cores, len(new) // SLIDES_A_WORKER)
     if processes < 2:
-        return _collect(map(judge, rows), progress)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return _collect(pool.map(judge, rows), progress)
+        judged = _collect(map(judge, new), progress)
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            judged = _collect(pool.map(judge, new), progress)
+    found = iter(judged)
+    return [_tied(row, item or next(found), tied) for row, item in zip(rows, kept, strict=True)]
 
 
 def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None) -> list[FoundItem]:
@@ -140,13 +165,52 @@ def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None)
     return found
 
 
-def _index_slide(root: Path, limits: Limits, tied: bool, row: Mapping[str, Any]) -> FoundItem:
-    relative = str(row["path"] or "")
+def _path_of(row: Mapping[str, Any]) -> str:
+    return str(row["path"] or "")
+
+
+def _mpp_of(row: Mapping[str, Any]) -> float | None:
+    return None if row["mpp"] is None else float(row["mpp"])
+
+
+def _state(root: Path, row: Mapping[str, Any]) -> str:
+    """What tells that a slide's judgement stands: its files as they are, its manifest's mpp, and how tissue is told.
+
+    Empty where there is no slide to judge.
+    """
+    try:
+        files = files_of(file_inside(root, _path_of(row)))
+        return json.dumps([MASK, _mpp_of(row), *(signature(part) for part in files)])
+    except (OSError, VerdictError):
+        return ""
+
+
+def _tied(row: Mapping[str, Any], item: FoundItem, tied: bool) -> FoundItem:
+    """A judged slide with what the manifest says of whose it is, and when."""
     collected, precision = _time(row["time"])
     if collected is not None and row.get("time_precision") in get_args(TimePrecision):
         precision = row["time_precision"]
     available, _ = _time(row["available_time"])
-    mpp = None if row["mpp"] is None else float(row["mpp"])
+    verdict = item.geometry["judged"]
+    if tied and verdict == OK and not row["raw_subject"]:
+        verdict = "failed_no_subject"
+    elif tied and verdict == OK and collected is None:
+        verdict = "failed_no_time"
+    return replace(
+        item,
+        raw_subject=None if row["raw_subject"] is None else str(row["raw_subject"]),
+        time=collected,
+        time_source="" if collected is None else "manifest",
+        time_precision=precision,
+        available_time=available,
+        verdict=verdict,
+    )
+
+
+def _judged(root: Path, limits: Limits, row: Mapping[str, Any]) -> FoundItem:
+    """A slide by its files alone."""
+    relative, mpp = _path_of(row), _mpp_of(row)
+    state = _state(root, row)
     geometry: dict[str, Any] = {}
     content = ""
     identity, units = identity_of([f"absent:{relative}"]), None
@@ -175,22 +239,20 @@ def _index_slide(root: Path, limits: Limits, tied: bool, row: Mapping[str, Any])
         raise
     except Exception:  # whatever a damaged file makes a parser raise is the slide's verdict, not the index's end
         verdict = "failed_unreadable"
-    if tied and verdict == OK and not row["raw_subject"]:
-        verdict = "failed_no_subject"
-    elif tied and verdict == OK and collected is None:
-        verdict = "failed_no_time"
+    if state != _state(root, row):
+        raise RawFileChangedError("a file of the slides")
     return FoundItem(
         modality=MODALITY,
-        raw_subject=None if row["raw_subject"] is None else str(row["raw_subject"]),
+        raw_subject=None,
         identity=identity,
         paths=(relative,),
-        time=collected,
-        time_source="" if collected is None else "manifest",
-        time_precision=precision,
-        available_time=available,
+        time=None,
+        time_source="",
+        time_precision="day",
+        available_time=None,
         verdict=verdict,
         units_expected=units,
-        geometry=geometry,
+        geometry=geometry | {"state": state, "judged": verdict},
         content=content,
     )
 

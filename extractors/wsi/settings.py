@@ -32,5 +32,6 @@ WSI = Extractor(
     needs_crosswalk=True,
     reads="DICOM slides and files that OpenSlide knows, as SVS, NDPI, MRXS, SCN, BIF, VMS, CZI and tiled TIFF",
     matches=("path", "study_uid", "series_uid", "accession_number"),
-    private_geometry=frozenset(("stamp",)),
+    private_geometry=frozenset(("stamp", "state", "judged")),
+    index_anew="extractors.wsi.index:index_anew",
 )

@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.task import DEBUG_VARIABLE, RawFileChangedError, Result, Task, WorkerLostError
-from warehouse.errors import TimeloomError
+from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
+from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import hash_file, signature_of, write_json
 from warehouse.sealed import write_sealed
 

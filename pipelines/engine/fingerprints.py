@@ -5,14 +5,16 @@ back, or puts another file of the same size and time in its place, changes one o
 folder that was copied or restored is read again; its content decides whether anything is done.
 """
 
-import stat
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
+from extractors.trees import folders_of
 from pipelines.engine.task import RawFile
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, sha256_json, signature, signature_of
+from warehouse.files import sha256_file, sha256_json, signature
 from warehouse.sealed import read_sealed, write_sealed
 
 
@@ -77,17 +79,11 @@ class Fingerprints:
     @staticmethod
     def of_tree(folder: Path) -> str:
         """A hash over names, and what the file system says of each, of a tree too large to be read every night."""
-        listing: list[list[str | int]] = []
-        for path in sorted(folder.rglob("*")):
-            name = str(path.relative_to(folder))
-            try:
-                status = path.stat()
-            except OSError:  # a link to nowhere, or a file that went meanwhile: part of the listing as such
-                listing.append([name, -1, -1])
-                continue
-            if stat.S_ISREG(status.st_mode):
-                listing.append([name, *signature_of(status)])
-        return sha256_json(listing)
+        digest = sha256()
+        for part in folders_of(folder):
+            files = [[part.inside(name), *said] for name, said in part.files.items()]
+            digest.update(json.dumps([part.beside(), files]).encode())
+        return digest.hexdigest()
 
     def save(self) -> None:
         """Keeps what this run saw."""

@@ -17,20 +17,6 @@ class WorkerLostError(TimeloomError):
     """A process died and nobody knows why; the next try may succeed."""
 
 
-class RawFileChangedError(TimeloomError):
-    """A raw file is not what it was when its task was planned: what was made of it may be half of one, half of another.
-
-    Args:
-        what: the file in words, without its name.
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"{what} changed while it was read, and again while it was read once more",
-            remedy="run again when the export has ended; nothing was made of it",
-        )
-
-
 class RawFile(TypedDict):
     """A raw file in words, and its `warehouse.files.signature`; None where there is to be no such file."""
 

@@ -58,12 +58,15 @@ def tree(tmp_path: Path) -> Path:
     write_series(root / "archived", image=lambda at: noise(at + 150), series="5", PatientID="6",
                  StudyInstanceUID="2.25.63")  # fmt: skip
     zipped(root / "archived", root / "study.zip")
-    for number, study in enumerate(("2.25.64", "2.25.65")):
+    for number, study in enumerate(("2.25.64", "2.25.66")):
         write_series(root / f"half{number}", 6, image=lambda at: noise(at + 200), series="6", PatientID="5",
                      StudyInstanceUID=study)  # fmt: skip
         for place, path in enumerate(sorted((root / f"half{number}").iterdir())):
             if place % 2 != number:
                 path.unlink()
+    for number, study in enumerate(("2.25.64", "2.25.66")):  # reconstructions of it, one for each study
+        write_series(root / f"other{number}", image=lambda at, n=number: noise(at + 300 + 50 * n),
+                     series=f"6{number}", PatientID="5", StudyInstanceUID=study, ConvolutionKernel="Br64d")  # fmt: skip
     write_series(root / "scout", 1, series="7", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], PatientID="5")
     (root / "notes").mkdir()
     for number in range(5):
@@ -160,7 +163,17 @@ def test_one_new_file_is_read_and_no_other(
     assert changed["units_expected"].to_list() == [7] and len(after) == len(before)
 
     examined.clear()
+    write_series(tmp_path / "new", image=lambda at: noise(at + 7000), series="11", PatientID="101",
+                 StudyInstanceUID="2.25.51")  # fmt: skip
+    old = (tree / "plain1" / "IM002").read_bytes()
+    (tree / "plain1" / "IM002").write_bytes((tmp_path / "new" / "IM002").read_bytes())
+    other, _ = index_images(tmp_path, "ct", settings)
+    assert examined == ["plain1/IM002"] and len(other.join(after, on="item_key", how="anti")) == 1
+    (tree / "plain1" / "IM002").write_bytes(old)
+
     shutil.rmtree(tree / "later")
+    index_images(tmp_path, "ct", settings)
+    examined.clear()
     back, _ = index_images(tmp_path, "ct", settings)
     assert not examined
     assert_frame_equal(back, before)

@@ -22,6 +22,7 @@ from extractors.items import FoundItem, UnitRequest, VerdictError
 from extractors.wsi import tiff
 from extractors.wsi.index import Limits, find_slides, index_slides, read_slide_units
 from extractors.wsi.plan import MAX_TILES, plan_tiles
+from extractors.wsi.settings import WSI
 from extractors.wsi.tiff import tiled_pages
 from extractors.wsi.tissue import MASK
 from tests.support.images.phantoms import stained, write_tiff
@@ -296,7 +297,8 @@ def test_plans_by_hand(
 def test_geometry_says_how_a_slide_is_read_and_nothing_of_whose_it_is(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.svs", stained(), 0.25)
     item = index(tmp_path, "a.svs", limits=Limits(failed_tiles=0.05))[0]
-    stamp = item.geometry.pop("stamp")
+    stamp, _, judged = (item.geometry.pop(name) for name in ("stamp", "state", "judged"))
+    assert {"stamp", "state", "judged"} <= WSI.private_geometry and judged == "ok"
     assert len(stamp) == 32 and item.geometry == {
         "width": 1024, "height": 1024, "levels": 2, "mpp_x": 0.25, "mpp_y": 0.25, "mpp_source": "file",
         "max_failed_tiles": 0.05, "reader": "direct", "level": 0, "extent": [512.0, 512.0], "mask": MASK,
