@@ -31,6 +31,7 @@ VERDICTS: Mapping[str, str] = {
     "refused_monochrome1": "an inverted grey scale (MONOCHROME1)",
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
+    "refused_not_rgb": "an OME-TIFF whose pages are single channels, or of more than 8 bits",
     "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     "refused_linked_folder": "a link to a folder, which is not followed",

@@ -17,7 +17,8 @@ from extractors.crosswalk import references
 from extractors.items import BESIDE_FILES, OK, FoundItem, TimePrecision, VerdictError, identity_of
 from extractors.wsi.files import file_inside, files_of, find_slides, names_of, not_listed, search
 from extractors.wsi.focus import blurred_share
-from extractors.wsi.plan import open_slide, physical_mpp
+from extractors.wsi.ome import open_pyramid, stated_mpp
+from extractors.wsi.plan import physical_mpp
 from extractors.wsi.read import MAX_FAILED_TILES, SlideReader, read_slide_units, stamp_of
 from extractors.wsi.settings import WsiSettings
 from extractors.wsi.tiff import tiled_pages
@@ -267,10 +268,10 @@ def _time(value: Any) -> tuple[datetime | None, TimePrecision]:
 
 
 def _geometry(path: Path, mpp: float | None) -> dict[str, Any]:
-    tiled_pages(path)  # what declares more than it holds is not even opened
-    with open_slide(path) as slide:
+    stated = stated_mpp(tiled_pages(path))  # what declares more than it holds is not even opened
+    with open_pyramid(path) as slide:
         width, height = slide.dimensions
-        x, y = physical_mpp(slide, mpp)
+        x, y = physical_mpp(slide, mpp, stated)
         return {
             "width": width,
             "height": height,

@@ -5,10 +5,11 @@ coarsest level that is still at least as fine as the target and resampled (bicub
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from extractors.wsi.tiff import MAX_SIDE
 from extractors.wsi.tissue import MARKER_COLOURS, Bytes, slide_mask
 
 if TYPE_CHECKING:
-    from openslide import OpenSlide
     from PIL.Image import Image
 
 MPP_TARGET, TILE = 0.5, 256  # GigaPath's tile encoder: 256 px at 0.5 um/px
@@ -34,6 +34,44 @@ PIECE = 256
 
 Mask = npt.NDArray[np.bool_]
 Scale = npt.NDArray[np.float64]
+
+
+class Slide(Protocol):
+    """What is used of OpenSlide; readers of other layouts have the same."""
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Width and height of level 0."""
+
+    @property
+    def level_count(self) -> int:
+        """Levels of the pyramid."""
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each level."""
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """Level-0 pixels per pixel of each level."""
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the file says of itself, by OpenSlide's names."""
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> "Image":
+        """RGBA at `location`, in level-0 pixels."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+    def __enter__(self) -> Self:
+        """The slide."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
+        """Closes the file."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +104,30 @@ class TilePlan:
         return max(abs(side - self.tile) for side in self.extent) < 1e-6
 
 
-def open_slide(path: Path) -> "OpenSlide":
+def open_slide(path: Path) -> Slide:
     """Opens a slide; raises VerdictError failed_unreadable where OpenSlide cannot."""
     import openslide
 
     try:
-        return openslide.OpenSlide(path)
+        opened: Slide = openslide.OpenSlide(path)
+        return opened
     except (openslide.OpenSlideError, OSError) as error:
         raise VerdictError("failed_unreadable") from error
 
 
-def physical_mpp(slide: "OpenSlide", override: float | None = None) -> tuple[float, float]:
-    """Micrometres per level-0 pixel along x and y: the override, else the file's.
+def physical_mpp(
+    slide: Slide, override: float | None = None, stated: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """Micrometres per level-0 pixel along x and y: the override, else what the file's XML states, else what OpenSlide
+    finds.
 
     Raises:
         VerdictError: failed_no_mpp, failed_implausible_pixel_size, failed_mpp_too_coarse.
     """
-    found = (override, override)
-    if override is None:
+    found: tuple[float | None, float | None] = (override, override)
+    if override is None and stated is not None:
+        found = stated
+    elif override is None:
         try:
             found = (float(slide.properties["openslide.mpp-x"]), float(slide.properties["openslide.mpp-y"]))
         except (KeyError, ValueError) as error:
@@ -97,11 +141,11 @@ def physical_mpp(slide: "OpenSlide", override: float | None = None) -> tuple[flo
 
 
 def plan_tiles(
-    slide: "OpenSlide",
+    slide: Slide,
     mpp_target: float = MPP_TARGET,
     tile: int = TILE,
     mpp: tuple[float, float] | None = None,
-    path: Path | None = None,
+    reopen: Callable[[], Slide] | None = None,
     marker_colours: Collection[str] = MARKER_COLOURS,
 ) -> TilePlan:
     """The tissue tiles of a slide, row by row, on a grid of exact physical pitch.
@@ -115,8 +159,8 @@ def plan_tiles(
         mpp_target: micrometres per pixel of a tile.
         tile: a tile's side in pixels.
         mpp: micrometres per level-0 pixel along x and y; the file's own if omitted.
-        path: the slide's, for new handles: with it, damaged parts of the lowest level are passed over. `slide` itself
-            is of no use after a damaged part.
+        reopen: gives a new handle of the slide: with it, damaged parts of the lowest level are passed over. `slide`
+            itself is of no use after a damaged part.
         marker_colours: inks that are looked for.
 
     Raises:
@@ -133,7 +177,7 @@ def plan_tiles(
         raise VerdictError("failed_too_many_units")
     level = _level_at_most(slide, mpp_target / max(x_mpp, y_mpp))
     downsample = downsample_of(slide, level)
-    rgb, damaged, scale = _overview(slide, pitch, path)
+    rgb, damaged, scale = _overview(slide, pitch, reopen)
     if damaged.all():
         raise VerdictError("failed_unreadable")
     mask = slide_mask(rgb, damaged, marker_colours)
@@ -154,7 +198,7 @@ def plan_tiles(
     return TilePlan(coordinates, corners, level, (float(extent[0]), float(extent[1])), tile, pen_share)
 
 
-def _bounds(slide: "OpenSlide") -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _bounds(slide: Slide) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Origin and size of the scanned area in level-0 pixels; the whole slide where the file names none."""
     names = ("openslide.bounds-x", "openslide.bounds-y", "openslide.bounds-width", "openslide.bounds-height")
     try:
@@ -164,7 +208,7 @@ def _bounds(slide: "OpenSlide") -> tuple[npt.NDArray[np.float64], npt.NDArray[np
     return np.array([x, y], dtype=np.float64), np.array([width, height], dtype=np.float64)
 
 
-def downsample_of(slide: "OpenSlide", level: int) -> npt.NDArray[np.float64]:
+def downsample_of(slide: Slide, level: int) -> npt.NDArray[np.float64]:
     """Level-0 pixels per pixel of a level along x and y.
 
     A level's size is its true size rounded, so 4.0018 is 4 where a factor of 4 gives just that size; of factors that
@@ -177,14 +221,16 @@ def downsample_of(slide: "OpenSlide", level: int) -> npt.NDArray[np.float64]:
     return np.full(2, float(nearest)) if exact.all() else ratio
 
 
-def _level_at_most(slide: "OpenSlide", downsample: float) -> int:
+def _level_at_most(slide: Slide, downsample: float) -> int:
     """The coarsest level no coarser than `downsample`; one part in a thousand of rounding is forgiven."""
     levels = range(slide.level_count)
     fine = [level for level in levels if downsample_of(slide, level).max() <= downsample * 1.001]
     return fine[-1] if fine else 0
 
 
-def _overview(slide: "OpenSlide", pitch: npt.NDArray[np.float64], path: Path | None) -> tuple[Bytes, Mask, Scale]:
+def _overview(
+    slide: Slide, pitch: npt.NDArray[np.float64], reopen: Callable[[], Slide] | None
+) -> tuple[Bytes, Mask, Scale]:
     """RGB (h, w, 3) of the lowest level that still shows a tile in 4 x 4 pixels, where it could not be decoded (h, w),
     and its level-0 pixels per pixel.
 
@@ -199,22 +245,24 @@ def _overview(slide: "OpenSlide", pitch: npt.NDArray[np.float64], path: Path | N
     strip = max(block, STRIP_PIXELS // width // block * block)
     parts = []
     for top in range(0, height, strip):
-        pixels, damaged = _strip(slide, path, level, top, (width, min(strip, height - top)))
+        pixels, damaged = _strip(slide, reopen, level, top, (width, min(strip, height - top)))
         parts.append((_block_mean(pixels, block), _block_mean(damaged[..., None] * np.uint8(255), block)[..., 0] > 0))
     rgb, damaged = (np.concatenate(column) for column in zip(*parts, strict=True))
     return rgb, damaged, downsample * block
 
 
-def _strip(slide: "OpenSlide", path: Path | None, level: int, top: int, size: tuple[int, int]) -> tuple[Bytes, Mask]:
+def _strip(
+    slide: Slide, reopen: Callable[[], Slide] | None, level: int, top: int, size: tuple[int, int]
+) -> tuple[Bytes, Mask]:
     """A strip's RGB (h, w, 3), and where pieces of it cannot be decoded."""
     width, height = size
     try:
         return read_region(slide, (0, top), level, size), np.zeros((height, width), np.bool_)
     except VerdictError:
-        if path is None:
+        if reopen is None:
             raise
     strip, damaged = np.zeros((height, width, 3), np.uint8), np.ones((height, width), np.bool_)
-    opened = open_slide(path)  # after one error an OpenSlide handle fails for ever
+    opened = reopen()  # after one error an OpenSlide handle fails for ever
     for y in range(0, height, PIECE):
         for x in range(0, width, PIECE):
             piece = min(PIECE, width - x), min(PIECE, height - y)
@@ -223,7 +271,7 @@ def _strip(slide: "OpenSlide", path: Path | None, level: int, top: int, size: tu
                 strip[place] = read_region(opened, (x, top + y), level, piece)
             except VerdictError:
                 opened.close()
-                opened = open_slide(path)
+                opened = reopen()
                 continue
             damaged[place] = False
     opened.close()
@@ -255,7 +303,7 @@ def _share(mask: Mask, corners_x: npt.NDArray[np.float64], corners_y: npt.NDArra
     return share
 
 
-def background_of(slide: "OpenSlide") -> tuple[int, int, int]:
+def background_of(slide: Slide) -> tuple[int, int, int]:
     """The colour of what was not scanned and of what is past the edge; white where the file names none."""
     text = slide.properties.get("openslide.background-color", "FFFFFF")
     try:
@@ -274,7 +322,7 @@ def _flatten(region: "Image", background: tuple[int, int, int]) -> "Image":
     return canvas
 
 
-def read_region(slide: "OpenSlide", corner: tuple[int, int], level: int, size: tuple[int, int]) -> Bytes:
+def read_region(slide: Slide, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Bytes:
     """A region as (h, w, 3) RGB from OpenSlide; `corner` in pixels of `level`, `size` = (w, h).
 
     OpenSlide takes level-0 pixels and one factor for both axes; where that is no whole number it lands within half a

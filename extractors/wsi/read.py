@@ -2,7 +2,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from extractors.items import UnitBatch, UnitRequest, VerdictError, file_fingerprint, identity_of
 from extractors.wsi.files import file_inside, files_of
-from extractors.wsi.plan import TilePlan, open_slide, plan_tiles, read_region
-from extractors.wsi.tiff import tiled_pages
-from extractors.wsi.tiles import corner_of, direct_tiles
+from extractors.wsi.ome import OmeSlide, open_pyramid, proven_tiles
+from extractors.wsi.plan import Slide, TilePlan, open_slide, plan_tiles, read_region
+from extractors.wsi.tiles import DirectTiles, corner_of, direct_tiles
 from extractors.wsi.tissue import MARKER_COLOURS, Bytes
 from warehouse.files import signature_of
 
@@ -50,25 +51,39 @@ class SlideReader:
         content, stamp, self._stats = stamp_of(self._files)
         if geometry.get("stamp", stamp) != stamp:
             raise VerdictError("failed_changed")
-        tiled_pages(path)  # what declares more than it holds is not even opened
         self.path = path
-        self._slide = open_slide(path)
-        self.plan = plan_tiles(
-            self._slide,
-            mpp=(geometry["mpp_x"], geometry["mpp_y"]),
-            path=path,
-            marker_colours=geometry.get("marker_colours", MARKER_COLOURS),
-        )
-        self._renew()  # a damaged overview ends an OpenSlide handle
-        self._direct, self.how = direct_tiles(path, self._slide, self.plan, content)
+        self._reopen: Callable[[], Slide] = partial(open_pyramid, path)
+        self._slide = self._reopen()
+        self.plan = self._planned(geometry)
+        self._direct, self.how = self._tiles(content)
+        if self._direct is None and isinstance(self._slide, OmeSlide):
+            self._reopen = partial(open_slide, path)
+            self._renew()
+            self.plan = self._planned(geometry)
         if self._direct is None:
             self._renew()  # the proof may have met a tile that ends an OpenSlide handle
         width, height = self.plan.window
         self._window: Bytes = np.empty((height, width, 3), np.uint8)
 
+    def _planned(self, geometry: Mapping[str, Any]) -> TilePlan:
+        plan = plan_tiles(
+            self._slide,
+            mpp=(geometry["mpp_x"], geometry["mpp_y"]),
+            reopen=self._reopen,
+            marker_colours=geometry.get("marker_colours", MARKER_COLOURS),
+        )
+        self._renew()  # a damaged overview ends an OpenSlide handle
+        return plan
+
+    def _tiles(self, content: str) -> tuple[DirectTiles | None, str]:
+        if not isinstance(self._slide, OmeSlide):
+            return direct_tiles(self.path, self._slide, self.plan, content)
+        tiles = proven_tiles(self.path, self._slide, self.plan, content)
+        return tiles, "openslide:differs" if tiles is None else "direct"
+
     def _renew(self) -> None:
         self._slide.close()
-        self._slide = open_slide(self.path)
+        self._slide = self._reopen()
 
     def unchanged(self) -> None:
         """Raises VerdictError failed_changed where the files are no longer those that were opened."""

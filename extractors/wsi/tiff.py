@@ -4,8 +4,8 @@ Reads directories only, never pixels. Nothing is allocated for what a file decla
 """
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +20,16 @@ MAX_PAGES = 1_000
 MAX_TILES = 1 << 24  # encoded tiles of all pages
 MAX_TABLES = 1 << 16
 MAX_TAGS = 4_096
+MAX_DESCRIPTION = 1 << 24  # bytes of OME-XML; of a slide it has some kilobytes
+MAX_LEVELS = 64
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_KINDS: Mapping[int, str] = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 7: "u1", 16: "u8", 18: "u8"}
+_KINDS: Mapping[int, str] = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR = (
     256, 257, 258, 259, 262, 277, 284, 317,
 )  # fmt: skip
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _TABLES = 322, 323, 324, 325, 347
+_DESCRIPTION, _SUB_DIRECTORIES = 270, 330
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class TiledPage:
     photometric: int
     predictor: int
     plain: bool  # three samples of 8 bits, side by side
+    rgb: bool  # three samples of 8 bits or more of them, however they lie
     tables: bytes | None  # JPEG tables that all tiles share
     offsets: npt.NDArray[np.uint64]
     counts: npt.NDArray[np.uint64]
+    ome: bytes = b""  # the description, where it is OME-XML
+    levels: "tuple[TiledPage, ...]" = ()  # tiled pages among its SubIFDs
 
     @property
     def columns(self) -> int:
@@ -57,7 +63,9 @@ class TiledPage:
 
 
 def tiled_pages(path: Path) -> list[TiledPage]:
-    """The tiled top-level pages of a TIFF, in order; none where the file is no TIFF, or NDPI beyond 4 GiB.
+    """The tiled top-level pages of a TIFF, in order, with their SubIFDs.
+
+    None where the file is no TIFF, or NDPI beyond 4 GiB.
 
     Raises:
         VerdictError: failed_implausible_size for a page or a tile larger than any scanner makes; failed_unreadable for
@@ -88,10 +96,23 @@ def _pages(file: BinaryIO, size: int) -> list[TiledPage]:
         seen.add(place)
         tags, place = _directory(file, size, place, order, big)
         if _TILE_WIDTH in tags:
-            pages.append(_page(tags))
-        if sum(len(page.offsets) for page in pages) > MAX_TILES:
+            pages.append(replace(_page(tags), levels=tuple(_levels(file, size, tags, order, big, seen))))
+        if sum(len(level.offsets) for page in pages for level in (page, *page.levels)) > MAX_TILES:
             raise VerdictError("failed_implausible_size")
     return pages
+
+
+def _levels(
+    file: BinaryIO, size: int, tags: Mapping[int, npt.NDArray[Any]], order: str, big: bool, seen: set[int]
+) -> Iterator[TiledPage]:
+    """The tiled pages among a page's SubIFDs."""
+    for place in tags.get(_SUB_DIRECTORIES, np.empty(0, np.uint64)).tolist():
+        if place in seen or len(seen) >= MAX_PAGES:
+            raise VerdictError("failed_unreadable")
+        seen.add(place)
+        level, _ = _directory(file, size, place, order, big)
+        if _TILE_WIDTH in level:
+            yield _page(level)
 
 
 def _directory(file: BinaryIO, size: int, place: int, order: str, big: bool) -> tuple[dict[int, npt.NDArray[Any]], int]:
@@ -121,20 +142,23 @@ def _directory(file: BinaryIO, size: int, place: int, order: str, big: bool) -> 
             raw = file.read(length)
         else:
             raw = block[at : at + length]
-        tags[tag] = np.frombuffer(raw, dtype).astype(np.uint8 if tag == _TABLES else np.uint64)
+        tags[tag] = np.frombuffer(raw, dtype).astype(np.uint8 if tag in (_TABLES, _DESCRIPTION) else np.uint64)
     return tags, struct.unpack_from(order + pointer, block, count * step)[0]
 
 
 _WANTED = frozenset(
     (_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR)
-    + (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _TABLES)
+    + (_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _TABLES, _DESCRIPTION, _SUB_DIRECTORIES)
 )
+
+
+_MOST: Mapping[int, int] = {_TABLES: MAX_TABLES, _DESCRIPTION: MAX_DESCRIPTION, _SUB_DIRECTORIES: MAX_LEVELS}
 
 
 def _most(tag: int, tags: Mapping[int, npt.NDArray[Any]]) -> int:
     """How many values of a tag are read, whatever it declares; tags rise, so a page's size comes before its tiles."""
-    if tag == _TABLES:
-        return MAX_TABLES
+    if tag in _MOST:
+        return _MOST[tag]
     if tag not in (_TILE_OFFSETS, _TILE_COUNTS):
         return 16
     sides = [tags.get(tag, np.zeros(1))[:1] for tag in (_WIDTH, _TILE_WIDTH, _LENGTH, _TILE_LENGTH)]
@@ -155,7 +179,8 @@ def _page(tags: Mapping[int, npt.NDArray[Any]]) -> TiledPage:
         raise VerdictError("failed_implausible_size")
     nothing = np.empty(0, np.uint64)
     bits = tags.get(_BITS, nothing)
-    plain = first(_SAMPLES, 1) == 3 and len(bits) > 0 and bool((bits == 8).all()) and first(_PLANAR, 1) == 1
+    bytes_each = len(bits) > 0 and bool((bits == 8).all())
+    description = tags[_DESCRIPTION].tobytes() if _DESCRIPTION in tags else b""
     page = TiledPage(
         width=width,
         height=height,
@@ -164,10 +189,12 @@ def _page(tags: Mapping[int, npt.NDArray[Any]]) -> TiledPage:
         compression=first(_COMPRESSION, 1),
         photometric=first(_PHOTOMETRIC, 2),
         predictor=first(_PREDICTOR, 1),
-        plain=plain,
+        plain=bytes_each and first(_SAMPLES, 1) == 3 and first(_PLANAR, 1) == 1,
+        rgb=bytes_each and first(_SAMPLES, 1) >= 3,
         tables=tags[_TABLES].tobytes() if _TABLES in tags else None,
         offsets=tags.get(_TILE_OFFSETS, nothing),
         counts=tags.get(_TILE_COUNTS, nothing),
+        ome=description if b"<OME" in description[:4096] else b"",
     )
     planes = 1 if first(_PLANAR, 1) == 1 else first(_SAMPLES, 1)
     tiles = page.columns * page.rows * planes

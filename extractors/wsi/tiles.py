@@ -7,18 +7,14 @@ sampled windows are equal to OpenSlide's. Only the page of the plan's level is e
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from extractors.items import VerdictError
-from extractors.wsi.plan import TilePlan, background_of, open_slide, read_region
+from extractors.wsi.plan import Slide, TilePlan, background_of, open_slide, read_region
 from extractors.wsi.tiff import TiledPage, tiled_pages
 from extractors.wsi.tissue import Bytes
-
-if TYPE_CHECKING:
-    from openslide import OpenSlide
 
 VENDORS = ("aperio", "generic-tiff")  # whose levels are plain grids of tiles; others overlap or shift them
 TOLERANCE = 1  # grey levels; JPEG and LZW are bit-identical, JPEG 2000 in YCbCr rounds differently
@@ -209,7 +205,12 @@ def _from_ycbcr(pixels: Bytes) -> Bytes:
     return rgb
 
 
-def direct_tiles(path: Path, slide: "OpenSlide", plan: TilePlan, seed: str) -> tuple[DirectTiles | None, str]:
+def decodable(page: TiledPage) -> bool:
+    """Whether a page's tiles are in an encoding that can be decoded directly."""
+    return _decoder(page) is not None
+
+
+def direct_tiles(path: Path, slide: Slide, plan: TilePlan, seed: str) -> tuple[DirectTiles | None, str]:
     """The direct reader of a plan's level, or None, and which reader it is: `direct`, `openslide:layout` where the
     layout is not supported, `openslide:differs` where sampled windows are not OpenSlide's.
 
@@ -217,16 +218,16 @@ def direct_tiles(path: Path, slide: "OpenSlide", plan: TilePlan, seed: str) -> t
         seed: hex; of the slide's content, so that every process samples the same windows.
     """
     page = _page_of(path, slide, plan.level)
-    if page is None or _decoder(page) is None:
+    if page is None or not decodable(page):
         return None, "openslide:layout"
     tiles = DirectTiles(path, page, background_of(slide))
-    if _verified(path, slide, tiles, plan, seed):
+    if equals_openslide(path, slide, tiles, plan, seed):
         return tiles, "direct"
     tiles.close()
     return None, "openslide:differs"
 
 
-def _page_of(path: Path, slide: "OpenSlide", level: int) -> TiledPage | None:
+def _page_of(path: Path, slide: Slide, level: int) -> TiledPage | None:
     """The one tiled page of a level's size. Aperio paints missing tiles of lower levels from the level above: those
     levels are OpenSlide's."""
     vendor = slide.properties.get("openslide.vendor")
@@ -238,7 +239,7 @@ def _page_of(path: Path, slide: "OpenSlide", level: int) -> TiledPage | None:
     return pages[0]
 
 
-def _verified(path: Path, slide: "OpenSlide", tiles: DirectTiles, plan: TilePlan, seed: str) -> bool:
+def equals_openslide(path: Path, slide: Slide, tiles: DirectTiles, plan: TilePlan, seed: str) -> bool:
     """Whether sampled windows are equal in both readers; a window that neither can read is equal too."""
     rng = np.random.default_rng(int(seed, 16))
     edges = np.linspace(0, len(plan), min(SAMPLES, len(plan)) + 1).astype(np.int64)
@@ -275,7 +276,7 @@ def corner_of(plan: TilePlan, index: int) -> tuple[int, int]:
     return int(plan.corners[index, 0]), int(plan.corners[index, 1])
 
 
-def _aligned(slide: "OpenSlide", plan: TilePlan, index: int) -> tuple[int, int] | None:
+def _aligned(slide: Slide, plan: TilePlan, index: int) -> tuple[int, int] | None:
     """The window nearest a tile that OpenSlide reads without interpolating: level-0 pixels are whole numbers, so not
     every pixel of a level can be asked for exactly where the level's factor is no whole number."""
     factor = slide.level_downsamples[plan.level]
