@@ -212,8 +212,10 @@ def _told(before: range, after: range, order: Sequence[int], said: Corroboration
     """
     numbers = [said.numbers[place] for place in order[before.start : after.stop + 1]]
     known = np.array([number for number in numbers if number is not None], dtype=np.int64)
-    if len(known) == len(numbers) and set(np.diff(known).tolist()) in ({1}, {-1}):
-        return True
+    if len(known) == len(numbers):
+        strides = np.diff(known) * np.sign(known[-1] - known[0])
+        if strides.min() > 0:  # in the order of the slices: without a hole, or with one
+            return bool(strides.max() == 1)
     sides = (order[before.start : before.stop], order[after.start + 1 : after.stop + 1])
     first, second = ({said.acquisitions[place] for place in side} for side in sides)
     if not first & second and "" not in first | second:

@@ -228,7 +228,6 @@ def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_ti
         verdict = "failed_missing_geometry"
     elif verdict == OK and plane is not None and not plausible_spacing(plane[6:]):
         verdict = "failed_implausible_pixel_size"
-    derived = derivation(values)
     number = numbers_of(values, ("InstanceNumber", 1))
     thickness = numbers_of(values, ("SliceThickness", 1))
     shared = ("FrameOfReferenceUID", "Rows", "Columns", "TemporalPositionIdentifier", "StackID")
@@ -247,9 +246,9 @@ def _slice(values: Mapping[str, str], verdict: str, broken: SliceHeader, site_ti
         key=tuple(values.get(keyword, "") for keyword in shared),
         acquisition=_plain(values.get("AcquisitionNumber", "")),
         kernel=values.get("ConvolutionKernel", ""),
-        kind=(str(int(derived)), _plain(values.get("KVP", "")), values.get("SliceThickness", "")),
+        kind=(values.get("ImageType", ""), _plain(values.get("KVP", "")), _plain(values.get("SliceThickness", ""))),
         cardiac=tuple(_plain(values.get(keyword, "")) for keyword in ("CardiacPhase", "TriggerTime")),
-        derivation=derived,
+        derivation=derivation(values),
         plane=plane,
         position=position,
         thickness=None if thickness is None else float(thickness[0]),

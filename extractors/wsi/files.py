@@ -136,7 +136,8 @@ def search(root: Path) -> Found:
         if entry.kind != "file":
             beside.append(Entry(relative, entry.kind))
             continue
-        if path.name.startswith(".") or not path.is_file():
+        # A link to nowhere is a slide that is missing; a pipe is none.
+        if path.name.startswith(".") or not (path.is_file() or path.is_symlink()):
             continue
         if path.suffix.lower() in SLIDE_ENDINGS or _magic(path):
             found.append(relative)

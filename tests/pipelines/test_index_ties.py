@@ -85,6 +85,15 @@ def test_slides_that_the_crosswalk_does_not_list_are_counted(tmp_path: Path) -> 
     assert found == [(None, "failed_no_subject"), (None, "failed_no_subject"), (11, "ok"), (12, "failed_missing_file")]
 
 
+def test_a_link_to_nowhere_is_a_slide_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("a.svs", "b.svs"):
+        (tmp_path / "tree" / name).symlink_to(tmp_path / "nowhere")
+    links = crosswalk(tmp_path / "x.csv", "path", "a.svs,11,2020-01-01 10:00:00")
+    found = tied(tmp_path, "wsi", tmp_path / "tree", crosswalk=links)
+    assert found == [(None, "failed_no_subject"), (11, "failed_missing_file")]
+
+
 def test_another_file_of_a_listed_slide_is_listed_too(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     for name in ("boxes_0.dcm", "boxes_1.dcm"):

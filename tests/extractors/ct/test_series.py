@@ -86,6 +86,10 @@ PHASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"AcquisitionTime": "100000", "SeriesTime": "100100"}, {"AcquisitionTime": "100000", "SeriesTime": "100200"},
     ),
     "tube voltage": ({"KVP": 80}, {"KVP": 140}),
+    "detector, in the words of ImageType": (
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "DET_A"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "DET_B"]},
+    ),
     "place in the heart's cycle": ({"TriggerTime": 300}, {"TriggerTime": 700}),
     "numbers of table positions, and time": (
         {"AcquisitionNumber": lambda place: place // 6 + 1, "AcquisitionTime": clock(1)},
@@ -359,6 +363,15 @@ def test_a_head_in_two_steps_is_one_volume_where_its_header_tells_them(tmp_path:
             [height for height in steps_of((2.5, 10), (5.0, 12)) if height not in (10.0, 45.0)],
             {"SliceThickness": lambda place: 2.5 if place <= 9 else 5.0},
             "failed_missing_slice",
+        ),
+        # Where two steps meet a slice is missing, which the numbers alone show.
+        (
+            steps_of((2.5, 10), (5.0, 12)),
+            {
+                "SliceThickness": lambda place: 2.5 if place < 10 else 5.0,
+                "InstanceNumber": lambda place: place if place <= 10 else place + 1,
+            },
+            "failed_inconsistent_geometry",
         ),
         # Every second slice of the upper half is missing, as thickness and numbers show.
         (
