@@ -15,6 +15,7 @@ from extractors.ct.image_type import Derivation, derivation, refusal
 from extractors.ct.index import index_ct
 from extractors.ct.read import squared
 from extractors.ct.reconstructions import ReconstructionConfig
+from extractors.items import file_fingerprint, identity_of
 from tests.support.images.ct_phantoms import write_as, write_enhanced
 from tests.support.images.ct_trees import pixels_of, usable, verdicts
 from tests.support.images.phantoms import write_series, write_slice
@@ -78,6 +79,9 @@ PHASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"AcquisitionNumber": 1, "AcquisitionTime": clock(1)},
         {"AcquisitionNumber": None, "AcquisitionTime": clock(9)},
     ),
+    "numbers, which half of the second lacks": (
+        {"AcquisitionNumber": 1}, {"AcquisitionNumber": lambda place: 2 if place % 2 else None},
+    ),
     "acquisition time": ({"AcquisitionTime": clock(1)}, {"AcquisitionTime": clock(3)}),
     "content time": (
         {"AcquisitionTime": "100000", "ContentTime": clock(1)}, {"AcquisitionTime": "100000", "ContentTime": clock(9)},
@@ -107,6 +111,17 @@ def test_phases_are_volumes_of_their_own(tmp_path: Path, name: str) -> None:
     for item in index_ct(tmp_path, reconstruction=ALL):
         numbers = [int(path) for path in item.paths]
         assert max(numbers) - min(numbers) == 23  # no slice of the other phase among them
+
+
+def test_a_phase_that_begins_where_the_one_before_did_not_come_is_told_by_the_pause(tmp_path: Path) -> None:
+    """From the liver up, then, a minute later, from the head of the table down: it returns late to a place."""
+    write_at(tmp_path, UP[:10], AcquisitionTime=clock(1))
+    write_at(tmp_path, UP[::-1], first=30, AcquisitionTime=clock(2))
+    found = index_ct(tmp_path, reconstruction=ALL)
+    assert sorted((item.verdict, sorted(item.paths)) for item in found) == [
+        ("ok", [f"{number:03d}" for number in range(10)]),
+        ("ok", [f"{number:03d}" for number in range(30, 54)]),
+    ]
 
 
 def test_phases_between_each_others_slices_are_not_one_finer_scan(tmp_path: Path) -> None:
@@ -306,6 +321,16 @@ def test_resampling_is_linear_between_the_middles_of_pixels() -> None:
     row = np.array([[0.0, 100.0]], dtype=np.float32)
     # Two pixels of 2 mm, four of 1 mm: their middles are at 0.5, 1.5, 2.5, 3.5, those of the two at 1 and 3.
     assert squared(row, np.array([1.0, 2.0])).tolist() == [[0.0, 25.0, 75.0, 100.0]]
+
+
+@pytest.mark.parametrize(("spacing", "same"), [([1.0, 1.0], True), ([0.5, 1.0], False)])
+def test_an_item_is_another_where_its_pixels_are_read_otherwise(
+    tmp_path: Path, spacing: list[float], same: bool
+) -> None:
+    """Square ones keep the identity that they had, and so their vectors."""
+    write_series(tmp_path, PixelSpacing=spacing)
+    before = (f"2.25.1.{place + 1}:{file_fingerprint(tmp_path / f'IM{place:03d}')}" for place in range(6))
+    assert (usable(tmp_path).identity == identity_of(before)) is same
 
 
 def test_pixels_that_are_square_stay_as_they_are(tmp_path: Path) -> None:
