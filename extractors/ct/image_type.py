@@ -9,6 +9,7 @@ own.
 import re
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 
 SCREEN_WORDS = {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "DOSEINFO", "DOSE_INFO", "REF_SURVIEW"}
 # Values that no longer are the attenuation of one place in one scan: projections, renderings, differences, maps.
@@ -37,17 +38,31 @@ class Derivation(IntEnum):
 
 def refusal(values: Mapping[str, str]) -> str:
     """The verdict of what is no slice; empty for slices."""
-    parts = _parts(values)
-    if "LOCALIZER" in parts:
-        return "refused_localizer"
-    if SCREEN_WORDS.intersection(parts):
-        return "refused_secondary_capture"
-    return "refused_calculated" if any(_CALCULATED.search(text) for text in _words(values)) else ""
+    return _read(values.get("ImageType", ""), values.get("VolumeBasedCalculationTechnique", ""))[0]
 
 
 def derivation(values: Mapping[str, str]) -> Derivation:
     """How far a slice's pixels are from the scanner's."""
-    parts, words = _parts(values), _words(values)
+    return _read(values.get("ImageType", ""), values.get("VolumeBasedCalculationTechnique", ""))[1]
+
+
+@lru_cache(maxsize=1 << 10)  # slices share it with their series
+def _read(image_type: str, technique: str) -> tuple[str, Derivation]:
+    parts = [part.strip().upper() for part in image_type.split("\\")]
+    # One blank between words: CSA_MIP and Min-IP as they are spoken.
+    words = [re.sub(r"[^A-Z0-9]+", " ", part).strip() for part in (*parts, technique.upper())]
+    return _refusal(parts, words), _derivation(parts, words)
+
+
+def _refusal(parts: list[str], words: list[str]) -> str:
+    if "LOCALIZER" in parts:
+        return "refused_localizer"
+    if SCREEN_WORDS.intersection(parts):
+        return "refused_secondary_capture"
+    return "refused_calculated" if any(_CALCULATED.search(text) for text in words) else ""
+
+
+def _derivation(parts: list[str], words: list[str]) -> Derivation:
     if any(_REFORMATTED.search(text) for text in words):
         return Derivation.REFORMATTED
     if parts[0] == "ORIGINAL":
@@ -55,13 +70,3 @@ def derivation(values: Mapping[str, str]) -> Derivation:
     if parts[0] != "DERIVED" or any(_COMPRESSED.search(text) for text in words):
         return Derivation.UNKNOWN
     return Derivation.SECONDARY if parts[1:2] == ["SECONDARY"] else Derivation.DERIVED
-
-
-def _parts(values: Mapping[str, str]) -> list[str]:
-    return [part.strip().upper() for part in values.get("ImageType", "").split("\\")]
-
-
-def _words(values: Mapping[str, str]) -> list[str]:
-    """Each value as words with one blank between them: `CSA_MIP` and `Min-IP` as they are spoken."""
-    technique = values.get("VolumeBasedCalculationTechnique", "").upper()
-    return [re.sub(r"[^A-Z0-9]+", " ", part).strip() for part in (*_parts(values), technique)]

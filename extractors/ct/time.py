@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from extractors.items import TimePrecision
@@ -19,6 +20,7 @@ DATE_TIMES = ("FrameAcquisitionDateTime", "AcquisitionDateTime")
 PAIRS = (("AcquisitionDate", "AcquisitionTime"), ("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime"))
 
 _SOME_DAY = "19000101"
+_KEPT = 1 << 10  # times that were parsed: slices share those of their series
 _DATE = re.compile(r"(\d{4})[.\-]?(\d{2})[.\-]?(\d{2})$")
 _TIME = re.compile(r"(\d{2}):?(\d{2})(?::?(\d{2})(?:\.(\d{1,6}))?)?$")
 _OFFSET = re.compile(r"([+-])(\d{2}):?(\d{2})$")
@@ -79,12 +81,14 @@ def clocks_of(values: Mapping[str, str]) -> tuple[float | None, ...]:
     return acquired, *(_seconds(day, time) for day, time in others)
 
 
+@lru_cache(maxsize=_KEPT)
 def _seconds(day: str, clock: str) -> float | None:
     stated = _OFFSET.search(clock)
     parsed = _parse(day or _SOME_DAY, clock[: stated.start()] if stated else clock)
     return None if parsed is None or parsed[1] == "day" else (parsed[0] - datetime(1900, 1, 1)).total_seconds()
 
 
+@lru_cache(maxsize=_KEPT)
 def _parse(day: str, clock: str) -> tuple[datetime, TimePrecision] | None:
     date = _DATE.match(day.strip())
     if date is None:
