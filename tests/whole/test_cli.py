@@ -233,7 +233,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (earlier_encoders, ["the key encoders is gone", "modalities.<name>.encoder"]),
     (unknown_modality, ["modalities.mri is unknown", "known keys are ct, wsi"]),
     (misspell_modality_key, ["modalities.ct.time_zone is unknown", "did you mean timezone?"]),
-    (key_of_another_modality, ["modalities.ct.max_failed_tiles is unknown", "path, crosswalk, encoder, "]),
+    (key_of_another_modality, ["modalities.ct.max_failed_tiles is unknown", "path, crosswalk, issuers, "]),
     (misspell_encoder_key, ["modalities.ct.encoder.widht is unknown", "did you mean width?"]),
     (unknown_encoder, ["modalities.ct.encoder.name", "no encoder resnet", "known are dinov2-vitl14"]),
     (slides_without_crosswalk, ["no subject of their own", "modalities.wsi.crosswalk"]),
