@@ -228,7 +228,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (empty_config, ["run.yaml holds no configuration", "docs/configuration.md"]),
     (drop_config, ["cannot read the configuration", "existing file"]),
     (images_without_encoder, ["modalities.ct.encoder", "Field required"]),
-    (drop_images, ["folder of ct images", "modalities.ct.path"]),
+    (drop_images, ["modalities.ct.path does not exist", "mend modalities.ct.path"]),
     (earlier_keys, ["the key images is gone", "write modalities"]),
     (earlier_encoders, ["the key encoders is gone", "modalities.<name>.encoder"]),
     (unknown_modality, ["modalities.mri is unknown", "known keys are ct, wsi"]),
@@ -237,7 +237,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (misspell_encoder_key, ["modalities.ct.encoder.widht is unknown", "did you mean width?"]),
     (unknown_encoder, ["modalities.ct.encoder.name", "no encoder resnet", "known are dinov2-vitl14"]),
     (slides_without_crosswalk, ["no subject of their own", "modalities.wsi.crosswalk"]),
-    (drop_crosswalk, ["crosswalk of wsi", "modalities.wsi.crosswalk.file"]),
+    (drop_crosswalk, ["modalities.wsi.crosswalk.file does not exist", "mend modalities.wsi.crosswalk"]),
     (unreadable_dates, ["table labs", "collected_time", "limits.unparsable_times"]),
     (other_deid, ["safe_harbor_year", "expert"]),
 ]
