@@ -17,6 +17,7 @@ import numpy.typing as npt
 from embedders.encoders.device import device_name, peak_flops
 from embedders.encoders.flops import flops_per_unit
 from embedders.encoders.spec import EncoderSpec
+from embedders.encoders.tolerances import agree, compare
 from warehouse.errors import TimeloomError
 
 if TYPE_CHECKING:
@@ -117,10 +118,15 @@ class Encoder:
         self.compiled = spec.compile and self._compile()
 
     @property
+    def flops_per_unit(self) -> int:
+        """FLOPs of one unit, counted from the model."""
+        return flops_per_unit(self.spec.architecture, self.spec.preprocess.side)
+
+    @property
     def figures(self) -> Figures:
         """FLOPs counted from the model; the device's peak is measured at the first call."""
         return Figures(
-            flops_per_unit=flops_per_unit(self.spec.architecture, self.spec.preprocess.side),
+            flops_per_unit=self.flops_per_unit,
             peak_flops=peak_flops(self.device, self.spec.precision),
             device=device_name(self.device),
             precision=self.spec.precision,
@@ -208,18 +214,28 @@ class Encoder:
         return Pending(slot.output[:units], slot=slot, free=self._free)
 
     def _compile(self) -> bool:
-        """Compiles the model and runs it once; where that is impossible, says so in one line and goes on without."""
+        """Compiles the model, and keeps it if the phantom's vectors are the plain model's within tolerance; where that
+        is impossible or not so, says so in one line and goes on without."""
         import torch
 
-        plain, side = self._model, self.spec.preprocess.side
+        plain, units = self._model, self.spec.preprocess.phantom()
+        expected = self.encode(units)
         try:
             self._model = torch.compile(plain, dynamic=False)
-            self.forward(torch.zeros((self.rows, 3, side, side), device=self.device))
-        except Exception as error:  # torch.compile fails in many ways: no compiler, no Triton, an operator
+            cosine, error = compare(self.encode(units), expected)
+        except Exception as error_found:  # torch.compile fails in many ways: no compiler, no Triton, an operator
             self._model = plain
-            _log.warning("torch.compile does not work here (%s): running without it", type(error).__name__)
+            _log.warning("torch.compile does not work here (%s): running without it", type(error_found).__name__)
             return False
-        return True
+        if agree(cosine, error, self.spec.precision):
+            return True
+        self._model = plain
+        _log.warning(
+            "torch.compile makes other vectors here (cosine %.6f, largest error %.2g): running without it",
+            cosine,
+            error,
+        )
+        return False
 
 
 def _to_bfloat16(model: "nn.Module") -> None:

@@ -14,15 +14,12 @@ import numpy.typing as npt
 
 from embedders.encoders.device import device_name
 from embedders.encoders.encoder import Encoder
+from embedders.encoders.tolerances import agree, compare
 from embedders.inputs.common import PHANTOMS, described
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.sealed import read_sealed, write_sealed
 
 RECORD = "encoder.json"
-# Between devices and library versions, by precision: the least cosine similarity, the largest error relative to a
-# vector's largest value. Within one environment the bits must be equal, unless torch.compile is in use: each process
-# times its kernels and may choose others.
-TOLERANCES: Mapping[str, tuple[float, float]] = {"float32": (0.99999, 1e-3), "bf16": (0.999, 5e-2)}
 DEPENDENCE = 1e-4  # least difference between vectors of different phantoms, relative to their largest value
 
 
@@ -65,11 +62,12 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
     known = record["vectors"]
     if known.shape != vectors.shape or not np.isfinite(known).all():
         raise _damaged(path)
-    cosine, error = _compare(vectors, known)
+    cosine, error = compare(vectors, known)
     exact = np.array_equal(vectors, known)
-    least, most = TOLERANCES[encoder.spec.precision]
     same = record["environment"] == environment
-    if (same and not exact and not encoder.compiled) or not (cosine >= least and error <= most):
+    # Within one environment the bits must be equal, unless torch.compile is in use: each process times its kernels and
+    # may choose others.
+    if (same and not exact and not encoder.compiled) or not agree(cosine, error, encoder.spec.precision):
         where = "in the same environment" if same else f"by {record['environment'].get('device')}"
         raise TimeloomError(
             f"{encoder.spec.label} makes other golden vectors than those recorded {where} "
@@ -105,15 +103,6 @@ def _check_plausible(vectors: npt.NDArray[np.float32], label: str) -> None:
         raise TimeloomError(
             f"{label} {fault}", remedy="see that its weights are whole and its precision suits the device"
         )
-
-
-def _compare(vectors: npt.NDArray[np.float32], known: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """The least cosine similarity, and the largest error relative to the largest value of its vector."""
-    ours, theirs = vectors.astype(np.float64), known.astype(np.float64)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = (ours * theirs).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    error = np.abs(ours - theirs).max(axis=1) / np.maximum(np.abs(theirs).max(axis=1), np.finfo(np.float64).tiny)
-    return float(cosine.min()), float(error.max())
 
 
 def _environment(encoder: Encoder) -> dict[str, Any]:

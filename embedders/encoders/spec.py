@@ -33,8 +33,9 @@ class EncoderConfig(Settings):
     `width`: the vectors' length. `weights`: a local .safetensors file or folder, for the real encoders; or `hub_id`
     with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
-    bf16 on a GPU and float32 on the CPU. `output`: one mean per item, or its units' vectors. `batch_size`: units of one
-    forward pass; 128 on a GPU and 32 on the CPU if not given.
+    bf16 on a GPU and float32 on the CPU. `compile`: whether torch.compile is used; auto is yes on a GPU. `output`: one
+    mean per item, or its units' vectors. `batch_size`: units of one forward pass; 128 on a GPU and 32 on the CPU if not
+    given.
     """
 
     name: str
@@ -46,7 +47,7 @@ class EncoderConfig(Settings):
     seed: int = 0
     device: Literal["cpu", "cuda", "auto"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     output: Literal["mean", "sequence"] = "mean"
     store_dtype: Literal["float16", "float32"] = "float16"
     batch_size: int | None = Field(default=None, ge=1, le=4096)
@@ -114,7 +115,7 @@ class EncoderSpec:
     architecture: Mapping[str, Any]
     precision: Precision  # resolved: never auto
     batch_size: int  # resolved
-    compile: bool
+    compile: bool  # resolved
     output: Literal["mean", "sequence"]
     store_dtype: Literal["float16", "float32"]
 
@@ -141,6 +142,7 @@ def describe(
     usual: Precision = "bf16" if kind == "cuda" else "float32"
     precision = usual if config.precision == "auto" else config.precision
     batch_size = config.batch_size or BATCH_SIZES[kind]
+    compiled = kind == "cuda" if config.compile == "auto" else config.compile
     described = {
         "arithmetic": ARITHMETIC_VERSION,
         "name": config.name,
@@ -150,7 +152,7 @@ def describe(
         "weights": weights,
         "preprocess": spec_hash(preprocess),
         "precision": precision,
-        "compile": config.compile,
+        "compile": compiled,
         "batch_size": batch_size,
         "output": config.output,
         "store_dtype": config.store_dtype,
@@ -169,7 +171,7 @@ def describe(
         architecture=architecture,
         precision=precision,
         batch_size=batch_size,
-        compile=config.compile,
+        compile=compiled,
         output=config.output,
         store_dtype=config.store_dtype,
     )

@@ -5,18 +5,25 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from embedders.encoders.build import Encoder
+from embedders.encoders.device import device_name
 
 
 @dataclass
 class Load:
-    """One encoder's part of a run."""
+    """One encoder's part of a run.
 
-    label: str
-    device: str
-    precision: str
-    flops_per_unit: int
-    peak_flops: float
+    `busy_seconds`: of the device. `peak_flops`: FLOP/s that the device can make at most, once it was measured.
+    """
+
+    encoder: Encoder
     units: int = 0
+    busy_seconds: float = 0.0
+    peak_flops: float | None = None
+
+    @property
+    def flops(self) -> int:
+        """What the model needed for the units."""
+        return self.units * self.encoder.flops_per_unit
 
 
 class EncoderCounts(TypedDict):
@@ -74,18 +81,28 @@ class RunFigures:
     _begun: float | None = None
 
     def add_encoder(self, modality: str, encoder: Encoder, building_seconds: float) -> None:
-        """An encoder is ready; measures its device's peak, once per process."""
-        begun = time.perf_counter()
-        known = encoder.figures
-        self.loads[modality] = Load(
-            encoder.spec.label, known.device, known.precision, known.flops_per_unit, known.peak_flops
-        )
-        now = time.perf_counter()
-        self._begun = now if self._begun is None else self._begun + building_seconds + now - begun
+        """An encoder is ready."""
+        self.loads[modality] = Load(encoder)
+        self._begun = time.perf_counter() if self._begun is None else self._begun + building_seconds
 
     def end(self) -> None:
         """The run is over."""
         self.seconds = 0.0 if self._begun is None else time.perf_counter() - self._begun
+
+    def encoded(self, modality: str, seconds: float) -> None:
+        """A batch of a modality took the device so long."""
+        self.busy_seconds += seconds
+        self.loads[modality].busy_seconds += seconds
+
+    def measure_peaks(self) -> None:
+        """Measures what the devices can make at most, once per process. Nothing of ours may be at work beside it.
+
+        What another process takes from it while it is measured is given back: a device can do what it did in the run.
+        """
+        for load in self.loads.values():
+            if load.units:
+                reached = load.flops / load.busy_seconds if load.busy_seconds else 0.0
+                load.peak_flops = max(load.encoder.figures.peak_flops, reached)
 
     @property
     def device_idle_share(self) -> float | None:
@@ -94,11 +111,12 @@ class RunFigures:
 
     @property
     def flop_fraction(self) -> float | None:
-        """Of the products that the device could have made in the time, those that the models needed."""
-        if not self.units or not self.seconds:
+        """Of the products that the device could have made in the time, those that the models needed; None where
+        nothing was encoded, or a peak was not measured."""
+        at_work = [load for load in self.loads.values() if load.units]
+        if not at_work or not self.seconds or not all(load.peak_flops for load in at_work):
             return None
-        limit = sum(load.units * load.flops_per_unit / load.peak_flops for load in self.loads.values())
-        return limit / self.seconds
+        return sum(load.flops / load.peak_flops for load in at_work if load.peak_flops) / self.seconds
 
     def counts(self) -> RunCounts:
         """As JSON, for a stage's record."""
@@ -116,7 +134,12 @@ class RunFigures:
             "rounding_error": float(f"{self.rounding_error:.3g}"),
             "errors": dict(sorted(self.errors.items())),
             "encoders": {
-                modality: {"label": load.label, "device": load.device, "precision": load.precision, "units": load.units}
+                modality: {
+                    "label": load.encoder.spec.label,
+                    "device": device_name(load.encoder.device),
+                    "precision": load.encoder.spec.precision,
+                    "units": load.units,
+                }
                 for modality, load in sorted(self.loads.items())
             },
         }

@@ -93,6 +93,7 @@ class _Batch:
     """A batch on the device; `pending` is None where all units of its parts have failed."""
 
     pending: Pending | None
+    modality: str
     width: int
     parts: list[_Part]
 
@@ -124,7 +125,10 @@ def embed_buckets(
     runner = _Runner(buckets, settings, source, progress)
     try:
         with _one_thread():
-            return runner.run()
+            outcomes, figures = runner.run()
+            source.close()  # a decoder at work would make the device's peak look lower than it is
+            figures.measure_peaks()
+        return outcomes, figures
     finally:
         source.close()
         runner.close()
@@ -270,7 +274,7 @@ class _Runner:
                 self._source.release(part.piece)  # the encoder has its copy
         self._figures.loads[modality].units += place
         self._figures.units += place
-        self._device.append(_Batch(pending, encoder.spec.width, parts))
+        self._device.append(_Batch(pending, modality, encoder.spec.width, parts))
         while len(self._device) > DEPTH:
             self._resolve()
 
@@ -280,7 +284,7 @@ class _Runner:
         vectors = np.empty((0, batch.width), np.float32)
         if batch.pending is not None:
             vectors = batch.pending.result()
-            self._figures.busy_seconds += batch.pending.seconds
+            self._figures.encoded(batch.modality, batch.pending.seconds)
         for part in batch.parts:
             piece = part.piece
             work = self._works[piece.number]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from embedders.encoders import encoder as encoding
-from embedders.encoders.build import EncoderConfig, build_encoder, get_encoder
+from embedders.encoders.build import EncoderConfig, build_encoder, encoder_spec, get_encoder
 from embedders.encoders.encoder import Encoder
 from embedders.encoders.flops import flops_per_unit
 from embedders.encoders.heads import dinov2
@@ -246,13 +246,35 @@ def test_what_is_compiled_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
     def compiled(model: nn.Module, *, dynamic: bool) -> Any:
         seen.append(dynamic)
-        return lambda images: 2 * model(images)
+        return lambda images: model(images) * 1.0001
 
     monkeypatch.setattr(torch, "compile", compiled)
     plain = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
-    doubled = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu", compile=True), "ct")
-    assert seen == [False] and doubled.compiled and not caplog.messages
-    assert np.array_equal(doubled.encode(SLICES), 2 * plain.encode(SLICES))
+    other = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu", compile=True), "ct")
+    assert seen == [False] and other.compiled and not caplog.messages
+    assert not np.array_equal(other.encode(SLICES), plain.encode(SLICES))
+    assert np.allclose(other.encode(SLICES), plain.encode(SLICES) * np.float32(1.0001), rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_what_is_compiled_to_other_vectors_is_not_used(
+    factor: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, *, dynamic: lambda images: model(images) * factor)
+    plain = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
+    wanted = build_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu", compile=True), "ct")
+    assert not wanted.compiled and len(caplog.messages) == 1 and "makes other vectors" in caplog.messages[0]
+    assert np.array_equal(wanted.encode(SLICES), plain.encode(SLICES))
+
+
+@pytest.mark.parametrize(
+    ("device", "compile_", "resolved"),
+    [("cpu", "auto", False), ("cuda", "auto", True), ("cuda", False, False), ("cpu", True, True)],
+)
+def test_compilation_is_on_on_a_gpu_unless_a_site_says_otherwise(device: Any, compile_: Any, resolved: bool) -> None:
+    spec = encoder_spec(EncoderConfig(name="random-dinov2", width=64, device=device, compile=compile_), "ct")
+    settled = encoder_spec(EncoderConfig(name="random-dinov2", width=64, device=device, compile=resolved), "ct")
+    assert spec.compile is resolved and spec.store_name == settled.store_name
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedders.decoding.pool import InProcess
 from embedders.encoders.build import Encoder, EncoderConfig, get_encoder
 from embedders.running import runner
 from embedders.running.rates import RunFigures
@@ -329,6 +330,34 @@ def test_figures_say_how_the_run_was(tmp_path: Path, encoder: Encoder) -> None:
     assert 0 < counts["device_idle_share"] < 1 and 0 < counts["flop_fraction"] < 1
     _, again = embed(items, encoder, tmp_path / "s.lmdb")
     assert (again.items, again.units, again.counts()["device_idle_share"]) == (0, 0, None), "nothing was done"
+
+
+def test_a_peak_is_measured_when_no_decoder_is_at_work(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    class Watched(InProcess):
+        def close(self) -> None:
+            order.append("closed")
+
+    monkeypatch.setattr(runner, "InProcess", Watched)
+    monkeypatch.setattr("embedders.encoders.encoder.peak_flops", lambda *given: order.append("peak") or 1e12)
+    _, figures = embed([unit_readers.item(tmp_path / "x", 0, 8)], encoder, tmp_path / "s.lmdb")
+    assert order[:2] == ["closed", "peak"] and order.count("peak") == 1
+    assert figures.loads["ct"].peak_flops == 1e12
+
+
+@pytest.mark.parametrize("measured", [1.0, 1e15])
+def test_no_share_of_the_limit_is_above_what_the_device_was_busy(
+    tmp_path: Path, encoder: Encoder, measured: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peak that was measured beside other processes is too low; the run itself has shown more."""
+    monkeypatch.setattr("embedders.encoders.encoder.peak_flops", lambda *given: measured)
+    _, figures = embed([unit_readers.item(tmp_path / "x", 0, 60)], encoder, tmp_path / "s.lmdb")
+    busy = figures.busy_seconds / figures.seconds
+    expected = busy if measured == 1.0 else 60 * encoder.flops_per_unit / measured / figures.seconds
+    assert figures.flop_fraction == pytest.approx(expected) and 0 < expected <= 1
 
 
 def test_a_long_run_says_how_far_it_is_and_names_nobody(
