@@ -168,7 +168,10 @@ def _findings(release: _Release) -> Iterator[Finding]:
 def _of_part(name: str, root: Root) -> Finding:
     """What is damaged of a part of the root that is no file of the current release."""
     find, remedy = PARTS[name]
-    found = list(find(root))
+    try:
+        found = list(find(root))
+    except PermissionError:  # the private folder is the site's own
+        return Finding(name, True, "not looked at: this user may not read it")
     parts = [
         f"{what}: {_named(names)}"
         for what, missing in (("missing", True), ("changed", False))

@@ -65,7 +65,10 @@ def repair(settings: RunSettings, progress: Progress | None = None) -> Repaired:
     config = load_config(settings.config)
     layout = Layout(root_of(config, settings.root))
     if not layout.releases.is_dir() or not any(layout.releases.iterdir()):
-        raise TimeloomError(f"{layout.root.name} holds no release", remedy="run `timeloom run`: it makes all anew")
+        raise TimeloomError(
+            f"{layout.root.name} holds no release",
+            remedy="run `timeloom run`; a root of `timeloom meds` is made anew: delete it and run that again",
+        )
     done = Repaired()
     with exclusive(layout):
         root = Root(layout)

@@ -14,6 +14,7 @@ from flows.runs.settings import RunSettings, make_engine
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.context import Inherited, RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Engine
 from pipelines.night import Night, carry_out, exports_of, raw_files
 from pipelines.stages import STAGES
@@ -128,9 +129,22 @@ class _Conversion(RunContext):
         """Files of the conversion before; copies, because the new ones take their files' places."""
         return [self._kept(relative) for relative in relatives]
 
+    def _recorded(self, relative: Path) -> FileEntry | None:
+        """What the task that wrote a file says of it."""
+        records = (load_record(path) for path in (self.staging / "tasks").glob("*/all.json"))
+        return next(
+            (record.files[str(relative)] for record in records if record and str(relative) in record.files), None
+        )
+
     def _kept(self, relative: Path) -> Inherited | None:
         given, kept = self.staging / "release" / relative, self.staging / relative.name
         if given.is_file():
+            entry = self._recorded(relative)
+            if entry is not None and not entry.is_of(given):
+                raise TimeloomError(
+                    f"{relative} of the conversion before is damaged",
+                    remedy=f"delete the folder {self.staging}: all is converted anew, and usual delays are found anew",
+                )
             link_or_copy(given, kept)
         if not kept.is_file():
             return None

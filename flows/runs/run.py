@@ -266,7 +266,9 @@ class Run:
         parent = parent_of(self.context)
         self._state.manifest = self._state.manifest.model_copy(update={"parent": parent.release_id if parent else None})
         same = self.previous is not None and same_release(self.previous, self._state.manifest)
-        self._state.unchanged = same and not self.context.damaged
+        # A repair may stand on an older release than the current one.
+        stands = self.context.previous_path == self.layout.current.resolve()
+        self._state.unchanged = same and stands and not self.context.damaged
         if self._state.unchanged:
             return
         _remove_strangers(self._tree.path, set(self._state.manifest.files))

@@ -21,6 +21,7 @@ from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.simulate import simulate
 from flows.runs.convert import Converted, convert
 from flows.runs.settings import RunSettings
+from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
@@ -413,3 +414,20 @@ def test_a_separator_that_nobody_named_is_said(again: Place) -> None:
     assert before.said == []
     assert found.said == ["table labs: semicolons separate its columns, as its header shows"]
     assert found.events == before.events
+
+
+def test_damaged_lags_stop_a_conversion_until_it_is_made_anew(again: Place) -> None:
+    """They only grow from one conversion to the next; the remedy that the line prints is carried out."""
+    events = again.events()
+    lags = again.root / "conversion" / "release" / "lags.parquet"
+    assert lags.is_file()
+    raw = bytearray(lags.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    lags.write_bytes(bytes(raw))
+    with pytest.raises(
+        TimeloomError, match=r"^lags\.parquet of the conversion before is damaged; delete the folder \S+"
+    ):
+        again.convert()
+    shutil.rmtree(lags.parents[1])
+    again.convert()
+    assert again.events().equals(events)
