@@ -4,12 +4,13 @@
 
 The tree is made up: small slices, a hundred in a series, a folder each. It is compared with `index_ct`, which holds the
 headers of a whole tree in memory, as `timeloom index` does. Memory is the peak over all processes, and its growth is
-what a file more costs, from a tree of a quarter of the files to the whole one. The last line is JSON: ratios of
+what a file more costs, from a tree of a quarter of the files to the whole one. The last line is JSON: ratios of CPU
 seconds, below one where the stages need less, and bytes a file.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -93,10 +94,16 @@ def night(tree: Path, work: Path, workers: int) -> None:
         print(run.reports["index"].entries["ct"].counts["verdicts"])
 
 
-def measured(*arguments: object) -> tuple[float, int, str]:
-    """Seconds, peak bytes over all processes, and what was printed by this script with other arguments."""
+def cpu_seconds() -> float:
+    """Of the processes that have ended, and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measured(*arguments: object) -> tuple[float, float, int, str]:
+    """Seconds, CPU seconds, peak bytes over all processes, and what this script printed with other arguments."""
     command = [sys.executable, __file__, *map(str, arguments)]
-    start, peak = time.monotonic(), 0
+    start, before, peak = time.monotonic(), cpu_seconds(), 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def watch() -> None:
@@ -111,7 +118,7 @@ def measured(*arguments: object) -> tuple[float, int, str]:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"the benchmark's process ended with {process.returncode}")
-    return time.monotonic() - start, peak, said.strip()
+    return time.monotonic() - start, cpu_seconds() - before, peak, said.strip()
 
 
 def main() -> None:
@@ -141,15 +148,16 @@ def main() -> None:
                 write_series(content, base / "tree", series)
             made = number // SLICES
             for what in ("memory", "night"):
-                seconds, peak, said = measured("--run", what, base / "tree", base / part, *workers)
-                console.print(f"{what}, {number:,} files: {seconds:.1f} s, {peak >> 20:,} MiB ({said})", markup=False)
-                found |= {f"{what}_{part}_seconds": seconds, f"{what}_{part}_peak": peak}
+                seconds, cpu, peak, said = measured("--run", what, base / "tree", base / part, *workers)
+                spent = f"{seconds:.1f} s, {cpu:.1f} s of CPU"
+                console.print(f"{what}, {number:,} files: {spent}, {peak >> 20:,} MiB ({said})", markup=False)
+                found |= {f"{what}_{part}": cpu, f"{what}_{part}_peak": peak}
         for what, series in (("unchanged", None), ("one_file", made)):
             if series is not None:
                 write_series(content, base / "tree", series, slices=1)
-            seconds, peak, said = measured("--run", "night", base / "tree", base / "whole", *workers)
-            console.print(f"{what}: {seconds:.1f} s, {peak >> 20:,} MiB ({said})", markup=False)
-            found[f"{what}_seconds"] = seconds
+            seconds, found[what], peak, said = measured("--run", "night", base / "tree", base / "whole", *workers)
+            spent = f"{seconds:.1f} s, {found[what]:.1f} s of CPU"
+            console.print(f"{what}: {spent}, {peak >> 20:,} MiB ({said})", markup=False)
     more = files - files // 4
     growth = {
         what: (found[f"{what}_whole_peak"] - found[f"{what}_quarter_peak"]) / more for what in ("memory", "night")
@@ -158,10 +166,10 @@ def main() -> None:
         json.dumps(
             {
                 "files": files,
-                "full_vs_memory_seconds": round(found["night_whole_seconds"] / found["memory_whole_seconds"], 3),
-                "one_file_vs_memory_seconds": round(found["one_file_seconds"] / found["memory_whole_seconds"], 3),
-                "unchanged_vs_full": round(found["unchanged_seconds"] / found["night_whole_seconds"], 3),
-                "one_file_vs_full": round(found["one_file_seconds"] / found["night_whole_seconds"], 3),
+                "full_vs_memory": round(found["night_whole"] / found["memory_whole"], 3),
+                "one_file_vs_memory": round(found["one_file"] / found["memory_whole"], 3),
+                "unchanged_vs_full": round(found["unchanged"] / found["night_whole"], 3),
+                "one_file_vs_full": round(found["one_file"] / found["night_whole"], 3),
                 "bytes_a_file_in_memory": round(growth["memory"]),
                 "bytes_a_file": round(growth["night"]),
             }
