@@ -67,8 +67,8 @@ def array(value: Floats | None) -> Floats:
 def _parted(slices: list[SliceHeader], rule: GeometryRule, first: int) -> list[list[SliceHeader]] | None:
     """The slices as volumes of their own; None where they are one, or nothing parts them.
 
-    Of ways that make volumes of as many slices, the one with the fewest parts is right: a number may be that of a table
-    position, of which each phase has many.
+    Of ways that make volumes of as many slices, the first that makes one for each slice of the fullest place is right,
+    else the first of all: a number may be that of a table position, of which each phase has many.
 
     Args:
         first: of the ways to part them, the first that has not been tried.
@@ -80,7 +80,7 @@ def _parted(slices: list[SliceHeader], rule: GeometryRule, first: int) -> list[l
         return None
     place_of = {id(found): place for found, place in zip(slices, places.tolist(), strict=True)}
     best: list[list[SliceHeader]] | None = None
-    best_rank = (0, 0)
+    best_rank = (0, True)
     for number, (partition, by_number) in enumerate(_partitions(slices, places)):
         if number < first or len(partition) < 2:
             continue
@@ -95,8 +95,9 @@ def _parted(slices: list[SliceHeader], rule: GeometryRule, first: int) -> list[l
         if not by_number and min(map(len, parts)) <= MORE_THAN_SLICES:
             continue
         good = sum(len(part) for part in parts if judged(part, rule).verdict == OK)
-        if (good, -len(parts)) > best_rank and (fullest > 1 or good == len(slices)):
-            best, best_rank = parts, (good, -len(parts))
+        rank = good, len(parts) == fullest
+        if rank > best_rank and (fullest > 1 or good == len(slices)):
+            best, best_rank = parts, rank
     return best
 
 

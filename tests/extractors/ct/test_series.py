@@ -138,6 +138,14 @@ def test_a_table_that_goes_to_and_fro_makes_a_volume_each_time(tmp_path: Path) -
     assert sizes(tmp_path) == [("ok", 16)] * 3
 
 
+def test_a_table_that_waits_at_each_place_makes_a_volume_each_time_and_place(tmp_path: Path) -> None:
+    """Perfusion: three times eight slices at one table position, then at the next; no volume has slices of both."""
+    for run in range(6):
+        heights = [5.0 * place + 40 * (run // 3) for place in range(8)]
+        write_at(tmp_path, heights, first=10 * run, AcquisitionNumber=run // 3, AcquisitionTime=f"1000{run:02d}")
+    assert sizes(tmp_path) == [("ok", 8)] * 6
+
+
 def test_what_no_header_tells_apart_stays_refused(tmp_path: Path) -> None:
     write_at(tmp_path, UP, AcquisitionTime="100000")
     write_at(tmp_path, UP, first=30, AcquisitionTime="100000")
