@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from warehouse.errors import TimeloomError
+from warehouse.files import signature_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -145,14 +146,14 @@ def _explained(path: Path, message: str) -> tuple[str, str]:
     return "cannot be read", "check the file: truncated, damaged, or not yours to read"
 
 
-def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
+def _stamp(path: Path) -> tuple[tuple[int, ...], ...]:
     """Tells whether a database changed since its catalog was read: it, or the log of its writer beside it."""
     found = [file.stat() for file in (path, path.with_name(f"{path.name}.wal")) if file.exists()]
-    return tuple((stat.st_mtime_ns, stat.st_size) for stat in found)
+    return tuple(tuple(signature_of(status)) for status in found)
 
 
 @lru_cache(maxsize=8)
-def _catalog(path: Path, stamp: tuple[tuple[int, int], ...]) -> dict[str, _Table]:
+def _catalog(path: Path, stamp: tuple[tuple[int, ...], ...]) -> dict[str, _Table]:
     """Every table and view, by what it goes by. Opening a database takes longer than reading a small table of it."""
     with _connection(path) as connection:
         columns: dict[tuple[str, str], list[tuple[str, str]]] = {}
