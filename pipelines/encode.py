@@ -168,7 +168,7 @@ def _raw_items(params: Params, modality: str, expected: "Mapping[str, int]") -> 
     wanted = places.filter(pl.col("item_key").is_in(pl.Series(list(expected), dtype=pl.String).implode()))
     items = {}
     for (grouped,), part in wanted.partition_by("grouped", as_dict=True, maintain_order=True).items():
-        whole = whole_items(Path(str(grouped)), part["row"].to_list())
+        whole = whole_items(Layout(Path(params["root"])).grouped / str(grouped), part["row"].to_list())
         for key, item in zip(part["item_key"], whole, strict=True):
             folder = Path(params["folders"][modality])
             items[key] = ItemToEmbed(key, modality, folder, item.paths, item.geometry, expected[key])

@@ -68,7 +68,8 @@ def plan(night: Night) -> list[Task]:
         grouped = _files(night.report("group"), modality)
         foreign = _foreign(night.report("scan"), modality)
         fingerprint = sha256_json(
-            [STAGE.name, STAGE.version, modality, [digest for _, digest in grouped], foreign]
+            # With the files' names, by which items are found again.
+            [STAGE.name, STAGE.version, modality, grouped, foreign]
             + [crosswalk.model_dump(mode="json", exclude={"file"}) if crosswalk else None]
             + [fingerprints.of(crosswalk.file) if crosswalk else None]
             + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
@@ -152,7 +153,7 @@ def run(params: Params, base: Path) -> Result:
     # An item found twice (a copied folder, two lines of a crosswalk) is one item: a usable finding, if there is one.
     usable_first = frame.with_row_index("place").sort(pl.col("verdict") != OK, maintain_order=True)
     items = usable_first.unique("item_key", keep="first", maintain_order=True).sort("subject_id", "item_key")
-    usable = [(key, *places[place][:2]) for key, place in _usable(items)]
+    usable = [(key, Path(places[place][0]).name, places[place][1]) for key, place in _usable(items)]
     kept = pl.DataFrame(usable, schema=ITEM_PLACES, orient="row").to_arrow()
     private = private_paths(Path(params["private"]), params["segment"])
     with atomic_write(private) as temporary:
@@ -256,4 +257,4 @@ def public_geometry(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("index", 5, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)
+STAGE = Stage("index", 6, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)

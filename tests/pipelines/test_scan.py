@@ -215,7 +215,15 @@ def test_what_ties_items_to_files_stays_private_and_whole(tree: Path, tmp_path: 
     usable = pl.read_parquet(places)
     assert set(usable["item_key"]) == set(items.filter(pl.col("verdict") == "ok")["item_key"])
     for path, row in usable.select("grouped", "row").iter_rows():
-        (item,) = group.whole_items(Path(path), [row])
+        (item,) = group.whole_items(layout.grouped / path, [row])
         assert len(item.paths) == item.units_expected == len(item.geometry["stamps"])
+    # Judged by other rules to the same end, items lie in other files.
+    _, reports = index_images(tmp_path, "ct", {"path": str(tree), "reconstruction": {"thickness_mm": [1.5, 5.5]}})
+    (segment,) = reports["index"].hashes()
+    again = pl.read_parquet(layout.private / "items" / segment)
+    assert set(again["item_key"]) == set(usable["item_key"])
+    assert set(again["grouped"]) <= set(reports["group"].hashes()) and not set(again["grouped"]) & set(
+        usable["grouped"]
+    )
     assert not [path for path in layout.root.rglob("*") if path.is_file() and b"plain0" in path.read_bytes()]
     assert all("plain0" not in str(report.entries) for report in reports.values())
