@@ -47,7 +47,7 @@ def index_tree(
     read = {name.partition(MEMBER)[0] for item in usable for name in item.paths}
     counted = kinds_of(path, left_out=read)
     others = dict(sorted(counted.items(), key=lambda each: (-each[1], each[0])))
-    if not read and not others:
+    if not items and not others:
         raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
     groups: dict[tuple[str, str], list[FoundItem]] = defaultdict(list)
     for item in items:
@@ -72,7 +72,7 @@ def _in_words(names: list[str], usable: int, read: int, others: dict[str, int]) 
         found = f"Files of usable items: {read:,}."
         return f"{found} Of the others: {lying}." if lying else found
     reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
-    return f"Nothing is usable. Found: {lying}. Read would be {reads}."
+    return f"Nothing is usable. Found: {lying or 'no file'}. Read would be {reads}."
 
 
 def _find(path: Path, modality: str, workers: int | None, progress: Progress) -> list[FoundItem]:

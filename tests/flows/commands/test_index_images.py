@@ -120,6 +120,10 @@ def test_images_of_which_none_is_usable_are_two(tmp_path: Path) -> None:
     write_series(tmp_path / "mr", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR")
     done = index(tmp_path)
     assert done.returncode == 2 and "Nothing is usable. Found: 6 DICOM." in done.stdout
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "elsewhere").symlink_to(tmp_path / "mr")
+    done = index(tmp_path / "links")
+    assert done.returncode == 2 and "Nothing is usable. Found: no file." in done.stdout
 
 
 @pytest.mark.parametrize("name", ["=1+1.svs", "+x.svs", "-x.svs", "@x.svs"])
