@@ -20,11 +20,15 @@ class NotWholeError(ValueError):
     """A file is not what was written, or never had a checksum."""
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object with sorted keys and the checksum of its text, atomically."""
+def write_sealed(path: Path, value: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Writes a JSON object with sorted keys and the checksum of its text, atomically.
+
+    Args:
+        sync: see warehouse.files.atomic_write.
+    """
     text = json.dumps(dict(value), indent=1, sort_keys=True, default=str).encode("ascii")
     rest = b'"' + (b"," if value else b"") + text[1:] + b"\n"
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sync=sync) as temporary:
         temporary.write_bytes(_HEAD + xxhash.xxh3_128_hexdigest(rest).encode("ascii") + rest)
 
 

@@ -78,7 +78,8 @@ def _linked(task: Task, context: RunContext) -> "TaskEntry | None":
     if not _intact(task):
         context.unsound.append(f"{task.stage}/{task.key}")
         return None
-    write_sealed(Path(task.record), entry.model_dump(mode="json"))
+    # What a power failure damages of it is not believed, and linked once more.
+    write_sealed(Path(task.record), entry.model_dump(mode="json"), sync=False)
     return entry
 
 

@@ -75,6 +75,7 @@ def test_without_extras_each_command_says_what_it_needs(wheel: Path, demo_releas
         "meds examples/clinic.yaml --out meds": "pipeline",
         "serve examples/clinic.yaml": "pipeline",
         "verify": "pipeline",
+        "repair examples/clinic.yaml": "pipeline",
         "check-source examples/clinic-source.yaml": "pipeline",
         "simulate hospital": "images",
         "index examples": "images",
@@ -93,6 +94,7 @@ def test_the_pipeline_alone_publishes_tables_and_names_what_the_rest_needs(wheel
     shutil.copytree(HOME / "docs" / "examples", tmp_path / "examples")
     assert timeloom(tables, tmp_path, "run examples/clinic.yaml --root root --direct")[0] == 0
     assert timeloom(tables, tmp_path, "verify --root root")[0] == 0
+    assert timeloom(tables, tmp_path, "repair examples/clinic.yaml --root root")[0] == 0
     code, error = timeloom(tables, tmp_path, "run examples/clinic.yaml --root root --direct --engine beam")
     assert (code, error) == (
         1, "timeloom: runs on Beam need apache_beam, which is not installed; pip install 'timeloom[beam]'\n",

@@ -18,7 +18,7 @@ from warehouse.layout import Layout
 from warehouse.manifest import read_manifest
 from warehouse.publish import current_release
 
-COMMANDS = ("demo", "run", "meds", "status", "verify", "report", "simulate", "check-source", "index", "serve")
+COMMANDS = ("demo", "run", "meds", "status", "verify", "repair", "report", "simulate", "check-source", "index", "serve")
 HEAVY = ("torch", "transformers", "prefect", "great_expectations", "apache_beam", "matplotlib", "openslide", "polars")
 PROGRESS = re.compile(r"\w+: \d+ of \d+")
 
