@@ -83,8 +83,17 @@ def _differences(pixels: Pixels, predictor: int, precision: int) -> npt.NDArray[
         expected: npt.NDArray[Any] = (left, above, corner)[predictor - 1]
     elif predictor == 4:
         expected = left + above - corner
+    elif predictor == 5:
+        expected = left + _half_difference(above, corner)
+    elif predictor == 6:
+        expected = above + _half_difference(left, corner)
     else:
-        a, b, c = (neighbour.astype(np.int32) for neighbour in (left, above, corner))
-        expected = {5: a + (b - c >> 1), 6: b + (a - c >> 1), 7: a + b >> 1}[predictor].astype(np.uint16)
+        expected = (left >> 1) + (above >> 1) + (left & above & 1)
     np.subtract(values[1:, 1:], expected, out=found[1:, 1:])
     return found
+
+
+def _half_difference(minuend: Pixels, subtrahend: Pixels) -> Pixels:
+    """Half of the difference, rounded down, modulo 2^16; the difference itself would need 17 bits."""
+    half: Pixels = (minuend >> 1) - (subtrahend >> 1) - (~minuend & subtrahend & 1)
+    return half
