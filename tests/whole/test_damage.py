@@ -429,3 +429,17 @@ def test_damage_alone_makes_a_night_publish(copied: Layout, published: Site, nam
     assert outcome.damaged == [name]
     close_stores()
     is_healed(copied)
+
+
+def test_stores_that_cannot_be_walked_through_are_made_anew(copied: Layout) -> None:
+    """One is cut short, of another the pages that say where everything is are gone."""
+    first, second = [path for _, path in files_of(copied.root) if path.suffix == ".lmdb"][:2]
+    HARMS["cut"](first)
+    with second.open("r+b") as file:
+        file.write(bytes(2 * 4096))
+    findings = {finding.check: finding for finding in verify_release(copied.root) if not finding.ok}
+    assert findings["vectors"].remedy == REPAIR
+    done = mend(copied)
+    assert done.left == []
+    assert {path.relative_to(copied.root).as_posix() for path in (first, second)} <= set(done.damaged)
+    is_healed(copied)
