@@ -68,10 +68,10 @@ def write_series(content: bytes, tree: Path, series: int, slices: int = SLICES) 
     content = content[:-4] + series.to_bytes(4, "little")
     for number in range(slices):
         place = {_INSTANCE: f"2.25.{series + 1_000_000}.{number + 10_000}", _HEIGHT: f"{2 * number + 10_000}.0"}
-        told = content
+        placed = content
         for old, new in place.items():
-            told = told.replace(old.encode(), new.encode())
-        (folder / f"IM{number:04d}").write_bytes(told)
+            placed = placed.replace(old.encode(), new.encode())
+        (folder / f"IM{number:04d}").write_bytes(placed)
 
 
 def night(tree: Path, work: Path, workers: int) -> None:

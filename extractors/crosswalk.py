@@ -131,7 +131,7 @@ def _spelt(values: pl.Series, match: Match, patients: SubjectIds) -> pl.Series:
 
 def _refuse_contradictions(frame: pl.DataFrame, key: str, match: Match) -> None:
     """An error that names the first two lines that say two things of one item."""
-    for column, told in _TOLD.items():
+    for column, meaning in _TOLD.items():
         given = frame.filter(pl.col("match").is_not_null() & pl.col(column).is_not_null())
         firsts = given.select(pl.col("line", column).first().over("match").name.suffix("_first"), "line", column)
         against = firsts.filter(pl.col(column) != pl.col(f"{column}_first")).sort("line")
@@ -139,7 +139,7 @@ def _refuse_contradictions(frame: pl.DataFrame, key: str, match: Match) -> None:
             first, second = against.select("line_first", "line").row(0)
             others = f", and {len(against) - 1} other lines do so too" if len(against) > 1 else ""
             raise TimeloomError(
-                f"lines {first} and {second} of {key}.file give one {match} two {told}{others}",
+                f"lines {first} and {second} of {key}.file give one {match} two {meaning}{others}",
                 remedy="leave the line that is right",
             )
 

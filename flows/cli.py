@@ -322,8 +322,8 @@ def verify(
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            told = "; ".join(text for text in (finding.detail, finding.remedy) if text)
-            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.check}{': ' + told if told else ''}")
+            detail = "; ".join(text for text in (finding.detail, finding.remedy) if text)
+            say(f"{'ok  ' if finding.ok else 'FAIL'} {finding.check}{': ' + detail if detail else ''}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 

@@ -227,9 +227,9 @@ def _findings(params: Params) -> Iterator[Finding]:
 def _row(item: FoundItem, private: frozenset[str]) -> dict[str, str]:
     public = {name: value for name, value in item.geometry.items() if name not in private}
     hidden = {name: value for name, value in item.geometry.items() if name in private}
-    told = item_to_json(item) | {"paths": [], "geometry": public}
+    public_part = item_to_json(item) | {"paths": [], "geometry": public}
     reading = {"paths": item.paths, "geometry": hidden}
-    return {"item": json.dumps(told, sort_keys=True), "reading": json.dumps(reading, sort_keys=True)}
+    return {"item": json.dumps(public_part, sort_keys=True), "reading": json.dumps(reading, sort_keys=True)}
 
 
 def read_items(path: Path) -> list[FoundItem]:
@@ -243,8 +243,8 @@ def whole_items(path: Path, rows: list[int] | None = None) -> list[FoundItem]:
     if rows is not None:
         found = found[rows]
     items = []
-    for told, hidden in found.iter_rows():
-        item, reading = json.loads(told), json.loads(hidden)
+    for public_part, hidden in found.iter_rows():
+        item, reading = json.loads(public_part), json.loads(hidden)
         geometry = item["geometry"] | reading["geometry"]
         items.append(item_from_json(item | {"paths": reading["paths"], "geometry": geometry}))
     return items

@@ -43,12 +43,12 @@ def _finding(header: SliceHeader) -> Finding:
 
 def header_to_json(header: SliceHeader) -> dict[str, Any]:
     """What of a header is not as in one of which nothing is known, as JSON."""
-    told = {}
+    known = {}
     for name, default in _DEFAULTS:
         value = getattr(header, name)
         if value is not default and (isinstance(value, np.ndarray) or value != default):
-            told[name] = _plain(value)
-    return told
+            known[name] = _plain(value)
+    return known
 
 
 def header_from_json(value: dict[str, Any]) -> SliceHeader:

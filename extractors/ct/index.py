@@ -217,12 +217,12 @@ def _item(
 
 def _names(slices: Sequence[SliceHeader]) -> dict[str, str]:
     """What a crosswalk may match an item by, where all its slices say the same."""
-    told = {
+    matched = {
         "study_uid": {found.study for found in slices},
         "series_uid": {found.series for found in slices},
         "accession_number": {found.accession for found in slices},
     }
-    return {name: values.pop() for name, values in told.items() if len(values) == 1}
+    return {name: values.pop() for name, values in matched.items() if len(values) == 1}
 
 
 def _identity(slices: Iterable[SliceHeader], others: Iterable[str] = ()) -> str:

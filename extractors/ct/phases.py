@@ -89,8 +89,8 @@ def _parted(slices: list[SliceHeader], rule: GeometryRule, first: int) -> list[l
             parts = [inner for part in parts for inner in _parted(part, rule, number + 1) or [part]]
         spans = [[place_of[id(found)] for found in part] for part in parts]
         # What a number tells apart may be a single slice, as of a test bolus; of times, fragments would be made.
-        told = by_number and len(partition) <= fullest
-        if not told and (not _overlap(spans) or any(len(set(span)) < len(span) for span in spans)):
+        numbered = by_number and len(partition) <= fullest
+        if not numbered and (not _overlap(spans) or any(len(set(span)) < len(span) for span in spans)):
             continue
         if not by_number and min(map(len, parts)) <= MORE_THAN_SLICES:
             continue
@@ -148,14 +148,14 @@ def _by(slices: Slices, places: Places, value: Callable[[SliceHeader], Hashable]
     parts: dict[Hashable, list[int]] = defaultdict(list)
     lacking = []
     for index, found in enumerate(slices):
-        told = value(found)
-        if told:
-            parts[told].append(index)
+        label = value(found)
+        if label:
+            parts[label].append(index)
         else:
             lacking.append(index)
-    taken = {told: set(places[part].tolist()) for told, part in parts.items()}
+    taken = {label: set(places[part].tolist()) for label, part in parts.items()}
     for index in lacking:
-        free = [told for told, those in taken.items() if places[index] not in those]
+        free = [label for label, those in taken.items() if places[index] not in those]
         if len(free) != 1:
             return []
         parts[free[0]].append(index)

@@ -23,10 +23,10 @@ def read(path: Path, text: str, match: Match = "path", patients: SubjectIds | No
 def refused(path: Path, text: str, match: Match = "path", **keys: Any) -> str:
     with pytest.raises(TimeloomError) as caught:
         read(path, text, match, **keys)
-    told = str(caught.value)
-    assert KEY in told and "\n" not in told
-    assert not re.search("SECRET|4711|4712|a.svs", told)
-    return told
+    said = str(caught.value)
+    assert KEY in said and "\n" not in said
+    assert not re.search("SECRET|4711|4712|a.svs", said)
+    return said
 
 
 CONTRADICTIONS: dict[str, tuple[Match, str, tuple[int, int], str]] = {
@@ -48,10 +48,10 @@ CONTRADICTIONS: dict[str, tuple[Match, str, tuple[int, int], str]] = {
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_lines_that_contradict_each_other_are_named(tmp_path: Path, name: str) -> None:
     match, text, lines, what = CONTRADICTIONS[name]
-    told = refused(
+    said = refused(
         tmp_path, text, match, **({"patients": SubjectIds(normalise=("upper",))} if match == "patient_id" else {})
     )
-    assert f"lines {lines[0]} and {lines[1]} " in told and f"two {what}" in told
+    assert f"lines {lines[0]} and {lines[1]} " in said and f"two {what}" in said
 
 
 def test_others_that_do_so_are_counted(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_lines_that_agree_complete_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ("match,subject_id,time\na.svs,4711,yesterday\n", "time that cannot be read at line 2"),
         ("match,subject_id,mpp\nb,1,\na.svs,4711,0;25\na.svs,4711,no\n", "mpp that is no number at line 3, and at 1"),
@@ -79,8 +79,8 @@ def test_lines_that_agree_complete_each_other(tmp_path: Path) -> None:
         ("", "no header of different names"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_said_by_the_key_and_the_line(tmp_path: Path, text: str, told: str) -> None:
-    assert told in refused(tmp_path, text)
+def test_what_cannot_be_read_is_said_by_the_key_and_the_line(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refused(tmp_path, text)
 
 
 def test_a_file_that_is_no_utf_8_is_said_by_its_key(tmp_path: Path) -> None:

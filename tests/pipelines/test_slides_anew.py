@@ -23,9 +23,9 @@ class Slides:
         for number in range(3):
             self.add(f"{number}.svs", number)
 
-    def add(self, name: str, seed: int, mpp: float | None = 0.5, told: str = ",2020-01-01 10:00:00,") -> None:
+    def add(self, name: str, seed: int, mpp: float | None = 0.5, times: str = ",2020-01-01 10:00:00,") -> None:
         write_tiff(self.tree / name, stained(seed=seed), mpp)
-        self.lines[name] = f"{name},{seed + 1}{told}"
+        self.lines[name] = f"{name},{seed + 1}{times}"
 
     def night(self, work: str = "night", **settings: Any) -> Any:
         crosswalk = self.folder / "slides.csv"

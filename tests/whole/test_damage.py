@@ -90,9 +90,9 @@ def segment(_: Layout, path: Path) -> bool:
                 reader.texts(piece)
 
     kept = path.with_suffix(".json").read_bytes()
-    told = refused(read)
+    refusal = refused(read)
     path.with_suffix(".json").write_bytes(kept)  # the reader removes the record, so that the next night makes both
-    return told
+    return refusal
 
 
 def unbelieved_record(_: Layout, path: Path) -> bool:

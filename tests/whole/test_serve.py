@@ -69,8 +69,10 @@ class Serving:
         listed = subprocess.run(
             ["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
         ).stdout
-        mine = [line.split(None, 2) for line in listed.splitlines()]
-        return next(int(pid) for pid, ppid, args in mine if int(ppid) == self.process.pid and f"--port {port}" in args)
+        processes = [line.split(None, 2) for line in listed.splitlines()]
+        return next(
+            int(pid) for pid, ppid, args in processes if int(ppid) == self.process.pid and f"--port {port}" in args
+        )
 
     def end(self) -> tuple[int, float]:
         """The exit code after SIGTERM, and the seconds until then."""

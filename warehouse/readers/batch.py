@@ -200,8 +200,8 @@ class Batch(SegmentBatch):
         segment it is one token of padding, as no kernel takes none.
         """
         if not self.n_segments:
-            nothing, one = self.input_ids.new_zeros(1, 1), self.cu_seqlens.new_tensor([0, 1])
-            return _flat(nothing, torch.full_like(nothing, IGNORED), nothing, one, 1)
+            nothing, edges = self.input_ids.new_zeros(1, 1), self.cu_seqlens.new_tensor([0, 1])
+            return _flat(nothing, torch.full_like(nothing, IGNORED), nothing, edges, 1)
         ids, labels, positions = (
             tensor[self.real][None] for tensor in (self.input_ids, self.labels, self.position_ids)
         )

@@ -369,15 +369,17 @@ def steps_of(*steps: tuple[float, int]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "corroborated",
     [
         {"SliceThickness": lambda place: 2.5 if place <= 10 else 5.0, "InstanceNumber": 1},
         {"AcquisitionNumber": lambda place: 1 if place <= 10 else 2, "InstanceNumber": 1},
         {"InstanceNumber": lambda place: 40 - place},
     ],
 )
-def test_a_head_in_two_steps_is_one_volume_where_its_header_tells_them(tmp_path: Path, told: dict[str, Any]) -> None:
-    write_at(tmp_path, steps_of((2.5, 10), (5.0, 12)), ImageOrientationPatient=tilted(-12), **told)
+def test_a_head_in_two_steps_is_one_volume_where_its_header_tells_them(
+    tmp_path: Path, corroborated: dict[str, Any]
+) -> None:
+    write_at(tmp_path, steps_of((2.5, 10), (5.0, 12)), ImageOrientationPatient=tilted(-12), **corroborated)
     item = usable(tmp_path)
     assert item.geometry["steps_mm"] == [
         [pytest.approx(2.5 * np.cos(np.radians(12)), abs=1e-3), 10],
