@@ -89,6 +89,8 @@ def test_what_the_documents_commands_write_is_ignored_by_git() -> None:
     lines = [line for page in ("README.md", *DOCS) for line in (ROOT / page).read_text("utf-8").splitlines()]
     written = {found[1] for line in lines if (found := re.match(r"(?:    )?timeloom simulate (\S+)", line))}
     written |= {found[1] for line in lines for found in re.finditer(r"^timeloom .*--(?:root|out) (\S+)", line)}
+    # Beside the root that is served lies the home of its Prefect server.
+    written |= {f"{found[1]}.prefect" for line in lines if (found := re.match(r"timeloom serve .*--root (\S+)", line))}
     written |= {found[1] for line in lines if (found := re.match(r"meds_reader_convert \S+ (\S+)", line))}
     # Beside what `meds` writes lies the root that it works in; benchmarks have a folder of their own.
     written |= {f"{name}.root" for name in written if name.endswith("-meds")} | {"imaging-benchmark"}
