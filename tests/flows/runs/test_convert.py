@@ -27,6 +27,7 @@ from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.publish import current_release, exclusive
 from warehouse.schemas import EVENTS
+from warehouse.sealed import read_sealed, write_sealed
 
 REPOSITORY = Path(__file__).parents[3]
 BUCKETS = 16
@@ -394,11 +395,11 @@ def test_rehash_sees_what_the_file_system_does_not_say(again: Place) -> None:
     assert "mg/dL" in text
     again.labs.write_text(text.replace("mg/dL", "mg/DL"))
     memory = again.folder / "dataset.root.private" / "fingerprints.json"
-    known = json.loads(memory.read_text())
+    known = read_sealed(memory)
     status = again.labs.stat()
     key = str(again.labs.resolve())
     known[key] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, known[key][-1]]
-    memory.write_text(json.dumps(known))
+    write_sealed(memory, known)
     assert again.convert().rewritten == 0
     assert convert(RunSettings(again.config, workers=1, rehash=True), again.out).rewritten > 0
     assert "mg/DL" in set(again.events()["unit"])
