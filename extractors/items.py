@@ -59,7 +59,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
     "failed_no_tissue": "no tile with tissue",
     "failed_out_of_focus": "more of the tissue tiles than allowed are blurred",
-    "failed_pen_marks": "more of the tiles than allowed are covered by a marker's ink",
+    "failed_pen_marks": "more of the tiles than allowed have a marker's ink",
     "failed_too_many_bad_tiles": "more of the tissue tiles than allowed cannot be decoded",
     "failed_not_finite": "an encoder output that is not a finite number",
 }

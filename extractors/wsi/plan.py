@@ -25,7 +25,8 @@ MPP_TARGET, TILE = 0.5, 256  # GigaPath's tile encoder: 256 px at 0.5 um/px
 MPP_LEAST, MPP_MOST = 0.05, 10.0  # outside, the file's resolution is no microscope's (72 dpi is 353 um/px)
 MPP_COARSEST = 1.0  # twice the target: beyond, resampling would invent what was not seen
 TISSUE_SHARE = 0.1
-FOREIGN_SHARE = 0.1  # of a tile, black or ink
+BLACK_SHARE, INK_SHARE = 0.5, 0.25  # of a tile; with more it is left out
+PEN_SHARE = 0.1  # of ink, from which on a tile counts as one with a pen's mark
 MAX_TILES = 200_000
 OVERVIEW_PX_PER_TILE = 4
 MASK_PX_PER_TILE = 16  # 8 um a pixel, where a slide has such a level or a finer one: cells are no longer seen alone
@@ -80,7 +81,7 @@ class TilePlan:
 
     `coordinates`: (n, 2) int64, x and y of the upper left corner in level-0 pixels. `corners`: (n, 2) int64, the same
     corner in pixels of `level`; it is what is read. `extent`: width and height of a tile in pixels of `level`, exact;
-    `tile`: its side in pixels after resampling. `pen_share`: of the tiles with tissue or ink, those left out for ink.
+    `tile`: its side in pixels after resampling. `pen_share`: of the tiles with tissue or ink, those with ink.
     """
 
     coordinates: npt.NDArray[np.int64]
@@ -150,9 +151,9 @@ def plan_tiles(
 ) -> TilePlan:
     """The tissue tiles of a slide, row by row, on a grid of exact physical pitch.
 
-    A tile is kept if more than a tenth of its pixels are tissue and no more than a tenth are black or ink, all on the
-    lowest level that shows it (`extractors.wsi.tissue`). Tiles at the right and lower edge reach past the slide; there
-    is background. Corners lie on whole pixels of the level that is read.
+    A tile is kept if more than a tenth of its pixels are tissue, no more than half are black and no more than a quarter
+    ink, all on the lowest level that shows it (`extractors.wsi.tissue`). Tiles at the right and lower edge reach past
+    the slide; there is background. Corners lie on whole pixels of the level that is read.
 
     Args:
         slide: an open slide.
@@ -183,11 +184,11 @@ def plan_tiles(
     mask = slide_mask(rgb, damaged, marker_colours)
     corners_x = start[0] + np.arange(columns + 1) * pitch[0]
     corners_y = start[1] + np.arange(rows + 1) * pitch[1]
-    tissue, ink, foreign = (
-        _share(pixels, corners_x / scale[0], corners_y / scale[1])
-        for pixels in (mask.tissue, mask.ink, mask.ink | mask.black)
+    tissue, black, ink = (
+        _share(pixels, corners_x / scale[0], corners_y / scale[1]) for pixels in (mask.tissue, mask.black, mask.ink)
     )
-    kept, marked = (tissue > TISSUE_SHARE) & (foreign <= FOREIGN_SHARE), ink > FOREIGN_SHARE
+    marked = ink > PEN_SHARE
+    kept = (tissue > TISSUE_SHARE) & (black <= BLACK_SHARE) & (ink <= INK_SHARE)
     row, column = np.nonzero(kept)
     if not len(row):
         raise VerdictError("failed_no_tissue")

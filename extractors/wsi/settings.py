@@ -12,7 +12,7 @@ class WsiSettings(ModalitySettings):
     Attributes:
         max_failed_tiles: with a larger share of undecodable tissue tiles a slide leaves no vector.
         max_blurred_tiles: with a larger share of tissue tiles out of focus a slide is refused; 1 refuses none.
-        max_pen_tiles: with a larger share of tiles left out for a marker's ink a slide is refused; 1 refuses none.
+        max_pen_tiles: with a larger share of tiles with a marker's ink a slide is refused; 1 refuses none.
         marker_colours: inks that are looked for; leave out the colours of the site's stains.
     """
 

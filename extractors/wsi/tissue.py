@@ -34,7 +34,7 @@ GROWTH = 3  # pixels by which ink grows into paler ink of its hue: the edge of a
 ALL_INK = 0.95  # of the coloured pixels: from here on ink may be the stain
 STAIN_TEXTURE = 2.5  # grey levels between neighbours inside a stain; ink is flat at this scale
 DARK_LUMINANCE, DARK_SHARE = 64, 0.5  # more of a slide is dark than this: perhaps dark-field
-LIGHT_LUMINANCE, LIGHT_SATURATION, LIGHT_SHARE = 160, 0.15, 0.1  # glass, as a share of what is not dark
+LIGHT_LUMINANCE, LIGHT_SATURATION, LIGHT_SHARE = 200, 0.15, 0.1  # glass, as a share of what is not dark
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -137,7 +137,13 @@ def test_inks_that_a_site_stains_with_are_not_looked_for() -> None:
     assert masked(image).tissue[:60].mean() < 0.001 < masked(image, marker_colours=others).tissue[:60].mean()
 
 
-DARK_FIELD = {"green": (40, 210, 70), "blue": (40, 60, 200), "red": (220, 40, 60), "dim": (90, 110, 80)}
+DARK_FIELD = {
+    "green": (40, 210, 70),
+    "blue": (40, 60, 200),
+    "red": (220, 40, 60),
+    "dim": (90, 110, 80),
+    "grey": (180, 180, 180),
+}
 
 
 @pytest.mark.parametrize("colour", DARK_FIELD)
@@ -211,12 +217,17 @@ def test_pen_tiles_are_left_out_counted_and_refused_where_a_site_says_so(tmp_pat
     assert stained.geometry["marker_colours"] == ["black", "green", "red"] and stained.identity != item.identity
 
 
-@pytest.mark.parametrize("foreign", ["black", "blue ink"])
-def test_a_tile_with_more_than_a_tenth_of_black_or_ink_is_left_out(tmp_path: Path, foreign: str) -> None:
+@pytest.mark.parametrize(("foreign", "rows", "tiles"), [
+    ("black", 64, 16), ("black", 176, 12), ("blue ink", 40, 16), ("blue ink", 96, 12),
+])  # fmt: skip
+def test_a_tile_that_is_half_black_or_a_quarter_ink_is_left_out(
+    tmp_path: Path, foreign: str, rows: int, tiles: int
+) -> None:
     image = large()
-    image[690:754] = FOREIGN[foreign]  # a quarter of a row of tiles
+    image[560 : 560 + rows] = FOREIGN[foreign]
     item = index_one(tmp_path, image)
-    assert (item.verdict, item.units_expected) == ("ok", 12)
+    assert (item.verdict, item.units_expected) == ("ok", tiles)
+    # Of the row's six tiles all have more than a tenth of ink.
     assert item.geometry["pen_share"] == (round(6 / 18, 4) if "ink" in foreign else 0)
 
 
