@@ -255,6 +255,9 @@ def only_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_kind_of_file_has_its_row(published: Site) -> None:
     found = {kind_of(name) for name, _ in files_of(published.layout.root)}
     assert found == set(KINDS)
+    # And a test that carries out what `verify` prints for it.
+    carried_out = {kind for kinds in GROUPS.values() for kind in kinds} | {"current", "private/deid.key"}
+    assert carried_out == {kind for kind, row in KINDS.items() if row.remedy}
 
 
 def test_a_flipped_byte_of_each_kind_is_named_and_refused(published: Site, only_bytes: None) -> None:
@@ -274,7 +277,8 @@ def test_a_flipped_byte_of_each_kind_is_named_and_refused(published: Site, only_
         close_stores()
         remedies = {finding.remedy for finding in findings}
         lines.append((kind, bool(findings), row.opens and opened, remedies))
-        print(f"{kind:58} {'named' if findings else '-':8} {'refused' if row.opens else 'not opened':11} {remedies}")
+        healed = "by repair" if row.remedy == REPAIR else "from backup"
+        print(f"{kind:58} {'named' if findings else '-':8} {'refused' if row.opens else 'not opened':11} {healed}")
         assert findings, f"{name} is not named by verify"
         assert opened, f"{name} is believed"
         assert remedies == {row.remedy}
