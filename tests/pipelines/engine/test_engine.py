@@ -1,7 +1,6 @@
 """Engines: the same bytes wherever tasks run, nothing lost unnoticed, nothing of a patient in what went wrong."""
 
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from flows.runs.log import RunLog
 from flows.runs.settings import RunSettings, engine_ahead
-from pipelines.engine.beam import BeamEngine, words_of
+from pipelines.engine.beam import BeamEngine
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.execute import execute
 from pipelines.engine.local import LocalEngine
@@ -489,30 +488,3 @@ def test_progress_counts_every_task_once(inputs: list[Path], tmp_path: Path) -> 
     context.progress = lambda stage, done, total: seen.append((stage, done, total))
     run_stage(STAGE, tasks_of(inputs, tmp_path), context)
     assert seen == [("toy", number, 5) for number in range(6)]
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize(
-    ("engine", "says"),
-    [
-        (BeamEngine("NoSuchRunner"), "NoSuchRunner failed: ValueError: Unexpected pipeline runner: NoSuchRunner"),
-        (BeamEngine(options=["--runner_pool=x", "--direct_num_workers=many"]), "an option is wrong"),
-        (BeamEngine("SparkRunner", options=["--spark_master_url=nowhere"]), "the Beam runner SparkRunner failed: "),
-    ],
-)
-def test_a_runner_that_fails_says_why_in_its_own_words(
-    inputs: list[Path], tmp_path: Path, engine: BeamEngine, says: str
-) -> None:
-    doe = inputs[0].rename(inputs[0].with_name("ANNA-DOE.txt"))
-    with pytest.raises(TimeloomError) as caught:
-        engine.map(tasks_of([doe], tmp_path / "staging"), lambda _: None)
-    assert says in str(caught.value)
-    assert "DOE" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_what_a_worker_of_beam_says_is_not_passed_on() -> None:
-    elements = [json.dumps({"params": {"path": "/export/DOE/labs.csv"}})]
-    for said in ("no /export/DOE/labs.csv", "x [while running 'Map(execute_element)']", ""):
-        assert words_of(ValueError(said), elements) == "ValueError"
-    assert words_of(RuntimeError("no job\nserver"), elements) == "RuntimeError: no job server"
