@@ -124,18 +124,8 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(outcome), default=str))
     else:
-        what = "published" if outcome.published else "nothing changed, nothing published; current is"
-        say(f"{what} release {outcome.release}")
-        if outcome.quarantined:
-            say(f"{outcome.quarantined} images or raw rows (duplicates apart) are quarantined; the report says why")
-        for name, share in outcome.tokenised.items():
-            say(f"profile {name}: {share:.1%} of clinical events are tokens")
-        if outcome.damaged:
-            named = ", ".join(outcome.damaged[:5]) + (", …" if len(outcome.damaged) > 5 else "")
-            say(f"{len(outcome.damaged)} damaged or lost files were made anew: {named}")
-        for part in outcome.accepted:
-            say(f"loss agreed to: {part}")
-        say(f"report: {outcome.report}")
+        for line in outcome.lines():
+            say(line)
     raise typer.Exit(outcome.exit_code)
 
 

@@ -5,11 +5,13 @@ run that was killed, or is started twice, harms nothing.
 """
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.runs.run import Run, RunOutcome, open_run
-from flows.runs.settings import RunSettings
+from flows.runs.settings import SERVED, RunSettings
 from pipelines.engine.execute import clear_error
 from pipelines.engine.task import DEBUG_VARIABLE, WorkerLostError
 from warehouse.errors import TimeloomError
@@ -165,13 +167,26 @@ def nightly(
         rehash,
         tuple(beam_options or ()),
     )
-    with open_run(settings, None) as run:
-        run.log.line(f"prefect flow run {flow_run.get_id()}")
-        for name, step in run.steps:
-            _carry_out(run, name, step)
-        outcome = run.outcome()
+    try:
+        with open_run(settings, None) as run:
+            run.log.line(f"prefect flow run {flow_run.get_id()}")
+            for name, step in run.steps:
+                _carry_out(run, name, step)
+            outcome = run.outcome()
+    except TimeloomError as error:
+        _say_served(f"the night failed: {error}" + (f" (log: {error.log})" if error.log else ""))
+        raise
+    _say_served(*outcome.lines())
     _show(outcome)
     return outcome
+
+
+def _say_served(*lines: str) -> None:
+    """Tells whoever runs `timeloom serve` how a night ended; other commands say it themselves."""
+    if os.environ.get(SERVED):
+        for line in lines:
+            sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {line}\n")
+        sys.stdout.flush()
 
 
 def _show(outcome: RunOutcome) -> None:

@@ -17,7 +17,19 @@ class EngineName(StrEnum):
 Root = Annotated[
     Path | None, typer.Option("--root", help="The warehouse: releases, vectors, segments.", show_default=False)
 ]
-Warehouse = Annotated[Path, typer.Option(help="The warehouse.")]
+
+
+def _local(path: Path) -> Path:
+    # Imported where they are needed, so that --help is instant.
+    from warehouse.configuration import is_address
+    from warehouse.errors import TimeloomError
+
+    if is_address(path):
+        raise TimeloomError("--root takes a folder of this machine, and got an address", remedy="mount the store")
+    return path
+
+
+Warehouse = Annotated[Path, typer.Option(help="The warehouse.", callback=_local)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; this machine's cores if not given.", min=1)]

@@ -14,6 +14,8 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from flows.runs.settings import SERVED
+
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
@@ -77,4 +79,6 @@ def keep(schedule: Schedule, parent: int) -> None:
 
 
 if __name__ == "__main__":
+    # Prefect would print a traceback of every night that fails; its UI has it.
+    os.environ |= {SERVED: "1", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     keep(Schedule(**json.loads(sys.argv[1])), int(sys.argv[2]))

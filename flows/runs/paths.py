@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.runs.root import bind_root, is_used
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
+from pipelines.night import exports_of
 from warehouse.configuration import is_address
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
@@ -28,11 +30,16 @@ def configured(settings: RunSettings) -> tuple[RunConfig, Layout]:
     """The configuration of a run and the layout of its root, before anything raw is read.
 
     Raises:
-        TimeloomError: the configuration is wrong, no root is named, or a path does not do.
+        TimeloomError: the configuration or a source is wrong, no root is named, a path does not do, a table is missing,
+            or the root is of another site or was made otherwise.
     """
     config = load_config(settings.config)
     layout = Layout(root_of(config, settings.root))
     check_paths(config, layout)
+    for export in exports_of(config, settings.config.parent.resolve()):
+        export.mapped()
+    if is_used(layout):
+        bind_root(layout, config, settings.limit, new=False)
     return config, layout
 
 

@@ -54,6 +54,11 @@ def read_root(layout: Layout) -> dict[str, Any]:
         raise TimeloomError(f"root.json of {layout.root.name} is {state}", remedy=REPAIR) from error
 
 
+def is_used(layout: Layout) -> bool:
+    """Whether something was published or converted in a root: what it is made with is then fixed."""
+    return (layout.releases.is_dir() and any(layout.releases.iterdir())) or layout.conversion.is_dir()
+
+
 def bind_root(layout: Layout, config: RunConfig, limit: int | None, *, new: bool) -> None:
     """Writes down what a new root is made with, or holds a run against it; a new root gets its key.
 

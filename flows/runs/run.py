@@ -20,7 +20,7 @@ from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.paths import configured
 from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
-from flows.runs.root import bind_root, forget_scratch
+from flows.runs.root import bind_root, forget_scratch, is_used
 from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines import stages as list_of_stages
@@ -63,6 +63,23 @@ class RunOutcome:
     @property
     def exit_code(self) -> int:
         return 2 if self.quarantined else 0
+
+    def lines(self) -> list[str]:
+        """What a person is told of it."""
+        what = "published" if self.published else "nothing changed, nothing published; current is"
+        lines = [f"{what} release {self.release}"]
+        if self.quarantined:
+            lines.append(
+                f"{self.quarantined} images or raw rows (duplicates apart) are quarantined; the report says why"
+            )
+        lines += [
+            f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in self.tokenised.items()
+        ]
+        if self.damaged:
+            named = ", ".join(self.damaged[:5]) + (", …" if len(self.damaged) > 5 else "")
+            lines.append(f"{len(self.damaged)} damaged or lost files were made anew: {named}")
+        lines += [f"loss agreed to: {part}" for part in self.accepted]
+        return [*lines, f"report: {self.report}"]
 
 
 @dataclass
@@ -136,9 +153,7 @@ class Run:
 
     def _check_root(self) -> None:
         """Holds the run against what was fixed when the root was made."""
-        published = self.layout.releases.is_dir() and any(self.layout.releases.iterdir())
-        used = published or self.layout.conversion.is_dir()
-        bind_root(self.layout, self.config, self.limit_subjects, new=not used)
+        bind_root(self.layout, self.config, self.limit_subjects, new=not is_used(self.layout))
 
     def _adopt_work(self) -> None:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())

@@ -18,6 +18,9 @@ from warehouse.errors import TimeloomError
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
+# In the environment of the processes of `timeloom serve`: each says in plain lines how its night ended.
+SERVED = "TIMELOOM_SERVED"
+
 
 @dataclass(frozen=True)
 class RunSettings:

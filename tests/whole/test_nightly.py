@@ -334,7 +334,7 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
 
     answers = json.dumps(seen)
     assert not [word for word in _identifiers(site) if word in answers]
-    asked = {"config", "root", "engine", "runner", "workers", "limit", "rehash", "accept_loss"}
+    asked = {"config", "root", "engine", "runner", "workers", "limit", "rehash", "accept_loss", "beam_options"}
     assert set(seen["flow_runs"][0]["parameters"]) == asked
 
 
