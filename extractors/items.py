@@ -32,6 +32,14 @@ VERDICTS: Mapping[str, str] = {
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
     "refused_not_rgb": "an OME-TIFF whose pages are single channels, or of more than 8 bits",
+    "refused_not_image": "files that are neither DICOM, JPEG nor PNG (one item counts them all)",
+    "refused_not_cxr": "DICOM of another kind than CR, DX and RF",
+    "refused_for_processing": "a detector's raw signal (For Processing), whose picture is another file",
+    "refused_not_chest": "an x-ray of another part of the body, by its header",
+    "refused_not_grey": "a picture in colours, or in black and white alone",
+    "refused_several_frames": "several frames, where one view is meant",
+    "refused_too_small": "fewer rows or columns than an x-ray for an encoder has",
+    "refused_view": "a view that the configuration leaves out",
     "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     "refused_linked_folder": "a link to a folder, which is not followed",
@@ -44,6 +52,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_missing_geometry": "slices without position, orientation or spacing",
     "failed_implausible_size": "a matrix larger than any scanner makes",
     "failed_implausible_pixel_size": "pixels of a physical size that no scanner makes",
+    "failed_blank": "next to nothing but one grey value, or padding alone",
     "failed_too_few_slices": "three slices or fewer",
     "failed_too_many_units": "more slices or tiles than an item may have",
     "failed_duplicate_position": "two different slices at one position",
@@ -53,7 +62,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_sheared": "slices that drift sideways as no gantry makes them drift",
     "failed_mixed_subjects": "slices of one series that name different patients",
     TWO_SUBJECTS: "the same pixels are tied to two patients, and nobody can say whose they are",
-    "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
+    "failed_no_time": "no date of acquisition, series or study (CT, x-ray) or of collection (slide)",
     "failed_no_subject": "no patient identifier, or none in the crosswalk",
     "failed_no_mpp": "no physical pixel size in the file or the manifest",
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
@@ -106,9 +115,9 @@ class FoundItem:
 class UnitBatch:
     """Some units of one item as an encoder's preprocessing takes them, and how many of them could not be read.
 
-    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB. `indices`: (n,) int64, each unit's
-    number in its item, rising. `places`: (n, k) int32, where each unit lies: a tile's x and y in level-0 pixels, a
-    slice's number from the feet.
+    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB; chest x-rays (n, rows, columns)
+    uint16, 0 black. `indices`: (n,) int64, each unit's number in its item, rising. `places`: (n, k) int32, where each
+    unit lies: a tile's x and y in level-0 pixels, a slice's number from the feet.
     """
 
     pixels: npt.NDArray[Any]

@@ -14,6 +14,7 @@ from extractors.extractor import ModalitySettings
 from extractors.items import FoundItem
 from extractors.modalities import EXTRACTORS
 from tests.support.images.phantoms import disc, stained, write_series, write_tiff
+from tests.support.images.xrays import chest, write_film
 from warehouse.embeddings.store import close_stores, content_hash
 
 
@@ -52,8 +53,14 @@ def _wsi(folder: Path) -> Sample:
     return Sample(EXTRACTORS["wsi"].settings(path=folder, crosswalk=crosswalk), folder / "1.svs")
 
 
+def _cxr(folder: Path) -> Sample:
+    for number in (1, 2):
+        write_film(folder / f"{number}.dcm", chest(number), PatientID=f"P{number}")
+    return Sample(EXTRACTORS["cxr"].settings(path=folder), folder / "1.dcm")
+
+
 # Makers of samples: a modality that is in the list and not here fails its contract.
-SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi}
+SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi, "cxr": _cxr}
 
 
 def indexed(modality: str, sample: Sample) -> list[FoundItem]:

@@ -47,7 +47,7 @@ def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> 
     found = groups(tree)
     assert set(found) == {
         ("ct", "ok"), ("ct", "failed_missing_slice"), ("ct", "refused_not_dicom"), ("wsi", "ok"),
-        ("wsi", "failed_no_mpp"),
+        ("wsi", "failed_no_mpp"), ("cxr", "refused_not_cxr"), ("cxr", "refused_not_image"),
     }  # fmt: skip
     volume = found["ct", "ok"]
     assert (volume["items"], volume["units"], volume["files"]) == (1, 6, 6)
@@ -134,3 +134,10 @@ def test_a_spreadsheet_takes_every_cell_for_a_text(tmp_path: Path, name: str) ->
     _, *items = csv.reader(out.read_text(encoding="utf-8").splitlines())
     assert f"'{name}" in {item[-1] for item in items}
     assert not any(cell.startswith(("=", "+", "-", "@")) for item in items for cell in item)
+
+
+def test_x_rays_of_the_public_data_have_their_verdict_and_units(real_data: Path) -> None:
+    found = groups(real_data / "cxr", "--modality", "cxr")
+    assert {key: (group["items"], group["units"], group["times"]) for key, group in found.items()} == {
+        ("cxr", "ok"): (2, 2, {"none": 2}), ("cxr", "refused_not_image"): (1, 1, {"none": 1}),
+    }  # fmt: skip

@@ -31,6 +31,7 @@ from validation.measurements import Measurements
 from validation.report.cells import Cells
 from validation.report.tables import balance_table
 from warehouse.layout import ReleaseLayout
+from warehouse.modalities import INDEXED
 from warehouse.parquet import empty_frame, write_table
 from warehouse.schemas import SUBJECTS, TIMELINES
 from warehouse.tokens import TokenType
@@ -60,7 +61,7 @@ def write_release(path: Path, rows: list[Token]) -> ReleaseLayout:
         pl.lit(1, pl.Int64).alias("events"),
         pl.lit(0, pl.Int64).alias("static_events"),
         (pl.col("subject_id") < 3).cast(pl.Int64).alias("ct"),
-        pl.lit(0, pl.Int64).alias("wsi"),
+        *(pl.lit(0, pl.Int64).alias(name) for name in INDEXED if name != "ct"),
         pl.lit(2.5).alias("mean_interval_days"),
     )
     for bucket in range(2):
