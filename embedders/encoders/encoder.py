@@ -63,7 +63,7 @@ class Pending:
         self._free = free
 
     def result(self) -> npt.NDArray[np.float32]:
-        """(units, width) float32 in the order they were submitted; waits for the device."""
+        """(units, row) float32, `row` as the spec's, in the order they were submitted; waits for the device."""
         if self._slot is not None and self._free is not None:
             self._slot.done.synchronize()
             self.seconds = self._slot.begun.elapsed_time(self._slot.done) / 1000
@@ -157,13 +157,13 @@ class Encoder:
         return Pending(vectors, perf_counter() - begun)
 
     def encode(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Any number of units (n, ...) of one shape, to vectors (n, width) float32; waits for them."""
+        """Any number of units (n, ...) of one shape, to vectors (n, row) float32, `row` as the spec's; waits."""
         starts = range(0, len(pixels), self.batch_size)
         vectors = [self.submit([pixels[start : start + self.batch_size]]).result() for start in starts]
-        return np.concatenate(vectors) if vectors else np.empty((0, self.spec.width), np.float32)
+        return np.concatenate(vectors) if vectors else np.empty((0, self.spec.row), np.float32)
 
     def forward(self, images: "torch.Tensor") -> "torch.Tensor":
-        """Preprocessed images (rows, 3, side, side) on the device, to vectors (rows, width); what benchmarks time."""
+        """Preprocessed images (rows, 3, side, side) on the device, to vectors (rows, row); what benchmarks time."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self.spec.precision == "bf16"):
@@ -185,10 +185,11 @@ class Encoder:
                 images[place : place + len(chunk)] = self.spec.preprocess.apply(chunk)
                 place += len(chunk)
         starts = range(0, filled, self.rows)
-        vectors = torch.cat([self.forward(images[start : start + self.rows]) for start in starts])
-        if vectors.shape != (filled, self.spec.width):
+        vectors = torch.cat([self.forward(images[start : start + self.rows]) for start in starts]).flatten(1)
+        if vectors.shape != (filled, self.spec.row):
+            made = vectors.shape[-1] // self.spec.tokens
             raise TimeloomError(
-                f"encoder {self.spec.label} gave vectors of {vectors.shape[-1]} instead of {self.spec.width}",
+                f"encoder {self.spec.label} gave vectors of {made} instead of {self.spec.width}",
                 remedy="set `width` to what the encoder makes",
             )
         return vectors
@@ -197,7 +198,7 @@ class Encoder:
         import torch
 
         with torch.cuda.device(self.device), torch.inference_mode():
-            slot = self._free.pop() if self._free else _Slot(self.batch_size, self.spec.width)
+            slot = self._free.pop() if self._free else _Slot(self.batch_size, self.spec.row)
             places, size = _places(runs)
             slot.reserve(size)
             _stage(runs, places, slot.input.numpy())

@@ -19,9 +19,9 @@ def _count(architecture: str, side: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from embedders.encoders.heads import dinov2
+    from embedders.encoders.heads import transformer
 
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model = dinov2({**json.loads(architecture), "image_size": side}, attention="eager")
+        model = transformer({**json.loads(architecture), "image_size": side}, attention="eager")
         model(pixel_values=torch.empty(1, 3, side, side))
     return int(counter.get_total_flops())

@@ -5,10 +5,10 @@ Everything that changes a stored byte stands in the hash: another choice fills a
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,10 @@ from embedders.inputs.common import PreprocessSpec, spec_hash
 from embedders.inputs.registry import SPECS
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Precision = Literal["float32", "bf16"]
 
@@ -34,8 +38,8 @@ class EncoderConfig(Settings):
     with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
     bf16 on a GPU and float32 on the CPU. `compile`: whether torch.compile is used; auto is yes on a GPU. `output`: one
-    mean per item, or its units' vectors. `batch_size`: units of one forward pass; 128 on a GPU and 32 on the CPU if not
-    given.
+    mean per item, or its units' vectors: one each, or all tokens of networks that have some. `batch_size`: units of one
+    forward pass; 128 on a GPU and 32 on the CPU if not given.
     """
 
     name: str
@@ -106,6 +110,7 @@ class EncoderConfig(Settings):
 class EncoderSpec:
     """What identifies an encoder's output, known without building it."""
 
+    name: str  # of NETWORKS
     label: str  # for people: releases and reports show it
     store_name: str  # the folder of its vectors: another encoder, weight or preprocessing has another
     spec_hash: str
@@ -118,6 +123,23 @@ class EncoderSpec:
     compile: bool  # resolved
     output: Literal["mean", "sequence"]
     store_dtype: Literal["float16", "float32"]
+
+    def tokens_of(self, units: "npt.NDArray[Any] | None") -> "npt.NDArray[np.int64] | None":
+        """How many vectors each of some units (n, ...) makes (n,), of a whole one (1,); None where each makes one."""
+        if self.output != "sequence":
+            return None
+        return NETWORKS[self.name].tokens_of(self.architecture, self.preprocess, units)
+
+    @property
+    def tokens(self) -> int:
+        """Vectors that a unit becomes."""
+        counts = self.tokens_of(None)
+        return 1 if counts is None else int(counts[0])
+
+    @property
+    def row(self) -> int:
+        """Values that a unit becomes."""
+        return self.tokens * self.width
 
 
 def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[str, Any] | None = None) -> EncoderSpec:
@@ -137,7 +159,10 @@ def describe(
     preprocess = SPECS.get(modality)
     if preprocess is None:
         raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
-    architecture = dict(_architecture or NETWORKS[config.name].architecture)
+    network = NETWORKS[config.name]
+    if network.inputs:
+        preprocess = replace(cast(Any, preprocess), **network.inputs)
+    architecture = dict(_architecture or network.architecture)
     kind = config.device_kind
     usual: Precision = "bf16" if kind == "cuda" else "float32"
     precision = usual if config.precision == "auto" else config.precision
@@ -162,6 +187,7 @@ def describe(
     if not config.pretrained:
         label = f"{config.name}-{config.width}-seed{config.seed}, for demonstration only"
     return EncoderSpec(
+        name=config.name,
         label=label,
         store_name=f"{config.name}-{digest[:12]}",
         spec_hash=digest,

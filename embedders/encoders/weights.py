@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedders.encoders.tensor_names import POSITIONS, renamed, resampled
+from embedders.encoders.tensor_names import POSITIONS, renamed, renamed_vit, resampled
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 
@@ -115,10 +115,13 @@ def load_weights(model: "nn.Module", path: Path) -> None:
 
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     gated = any(".mlp.gate_proj." in name for name in shapes)
+    plain = any(name.startswith("layers.") for name in shapes)  # a ViT of transformers, not a DINOv2
     found: dict[str, torch.Tensor] = {}
     faults: dict[str, list[str]] = {"given under two names": [], "of no floating type": [], "not finite": []}
     for name, tensor in (
-        (name, part) for given, value in _tensors(path) for name, part in renamed(given, value, gated)
+        (name, part)
+        for given, value in _tensors(path)
+        for name, part in (renamed_vit(given, value) if plain else renamed(given, value, gated))
     ):
         if name in found:
             faults["given under two names"].append(name)

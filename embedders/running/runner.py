@@ -274,7 +274,7 @@ class _Runner:
                 self._source.release(part.piece)  # the encoder has its copy
         self._figures.loads[modality].units += place
         self._figures.units += place
-        self._device.append(_Batch(pending, modality, encoder.spec.width, parts))
+        self._device.append(_Batch(pending, modality, encoder.spec.row, parts))
         while len(self._device) > DEPTH:
             self._resolve()
 

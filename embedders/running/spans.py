@@ -262,3 +262,16 @@ def rounded(array: Vectors, dtype: str) -> tuple[npt.NDArray[Any], float]:
     norm = float(np.linalg.norm(array.astype(np.float64)))
     error = float(np.linalg.norm(stored.astype(np.float64) - array.astype(np.float64)))
     return stored, error / norm if norm else 0.0
+
+
+def in_tokens(array: Vectors, tokens: int) -> Vectors:
+    """(units, tokens * width) as (units * tokens, width); a mean, and units of one vector, as they are."""
+    return array if tokens == 1 else array.reshape(len(array) * tokens, -1)
+
+
+def token_places(places: npt.NDArray[np.int32], tokens: int) -> npt.NDArray[np.int32]:
+    """(units, k) as (units * tokens, k + 1): where a token's unit lies, and the token's number in it."""
+    if tokens == 1:
+        return places
+    numbers = np.tile(np.arange(tokens, dtype=np.int32), len(places))
+    return np.column_stack([places.repeat(tokens, axis=0), numbers])
