@@ -164,7 +164,7 @@ def _light(
             return "window", refused, light
         refused = True
     low, high = _percentiles(grey, counts, stretch)
-    return "stretch", refused, np.clip((grey - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
+    return "stretch", refused, np.clip((grey - low) / ((high - low) or 1.0), 0, 1)
 
 
 def _contrast(levels: Values, counts: npt.NDArray[np.int64]) -> float:

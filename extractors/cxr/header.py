@@ -142,9 +142,9 @@ def _lut(dataset: "Dataset", sequence: str, form: PixelFormat, *, signed: bool) 
     if signed and first >= 1 << 15:
         first -= 1 << 16
     entries = entries[:number] % (1 << 16)
-    told, found = 1 << min(max(bits, 1), 16), 1 << int(entries.max()).bit_length()
+    stated, needed = 1 << min(max(bits, 1), 16), 1 << int(entries.max()).bit_length()
     # Some say 16 bits of a table that has 12.
-    return Lut(float(first), entries, float((told if told // 2 <= found <= told else found) - 1))
+    return Lut(float(first), entries, float((stated if stated // 2 <= needed <= stated else needed) - 1))
 
 
 def _windows(texts: Mapping[str, str]) -> tuple[list[Window], int]:

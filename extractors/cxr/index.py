@@ -230,10 +230,10 @@ def _image(settings: CxrSettings, film: Film, file: BinaryIO) -> Film:
 def _seen(film: Film, picture: Picture, header: FilmHeader | None = None) -> Film:
     """A film with what its pixels say."""
     rows, columns = picture.pixels.shape
-    told: dict[str, Any] = {"grey": picture.voi}
+    grey: dict[str, Any] = {"grey": picture.voi}
     if header is not None:
-        told["inverted"] = header.scale.inverted
-        told["windows_refused"] = header.scale.unusable_windows + picture.refused
+        grey["inverted"] = header.scale.inverted
+        grey["windows_refused"] = header.scale.unusable_windows + picture.refused
     return replace(
         film,
         rows=rows,
@@ -241,7 +241,7 @@ def _seen(film: Film, picture: Picture, header: FilmHeader | None = None) -> Fil
         contrast=round(picture.contrast, 6),
         content=xxhash.xxh3_128_hexdigest(f"{rows}x{columns}:".encode() + np.ascontiguousarray(picture.pixels).data),
         near=fingerprint_of(picture.pixels),
-        geometry={**film.geometry, **told},
+        geometry={**film.geometry, **grey},
     )
 
 
@@ -331,14 +331,14 @@ def _precision(text: str) -> TimePrecision:
 
 def _view(film: Film, row: Row | None) -> tuple[str, str, str, bool]:
     """The view, its position's name, who says so, and whether table and header say two different things."""
-    told = [
+    views = [
         (*view_of(position, code), source)
         for position, code, source in (
             (row.view if row else "", row.view_code if row else "", "table"),
             (film.view, film.view_code, "header"),
         )
     ]
-    known = [found for found in told if found[0] != "unknown"]
+    known = [found for found in views if found[0] != "unknown"]
     view, position, source = known[0] if known else ("unknown", "", "")
     return view, position, source, len({found[0] for found in known}) > 1
 

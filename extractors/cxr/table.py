@@ -55,17 +55,17 @@ def rows_of(table: CxrTable, names: Collection[str]) -> dict[str, Row]:
     frame = _frame(table).filter(pl.col("image").is_in(list(names)))
     times, available = _times(frame)
     rows: dict[str, Row] = {}
-    for told, time, precision, until in zip(
+    for line, time, precision, readable in zip(
         frame.iter_rows(named=True), times.time, times.precision.cast(pl.String), available.time, strict=True
     ):
-        found = rows.get(told["image"])
-        texts = {name: (told[name] or "").strip() for name in COLUMNS}
+        found = rows.get(line["image"])
+        texts = {name: (line[name] or "").strip() for name in COLUMNS}
         subjects = (texts["subject_id"],) if texts["subject_id"] else ()
         if found is not None:  # a second line completes the first, and may name another subject
-            rows[told["image"]] = found._replace(subjects=tuple(dict.fromkeys((*found.subjects, *subjects))))
+            rows[line["image"]] = found._replace(subjects=tuple(dict.fromkeys((*found.subjects, *subjects))))
             continue
-        rows[told["image"]] = Row(
-            subjects, time, precision or "day", until, texts["view"], texts["view_code"], texts["laterality"],
+        rows[line["image"]] = Row(
+            subjects, time, precision or "day", readable, texts["view"], texts["view_code"], texts["laterality"],
             texts["burned_in"], texts["body_part"],
         )  # fmt: skip
     return rows
@@ -81,8 +81,8 @@ def check(settings: CxrSettings) -> None:
     if table is None:
         return
     named = set(_frame(table)["image"].drop_nulls())
-    there = {name_of(entry.path, table.matched_by) for entry in walk(settings.path) if entry.kind == "file"}
-    absent = len(named - there)
+    found = {name_of(entry.path, table.matched_by) for entry in walk(settings.path) if entry.kind == "file"}
+    absent = len(named - found)
     if named and absent == len(named):
         raise TimeloomError(
             f"none of the {absent:,} files that {KEY}.file names is there",
@@ -128,8 +128,8 @@ def _times(frame: pl.DataFrame) -> "tuple[_Times, _Times]":
     dated = [
         _dicom(day, clock) or text for text, day, clock in frame.select("time", "study_date", "study_time").iter_rows()
     ]
-    told = frame.with_columns(pl.Series("time", dated, dtype=pl.String))
-    time, available = (parse_times(told, TimeRule(column=[name])) for name in ("time", "available_time"))
+    dated_frame = frame.with_columns(pl.Series("time", dated, dtype=pl.String))
+    time, available = (parse_times(dated_frame, TimeRule(column=[name])) for name in ("time", "available_time"))
     return _Times(time.time, time.precision), _Times(available.time, available.precision)
 
 

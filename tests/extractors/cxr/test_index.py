@@ -125,8 +125,8 @@ def test_the_spacing_is_the_patients_else_the_detectors(tmp_path: Path) -> None:
     write_film(tmp_path / "a.dcm", FILM, PixelSpacing=[0.1, 0.2])
     write_film(tmp_path / "b.dcm", FILM)
     write_film(tmp_path / "c.dcm", FILM, ImagerPixelSpacing=[0, 0])
-    told = [(item.geometry["spacing_mm"], item.geometry["spacing_source"]) for item in index(tmp_path).values()]
-    assert told == [([0.1, 0.2], "PixelSpacing"), ([0.14, 0.14], "ImagerPixelSpacing"), (None, "")]
+    spacings = [(item.geometry["spacing_mm"], item.geometry["spacing_source"]) for item in index(tmp_path).values()]
+    assert spacings == [([0.1, 0.2], "PixelSpacing"), ([0.14, 0.14], "ImagerPixelSpacing"), (None, "")]
 
 
 @pytest.mark.parametrize(
