@@ -15,6 +15,11 @@ def dinov2(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Modul
     return cast("nn.Module", Dinov2Model(Dinov2Config(**settings)))
 
 
+def plain_dinov2(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    """The class token of a Dinov2Model for images of a shape, with plain attention."""
+    return ClassToken(dinov2({**architecture, "image_size": shape[-1]}, attention="eager"))
+
+
 class ClassToken(nn.Module):
     """The class token after the last layer norm: what DINOv2 and GigaPath publish as their embedding."""
 
