@@ -2,6 +2,7 @@
 
 from extractors.ct.settings import CT
 from extractors.cxr.settings import CXR
+from extractors.ecg.settings import ECG
 from extractors.extractor import Extractor
 from extractors.wsi.settings import WSI
 from warehouse.errors import TimeloomError
@@ -9,6 +10,7 @@ from warehouse.errors import TimeloomError
 EXTRACTORS: dict[str, Extractor] = {
     "ct": CT,
     "wsi": WSI,
+    "ecg": ECG,
     "cxr": CXR,
 }
 

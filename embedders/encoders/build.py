@@ -67,7 +67,7 @@ def build_untrained(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         with device:
-            backbone = transformer({**spec.architecture, "image_size": spec.preprocess.side})
+            backbone = transformer({**spec.architecture, "image_size": spec.preprocess.shape[-1]})
     return Encoder(spec, ClassToken(backbone), device)
 
 
@@ -81,7 +81,7 @@ def build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
     path = config.checkpoint()
     assert path is not None
     with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        backbone = transformer({**spec.architecture, "image_size": spec.preprocess.side})
+        backbone = transformer({**spec.architecture, "image_size": spec.preprocess.shape[-1]})
     load_weights(backbone, path)
     return ClassToken(backbone) if spec.tokens_of(None) is None else AllTokens(backbone)
 

@@ -78,21 +78,20 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
 
 
 def _embed(encoder: Encoder) -> tuple[npt.NDArray[np.float32], bool]:
-    """The phantoms' vectors (3, width), of tokens (3, 2 * width), and whether they are the same in another order, at
-    other places of a batch."""
+    """The phantoms' vectors (3, width), and whether they are the same in another order, at other places of a batch.
+
+    Of an encoder that makes several vectors of a unit their mean stands for all.
+    """
     units = encoder.spec.preprocess.phantom()
     vectors = encoder.encode(units)
     order = np.arange(encoder.rows, 0, -1) % PHANTOMS
     again = encoder.submit([units[order]]).result()
-    return _of_tokens(vectors, encoder.spec.tokens), bool(np.array_equal(again, vectors[order]))
-
-
-def _of_tokens(vectors: npt.NDArray[np.float32], tokens: int) -> npt.NDArray[np.float32]:
-    """Of each phantom its vector; of many tokens the first, and the mean of all."""
-    if tokens == 1:
-        return vectors
-    each = vectors.reshape(len(vectors), tokens, -1)
-    return np.concatenate([each[:, 0], each.mean(axis=1)], axis=1)
+    invariant = bool(np.array_equal(again, vectors[order]))
+    if vectors.ndim == 3:
+        kept = encoder.spec.tokens_of(units)
+        assert kept is not None
+        vectors = np.stack([unit[:count].mean(axis=0) for unit, count in zip(vectors, kept, strict=True)])
+    return vectors, invariant
 
 
 def _check_plausible(vectors: npt.NDArray[np.float32], label: str) -> None:

@@ -31,6 +31,11 @@ def transformer(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.
     return (vit if settings.pop("model_type", "dinov2") == "vit" else dinov2)(settings, attention)
 
 
+def plain_transformer(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    """The class token of a vision transformer for images of a shape, with plain attention."""
+    return ClassToken(transformer({**architecture, "image_size": shape[-1]}, attention="eager"))
+
+
 class ClassToken(nn.Module):
     """The class token after the last layer norm: what DINOv2 and GigaPath publish as their embedding."""
 

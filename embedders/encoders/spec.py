@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -124,22 +124,50 @@ class EncoderSpec:
     output: Literal["mean", "sequence"]
     store_dtype: Literal["float16", "float32"]
 
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """What a whole unit becomes: (width,), or (tokens, width) where its network has tokens and they are stored."""
+        counts = self.tokens_of(None)
+        return (self.width,) if counts is None else (int(counts[0]), self.width)
+
     def tokens_of(self, units: "npt.NDArray[Any] | None") -> "npt.NDArray[np.int64] | None":
         """How many vectors each of some units (n, ...) makes (n,), of a whole one (1,); None where each makes one."""
         if self.output != "sequence":
             return None
         return NETWORKS[self.name].tokens_of(self.architecture, self.preprocess, units)
 
-    @property
-    def tokens(self) -> int:
-        """Vectors that a unit becomes."""
-        counts = self.tokens_of(None)
-        return 1 if counts is None else int(counts[0])
 
-    @property
-    def row(self) -> int:
-        """Values that a unit becomes."""
-        return self.tokens * self.width
+def preprocess_of(name: str, modality: str) -> PreprocessSpec:
+    """How the units of a modality become a network's input.
+
+    Raises:
+        TimeloomError: the modality has no preprocessing, or the network takes something else.
+    """
+    preprocess, network = SPECS.get(modality), NETWORKS[name]
+    if preprocess is None:
+        raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
+    if network.form != preprocess.form:
+        fitting = ", ".join(other for other, known in NETWORKS.items() if known.form == preprocess.form)
+        raise TimeloomError(
+            f"{name} takes {network.form}s, and units of {modality} are {preprocess.form}s", remedy=f"choose {fitting}"
+        )
+    return replace(preprocess, **network.inputs)
+
+
+def settings_at_odds(name: str, modality: str, settings: Settings) -> str | None:
+    """Which of a modality's settings is not what a network was made for, in words; None where all are.
+
+    A field that settings and PreprocessSpec share, as a signal's rate, decides what is read and what is expected.
+
+    Raises:
+        TimeloomError: as `preprocess_of`.
+    """
+    preprocess = preprocess_of(name, modality)
+    for key in sorted(preprocess.__dataclass_fields__.keys() & type(settings).model_fields.keys()):
+        wanted = getattr(preprocess, key)
+        if getattr(settings, key) != wanted:
+            return f"{name} takes {key} {wanted}: set modalities.{modality}.{key}: {wanted}, or choose another encoder"
+    return None
 
 
 def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[str, Any] | None = None) -> EncoderSpec:
@@ -156,13 +184,8 @@ def describe(
     config: EncoderConfig, modality: str, weights: str | None, _architecture: Mapping[str, Any] | None = None
 ) -> EncoderSpec:
     """As `encoder_spec`, of weights whose hash is known."""
-    preprocess = SPECS.get(modality)
-    if preprocess is None:
-        raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
-    network = NETWORKS[config.name]
-    if network.inputs:
-        preprocess = replace(cast(Any, preprocess), **network.inputs)
-    architecture = dict(_architecture or network.architecture)
+    preprocess = preprocess_of(config.name, modality)
+    architecture = dict(_architecture or NETWORKS[config.name].architecture)
     kind = config.device_kind
     usual: Precision = "bf16" if kind == "cuda" else "float32"
     precision = usual if config.precision == "auto" else config.precision

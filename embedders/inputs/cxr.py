@@ -24,11 +24,17 @@ class CxrSpec:
     """
 
     kind: ClassVar[str] = "CxrSpec"
+    form: ClassVar[str] = "image"
 
     side: int = 224
     fit: Literal["crop", "pad"] = "crop"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Three channels of a square."""
+        return (3, self.side, self.side)
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         """Memory that `apply` takes for a unit of `shape`."""

@@ -14,13 +14,11 @@ from embedders.running.spans import (
     EmbeddedItem,
     ItemToEmbed,
     Progress,
-    in_tokens,
     refused_item,
     rounded,
     signature,
     still_there,
     stored_item,
-    token_places,
 )
 from extractors.items import OK, VERDICTS, VerdictError
 from warehouse.embeddings.store import PLACES, EmbeddingStore, EmbeddingWriter, sole_writer
@@ -129,7 +127,7 @@ class OpenBucket:
             if found is not None and found["verdict"] not in PASSING and found["signature"] == signature(item):
                 self.results[key] = refused_item(key, item.units_expected, found["verdict"])
                 return None
-            progress = Progress.start(item, spec.row, keep=self._keep)
+            progress = Progress.start(item, spec.width, keep=self._keep)
         except VerdictError as error:
             self.results[key] = self._refuse(item, error.verdict, ABSENT)
             self._ended.append(key)
@@ -156,15 +154,13 @@ class OpenBucket:
         key, expected = progress.item.item_key, progress.item.units_expected
         if verdict == OK:
             try:
-                spec = self.bucket.spec
-                array, error = rounded(in_tokens(progress.array(), spec.tokens), spec.store_dtype)
+                array, error = rounded(progress.array(), self.bucket.spec.store_dtype)
                 self.rounding_error = max(self.rounding_error, error)
                 self._pending.append((key, array, progress.encoded))
                 if self._keep:
-                    places = token_places(progress.places(), spec.tokens)
-                    self._pending.append((key + PLACES, places, progress.encoded))
+                    self._pending.append((key + PLACES, progress.places(), progress.encoded))
                 self._verdicts.pop(key, None)
-                result = stored_item(key, expected, progress.encoded, spec.width)
+                result = stored_item(key, expected, progress.encoded, self.bucket.spec.width)
             except VerdictError as error_found:
                 verdict = error_found.verdict
         if verdict != OK:

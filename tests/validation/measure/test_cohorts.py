@@ -152,14 +152,14 @@ def test_without_a_profile_only_distinct_times_are_known(tmp_path: Path) -> None
 
 
 def test_a_modality_set_is_named_by_what_a_subject_has() -> None:
-    frame = pl.DataFrame({"ct": [0, 2, 0, 1, 0], "ecg": [0, 0, 0, 1, 3], "wsi": [0, 0, 1, 1, 0]})
+    frame = pl.DataFrame({"ct": [0, 2, 0, 1, 0], "mri": [0, 0, 0, 1, 3], "wsi": [0, 0, 1, 1, 0]})
     assert frame.select(set_of(["ct", "wsi"]))["set"].to_list() == [
         "structured only", "CT", "slide", "CT and slide", "structured only",
     ]  # fmt: skip
-    named = frame.select(set_of(["ct", "ecg", "wsi"]))["set"]
-    assert named.to_list()[3:] == ["CT and ECG and slide", "ECG"]
+    named = frame.select(set_of(["ct", "mri", "wsi"]))["set"]
+    assert named.to_list()[3:] == ["CT and mri and slide", "mri"]
     shown = measure_sets(pl.DataFrame({"set": named}).with_columns(pl.lit("train").alias("split")), ["train"])
-    assert shown["set"].to_list() == [*MODALITY_SETS, "CT and ECG and slide", "ECG"]
+    assert shown["set"].to_list() == [*MODALITY_SETS, "CT and mri and slide", "mri"]
     assert shown["subjects"].sum() == 5
 
 
