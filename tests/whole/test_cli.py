@@ -218,7 +218,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (only_headers, ["no events", "YAML"]),
     (not_text, ["table labs", "UTF-8"]),
     (not_parquet, ["table labs", "check the file"]),
-    (drop_folder, ["folder of source simulated-hospital", "sources.path"]),
+    (drop_folder, ["sources.0.path does not exist", "mend sources.0.path"]),
     (misspell_key, ["key bucket is unknown", "did you mean buckets?"]),
     (misspell_inner_key, ["limits.unparseable_times", "did you mean unparsable_times?"]),
     (misspell_source_key, ["sources.0.p", "docs/configuration.md"]),
