@@ -294,7 +294,7 @@ def test_jpeg_2000_of_other_components_is_refused_before_it_is_decoded(
     image = texture()[:256, :256]
     data = bytearray(imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True, level=0))
     none = np.zeros(1, np.uint64)
-    decoder = tiles._decoder(tiles.TiledPage(256, 256, 256, 256, 33005, 2, 1, True, None, none, none))
+    decoder = tiles._decoder(tiles.TiledPage(256, 256, 256, 256, 33005, 2, 1, True, True, None, none, none))
     assert decoder is not None
     into = np.empty((256, 256, 3), np.uint8)
     decoder(bytes(data), into)
