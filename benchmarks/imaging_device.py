@@ -127,8 +127,8 @@ def model_alone(encoder: Encoder, units: int) -> float:
     """Units a second of the model on random tensors that are on its device."""
     import torch
 
-    side = encoder.spec.preprocess.side
-    images = torch.randn((encoder.rows, 3, side, side), device=encoder.device)
+    shape = encoder.spec.preprocess.shape
+    images = torch.randn((encoder.rows, *shape), device=encoder.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 

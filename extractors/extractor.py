@@ -1,8 +1,9 @@
 """What a modality's package gives: its settings, how its files become items, and how its items become units."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractors.crosswalk import CrosswalkConfig, Match
@@ -32,6 +33,11 @@ class ModalitySettings(SubjectReading, Settings):
     path: LocatedPath
     crosswalk: CrosswalkConfig | None = None
     issuers: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> Mapping[str, Path]:
+        """Files besides the images that say something of them, by their keys: what is in them is part of an index."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Extractor:
         units_a_batch: units that `read_units` is asked for at a time.
         too_many_failed: the verdict of an item too few of whose units can be read.
         needs_crosswalk: its files name no subject of their own.
+        check: a function of settings that raises a TimeloomError where they cannot be right, before any work.
         digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
             too little of it to tell; none where the `content` of its items tells it.
         index_anew: a function like `index` that is given, besides, the items that an earlier night found with the same
@@ -107,6 +114,7 @@ class Extractor:
     units_a_batch: int
     too_many_failed: str = "failed_unreadable"
     needs_crosswalk: bool = False
+    check: str = ""
     digest: str = ""
     index_anew: str = ""
     by_file: ByFile | None = None

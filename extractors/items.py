@@ -32,7 +32,16 @@ VERDICTS: Mapping[str, str] = {
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
     "refused_not_rgb": "an OME-TIFF whose pages are single channels, or of more than 8 bits",
+    "refused_not_image": "files that are neither DICOM, JPEG nor PNG (one item counts them all)",
+    "refused_not_cxr": "DICOM of another kind than CR, DX and RF",
+    "refused_for_processing": "a detector's raw signal (For Processing), whose picture is another file",
+    "refused_not_chest": "an x-ray of another part of the body, by its header",
+    "refused_not_grey": "a picture in colours, or in black and white alone",
+    "refused_several_frames": "several frames, where one view is meant",
+    "refused_too_small": "fewer rows or columns than an x-ray for an encoder has",
+    "refused_view": "a view that the configuration leaves out",
     "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
+    "refused_not_ecg": "files of an ECG tree that are none: another kind of waveform, or no ECG format at all",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     "refused_linked_folder": "a link to a folder, which is not followed",
     # the modality, but damaged or incomplete
@@ -44,6 +53,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_missing_geometry": "slices without position, orientation or spacing",
     "failed_implausible_size": "a matrix larger than any scanner makes",
     "failed_implausible_pixel_size": "pixels of a physical size that no scanner makes",
+    "failed_blank": "next to nothing but one grey value, or padding alone",
     "failed_too_few_slices": "three slices or fewer",
     "failed_too_many_units": "more slices or tiles than an item may have",
     "failed_duplicate_position": "two different slices at one position",
@@ -53,7 +63,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_sheared": "slices that drift sideways as no gantry makes them drift",
     "failed_mixed_subjects": "slices of one series that name different patients",
     TWO_SUBJECTS: "the same pixels are tied to two patients, and nobody can say whose they are",
-    "failed_no_time": "no date of acquisition, series or study (CT) or of collection (slide)",
+    "failed_no_time": "no date of acquisition, series or study (CT, x-ray) or of collection (slide)",
     "failed_no_subject": "no patient identifier, or none in the crosswalk",
     "failed_no_mpp": "no physical pixel size in the file or the manifest",
     "failed_mpp_too_coarse": "a slide scanned too coarsely for the encoder's scale",
@@ -61,6 +71,21 @@ VERDICTS: Mapping[str, str] = {
     "failed_out_of_focus": "more of the tissue tiles than allowed are blurred",
     "failed_pen_marks": "more of the tiles than allowed have a marker's ink",
     "failed_too_many_bad_tiles": "more of the tissue tiles than allowed cannot be decoded",
+    "failed_missing_leads": "an ECG without a lead that is asked for and cannot be derived",
+    "failed_duplicate_leads": "an ECG in which two channels have one lead's name",
+    "failed_lead_mismatch": "limb leads that contradict one another: names or electrodes exchanged",
+    "failed_mixed_rates": "leads of one ECG at different rates or of different lengths",
+    "failed_no_rate": "no sampling rate in an ECG's file, or an impossible one",
+    "failed_uncalibrated": "no gain in an ECG's file, so that its values are no millivolts",
+    "failed_wrong_units": "an ECG in a unit that is no voltage",
+    "failed_implausible_gain": "an ECG whose swing no heart makes: a thousandfold too large or too small",
+    "failed_no_rhythm": "an ECG file with a median beat and no rhythm",
+    "failed_truncated": "an ECG with fewer samples than its header says",
+    "failed_checksum": "an ECG whose samples do not add up to the header's checksum",
+    "failed_too_short": "an ECG shorter than the site asks for",
+    "failed_missing_samples": "more samples of a lead missing than allowed",
+    "failed_flat_lead": "more of a lead without any change than allowed",
+    "failed_clipped_lead": "more of a lead at its highest or lowest value than allowed",
     "failed_not_finite": "an encoder output that is not a finite number",
 }
 
@@ -106,9 +131,9 @@ class FoundItem:
 class UnitBatch:
     """Some units of one item as an encoder's preprocessing takes them, and how many of them could not be read.
 
-    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB. `indices`: (n,) int64, each unit's
-    number in its item, rising. `places`: (n, k) int32, where each unit lies: a tile's x and y in level-0 pixels, a
-    slice's number from the feet.
+    `pixels`: CT (n, rows, columns) float32 HU; slides (n, tile, tile, 3) uint8 RGB; chest x-rays (n, rows, columns)
+    uint16, 0 black. `indices`: (n,) int64, each unit's number in its item, rising. `places`: (n, k) int32, where each
+    unit lies: a tile's x and y in level-0 pixels, a slice's number from the feet.
     """
 
     pixels: npt.NDArray[Any]

@@ -1,6 +1,8 @@
 """How each modality's files become items and units: one line a modality."""
 
 from extractors.ct.settings import CT
+from extractors.cxr.settings import CXR
+from extractors.ecg.settings import ECG
 from extractors.extractor import Extractor
 from extractors.wsi.settings import WSI
 from warehouse.errors import TimeloomError
@@ -8,6 +10,8 @@ from warehouse.errors import TimeloomError
 EXTRACTORS: dict[str, Extractor] = {
     "ct": CT,
     "wsi": WSI,
+    "ecg": ECG,
+    "cxr": CXR,
 }
 
 

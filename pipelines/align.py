@@ -27,6 +27,7 @@ from pipelines.trial import trial_bound
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
+from warehouse.modalities import INDEXED
 from warehouse.parquet import read_frame, write_table, write_tables
 from warehouse.schemas import EVENTS, SUBJECTS
 
@@ -113,7 +114,7 @@ def tasks_of(
                 STAGE,
                 bucket_name(bucket),
                 context.staging,
-                settings=bound,
+                settings=[bound, INDEXED],
                 inputs=[sorted(inputs), known, hashes[item_file] if item_file else None],
                 params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
                 weight=rows,

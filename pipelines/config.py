@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from embedders.encoders.build import EncoderConfig
+from embedders.encoders.spec import settings_at_odds
 from extractors.deid import DeidConfig
 from extractors.extractor import Extractor, ModalitySettings
 from extractors.modalities import EXTRACTORS
@@ -69,6 +70,14 @@ def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
         block = create_model(extractor.settings.__name__, __base__=(extractor.settings, ModalityConfig))
         fields[name] = (block, None)
     return create_model("Modalities", __base__=Settings, **fields)
+
+
+def _misfit(modality: str, block: ModalityConfig) -> str | None:
+    """What the encoder of a modality takes and the modality does not give."""
+    try:
+        return settings_at_odds(block.encoder.name, modality, block)
+    except TimeloomError as error:
+        return str(error)
 
 
 class EmbeddingConfig(Settings):
@@ -143,6 +152,9 @@ class RunConfig(Settings):
                     f"modalities.{name}.crosswalk.match is {block.crosswalk.match}; {name} items are named by "
                     + ", ".join(matches)
                 )
+            fault = None if block is None else _misfit(name, block)
+            if fault is not None:
+                raise ValueError(fault)
         return {name: block for name, block in given.items() if block is not None}
 
     @field_validator("splits", mode="before")

@@ -78,9 +78,11 @@ def plan(night: Night) -> list[Task]:
 
 def _whole_tree(night: Night, modality: str, block: ModalityConfig) -> Task:
     fingerprints, crosswalk = night.fingerprints, block.crosswalk
-    inputs = [Fingerprints.of_tree(block.path), fingerprints.of(crosswalk.file) if crosswalk else None]
+    tables, raw_tables = _tables(night, modality, block)
+    inputs = [Fingerprints.of_tree(block.path), fingerprints.of(crosswalk.file) if crosswalk else None, *tables]
     raw_files = fingerprints.planned(crosswalk.file, f"the crosswalk of {modality}") if crosswalk else {}
-    rules = sha256_json([STAGE.name, STAGE.version, modality, settings_of(block, *OF_SUBJECTS)])
+    rules = sha256_json([STAGE.name, STAGE.version, modality, settings_of(block, *OF_SUBJECTS), *tables])
+    raw_files = raw_files | raw_tables
     task = _task(night, modality, block, [settings_of(block), inputs], raw_files=raw_files, rules=rules)
     if fingerprints.rehash:
         Path(task.record).unlink(missing_ok=True)
@@ -106,16 +108,25 @@ def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[T
     if not scanned:
         return
     # Whose items they are, and when, a crosswalk may say in the end; that there is one is all that counts here.
-    settings = [settings_of(block, *OF_SUBJECTS), block.crosswalk is not None]
+    tables, raw = _tables(night, modality, block)
+    settings = [settings_of(block, *OF_SUBJECTS), block.crosswalk is not None, *tables]
     findings = pl.scan_parquet(scanned, include_file_paths="path").filter(pl.col("series").is_not_null())
     parts = _parts(findings.select("series", "study").unique().collect(engine="streaming"), findings)
     if parts["part"].n_unique() <= 1:
         digests = _digests(findings.with_columns(pl.lit(0).alias("part")))
-        yield _task(night, modality, block, [settings, digests[0][1]] if digests else [settings], scanned=scanned)
+        inputs = [settings, digests[0][1]] if digests else [settings]
+        yield _task(night, modality, block, inputs, scanned=scanned, raw_files=raw)
         return
     series = dict(parts.group_by("part").agg(pl.col("series").sort()).iter_rows())
     for part, digest, paths in _digests(findings.join(parts.lazy(), on="series")):
-        yield _task(night, modality, block, [settings, digest], scanned=paths, series=series[part])
+        yield _task(night, modality, block, [settings, digest], scanned=paths, series=series[part], raw_files=raw)
+
+
+def _tables(night: Night, modality: str, block: ModalityConfig) -> tuple[list[str], dict[str, RawFile]]:
+    """The hashes of a modality's tables, and what they are held against after they were read."""
+    hashes = [night.fingerprints.of(path) for path in block.tables.values()]
+    planned = [night.fingerprints.planned(path, f"a table of {modality}") for path in block.tables.values()]
+    return hashes, {path: file for files in planned for path, file in files.items()}
 
 
 def _parts(ties: pl.DataFrame, findings: pl.LazyFrame) -> pl.DataFrame:

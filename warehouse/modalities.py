@@ -29,8 +29,8 @@ MODALITIES: dict[str, Modality] = {
     for modality in (
         Modality("ct", 0, title="CT", unit="slice", event="IMAGE/CT"),
         Modality("wsi", 1, title="slide", unit="tile", event="IMAGE/WSI"),
-        Modality("ecg", 2, title="ECG", unit="lead", event="IMAGE/ECG", reserved=True),
-        Modality("cxr", 3, title="chest x-ray", unit="view", event="IMAGE/CXR", reserved=True),
+        Modality("ecg", 2, title="ECG", unit="window", event="IMAGE/ECG"),
+        Modality("cxr", 3, title="chest x-ray", unit="view", event="IMAGE/CXR"),
         Modality("note", 4, title="note", unit="passage", event="IMAGE/NOTE", reserved=True),
     )
 }

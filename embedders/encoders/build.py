@@ -58,7 +58,7 @@ def build_untrained(
     """
     import torch
 
-    from embedders.encoders.heads import ClassToken, dinov2
+    from embedders.encoders.heads import ClassToken, transformer
 
     width = int(NETWORKS[name].architecture["hidden_size"])
     config = EncoderConfig(name=name, width=width, weights=Path(f"untrained-{seed}"), **settings)
@@ -67,23 +67,23 @@ def build_untrained(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         with device:
-            backbone = dinov2({**spec.architecture, "image_size": spec.preprocess.side})
+            backbone = transformer({**spec.architecture, "image_size": spec.preprocess.shape[-1]})
     return Encoder(spec, ClassToken(backbone), device)
 
 
 def build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
-    """A DINOv2 with the weights of `config`."""
+    """A vision transformer with the weights of `config`."""
     import torch
 
-    from embedders.encoders.heads import ClassToken, dinov2
+    from embedders.encoders.heads import AllTokens, ClassToken, transformer
     from embedders.encoders.weights import load_weights
 
     path = config.checkpoint()
     assert path is not None
     with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        backbone = dinov2({**spec.architecture, "image_size": spec.preprocess.side})
+        backbone = transformer({**spec.architecture, "image_size": spec.preprocess.shape[-1]})
     load_weights(backbone, path)
-    return ClassToken(backbone)
+    return ClassToken(backbone) if spec.tokens_of(None) is None else AllTokens(backbone)
 
 
 def build_random(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":

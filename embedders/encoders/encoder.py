@@ -63,7 +63,7 @@ class Pending:
         self._free = free
 
     def result(self) -> npt.NDArray[np.float32]:
-        """(units, width) float32 in the order they were submitted; waits for the device."""
+        """(units, width) float32, or (units, tokens, width), in the order they were submitted; waits for the device."""
         if self._slot is not None and self._free is not None:
             self._slot.done.synchronize()
             self.seconds = self._slot.begun.elapsed_time(self._slot.done) / 1000
@@ -77,11 +77,11 @@ class Pending:
 class _Slot:
     """Pinned memory of one batch in flight: its input, which grows to the largest seen, and its vectors."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
         import torch
 
         self.input = torch.empty(0, dtype=torch.uint8)
-        self.output = torch.empty((rows, width), dtype=torch.float32, pin_memory=True)
+        self.output = torch.empty((rows, *shape), dtype=torch.float32, pin_memory=True)
         self.begun, self.done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def reserve(self, size: int) -> None:
@@ -95,7 +95,7 @@ class Encoder:
     """Preprocessing and model on one device; not for use by several threads.
 
     `batch_size`: the most units of one `submit`. `rows`: the units of one forward pass, filled up with zeros.
-    `compiled`: whether torch.compile is in use.
+    `vector_shape`: of what a unit becomes. `compiled`: whether torch.compile is in use.
     """
 
     def __init__(self, spec: EncoderSpec, model: "nn.Module", device: "torch.device") -> None:
@@ -104,6 +104,7 @@ class Encoder:
         self.spec = spec
         self.device = device
         self.batch_size = spec.batch_size
+        self.vector_shape = spec.vector_shape
         self.rows = spec.batch_size if device.type == "cuda" else min(CPU_ROWS, spec.batch_size)
         model = model.to(device).eval().requires_grad_(False)
         if spec.precision == "bf16":
@@ -120,7 +121,7 @@ class Encoder:
     @property
     def flops_per_unit(self) -> int:
         """FLOPs of one unit, counted from the model."""
-        return flops_per_unit(self.spec.architecture, self.spec.preprocess.side)
+        return flops_per_unit(self.spec.name, self.spec.architecture, self.spec.preprocess.shape)
 
     @property
     def figures(self) -> Figures:
@@ -157,13 +158,13 @@ class Encoder:
         return Pending(vectors, perf_counter() - begun)
 
     def encode(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Any number of units (n, ...) of one shape, to vectors (n, width) float32; waits for them."""
+        """Any number of units (n, ...) of one shape, to vectors (n, *vector_shape) float32; waits for them."""
         starts = range(0, len(pixels), self.batch_size)
         vectors = [self.submit([pixels[start : start + self.batch_size]]).result() for start in starts]
-        return np.concatenate(vectors) if vectors else np.empty((0, self.spec.width), np.float32)
+        return np.concatenate(vectors) if vectors else np.empty((0, *self.vector_shape), np.float32)
 
     def forward(self, images: "torch.Tensor") -> "torch.Tensor":
-        """Preprocessed images (rows, 3, side, side) on the device, to vectors (rows, width); what benchmarks time."""
+        """Preprocessed units (rows, *shape) on the device, to vectors (rows, *vector_shape); what benchmarks time."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self.spec.precision == "bf16"):
@@ -174,9 +175,8 @@ class Encoder:
         """Units on the device, by shape, to vectors of at least as many rows."""
         import torch
 
-        side = self.spec.preprocess.side
         filled = -(-units // self.rows) * self.rows
-        images = torch.zeros((filled, 3, side, side), dtype=torch.float32, device=self.device)
+        images = torch.zeros((filled, *self.spec.preprocess.shape), dtype=torch.float32, device=self.device)
         place = 0
         for run in runs:
             step = max(1, PREPROCESS_BYTES[self.device.type] // self.spec.preprocess.working_bytes(run.shape[1:]))
@@ -186,7 +186,7 @@ class Encoder:
                 place += len(chunk)
         starts = range(0, filled, self.rows)
         vectors = torch.cat([self.forward(images[start : start + self.rows]) for start in starts])
-        if vectors.shape != (filled, self.spec.width):
+        if vectors.shape != (filled, *self.vector_shape):
             raise TimeloomError(
                 f"encoder {self.spec.label} gave vectors of {vectors.shape[-1]} instead of {self.spec.width}",
                 remedy="set `width` to what the encoder makes",
@@ -197,7 +197,7 @@ class Encoder:
         import torch
 
         with torch.cuda.device(self.device), torch.inference_mode():
-            slot = self._free.pop() if self._free else _Slot(self.batch_size, self.spec.width)
+            slot = self._free.pop() if self._free else _Slot(self.batch_size, self.vector_shape)
             places, size = _places(runs)
             slot.reserve(size)
             _stage(runs, places, slot.input.numpy())
@@ -219,10 +219,10 @@ class Encoder:
         import torch
 
         plain, units = self._model, self.spec.preprocess.phantom()
-        expected = self.encode(units)
+        expected = _rows(self.encode(units))
         try:
             self._model = torch.compile(plain, dynamic=False)
-            cosine, error = compare(self.encode(units), expected)
+            cosine, error = compare(_rows(self.encode(units)), expected)
         except Exception as error_found:  # torch.compile fails in many ways: no compiler, no Triton, an operator
             self._model = plain
             _log.warning("torch.compile does not work here (%s): running without it", type(error_found).__name__)
@@ -238,13 +238,18 @@ class Encoder:
         return False
 
 
+def _rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Units' vectors as one row each, however many a unit makes."""
+    return vectors.reshape(len(vectors), -1)
+
+
 def _to_bfloat16(model: "nn.Module") -> None:
     """Keeps the weights of products in bfloat16, as autocast would cast them anew in each pass; the bits are equal."""
     import torch
     from torch import nn
 
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             module.to(torch.bfloat16)
 
 

@@ -5,23 +5,22 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from embedders.encoders.registry import NETWORKS
 
-def flops_per_unit(architecture: Mapping[str, Any], side: int) -> int:
-    """FLOPs of one image of `side` pixels: all matrix products of the transformer, nothing else.
+
+def flops_per_unit(name: str, architecture: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """FLOPs of one unit of an input's shape in a network: all matrix products, nothing else.
 
     Counted on torch's meta device, which computes nothing, with plain attention, whose products are all visible.
     """
-    return _count(json.dumps(dict(architecture), sort_keys=True), side)
+    return _count(name, json.dumps(dict(architecture), sort_keys=True), shape)
 
 
 @cache
-def _count(architecture: str, side: int) -> int:
+def _count(name: str, architecture: str, shape: tuple[int, ...]) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from embedders.encoders.heads import dinov2
-
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model = dinov2({**json.loads(architecture), "image_size": side}, attention="eager")
-        model(pixel_values=torch.empty(1, 3, side, side))
+        NETWORKS[name].without_weights(json.loads(architecture), shape)(torch.empty(1, *shape))
     return int(counter.get_total_flops())

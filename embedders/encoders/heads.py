@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -13,6 +15,25 @@ def dinov2(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Modul
 
     settings: dict[str, Any] = {**architecture, "attn_implementation": attention}
     return cast("nn.Module", Dinov2Model(Dinov2Config(**settings)))
+
+
+def vit(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Module:
+    """transformers' ViTModel of an architecture, without its pooler and without masks; untrained weights."""
+    from transformers import ViTConfig, ViTModel
+
+    settings: dict[str, Any] = {**architecture, "attn_implementation": attention}
+    return cast("nn.Module", ViTModel(ViTConfig(**settings), add_pooling_layer=False))
+
+
+def transformer(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Module:
+    """The model that an architecture names: `dinov2` where it names none."""
+    settings = dict(architecture)
+    return (vit if settings.pop("model_type", "dinov2") == "vit" else dinov2)(settings, attention)
+
+
+def plain_transformer(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
+    """The class token of a vision transformer for images of a shape, with plain attention."""
+    return ClassToken(transformer({**architecture, "image_size": shape[-1]}, attention="eager"))
 
 
 class ClassToken(nn.Module):
@@ -26,6 +47,27 @@ class ClassToken(nn.Module):
         """(n, 3, side, side) to (n, hidden)."""
         tokens: torch.Tensor = self.backbone(pixel_values=pixels).last_hidden_state
         return tokens[:, 0]
+
+
+class AllTokens(nn.Module):
+    """Every token after the last layer norm, the class token first and then the patches row by row."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, side, side) to (n, tokens, hidden)."""
+        tokens: torch.Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        return tokens
+
+
+def patch_tokens(
+    architecture: Mapping[str, Any], preprocess: Any, units: npt.NDArray[Any] | None
+) -> npt.NDArray[np.int64]:
+    """The tokens of units (n, ...) (n,), or of any unit (1,): the class token and a square of patches."""
+    tokens = 1 + (int(preprocess.side) // int(architecture["patch_size"])) ** 2
+    return np.full(1 if units is None else len(units), tokens, np.int64)
 
 
 class RandomFeatures(nn.Module):

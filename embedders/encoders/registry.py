@@ -1,11 +1,13 @@
 """The networks that encoders are made of: one line a network. A modality with a network of its own adds it here."""
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
 
 
@@ -14,20 +16,78 @@ class Network:
     """One architecture.
 
     Attributes:
-        architecture: keyword arguments of transformers' Dinov2Config; part of the hash that names a store.
+        architecture: its sizes, of a vision transformer keyword arguments of transformers' Dinov2Config, or of its
+            ViTConfig where `model_type` is vit; part of the hash that names a store. `hidden_size` is the width of its
+            vectors.
         build: `module:name` of a function of an EncoderConfig and an EncoderSpec that gives a torch module.
         pretrained: it takes weights, and its vectors are as wide as its hidden layers.
+        form: what it takes, as `embedders.inputs.common.PreprocessSpec.form` says it.
+        inputs: fields of the modality's PreprocessSpec that it was made for, where they are not the usual ones.
+        tokens: `module:name` of a function of the architecture, the PreprocessSpec, and units (n, ...) or None, that
+            gives how many vectors each unit makes where sequences are asked for (n,), or a whole unit (1,). Without it
+            a unit makes one.
+        plain: `module:name` of a function of the architecture and the input's shape that gives the network without its
+            weights, all of its matrix products visible; their FLOPs are counted.
     """
 
     architecture: Mapping[str, Any]
     build: str
     pretrained: bool = True
+    form: str = "image"
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    tokens: str = ""
+    plain: str = "embedders.encoders.heads:plain_transformer"
 
     def model(self, config: Any, spec: Any) -> "nn.Module":
         """The network with its weights, on the CPU."""
-        module, name = self.build.split(":")
-        model: nn.Module = getattr(importlib.import_module(module), name)(config, spec)
+        model: nn.Module = _imported(self.build)(config, spec)
         return model
+
+    def without_weights(self, architecture: Mapping[str, Any], shape: tuple[int, ...]) -> "nn.Module":
+        """The network that FLOPs are counted of."""
+        model: nn.Module = _imported(self.plain)(architecture, shape)
+        return model
+
+    def tokens_of(
+        self, architecture: Mapping[str, Any], preprocess: Any, units: "npt.NDArray[Any] | None"
+    ) -> "npt.NDArray[np.int64] | None":
+        """What `tokens` gives; None where a unit makes one vector."""
+        if not self.tokens:
+            return None
+        counts: npt.NDArray[np.int64] = _imported(self.tokens)(architecture, preprocess, units)
+        return counts
+
+
+def _imported(reference: str) -> Callable[..., Any]:
+    module, name = reference.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+_VIT_BASE = {
+    "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "patch_size": 16, "image_size": 224,
+}  # fmt: skip
+
+
+def _signal(hidden: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
+    return {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, **others}
+
+
+_ECG_VIT: dict[str, Any] = {
+    "build": "embedders.encoders.signals:build_ecg_vit",
+    "form": "signal",
+    "tokens": "embedders.encoders.signals:vit_tokens",
+    "plain": "embedders.encoders.signals:plain_ecg_vit",
+}
+# CSFM takes 250 Hz, cleaned by NeuroKit2 and standardised lead by lead.
+_CSFM: dict[str, Any] = {
+    "build": "embedders.encoders.csfm:build_csfm",
+    "form": "signal",
+    "inputs": {"rate": 250, "cleaning": "neurokit", "standardise": True},
+    "tokens": "embedders.encoders.csfm:csfm_tokens",
+    "plain": "embedders.encoders.csfm:plain_csfm",
+}
 
 
 # GigaPath's tile encoder is a ViT-g of 40 blocks with gated MLPs. The random stand-in keeps the shape of the others at
@@ -47,9 +107,48 @@ NETWORKS: dict[str, Network] = {
         },
         "embedders.encoders.build:build_pretrained",
     ),
+    "rad-dino": Network(
+        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 14, "image_size": 518},
+        "embedders.encoders.build:build_pretrained",
+        inputs={"side": 518, "mean": (0.5307, 0.5307, 0.5307), "std": (0.2583, 0.2583, 0.2583)},
+        tokens="embedders.encoders.heads:patch_tokens",
+    ),
+    "vit-mae": Network(
+        {**_VIT_BASE, "layer_norm_eps": 1e-12},
+        "embedders.encoders.build:build_pretrained",
+        tokens="embedders.encoders.heads:patch_tokens",
+    ),
+    "biomedclip": Network(
+        {**_VIT_BASE, "layer_norm_eps": 1e-6},
+        "embedders.encoders.build:build_pretrained",
+        inputs={
+            "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711),
+        },
+        tokens="embedders.encoders.heads:patch_tokens",
+    ),
     "random-dinov2": Network(
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 16, "image_size": 224},
         "embedders.encoders.build:build_random",
+        pretrained=False,
+    ),
+    "ecg-vit-s": Network(_signal(384, 12, 6, patch_size=50, pool="class token"), **_ECG_VIT),
+    "ecg-vit-b": Network(_signal(768, 12, 12, patch_size=50, pool="class token"), **_ECG_VIT),
+    "ecg-fm": Network(
+        _signal(
+            768, 12, 12, ffn_size=3072, conv_layers=[[256, 2, 2]] * 4, conv_pos=128, conv_pos_groups=16, pool="mean"
+        ),
+        "embedders.encoders.ecg_fm:build_ecg_fm",
+        form="signal",
+        inputs={"seconds": 5.0, "standardise": True},
+        tokens="embedders.encoders.ecg_fm:ecg_fm_tokens",
+        plain="embedders.encoders.ecg_fm:plain_ecg_fm",
+    ),
+    "csfm-tiny": Network(_signal(768, 6, 8, ffn_size=1024, patch_size=25, pool="class token"), **_CSFM),
+    "csfm-base": Network(_signal(768, 12, 12, ffn_size=3072, patch_size=25, pool="class token"), **_CSFM),
+    "csfm-large": Network(_signal(1024, 16, 24, ffn_size=4096, patch_size=25, pool="class token"), **_CSFM),
+    "random-ecg": Network(
+        _signal(64, 2, 4, patch_size=50, pool="class token, mean and deviation"),
+        **{**_ECG_VIT, "build": "embedders.encoders.signals:build_random_ecg"},
         pretrained=False,
     ),
 }  # fmt: skip

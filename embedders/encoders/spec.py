@@ -5,10 +5,10 @@ Everything that changes a stored byte stands in the hash: another choice fills a
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,10 @@ from embedders.inputs.common import PreprocessSpec, spec_hash
 from embedders.inputs.registry import SPECS
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Precision = Literal["float32", "bf16"]
 
@@ -34,8 +38,8 @@ class EncoderConfig(Settings):
     with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
     bf16 on a GPU and float32 on the CPU. `compile`: whether torch.compile is used; auto is yes on a GPU. `output`: one
-    mean per item, or its units' vectors. `batch_size`: units of one forward pass; 128 on a GPU and 32 on the CPU if not
-    given.
+    mean per item, or its units' vectors: one each, or all tokens of networks that have some. `batch_size`: units of one
+    forward pass; 128 on a GPU and 32 on the CPU if not given.
     """
 
     name: str
@@ -106,6 +110,7 @@ class EncoderConfig(Settings):
 class EncoderSpec:
     """What identifies an encoder's output, known without building it."""
 
+    name: str  # of NETWORKS
     label: str  # for people: releases and reports show it
     store_name: str  # the folder of its vectors: another encoder, weight or preprocessing has another
     spec_hash: str
@@ -118,6 +123,51 @@ class EncoderSpec:
     compile: bool  # resolved
     output: Literal["mean", "sequence"]
     store_dtype: Literal["float16", "float32"]
+
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """What a whole unit becomes: (width,), or (tokens, width) where its network has tokens and they are stored."""
+        counts = self.tokens_of(None)
+        return (self.width,) if counts is None else (int(counts[0]), self.width)
+
+    def tokens_of(self, units: "npt.NDArray[Any] | None") -> "npt.NDArray[np.int64] | None":
+        """How many vectors each of some units (n, ...) makes (n,), of a whole one (1,); None where each makes one."""
+        if self.output != "sequence":
+            return None
+        return NETWORKS[self.name].tokens_of(self.architecture, self.preprocess, units)
+
+
+def preprocess_of(name: str, modality: str) -> PreprocessSpec:
+    """How the units of a modality become a network's input.
+
+    Raises:
+        TimeloomError: the modality has no preprocessing, or the network takes something else.
+    """
+    preprocess, network = SPECS.get(modality), NETWORKS[name]
+    if preprocess is None:
+        raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
+    if network.form != preprocess.form:
+        fitting = ", ".join(other for other, known in NETWORKS.items() if known.form == preprocess.form)
+        raise TimeloomError(
+            f"{name} takes {network.form}s, and units of {modality} are {preprocess.form}s", remedy=f"choose {fitting}"
+        )
+    return replace(preprocess, **network.inputs)
+
+
+def settings_at_odds(name: str, modality: str, settings: Settings) -> str | None:
+    """Which of a modality's settings is not what a network was made for, in words; None where all are.
+
+    A field that settings and PreprocessSpec share, as a signal's rate, decides what is read and what is expected.
+
+    Raises:
+        TimeloomError: as `preprocess_of`.
+    """
+    preprocess = preprocess_of(name, modality)
+    for key in sorted(preprocess.__dataclass_fields__.keys() & type(settings).model_fields.keys()):
+        wanted = getattr(preprocess, key)
+        if getattr(settings, key) != wanted:
+            return f"{name} takes {key} {wanted}: set modalities.{modality}.{key}: {wanted}, or choose another encoder"
+    return None
 
 
 def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[str, Any] | None = None) -> EncoderSpec:
@@ -134,9 +184,7 @@ def describe(
     config: EncoderConfig, modality: str, weights: str | None, _architecture: Mapping[str, Any] | None = None
 ) -> EncoderSpec:
     """As `encoder_spec`, of weights whose hash is known."""
-    preprocess = SPECS.get(modality)
-    if preprocess is None:
-        raise TimeloomError(f"no encoder for modality {modality}", remedy=f"one of {', '.join(sorted(SPECS))}")
+    preprocess = preprocess_of(config.name, modality)
     architecture = dict(_architecture or NETWORKS[config.name].architecture)
     kind = config.device_kind
     usual: Precision = "bf16" if kind == "cuda" else "float32"
@@ -162,6 +210,7 @@ def describe(
     if not config.pretrained:
         label = f"{config.name}-{config.width}-seed{config.seed}, for demonstration only"
     return EncoderSpec(
+        name=config.name,
         label=label,
         store_name=f"{config.name}-{digest[:12]}",
         spec_hash=digest,

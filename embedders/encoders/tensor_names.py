@@ -2,7 +2,9 @@
 
 - transformers, now and before 5 (`attention.attention.query`, `mlp.weights_in`);
 - facebookresearch/dinov2 (`blocks.0.attn.qkv`, `ls1.gamma`, `mlp.w12`), also in chunks (`blocks.0.3.`);
-- timm (`blocks.0.attn.qkv`, `mlp.fc1`), as GigaPath's tile encoder is published.
+- timm (`blocks.0.attn.qkv`, `mlp.fc1`), as GigaPath's tile encoder is published, and facebookresearch/mae;
+- open_clip with a timm tower (`visual.trunk.blocks.0.`), as BioMedCLIP is published: its text tower and its projection
+  are left out, and so is the decoder of a masked autoencoder.
 
 Packed matrices are cut as their authors' code cuts them: query, key, value; gate before value (timm's GluMlp with
 gate_last=False, dinov2's SwiGLUFFN).
@@ -17,6 +19,22 @@ from warehouse.errors import TimeloomError
 if TYPE_CHECKING:
     import torch
 
+_VIT = (  # inside a block of a plain ViT, of transformers before 5
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+)
+_VIT_ORIGINAL = (
+    (".attn.proj.", ".attention.o_proj."),
+    (".norm1.", ".layernorm_before."),
+    (".norm2.", ".layernorm_after."),
+)
+_VIT_PREFIXES = ("visual.trunk.", "vit.")
+# Other parts of the same checkpoint: a text tower, projections, the decoder of pre-training and its mask.
+_VIT_OTHERS = re.compile(r"(?:text\.|visual\.head\.|decoder|logit_scale$|logit_bias$|mask_token$|pooler\.)")
 POSITIONS = "embeddings.position_embeddings"
 _REGISTERS = ("register_tokens", "reg_token")
 _BLOCK = re.compile(r"^blocks\.(?:\d+\.)?(\d+)\.")
@@ -78,6 +96,26 @@ def renamed(name: str, tensor: "torch.Tensor", gated: bool) -> Iterator[tuple[st
             for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
                 yield name.replace(packed, part), rows.contiguous()
             return
+    yield name, tensor
+
+
+def renamed_vit(name: str, tensor: "torch.Tensor") -> Iterator[tuple[str, "torch.Tensor"]]:
+    """As `renamed`, for a plain ViT; other parts of its checkpoint are left out."""
+    if _VIT_OTHERS.match(name):
+        return
+    for prefix in _VIT_PREFIXES:
+        name = name.removeprefix(prefix)
+    if name == "embeddings.mask_token":
+        return
+    name = _WHOLE.get(name, name)
+    original = _BLOCK.match(name) is not None
+    name = _BLOCK.sub(r"layers.\1.", name.replace("encoder.layer.", "layers.", 1))
+    for before, after in _VIT_ORIGINAL if original else _VIT:
+        name = name.replace(before, after)
+    if ".attn.qkv." in name and tensor.ndim and len(tensor) % len(_QUERY_KEY_VALUE) == 0:
+        for part, rows in zip(_QUERY_KEY_VALUE, tensor.chunk(len(_QUERY_KEY_VALUE)), strict=True):
+            yield name.replace(".attn.qkv.", part), rows.contiguous()
+        return
     yield name, tensor
 
 

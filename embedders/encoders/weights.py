@@ -6,20 +6,22 @@ renamed on the way in (`embedders.encoders.tensor_names`); pickled ones go throu
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedders.encoders.tensor_names import POSITIONS, renamed, resampled
+from embedders.encoders.tensor_names import POSITIONS, renamed, renamed_vit, resampled
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    Names = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pth", ".pt", ".ckpt")
@@ -102,10 +104,14 @@ def weights_sha256(path: Path) -> str:
     return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def load_weights(model: "nn.Module", path: Path) -> None:
+def load_weights(model: "nn.Module", path: Path, names: "Names | None" = None) -> None:
     """Makes the checkpoint at `path` the parameters of `model`, as float32; the model may be on the meta device.
 
     Position embeddings of another grid are resampled to the model's.
+
+    Args:
+        names: gives a checkpoint's tensor under the model's names, one, several or none; without it, names of vision
+            transformers are known.
 
     Raises:
         TimeloomError: a tensor is missing, unexpected, given twice, of another shape or type or not finite: the first
@@ -114,12 +120,13 @@ def load_weights(model: "nn.Module", path: Path) -> None:
     import torch
 
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    gated = any(".mlp.gate_proj." in name for name in shapes)
+    if names is None:
+        gated = any(".mlp.gate_proj." in name for name in shapes)
+        plain = any(name.startswith("layers.") for name in shapes)  # a ViT of transformers, not a DINOv2
+        names = renamed_vit if plain else partial(renamed, gated=gated)
     found: dict[str, torch.Tensor] = {}
     faults: dict[str, list[str]] = {"given under two names": [], "of no floating type": [], "not finite": []}
-    for name, tensor in (
-        (name, part) for given, value in _tensors(path) for name, part in renamed(given, value, gated)
-    ):
+    for name, tensor in ((name, part) for given, value in _tensors(path) for name, part in names(given, value)):
         if name in found:
             faults["given under two names"].append(name)
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
@@ -129,12 +136,17 @@ def load_weights(model: "nn.Module", path: Path) -> None:
             if not tensor.isfinite().all():
                 faults["not finite"].append(name)
         found[name] = tensor
-    if POSITIONS in found and found[POSITIONS].shape[2:] == shapes[POSITIONS][2:]:
+    if POSITIONS in found and POSITIONS in shapes and found[POSITIONS].shape[2:] == shapes[POSITIONS][2:]:
         with suppress(ValueError):  # refused below, with its shape
             found[POSITIONS] = resampled(found[POSITIONS], round((shapes[POSITIONS][1] - 1) ** 0.5))
     _check(shapes, found, path, faults)
     state = found | {name: torch.zeros(shapes[name]) for name in OPTIONAL & shapes.keys() - found.keys()}
     model.load_state_dict(state, strict=True, assign=True)
+
+
+def checkpoint_names(path: Path) -> set[str]:
+    """The names of a checkpoint's tensors; raises as `load_weights` where it cannot be read."""
+    return {name for name, _ in _tensors(path)}
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, "torch.Tensor"]]:

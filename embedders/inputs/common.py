@@ -26,20 +26,22 @@ class PreprocessSpec(Protocol):
 
     Attributes:
         kind: what stands for the class in the hash; it stays when the class is renamed.
+        form: what it makes of a unit, by which encoders are chosen: `image` or `signal`.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     kind: ClassVar[str]
+    form: ClassVar[str]
 
     @property
-    def side(self) -> int:
-        """Pixels of the encoder's square input."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the encoder's input for a unit: an image's is (3, side, side)."""
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         """Memory that `apply` takes for a unit of `shape`."""
 
     def apply(self, pixels: "torch.Tensor") -> "torch.Tensor":
-        """Units (n, ...) to (n, 3, side, side) float32, on the device of `pixels`; ValueError for another shape."""
+        """Units (n, ...) to (n, *shape) float32, on the device of `pixels`; ValueError for another shape."""
 
     @staticmethod
     def phantom(side: int = PHANTOM_SIDE) -> npt.NDArray[Any]:

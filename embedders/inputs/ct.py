@@ -22,12 +22,18 @@ class CtSpec:
     """
 
     kind: ClassVar[str] = "CtSpec"
+    form: ClassVar[str] = "image"
 
     windows: tuple[tuple[float, float], ...] = ((40.0, 400.0), (-600.0, 1500.0), (300.0, 1500.0))
     side: int = 224
     air_hu: float = -1024.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Three channels of a square."""
+        return (3, self.side, self.side)
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         """Memory that `apply` takes for a unit of `shape`: a thin slice becomes a whole square, once a window."""

@@ -2,9 +2,13 @@
 
 from embedders.inputs.common import PreprocessSpec
 from embedders.inputs.ct import CtSpec
+from embedders.inputs.cxr import CxrSpec
+from embedders.inputs.ecg import EcgSpec
 from embedders.inputs.wsi import TileSpec
 
 SPECS: dict[str, PreprocessSpec] = {
     "ct": CtSpec(),
     "wsi": TileSpec(),
+    "ecg": EcgSpec(),
+    "cxr": CxrSpec(),
 }

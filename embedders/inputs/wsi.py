@@ -24,6 +24,7 @@ class TileSpec:
     """
 
     kind: ClassVar[str] = "TileSpec"
+    form: ClassVar[str] = "image"
 
     mpp: float = 0.5
     tile: int = 256
@@ -31,6 +32,11 @@ class TileSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     mask: str = MASK
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Three channels of a square."""
+        return (3, self.side, self.side)
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         """Memory that `apply` takes for a unit of `shape`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from embedders.decoding.pool import TIMEOUT_SECONDS, DecodedPiece, Decoders, Event, Failed, InProcess, UnitSource
 from embedders.decoding.process import SpanRequest
@@ -79,13 +80,17 @@ class _Queue:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where units `start` to `stop` of a piece stand in their batch. `last`: the piece ends with them."""
+    """Where units `start` to `stop` of a piece stand in their batch. `last`: the piece ends with them.
+
+    `tokens`: how many vectors each of them makes (n,), None where each makes one.
+    """
 
     piece: DecodedPiece
     start: int
     stop: int
     place: int
     last: bool
+    tokens: npt.NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class _Batch:
 
     pending: Pending | None
     modality: str
-    width: int
+    shape: tuple[int, ...]
     parts: list[_Part]
 
 
@@ -262,7 +267,8 @@ class _Runner:
             last = stop == len(piece.units.pixels)
             if stop == start and not last:
                 break
-            parts.append(_Part(piece, start, stop, place, last))
+            tokens = encoder.spec.tokens_of(piece.units.pixels[start:stop])
+            parts.append(_Part(piece, start, stop, place, last, tokens))
             place += stop - start
             queue.waiting[0].taken = stop
             if last:
@@ -274,14 +280,14 @@ class _Runner:
                 self._source.release(part.piece)  # the encoder has its copy
         self._figures.loads[modality].units += place
         self._figures.units += place
-        self._device.append(_Batch(pending, modality, encoder.spec.width, parts))
+        self._device.append(_Batch(pending, modality, encoder.vector_shape, parts))
         while len(self._device) > DEPTH:
             self._resolve()
 
     def _resolve(self) -> None:
         """Takes the oldest batch's vectors to their items."""
         batch = self._device.popleft()
-        vectors = np.empty((0, batch.width), np.float32)
+        vectors = np.empty((0, *batch.shape), np.float32)
         if batch.pending is not None:
             vectors = batch.pending.result()
             self._figures.encoded(batch.modality, batch.pending.seconds)
@@ -293,7 +299,7 @@ class _Runner:
                 upto = piece.units.upto if part.last else int(piece.units.indices[part.stop - 1]) + 1
                 inside = slice(part.start, part.stop)
                 rows = vectors[part.place : part.place + part.stop - part.start]
-                work.span.add(upto, piece.units.indices[inside], rows, piece.units.places[inside])
+                work.span.add(upto, piece.units.indices[inside], rows, piece.units.places[inside], part.tokens)
                 self._settle(work.bucket, work.progress)
             self._forget_if_done(piece.number)
 

@@ -139,7 +139,7 @@ class Span:
     event: tuple[int, str] | None = None
     blocks: list[Vectors] = field(default_factory=list)
     places: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    _open: list[tuple[npt.NDArray[np.int64], Vectors, npt.NDArray[np.int32]]] = field(default_factory=list)
+    _open: list[tuple[npt.NDArray[Any], ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.done < 0:
@@ -160,26 +160,51 @@ class Span:
         if self.event is None or unit < self.event[0]:
             self.event = (unit, verdict)
 
-    def add(self, upto: int, indices: npt.NDArray[np.int64], vectors: Vectors, places: npt.NDArray[np.int32]) -> None:
-        """The next units, in order: all below `upto` that could be read."""
-        self._open.append((indices, vectors, places))
+    def add(
+        self,
+        upto: int,
+        indices: npt.NDArray[np.int64],
+        vectors: Vectors,
+        places: npt.NDArray[np.int32],
+        tokens: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """The next units, in order: all below `upto` that could be read.
+
+        Args:
+            vectors: (n, width), or (n, t, width) where a unit makes several.
+            tokens: (n,) how many each unit makes, of those the first; what stands behind them is padding.
+        """
+        self._open.append((indices, vectors, places, *(() if tokens is None else (tokens,))))
         while not self.finished and (end := min((self.done // BLOCK + 1) * BLOCK, self.stop)) <= upto:
             self._close(end)
 
     def _close(self, end: int) -> None:
-        indices, vectors, places = (np.concatenate(parts) for parts in zip(*self._open, strict=True))
-        inside = int(np.searchsorted(indices, end))
-        self._open = [(indices[inside:], vectors[inside:], places[inside:])]
-        if not np.isfinite(vectors[:inside]).all():
+        arrays = [np.concatenate(parts) for parts in zip(*self._open, strict=True)]
+        inside = int(np.searchsorted(arrays[0], end))
+        self._open = [tuple(array[inside:] for array in arrays)]
+        vectors, places = arrays[1][:inside], arrays[2][:inside]
+        if len(arrays) > 3:
+            vectors, places = _flat(vectors, places, arrays[3][:inside])
+        if not np.isfinite(vectors).all():
             self.end(self.done, "failed_not_finite")
-        self.total += vectors[:inside].sum(axis=0, dtype=np.float64)
+        self.total += vectors.sum(axis=0, dtype=np.float64)
         self.encoded += inside
         self.done = end
         if self.keep:
-            self.blocks.append(vectors[:inside].copy())
-            self.places.append(places[:inside].copy())
+            self.blocks.append(vectors.copy())
+            self.places.append(places.copy())
         if self.done - self.start - self.encoded > self.may_fail:
             self.end(self.done - 1, self.too_many)
+
+
+def _flat(
+    vectors: Vectors, places: npt.NDArray[np.int32], tokens: npt.NDArray[np.int64]
+) -> tuple[Vectors, npt.NDArray[np.int32]]:
+    """Units' own vectors (n, t, width) one below the other, without padding; each lies where its unit does (n, k), and
+    its number in the unit stands behind that."""
+    kept = np.arange(vectors.shape[1]) < tokens[:, None]
+    number = np.concatenate([np.arange(count) for count in tokens]) if len(tokens) else np.empty(0)
+    return vectors[kept], np.column_stack([np.repeat(places, tokens, axis=0), number]).astype(np.int32)
 
 
 @dataclass
@@ -228,7 +253,7 @@ class Progress:
         return sum(span.encoded for span in self.spans)
 
     def array(self) -> Vectors:
-        """(width,) the mean over units, or (units, width) the units, in float32.
+        """(width,) the mean over units, or (units, width) the units or their tokens, in float32.
 
         Raises:
             VerdictError: failed_not_finite.

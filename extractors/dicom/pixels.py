@@ -31,6 +31,8 @@ RLE = "1.2.840.10008.1.2.5"
 JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+# Baseline of 8 and extended of 12 bits.
+JPEG_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
 
 Pixels = npt.NDArray[Any]
@@ -61,8 +63,11 @@ class PixelFormat:
         return np.dtype(f"{'i' if self.signed else 'u'}{self.allocated // 8}")
 
 
-def pixel_format(header: Header) -> PixelFormat:
+def pixel_format(header: Header, max_side: int = MAX_SIDE) -> PixelFormat:
     """A header's pixel format.
+
+    Args:
+        max_side: rows and columns that the modality's devices make at most.
 
     Raises:
         VerdictError: failed_implausible_size, failed_too_many_units, failed_unreadable.
@@ -71,7 +76,7 @@ def pixel_format(header: Header) -> PixelFormat:
     allocated = header.whole("BitsAllocated")
     stored = header.whole("BitsStored", allocated)
     high = header.whole("HighBit", stored - 1)
-    if max(rows, columns) > MAX_SIDE:
+    if max(rows, columns) > max_side:
         raise VerdictError("failed_implausible_size")
     if frames > MAX_FRAMES:
         raise VerdictError("failed_too_many_units")
@@ -95,11 +100,16 @@ def is_whole(header: Header, form: PixelFormat, edge: int) -> bool:
 
 
 class FrameReader:
-    """The frames of one data set, as stored values, one after the other or at will."""
+    """The frames of one data set, as stored values, one after the other or at will.
 
-    def __init__(self, header: Header, form: PixelFormat) -> None:
+    `lenient`: where grey values are no measurement, lossy JPEG is decoded too, and bits above BitsStored that a
+    codestream holds are left to `stored_values` to mask; without it they are no frame.
+    """
+
+    def __init__(self, header: Header, form: PixelFormat, *, lenient: bool = False) -> None:
         if header.pixels is None:
             raise VerdictError("failed_unreadable")
+        self._lenient = lenient
         self._file, self._size, self._form = header.file, header.size, form
         self._start = header.pixels[0]
         self._frames: list[list[tuple[int, int]]] | None = None
@@ -127,7 +137,7 @@ class FrameReader:
         for at, length in self._frames[number]:
             self._file.seek(at)
             parts.append(self._file.read(length))
-        return decode(b"".join(parts), form)
+        return decode(b"".join(parts), form, lenient=self._lenient)
 
     def _fragments(self) -> Iterator[tuple[int, int]]:
         """Offset and length of each fragment (PS3.5 A.4); keeps the basic offset table."""
@@ -168,8 +178,9 @@ def _frames(
     return [[fragments[int(index)] for index in np.flatnonzero(owner == frame)] for frame in range(count)]
 
 
-def decode(data: bytes, form: PixelFormat) -> Pixels:
-    """One encoded frame, (rows, columns), of the header's type: the first decoder that manages it.
+def decode(data: bytes, form: PixelFormat, *, lenient: bool = False) -> Pixels:
+    """One encoded frame, (rows, columns), of the header's type: the first decoder that manages it; `lenient` as for
+    `FrameReader`.
 
     Decoders fill up what is missing of a frame and say nothing: its end is looked at before, and of JPEG Lossless,
     where any bits are some pixels, whether the last bytes of it made the last pixels.
@@ -177,13 +188,14 @@ def decode(data: bytes, form: PixelFormat) -> Pixels:
     Raises:
         VerdictError: failed_unreadable; failed_implausible_size where the codestream's size is not the header's.
     """
-    if form.syntax not in DECODERS:
+    decoders = {**DECODERS, **LOSSY_DECODERS} if lenient else DECODERS
+    if form.syntax not in decoders:
         raise VerdictError("failed_unreadable")
     if form.syntax != RLE and codestream_size(data) != (form.rows, form.columns, 1):
         raise VerdictError("failed_implausible_size")
     if not _has_its_end(data, form.syntax):
         raise VerdictError("failed_unreadable")
-    for decoder in DECODERS[form.syntax]:
+    for decoder in decoders[form.syntax]:
         try:
             pixels = decoder(data, form)
         except MemoryError:
@@ -193,7 +205,7 @@ def decode(data: bytes, form: PixelFormat) -> Pixels:
         if pixels.shape == (form.rows, form.columns) and pixels.dtype.kind in "iu":
             if form.syntax in JPEG_LOSSLESS and not _fills_frame(data, pixels, decoder, form):
                 break
-            return _as_stored(pixels, form)
+            return _as_stored(pixels, form, spare_bits=lenient)
     raise VerdictError("failed_unreadable")
 
 
@@ -203,7 +215,7 @@ def _has_its_end(data: bytes, syntax: str) -> bool:
     Entropy-coded data of JPEG 2000 have no long runs of zeros, and its decoder takes a blank sector for data; in JPEG
     Lossless zeros may be pixels of one value.
     """
-    if syntax in (*JPEG_LOSSLESS, *JPEG_LS):
+    if syntax in (*JPEG_LOSSLESS, *JPEG_LS, *JPEG_LOSSY):
         return data.rstrip(b"\0")[-2:] == b"\xff\xd9"
     return syntax not in JPEG_2000 or _HOLE not in data
 
@@ -251,7 +263,7 @@ def codestream_size(data: bytes) -> tuple[int, int, int] | None:
     return height - top, width - left, int.from_bytes(data[start + 40 : start + 42], "big")
 
 
-def _as_stored(pixels: Pixels, form: PixelFormat) -> Pixels:
+def _as_stored(pixels: Pixels, form: PixelFormat, *, spare_bits: bool) -> Pixels:
     """A decoder's array in the header's type; a codestream's own signedness gives way to the header's bits.
 
     Raises:
@@ -260,7 +272,8 @@ def _as_stored(pixels: Pixels, form: PixelFormat) -> Pixels:
     """
     if pixels.dtype == form.dtype and form.stored == form.allocated:
         return pixels
-    if int(pixels.max()) >= 1 << form.stored or int(pixels.min()) < -(1 << form.stored - 1):
+    limit = form.allocated if spare_bits else form.stored
+    if int(pixels.max()) >= 1 << limit or int(pixels.min()) < -(1 << limit - 1):
         raise VerdictError("failed_unreadable")
     bits = np.dtype(f"u{form.allocated // 8}")
     wide = pixels.astype(f"i{pixels.dtype.itemsize}") if pixels.dtype.kind == "i" else pixels
@@ -339,3 +352,4 @@ DECODERS: Mapping[str, tuple[_Decoder, ...]] = {
     # Not imagecodecs' htj2k_decode: it swallows OpenJPH's errors and returns what memory held.
     **dict.fromkeys(HTJ2K, (_imagecodecs("jpeg2k_decode", numthreads=1), _pydicom)),
 }
+LOSSY_DECODERS: Mapping[str, tuple[_Decoder, ...]] = dict.fromkeys(JPEG_LOSSY, (_imagecodecs("jpeg8_decode"), _pydicom))

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from extractors.extractor import imported
+from extractors.modalities import EXTRACTORS
 from flows.runs.root import bind_root, is_used
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
@@ -56,7 +58,7 @@ def root_of(config: RunConfig, root: Path | None) -> Path:
 
 
 def check_paths(config: RunConfig, layout: Layout, *written: Path) -> None:
-    """Refuses a configuration whose files are missing, or lie where the run writes.
+    """Refuses a configuration whose files are missing, lie where the run writes, or are not what a table names.
 
     A root inside an export would be read as tables the next night, and an export inside a root be lost with it.
 
@@ -76,6 +78,9 @@ def check_paths(config: RunConfig, layout: Layout, *written: Path) -> None:
                 raise TimeloomError(f"{folder.name} lies in the raw files of {key}", remedy="write to another folder")
             if _is_within(path, folder):
                 raise TimeloomError(f"the raw files of {key} lie in {folder.name}", remedy="write to another folder")
+    for name, block in config.modalities.items():
+        if check := EXTRACTORS[name].check:
+            imported(check)(block)
 
 
 def _raw(config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -94,6 +99,7 @@ def _supplied(config: RunConfig) -> Iterator[tuple[str, Path]]:
     for name, block in config.modalities.items():
         if block.crosswalk is not None:
             yield f"modalities.{name}.crosswalk.file", block.crosswalk.file
+        yield from ((f"modalities.{name}.{key}", path) for key, path in block.tables.items())
     if config.merges is not None:
         yield "merges", config.merges
 

@@ -41,7 +41,7 @@ def test_the_lists_agree() -> None:
 def test_an_unknown_modality_is_one_line() -> None:
     with pytest.raises(TimeloomError, match="there is no modality mri") as error:
         extractor_of("mri")
-    assert str(error.value.remedy) == "known are ct, wsi"
+    assert str(error.value.remedy) == f"known are {', '.join(EXTRACTORS)}"
 
 
 def test_a_modality_is_named_in_its_own_files_and_in_the_lists_only() -> None:

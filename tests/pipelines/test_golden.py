@@ -26,6 +26,7 @@ from tests.support.tokens.timelines import left_out, named_tokens
 from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
+from warehouse.modalities import INDEXED
 from warehouse.order import sort_events
 from warehouse.parquet import empty_frame, read_frame, write_table
 from warehouse.schemas import EVENTS, ITEMS, SCHEME_SUBJECTS, SPLIT_LEDGER, SUBJECTS, TIMELINES, TOKEN_COUNTS
@@ -103,7 +104,8 @@ def align(given: Path, work: Path) -> dict[str, str]:
 def split_subjects(given: Path, work: Path) -> dict[str, str]:
     scheme = yaml.safe_load((given / "scheme.yaml").read_text())
     tree, before = ReleaseLayout(work), ReleaseLayout(work / "before")
-    write_table(work / "subjects.parquet", read(given / "subjects.csv", SUBJECTS), SUBJECTS, "subjects")
+    subjects = read(given / "subjects.csv", SUBJECTS, **dict.fromkeys(INDEXED, "0"))
+    write_table(work / "subjects.parquet", subjects, SUBJECTS, "subjects")
     known = read(given / "ledger.csv", SPLIT_LEDGER)
     write_table(before.split_ledger("golden"), known, SPLIT_LEDGER, "ledger")
     freeze = Freeze("golden", scheme, json.loads((given / "edges.json").read_text()))

@@ -7,13 +7,16 @@ from pathlib import Path
 import polars as pl
 
 from embedders.encoders.build import EncoderConfig, get_encoder
+from embedders.inputs.registry import SPECS
 from embedders.running.runner import EmbeddedItem, ItemToEmbed, RunnerSettings, embed_buckets
 from embedders.running.store_bucket import Bucket
 from extractors.crosswalk import CrosswalkConfig, read_crosswalk
 from extractors.extractor import ModalitySettings
 from extractors.items import FoundItem
 from extractors.modalities import EXTRACTORS
+from tests.support.ecg import heart, write_crosswalk, write_record
 from tests.support.images.phantoms import disc, stained, write_series, write_tiff
+from tests.support.images.xrays import chest, write_film
 from warehouse.embeddings.store import close_stores, content_hash
 
 
@@ -52,8 +55,26 @@ def _wsi(folder: Path) -> Sample:
     return Sample(EXTRACTORS["wsi"].settings(path=folder, crosswalk=crosswalk), folder / "1.svs")
 
 
+def _cxr(folder: Path) -> Sample:
+    for number in (1, 2):
+        write_film(folder / f"{number}.dcm", chest(number), PatientID=f"P{number}")
+    return Sample(EXTRACTORS["cxr"].settings(path=folder), folder / "1.dcm")
+
+
+def _ecg(folder: Path) -> Sample:
+    for number, fmt in ((1, "16"), (2, "212")):
+        write_record(folder, str(number), heart(25.0 * number, seed=number), fmt=fmt, rate=500)
+    table = write_crosswalk(folder.with_name("records.csv"), {"1": "P1", "2": "P2"})
+    crosswalk = CrosswalkConfig(file=table)
+    return Sample(EXTRACTORS["ecg"].settings(path=folder, crosswalk=crosswalk), folder / "1.dat")
+
+
 # Makers of samples: a modality that is in the list and not here fails its contract.
-SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi}
+SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi, "ecg": _ecg, "cxr": _cxr}
+
+
+# The network with random weights for what a modality's units become.
+RANDOM = {"image": "random-dinov2", "signal": "random-ecg"}
 
 
 def indexed(modality: str, sample: Sample) -> list[FoundItem]:
@@ -67,7 +88,8 @@ def embedded(
     modality: str, sample: Sample, found: list[FoundItem], store: Path, decoders: int
 ) -> tuple[list[EmbeddedItem], str]:
     """The usable items' outcomes, and the content hash of their store."""
-    encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu", batch_size=12), modality)
+    name = RANDOM[SPECS[modality].form]
+    encoder = get_encoder(EncoderConfig(name=name, width=64, device="cpu", batch_size=12), modality)
     items = [
         ItemToEmbed(item.identity, modality, sample.settings.path, item.paths, item.geometry, item.units_expected or 0)
         for item in found

@@ -31,7 +31,7 @@ from warehouse.manifest import (
     ProfileEntry,
     content_hash,
 )
-from warehouse.modalities import MODALITIES
+from warehouse.modalities import INDEXED, MODALITIES
 from warehouse.parquet import write_table
 from warehouse.publish import publish
 from warehouse.schemas import (
@@ -264,7 +264,7 @@ def read_all(tree: ReleaseLayout, kind: str) -> pl.DataFrame:
 def _subjects(events: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     usable = items.filter(pl.col("verdict") == "ok")
     per_subject = usable.group_by("subject_id").agg(
-        (pl.col("modality") == modality).sum().alias(modality) for modality in DIMS
+        (pl.col("modality") == modality).sum().alias(modality) for modality in INDEXED
     )
     return (
         events.group_by("subject_id")
@@ -274,7 +274,7 @@ def _subjects(events: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
             (pl.col("time").unique().sort().diff().dt.total_seconds().mean() / 86400).alias("mean_interval_days"),
         )
         .join(per_subject, on="subject_id", how="left")
-        .with_columns(pl.col(*DIMS).fill_null(0))
+        .with_columns(pl.col(*INDEXED).fill_null(0))
         .sort("subject_id")
     )
 

@@ -2,6 +2,7 @@
 
 An item's array is its mean vector (width,), or the sequence of its units' (units, width); a sequence has a second entry
 under its key and `.places`, int32 (units, k): each tile's x and y in level-0 pixels, each slice's number from the feet.
+Where a unit makes several vectors, each is a row of both, and its number in the unit stands behind the unit's place.
 The format of a value is in warehouse.embeddings.value.
 """
 

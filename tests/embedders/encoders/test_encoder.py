@@ -282,19 +282,23 @@ def test_compilation_is_on_on_a_gpu_unless_a_site_says_otherwise(device: Any, co
     [("gigapath-tile", 224, 456), ("dinov2-vitl14", 224, 162), ("dinov2-vitl14", 518, 1014)],
 )
 def test_flops_are_those_of_the_published_models(name: str, side: int, gigaflops: int) -> None:
-    assert round(flops_per_unit(NETWORKS[name].architecture, side) / 1e9) == gigaflops
+    assert round(flops_per_unit(name, NETWORKS[name].architecture, (3, side, side)) / 1e9) == gigaflops
 
 
 def test_counted_flops_are_those_of_the_formula() -> None:
     shape = NETWORKS["random-dinov2"].architecture
     d, tokens, layers = shape["hidden_size"], 14 * 14 + 1, shape["num_hidden_layers"]
     products = 4 * tokens * d * d + 8 * tokens * d * d + 2 * tokens * tokens * d
-    assert flops_per_unit(shape, 224) == 2 * (layers * products + (tokens - 1) * d * 3 * 16 * 16)
+    assert flops_per_unit("random-dinov2", shape, (3, 224, 224)) == 2 * (
+        layers * products + (tokens - 1) * d * 3 * 16 * 16
+    )
 
 
 def test_figures_are_measured_here() -> None:
     encoder = get_encoder(EncoderConfig(name="random-dinov2", width=64, device="cpu"), "ct")
     figures = encoder.figures
-    assert figures.flops_per_unit == flops_per_unit(NETWORKS["random-dinov2"].architecture, 224)
+    assert figures.flops_per_unit == flops_per_unit(
+        "random-dinov2", NETWORKS["random-dinov2"].architecture, (3, 224, 224)
+    )
     assert 1e8 < figures.peak_flops < 1e14 and figures.peak_flops == encoder.figures.peak_flops
     assert figures.device and figures.precision == "float32" and not figures.compiled

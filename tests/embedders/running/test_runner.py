@@ -278,7 +278,7 @@ def test_a_vector_that_float16_cannot_hold_is_refused(
     monkeypatch.setattr(
         Span,
         "add",
-        lambda self, upto, indices, vectors, places: original(self, upto, indices, vectors * np.float32(1e6), places),
+        lambda self, upto, indices, vectors, *more: original(self, upto, indices, vectors * np.float32(1e6), *more),
     )
     results, _ = embed([unit_readers.item(tmp_path / "x", 0, 3)], encoder, tmp_path / "s.lmdb")
     assert results[0].verdict == "failed_not_finite"

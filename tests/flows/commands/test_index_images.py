@@ -47,7 +47,7 @@ def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> 
     found = groups(tree)
     assert set(found) == {
         ("ct", "ok"), ("ct", "failed_missing_slice"), ("ct", "refused_not_dicom"), ("wsi", "ok"),
-        ("wsi", "failed_no_mpp"),
+        ("wsi", "failed_no_mpp"), ("ecg", "refused_not_ecg"), ("cxr", "refused_not_cxr"), ("cxr", "refused_not_image"),
     }  # fmt: skip
     volume = found["ct", "ok"]
     assert (volume["items"], volume["units"], volume["files"]) == (1, 6, 6)
@@ -102,18 +102,18 @@ def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(t
     (foreign / "brain.nii").write_bytes((348).to_bytes(4, "little") + bytes(340) + b"n+1\0")
     for name in ("a", "b"):
         (foreign / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
-    (foreign / "100.hea").write_text("100 2 360 650000\n")
-    (foreign / "100.dat").write_bytes(bytes(64))
-    found = "Found: 2 HDF5, 2 WFDB, 1 NIfTI."
+    for name in ("night.edf", "day.edf"):
+        (foreign / name).write_bytes(b"0       " + bytes(64))
+    found = "Found: 2 EDF, 2 HDF5, 1 NIfTI."
     done = index(foreign)
     assert done.returncode == 2 and found in " ".join(done.stdout.split()) and "CT from DICOM" in done.stdout
     assert index(foreign, "--modality", "wsi").returncode == 2, "no slide, and not a folder without files"
     described = json.loads(index(foreign, "--json").stdout)
-    assert described["not_read"] == {"HDF5": 2, "WFDB": 2, "NIfTI": 1} and described["usable"] == 0
+    assert described["not_read"] == {"EDF": 2, "HDF5": 2, "NIfTI": 1} and described["usable"] == 0
     shutil.copytree(tree / "whole", foreign / "whole")
     done = index(foreign)
     assert done.returncode == 0
-    assert "Files of usable items: 6. Of the others: 2 HDF5, 2 WFDB, 1 NIfTI." in " ".join(done.stdout.split())
+    assert "Files of usable items: 6. Of the others: 2 EDF, 2 HDF5, 1 NIfTI." in " ".join(done.stdout.split())
 
 
 def test_images_of_which_none_is_usable_are_two(tmp_path: Path) -> None:
@@ -134,3 +134,10 @@ def test_a_spreadsheet_takes_every_cell_for_a_text(tmp_path: Path, name: str) ->
     _, *items = csv.reader(out.read_text(encoding="utf-8").splitlines())
     assert f"'{name}" in {item[-1] for item in items}
     assert not any(cell.startswith(("=", "+", "-", "@")) for item in items for cell in item)
+
+
+def test_x_rays_of_the_public_data_have_their_verdict_and_units(real_data: Path) -> None:
+    found = groups(real_data / "cxr", "--modality", "cxr")
+    assert {key: (group["items"], group["units"], group["times"]) for key, group in found.items()} == {
+        ("cxr", "ok"): (2, 2, {"none": 2}), ("cxr", "refused_not_image"): (1, 1, {"none": 1}),
+    }  # fmt: skip

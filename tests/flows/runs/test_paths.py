@@ -119,3 +119,16 @@ def test_a_table_outside_the_export_is_refused(site: Path, table: str) -> None:
     (site / "s.yaml").write_text(f"name: s\nsubject: pid\ntables:\n  '{table}': {{events: [{{code: X}}]}}\n", "utf-8")
     with pytest.raises(TimeloomError, match="names no table below the source's folder"):
         convert(settings(site, modalities="{}"), site / "meds")
+
+
+def test_a_table_of_images_is_held_against_them_before_any_work(site: Path) -> None:
+    (site / "films").mkdir()
+    (site / "films" / "a.png").write_bytes(b"not looked at")
+    encoder = "encoder: {name: random-dinov2, width: 8}"
+    keys = "{cxr: {path: films, table: {file: films.csv}, " + encoder + "}}"
+    assert "modalities.cxr.table.file does not exist" in refusal(settings(site, modalities=keys))
+    (site / "films.csv").write_text("image,subject_id\na.png,1\nb.png,2\n", encoding="utf-8")
+    said = refusal(settings(site, modalities=keys))
+    assert "1 of the 2 files that modalities.cxr.table.file names are not there" in said and "b.png" not in said
+    (site / "films.csv").write_text("image,subject_id\na.png,1\n", encoding="utf-8")
+    configured(settings(site, modalities=keys))

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from embedders.inputs.registry import SPECS
 from extractors.deid import load_key
 from pipelines import group, index, scan
 from pipelines.config import RunConfig
@@ -13,6 +14,7 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Engine
 from pipelines.night import Night, carry_out
+from tests.support.modality_contract import RANDOM
 from tests.support.raw.raw_tables import KEEP
 from warehouse.layout import Layout
 
@@ -40,7 +42,7 @@ def index_images(
             "sources": [{"source": "simulated-hospital", "path": str(work)}],
             "deid": deid or KEEP,
             "buckets": buckets,
-            "modalities": {modality: {**settings, "encoder": {"name": "random-dinov2", "width": 1024}}},
+            "modalities": {modality: {**settings, "encoder": {"name": RANDOM[SPECS[modality].form], "width": 1024}}},
         }
     )
     layout = layout_of(work)

@@ -7,6 +7,7 @@ from pipelines.split import SPLITS, assign
 from pipelines.splitting.ledger import Freeze, no_ledger
 from pipelines.splitting.strata import quartiles
 from warehouse.hashing import splitmix64
+from warehouse.modalities import INDEXED
 
 SCHEMES = {
     "mehrt": (0.85, 0.05, 0.10),
@@ -25,6 +26,7 @@ def population(number: int, seed: int = 0, first: int = 1) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     image = rng.random(number)
     events = rng.lognormal(5, 1.2, number).astype(np.int64) + 1
+    others = {name: np.zeros(number, np.int64) for name in INDEXED if name not in ("ct", "wsi")}
     return pl.DataFrame(
         {
             "subject_id": splitmix64(np.arange(first, first + number)).view(np.int64) >> 1,
@@ -32,6 +34,7 @@ def population(number: int, seed: int = 0, first: int = 1) -> pl.DataFrame:
             "static_events": np.ones(number, dtype=np.int64),
             "ct": (image < 0.12).astype(np.int64),
             "wsi": ((image > 0.06) & (image < 0.15)).astype(np.int64),
+            **others,
             "mean_interval_days": rng.lognormal(2, 1, number),
         }
     ).with_columns(pl.when(pl.col("events") > 2).then("mean_interval_days").alias("mean_interval_days"))

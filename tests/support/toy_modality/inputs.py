@@ -18,8 +18,13 @@ class WaveSpec:
     """A window's samples as the columns of a picture."""
 
     kind: ClassVar[str] = "WaveSpec"
+    form: ClassVar[str] = "image"
 
     side: int = 224
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.side, self.side)
 
     def working_bytes(self, shape: Sequence[int]) -> int:
         return 4 * 3 * self.side**2

@@ -31,6 +31,7 @@ from validation.measurements import Measurements
 from validation.report.cells import Cells
 from validation.report.tables import balance_table
 from warehouse.layout import ReleaseLayout
+from warehouse.modalities import INDEXED
 from warehouse.parquet import empty_frame, write_table
 from warehouse.schemas import SUBJECTS, TIMELINES
 from warehouse.tokens import TokenType
@@ -60,7 +61,7 @@ def write_release(path: Path, rows: list[Token]) -> ReleaseLayout:
         pl.lit(1, pl.Int64).alias("events"),
         pl.lit(0, pl.Int64).alias("static_events"),
         (pl.col("subject_id") < 3).cast(pl.Int64).alias("ct"),
-        pl.lit(0, pl.Int64).alias("wsi"),
+        *(pl.lit(0, pl.Int64).alias(name) for name in INDEXED if name != "ct"),
         pl.lit(2.5).alias("mean_interval_days"),
     )
     for bucket in range(2):
@@ -151,14 +152,14 @@ def test_without_a_profile_only_distinct_times_are_known(tmp_path: Path) -> None
 
 
 def test_a_modality_set_is_named_by_what_a_subject_has() -> None:
-    frame = pl.DataFrame({"ct": [0, 2, 0, 1, 0], "ecg": [0, 0, 0, 1, 3], "wsi": [0, 0, 1, 1, 0]})
+    frame = pl.DataFrame({"ct": [0, 2, 0, 1, 0], "mri": [0, 0, 0, 1, 3], "wsi": [0, 0, 1, 1, 0]})
     assert frame.select(set_of(["ct", "wsi"]))["set"].to_list() == [
         "structured only", "CT", "slide", "CT and slide", "structured only",
     ]  # fmt: skip
-    named = frame.select(set_of(["ct", "ecg", "wsi"]))["set"]
-    assert named.to_list()[3:] == ["CT and ECG and slide", "ECG"]
+    named = frame.select(set_of(["ct", "mri", "wsi"]))["set"]
+    assert named.to_list()[3:] == ["CT and mri and slide", "mri"]
     shown = measure_sets(pl.DataFrame({"set": named}).with_columns(pl.lit("train").alias("split")), ["train"])
-    assert shown["set"].to_list() == [*MODALITY_SETS, "CT and ECG and slide", "ECG"]
+    assert shown["set"].to_list() == [*MODALITY_SETS, "CT and mri and slide", "mri"]
     assert shown["subjects"].sum() == 5
 
 
