@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SUBJECTS ?= 500
 
-.PHONY: help demo test check lint docs format clean
+.PHONY: help demo test proof check lint docs format clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,7 +24,10 @@ demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish 
 
 test: $(VENV)/.tools  ## Run the checks, build the documentation and run every test.
 	$(MAKE) --no-print-directory lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not proof"
+
+proof: $(VENV)/.tools  ## The tests that train models for many minutes: that a release can be learned from.
+	$(BIN)/python -m pytest -n 2 --dist load -m proof
 
 check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.
 	$(MAKE) --no-print-directory lint

@@ -48,6 +48,7 @@ def test_a_markov_chain_is_learned_and_its_shuffle_is_not(markov):
     assert shuffled["val_nll"] > 0.95 * shuffled["unigram_nll"]
 
 
+@pytest.mark.proof
 def test_the_demo_release_is_learned_and_its_shuffle_is_not(demo_release):
     ordered = result_of(demo_release, "--steps", "200")
     assert learns(ordered), ordered

@@ -39,6 +39,7 @@ def trained(root: Path, images: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.proof
 def test_images_tell_what_follows_them_and_another_patients_images_do_not(imaging_root: Path) -> None:
     real, none, permuted = (trained(imaging_root, images) for images in ("real", "none", "permuted"))
     assert real["after_image_targets"] == none["after_image_targets"] == permuted["after_image_targets"] >= 60
