@@ -5,6 +5,7 @@ from pathlib import Path
 
 from extractors.extractor import imported
 from extractors.modalities import EXTRACTORS
+from flows.extras import require
 from flows.runs.root import bind_root, is_used
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
@@ -36,6 +37,8 @@ def configured(settings: RunSettings) -> tuple[RunConfig, Layout]:
             or the root is of another site or was made otherwise.
     """
     config = load_config(settings.config)
+    if config.modalities:
+        require("images", "images")
     layout = Layout(root_of(config, settings.root))
     check_paths(config, layout)
     for export in exports_of(config, settings.config.parent.resolve()):

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 from extractors.deid import Deidentifier
-from flows.extras import require
 from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.paths import configured
@@ -352,8 +351,6 @@ class Run:
 def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool = False) -> Run:
     """A run, ready to be entered."""
     config, layout = configured(settings)
-    if config.modalities:
-        require("images", "images")
     return Run(
         config,
         settings.config.parent.resolve(),

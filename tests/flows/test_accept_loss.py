@@ -47,7 +47,10 @@ def test_the_flow_of_prefect_takes_them_as_a_parameter(monkeypatch: pytest.Monke
     monkeypatch.setattr(flows.nightly, "nightly", lambda **given: asked.append(given))
     config = tmp_path / "site.yaml"
     (tmp_path / "raw").mkdir()
-    config.write_text("sources: [{source: omop, path: raw}]\n", encoding="utf-8")
+    (tmp_path / "raw" / "t.csv").write_text("pid\n1\n", encoding="utf-8")
+    source = "name: s\nsubject: pid\ntables: {t: {events: [{code: X}]}}\n"
+    (tmp_path / "s.yaml").write_text(source, encoding="utf-8")
+    config.write_text("sources: [{source: s.yaml, path: raw}]\n", encoding="utf-8")
     cli._in_prefect(RunSettings(config, tmp_path / "warehouse", accept_loss=("labs",)), lambda *_: None)
     assert asked[0]["accept_loss"] == ["labs"]
     assert set(asked[0]) <= set(parameters)
