@@ -13,6 +13,9 @@ from embedders.running.store_bucket import Bucket
 from tests.support.ecg import heart, indexed, write_record
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 
+# In `make test` alone: each test encodes.
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def items(tmp_path_factory: pytest.TempPathFactory) -> list[ItemToEmbed]:

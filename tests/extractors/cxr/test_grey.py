@@ -17,6 +17,9 @@ from extractors.cxr.settings import CXR, CxrSettings
 from extractors.items import FoundItem, UnitRequest, VerdictError
 from tests.support.images.xrays import chest, lut, write_film
 
+# In `make test` alone: films are written in every syntax.
+pytestmark = pytest.mark.whole
+
 FILM = chest()
 WHITE = 65_535
 ROOT = (np.sqrt(np.arange(4096) / 4095) * 4095).astype(np.uint16)

@@ -20,6 +20,9 @@ from extractors.items import VERDICTS, FoundItem, UnitRequest
 from tests.support.images.xrays import CR, DX, DX_RAW, RF, SECONDARY_CAPTURE, chest, write_film, write_image
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: films are written and read.
+pytestmark = pytest.mark.whole
+
 FILM = chest()
 GREY = (FILM >> 4).astype(np.uint8)
 

@@ -17,6 +17,9 @@ from extractors.wsi.settings import WsiSettings
 from extractors.wsi.tissue import MARKER_COLOURS, SlideMask, otsu, slide_mask
 from tests.support.images.phantoms import write_tiff
 
+# In `make test` alone: hundreds of slides are drawn.
+pytestmark = pytest.mark.whole
+
 SIDE = 256
 SQUARE = slice(120, 230)
 STAINS = {
