@@ -73,16 +73,11 @@ def build_untrained(
 
 def build_pretrained(config: EncoderConfig, spec: EncoderSpec) -> "nn.Module":
     """A vision transformer with the weights of `config`."""
-    import torch
-
     from embedders.encoders.heads import AllTokens, ClassToken, transformer
-    from embedders.encoders.weights import load_weights
+    from embedders.encoders.weights import with_weights
 
-    path = config.checkpoint()
-    assert path is not None
-    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        backbone = transformer({**spec.architecture, "image_size": spec.preprocess.shape[-1]})
-    load_weights(backbone, path)
+    architecture = {**spec.architecture, "image_size": spec.preprocess.shape[-1]}
+    backbone = with_weights(lambda: transformer(architecture), config.checkpoint())
     return ClassToken(backbone) if spec.tokens_of(None) is None else AllTokens(backbone)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from embedders.encoders.signals import attend, in_heads
+from embedders.encoders.signals import attend, in_heads, vit_tokens
 
 if TYPE_CHECKING:
     from embedders.encoders.spec import EncoderConfig, EncoderSpec
@@ -98,9 +98,7 @@ def csfm_tokens(
     architecture: Mapping[str, Any], preprocess: Any, units: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.int64]:
     """How many patches units (n, 12, samples) have, of all leads together."""
-    samples = preprocess.samples if units is None else units.shape[2]
-    patches = samples // int(architecture["patch_size"]) * len(preprocess.order)
-    return np.full(1 if units is None else len(units), patches, np.int64)
+    return vit_tokens(architecture, preprocess, units) * len(preprocess.order)
 
 
 def plain_csfm(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Module:
@@ -110,14 +108,12 @@ def plain_csfm(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.Mo
 
 def build_csfm(config: "EncoderConfig", spec: "EncoderSpec") -> nn.Module:
     """CSFM with the weights of `config`; its text's and its classifier's are left out."""
-    from embedders.encoders.weights import load_weights
+    from embedders.encoders.weights import with_weights
 
-    path = config.checkpoint()
-    assert path is not None
-    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        model = Csfm(spec.architecture, spec.preprocess.shape, sequence=spec.output == "sequence")
-    load_weights(model, path, csfm_names)
-    return model
+    sequence = spec.output == "sequence"
+    return with_weights(
+        lambda: Csfm(spec.architecture, spec.preprocess.shape, sequence=sequence), config.checkpoint(), csfm_names
+    )
 
 
 def csfm_names(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

@@ -146,15 +146,15 @@ def plain_ecg_fm(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn.
 
 def build_ecg_fm(config: "EncoderConfig", spec: "EncoderSpec") -> nn.Module:
     """ECG-FM with the weights of `config`, pre-trained or fine-tuned; heads of either are left out."""
-    from embedders.encoders.weights import checkpoint_names, load_weights
+    from embedders.encoders.weights import checkpoint_names, with_weights
 
-    path = config.checkpoint()
-    assert path is not None
-    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        model = EcgFm(spec.architecture, spec.preprocess.shape, sequence=spec.output == "sequence")
-    tuned = any(name.startswith("encoder.feature_extractor.") for name in checkpoint_names(path))
-    load_weights(model, path, partial(ecg_fm_names, prefix="encoder." if tuned else ""))
-    return model
+    path, sequence = config.checkpoint(), spec.output == "sequence"
+    tuned = path is not None and any(name.startswith("encoder.feature_extractor.") for name in checkpoint_names(path))
+    return with_weights(
+        lambda: EcgFm(spec.architecture, spec.preprocess.shape, sequence=sequence),
+        path,
+        partial(ecg_fm_names, prefix="encoder." if tuned else ""),
+    )
 
 
 def ecg_fm_names(name: str, tensor: torch.Tensor, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

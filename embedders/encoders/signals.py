@@ -138,14 +138,12 @@ def plain_ecg_vit(architecture: Mapping[str, Any], shape: tuple[int, ...]) -> nn
 
 def build_ecg_vit(config: "EncoderConfig", spec: "EncoderSpec") -> nn.Module:
     """The transformer with the weights of `config`."""
-    from embedders.encoders.weights import load_weights
+    from embedders.encoders.weights import with_weights
 
-    path = config.checkpoint()
-    assert path is not None
-    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
-        model = EcgVit(spec.architecture, spec.preprocess.shape, sequence=spec.output == "sequence")
-    load_weights(model, path, without_head)
-    return model
+    sequence = spec.output == "sequence"
+    return with_weights(
+        lambda: EcgVit(spec.architecture, spec.preprocess.shape, sequence=sequence), config.checkpoint(), without_head
+    )
 
 
 def without_head(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

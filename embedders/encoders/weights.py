@@ -104,6 +104,21 @@ def weights_sha256(path: Path) -> str:
     return hashes[0] if len(hashes) == 1 else sha256("\n".join(hashes).encode()).hexdigest()
 
 
+def with_weights(make: "Callable[[], nn.Module]", path: Path | None, names: "Names | None" = None) -> "nn.Module":
+    """The network that `make` gives, with the weights of a checkpoint, which a configuration of such a network names.
+
+    Args:
+        names: see `load_weights`.
+    """
+    import torch
+
+    assert path is not None
+    with torch.device("meta"):  # takes no memory: the checkpoint's tensors become the parameters
+        model = make()
+    load_weights(model, path, names)
+    return model
+
+
 def load_weights(model: "nn.Module", path: Path, names: "Names | None" = None) -> None:
     """Makes the checkpoint at `path` the parameters of `model`, as float32; the model may be on the meta device.
 
