@@ -11,7 +11,7 @@ from extractors.ct.header import SliceHeader, examine
 from extractors.ct.image_type import Derivation
 from extractors.ct.index import adopted, items_of, rules_of, series_of
 from extractors.ct.settings import CtSettings
-from extractors.ct.time import Moment
+from extractors.dicom.time import Moment
 from extractors.extractor import Examined, Finding
 from extractors.items import FoundItem
 from extractors.trees import Entry

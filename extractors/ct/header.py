@@ -16,10 +16,10 @@ import xxhash
 from extractors.ct.geometry import plausible_spacing
 from extractors.ct.image_type import Derivation, derivation, refusal
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
-from extractors.ct.time import DATE_TIMES, PAIRS, Moment, clocks_of, moments_of
 from extractors.dicom.elements import Header, numbers_of, quiet, read_elements
 from extractors.dicom.files import MEMBER, archive_kind, disk_stamp, is_regular, members
 from extractors.dicom.pixels import DECODERS, NATIVE, is_whole, pixel_format
+from extractors.dicom.time import DATE_TIMES, PAIRS, Moment, clocks_of, moments_of
 from extractors.items import BESIDE_FILES, EDGE_BYTES, OK, VerdictError, stream_fingerprint
 from extractors.trees import Entry
 

@@ -28,8 +28,8 @@ from extractors.ct.phases import array, judged, volumes_of
 from extractors.ct.read import read_ct_units, read_volume, squared_shape
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
 from extractors.ct.settings import CT, CtSettings
-from extractors.ct.time import earliest
 from extractors.dicom.files import MEMBER, SINGLE
+from extractors.dicom.time import earliest
 from extractors.items import BESIDE_FILES, OK, FoundItem, foreign_item, foreign_number, identity_of
 from extractors.trees import walk
 from warehouse.errors import TimeloomError

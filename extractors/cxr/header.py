@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from extractors.ct.time import DATE_TIMES, PAIRS, Moment, moments_of
 from extractors.cxr.grey import GreyScale, Lut, Window
 from extractors.dicom.elements import Header, quiet, text_of
 from extractors.dicom.pixels import PixelFormat
+from extractors.dicom.time import DATE_TIMES, PAIRS, Moment, moments_of
 from extractors.items import OK
 
 if TYPE_CHECKING:

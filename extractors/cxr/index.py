@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 import xxhash
 
-from extractors.ct.time import earliest
 from extractors.cxr.copies import fingerprint_of, near_copies
 from extractors.cxr.film import dicom_picture, image_picture, may_be_other, open_dicom, origin_of
 from extractors.cxr.grey import Picture
@@ -29,6 +28,7 @@ from extractors.cxr.settings import CXR, CxrSettings
 from extractors.cxr.table import Row, name_of, rows_of
 from extractors.cxr.views import laterality_of, view_of, yes_or_no
 from extractors.dicom.files import disk_stamp, is_regular
+from extractors.dicom.time import earliest
 from extractors.extractor import Examined, Finding
 from extractors.items import (
     BESIDE_FILES,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from extractors.ct.time import DATE_TIMES, PAIRS, earliest, moments_of
 from extractors.dicom.elements import quiet
+from extractors.dicom.time import DATE_TIMES, PAIRS, earliest, moments_of
 from extractors.ecg.leads import standard_name
 from extractors.ecg.recording import (
     MOST_SAMPLES,

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from extractors.ct.geometry import canonical_axial, judge
 from extractors.ct.index import index_ct, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig
-from extractors.ct.time import earliest, moments_of
 from extractors.dicom.elements import quiet
+from extractors.dicom.time import earliest, moments_of
 from extractors.items import VERDICTS, FoundItem, VerdictError
 from tests.support.images.phantoms import AIR, disc, write_series, write_slice
 

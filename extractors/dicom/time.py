@@ -1,4 +1,4 @@
-"""When a CT was acquired: which DICOM tag says so, at what precision, on whose clock.
+"""When images and waveforms were acquired: which DICOM tag says so, at what precision, on whose clock.
 
 Order (never Content time, which is when the image was made): FrameAcquisitionDateTime, AcquisitionDateTime, Acquisition
 date and time, Series, Study; and only where none of these has a time of day, the dates alone in the same order.
