@@ -97,8 +97,8 @@ class Extractor:
         check: a function of settings that raises a TimeloomError where they cannot be right, before any work.
         digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
             too little of it to tell; none where the `content` of its items tells it.
-        index_anew: a function like `index` that is given, besides, the items that an earlier night found with the same
-            settings: one whose files stand as they did need not be judged again.
+        takes_known: `index` is given, besides, the items that an earlier night found with the same settings: one whose
+            files stand as they did need not be judged again.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
             `index` is asked about the whole tree whenever anything in it changed.
         reads: what files it reads, in words.
@@ -116,7 +116,7 @@ class Extractor:
     needs_crosswalk: bool = False
     check: str = ""
     digest: str = ""
-    index_anew: str = ""
+    takes_known: bool = False
     by_file: ByFile | None = None
     reads: str = ""
     foreign: str = ""
@@ -132,11 +132,9 @@ class Extractor:
         workers: int | None = None,
         known: Sequence[FoundItem] = (),
     ) -> list[FoundItem]:
-        """Every item under the settings' path, as `index` finds it, or `index_anew` beside items that are known."""
-        if self.index_anew and known:
-            found: list[FoundItem] = imported(self.index_anew)(settings, links, progress, workers, known)
-        else:
-            found = imported(self.index)(settings, links, progress, workers)
+        """Every item under the settings' path, as `index` finds it, beside items that are known where it takes them."""
+        more = (known,) if self.takes_known else ()
+        found: list[FoundItem] = imported(self.index)(settings, links, progress, workers, *more)
         return found
 
 

@@ -66,22 +66,14 @@ def index(
     links: pl.DataFrame | None,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
+    known: Sequence[FoundItem] = (),
 ) -> list[FoundItem]:
     """The modality's items, as `extractors.extractor.Extractor` says: one a recording, and one for all other files.
 
     A crosswalk by `path` names records with or without their ending; one by `patient_id` is laid over by the run.
-    """
-    return index_anew(settings, links, progress, workers, ())
 
-
-def index_anew(
-    settings: EcgSettings,
-    links: pl.DataFrame | None,
-    progress: Callable[[int, int], None] | None,
-    workers: int | None,
-    known: Sequence[FoundItem],
-) -> list[FoundItem]:
-    """As `index`; recordings whose files stand as they did when `known` was found are not read.
+    Args:
+        known: items of an earlier night; recordings whose files stand as they did then are not read.
 
     Raises:
         RawFileChangedError: a file is not the same before and after it was judged.

@@ -73,5 +73,5 @@ ECG = Extractor(
     foreign="refused_not_ecg",
     matches=("path", "patient_id"),
     private_geometry=frozenset(("stamp", "state", "judged")),
-    index_anew="extractors.ecg.index:index_anew",
+    takes_known=True,
 )

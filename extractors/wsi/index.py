@@ -64,23 +64,16 @@ def index(
     links: pl.DataFrame | None,
     progress: Callable[[int, int], None] | None,
     workers: int | None,
+    known: Sequence[FoundItem] = (),
 ) -> list[FoundItem]:
     """The modality's items, as `extractors.extractor.Extractor` says.
 
     By a crosswalk of paths one for each of its rows, judged, and one for each slide that it does not list, unopened;
     else one for each slide, judged, which the run ties by what its DICOM header says.
+
+    Args:
+        known: items of an earlier night; slides whose files stand as they did then are not opened.
     """
-    return index_anew(settings, links, progress, workers, ())
-
-
-def index_anew(
-    settings: WsiSettings,
-    links: pl.DataFrame | None,
-    progress: Callable[[int, int], None] | None,
-    workers: int | None,
-    known: Sequence[FoundItem],
-) -> list[FoundItem]:
-    """As `index`; slides whose files stand as they did when `known` was found are not opened."""
     root, crosswalk, limits = settings.path, settings.crosswalk, Limits.of(settings)
     found = search(root)
     beside = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]

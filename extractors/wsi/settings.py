@@ -33,5 +33,5 @@ WSI = Extractor(
     reads="DICOM slides and files that OpenSlide knows, as SVS, NDPI, MRXS, SCN, BIF, VMS, CZI and tiled TIFF",
     matches=("path", "study_uid", "series_uid", "accession_number"),
     private_geometry=frozenset(("stamp", "state", "judged")),
-    index_anew="extractors.wsi.index:index_anew",
+    takes_known=True,
 )
