@@ -6,13 +6,10 @@ themselves.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
@@ -35,6 +32,7 @@ from extractors.items import (
     foreign_number,
     identity_of,
 )
+from extractors.judging import judge_each
 from warehouse.errors import RawFileChangedError
 from warehouse.files import signature
 
@@ -81,38 +79,22 @@ def index(
     root, found = settings.path, find_files(settings.path)
     by_path = links is not None and settings.crosswalk is not None and settings.crosswalk.match == "path"
     files = _named(root, found.files, _rows(cast(pl.DataFrame, links)) if by_path else {})
-    earlier = {(item.paths[0], item.geometry["state"]): item for item in known if item.geometry.get("state")}
-    kept = [earlier.get((file.path, state_of(root, file.path, file.kind))) if earlier else None for file in files]
-    judged = iter(
-        _all_judged(settings, [f for f, item in zip(files, kept, strict=True) if item is None], progress, workers)
+    judged = judge_each(
+        files,
+        partial(_judged, settings),
+        lambda file: (file.path, state_of(root, file.path, file.kind)),
+        known,
+        workers=workers,
+        a_worker=FILES_A_WORKER,
+        progress=progress,
+        chunk=16,
     )
-    items = [_tied(file, item or next(judged)) for file, item in zip(files, kept, strict=True)]
+    items = [_tied(file, item) for file, item in zip(files, judged, strict=True)]
     items += [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
     if found.others:
         total = sum(foreign_number(_fingerprint(root / path)) for path in found.others)
         items.append(foreign_item(MODALITY, ECG.foreign, len(found.others), total))
     return sorted(items, key=lambda item: (item.paths, item.identity))
-
-
-def _all_judged(
-    settings: EcgSettings, files: list[_File], progress: Callable[[int, int], None] | None, workers: int | None
-) -> list[FoundItem]:
-    judge_file = partial(_judged, settings)
-    cores = len(os.sched_getaffinity(0)) if workers is None else workers
-    processes = min(cores, len(files) // FILES_A_WORKER)
-    if processes < 2:
-        return _collect(map(judge_file, files), progress, len(files))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return _collect(pool.map(judge_file, files, chunksize=16), progress, len(files))
-
-
-def _collect(items: Iterable[FoundItem], progress: Callable[[int, int], None] | None, total: int) -> list[FoundItem]:
-    collected: list[FoundItem] = []
-    for item in items:
-        collected.append(item)
-        if progress is not None:
-            progress(len(collected), total)
-    return collected
 
 
 def _unread(path: str, verdict: str) -> FoundItem:

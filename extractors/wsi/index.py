@@ -1,13 +1,10 @@
 """Which slides of a tree are usable: each opened, planned and judged. Label, macro and thumbnail are never touched."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +12,7 @@ import polars as pl
 
 from extractors.crosswalk import references
 from extractors.items import BESIDE_FILES, OK, FoundItem, TimePrecision, VerdictError, identity_of
+from extractors.judging import judge_each
 from extractors.wsi.files import file_inside, files_of, find_slides, names_of, not_listed, search
 from extractors.wsi.focus import blurred_share
 from extractors.wsi.ome import open_pyramid, stated_mpp
@@ -134,29 +132,17 @@ def index_slides(
     Raises:
         RawFileChangedError: a slide is not the same before and after it was judged.
     """
-    earlier = {(item.paths[0], item.geometry["state"]): item for item in known if item.geometry.get("state")}
     rows = list(manifest.iter_rows(named=True))
-    kept = [earlier.get((_path_of(row), _state(root, row))) if earlier else None for row in rows]
-    new = [row for row, item in zip(rows, kept, strict=True) if item is None]
-    judge = partial(_judged, root, limits)
-    cores = len(os.sched_getaffinity(0)) if workers is None else workers
-    processes = min(cores, len(new) // SLIDES_A_WORKER)
-    if processes < 2:
-        judged = _collect(map(judge, new), progress)
-    else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            judged = _collect(pool.map(judge, new), progress)
-    found = iter(judged)
-    return [_tied(row, item or next(found), tied) for row, item in zip(rows, kept, strict=True)]
-
-
-def _collect(items: Iterable[FoundItem], progress: Callable[[int], None] | None) -> list[FoundItem]:
-    found: list[FoundItem] = []
-    for item in items:
-        found.append(item)
-        if progress is not None:
-            progress(len(found))
-    return found
+    judged = judge_each(
+        rows,
+        partial(_judged, root, limits),
+        lambda row: (_path_of(row), _state(root, row)),
+        known,
+        workers=workers,
+        a_worker=SLIDES_A_WORKER,
+        progress=None if progress is None else (lambda done, _: progress(done)),
+    )
+    return [_tied(row, item, tied) for row, item in zip(rows, judged, strict=True)]
 
 
 def _path_of(row: Mapping[str, Any]) -> str:
