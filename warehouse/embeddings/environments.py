@@ -153,9 +153,11 @@ def _is_whole(path: Path, environment: lmdb.Environment) -> bool:
     A file may be short of its last pages where they were freed before they were written. That is rare, and told by a
     process of its own that reads everything.
     """
-    pages = environment.info()["last_pgno"] + 1
-    if path.stat().st_size >= pages * environment.stat()["psize"]:
+    pages, page_bytes, size = environment.info()["last_pgno"] + 1, environment.stat()["psize"], path.stat().st_size
+    if size >= pages * page_bytes:
         return True
+    if size % page_bytes:  # LMDB writes whole pages; the rest of a page that is cut reads as zeros
+        return False
     return (
         subprocess.run([sys.executable, "-c", _READ_ALL, str(path)], capture_output=True, check=False).returncode == 0
     )

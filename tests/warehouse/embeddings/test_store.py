@@ -320,6 +320,21 @@ def test_a_store_that_is_cut_short_is_one_line_and_kills_nobody(store: Path, siz
     assert [("0001.lmdb" in line, "cut short" in line) for line in done.stdout.splitlines()] == [(True, True)] * 2
 
 
+def test_a_store_that_ends_inside_the_page_of_its_keys_is_cut_short(tmp_path: Path) -> None:
+    """The rest of that page reads as zeros: keys without a letter, which no error told."""
+    path = tmp_path / "0001.lmdb"
+    with EmbeddingWriter(path) as writer:
+        writer.put_many(vectors(2))
+    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as raw:
+        page_bytes = raw.stat()["psize"]
+        pages = raw.info()["last_pgno"] + 1
+    found = path.read_bytes()
+    for page in range(2, pages):
+        path.write_bytes(found[: page * page_bytes + page_bytes // 2])
+        with pytest.raises(TimeloomError, match="cut short"):
+            EmbeddingStore.open(path)
+
+
 def test_a_file_that_lacks_nothing_but_freed_pages_is_read(tmp_path: Path) -> None:
     """What LMDB does now and then; these puts and deletions make it leave three pages out."""
     path = tmp_path / "0001.lmdb"
