@@ -11,11 +11,11 @@ from pydantic import Field
 from extractors.events.times import parse_times
 from extractors.ids import SubjectIds, known_ids
 from extractors.reading import SubjectReading
-from extractors.source import TimeRule
+from extractors.time_rule import TimeRule
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
-Match = Literal["path", "patient_id", "study_uid", "series_uid", "accession_number"]
+Match = Literal["path", "patient_id", "study_uid", "series_uid", "accession_number", "note_id"]
 _COLUMNS = ("match", "subject_id", "time", "available_time", "mpp")
 _TOLD = {"subject_id": "subjects", "time": "times", "available_time": "times of being available", "mpp": "pixel sizes"}
 
@@ -25,7 +25,8 @@ class CrosswalkConfig(SubjectReading, Settings):
 
     Attributes:
         match: the CSV's column `match` holds a `path` below the images' folder, or what stands in DICOM headers: a
-            `patient_id` (PatientID), `study_uid`, `series_uid` or `accession_number`.
+            `patient_id` (PatientID), `study_uid`, `series_uid` or `accession_number`; or the `note_id` of a
+            table of notes.
         columns: names of the CSV's columns where they are not match, subject_id, time, available_time, mpp.
         artificial: the ties are made up, as when public data sets are joined for a demonstration; recorded per item.
     """
@@ -121,7 +122,7 @@ def _spelt(values: pl.Series, match: Match, patients: SubjectIds) -> pl.Series:
     """What names items, in the spelling that the extractors' own names have; null where there is none."""
     if match == "patient_id":
         return patients.of(values)
-    if match == "accession_number":
+    if match in ("accession_number", "note_id"):
         return known_ids(values)
     bare = values.str.strip_chars()
     if match == "path":  # as programs for Windows write them, too

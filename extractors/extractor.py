@@ -99,6 +99,8 @@ class Extractor:
             too little of it to tell; none where the `content` of its items tells it.
         takes_known: `index` is given, besides, the items that an earlier night found with the same settings: one whose
             files stand as they did need not be judged again.
+        keeps: `index` is given, besides, the path of a folder below the private one, in which it may leave what its
+            reader needs; None where nothing will be read.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
             `index` is asked about the whole tree whenever anything in it changed.
         reads: what files it reads, in words.
@@ -117,6 +119,7 @@ class Extractor:
     check: str = ""
     digest: str = ""
     takes_known: bool = False
+    keeps: bool = False
     by_file: ByFile | None = None
     reads: str = ""
     foreign: str = ""
@@ -131,9 +134,16 @@ class Extractor:
         progress: Advance | None = None,
         workers: int | None = None,
         known: Sequence[FoundItem] = (),
+        kept: Path | None = None,
     ) -> list[FoundItem]:
-        """Every item under the settings' path, as `index` finds it, beside items that are known where it takes them."""
-        more = (known,) if self.takes_known else ()
+        """Every item under the settings' path, as `index` finds it, beside items that are known where it takes them.
+
+        Args:
+            kept: the folder for what a reader needs, where one `keeps`.
+        """
+        more: tuple[Any, ...] = (known,) if self.takes_known else ()
+        if self.keeps:
+            more += (kept,)
         found: list[FoundItem] = imported(self.index)(settings, links, progress, workers, *more)
         return found
 

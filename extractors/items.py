@@ -42,6 +42,9 @@ VERDICTS: Mapping[str, str] = {
     "refused_view": "a view that the configuration leaves out",
     "refused_dark_field": "a dark-field or fluorescence slide, light on dark",
     "refused_not_ecg": "files of an ECG tree that are none: another kind of waveform, or no ECG format at all",
+    "refused_not_note": "files beside notes that are none: no table with a column of text (one item counts them all)",
+    "refused_empty": "a note in which no letter and no digit stands: blanks, lines and marks of what was taken out",
+    "refused_other_summary": "a summary of a visit of which a later one is kept",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     "refused_linked_folder": "a link to a folder, which is not followed",
     # the modality, but damaged or incomplete
@@ -116,7 +119,7 @@ class FoundItem:
     time_precision: TimePrecision
     available_time: datetime | None  # None: as `time`
     verdict: str
-    units_expected: int | None  # slices or tissue tiles
+    units_expected: int | None  # slices, tissue tiles, windows
     geometry: dict[str, Any] = field(default_factory=dict)  # JSON, without identifiers
     content: str = ""  # hex; the same for the same pixels, whatever ids and dates stand beside them; else `identity` is
     issuer: str = ""  # who gave `raw_subject`, where the files say so: two issuers may give one id to two patients

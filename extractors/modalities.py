@@ -4,6 +4,7 @@ from extractors.ct.settings import CT
 from extractors.cxr.settings import CXR
 from extractors.ecg.settings import ECG
 from extractors.extractor import Extractor
+from extractors.note.settings import NOTE
 from extractors.wsi.settings import WSI
 from warehouse.errors import TimeloomError
 
@@ -12,6 +13,7 @@ EXTRACTORS: dict[str, Extractor] = {
     "wsi": WSI,
     "ecg": ECG,
     "cxr": CXR,
+    "note": NOTE,
 }
 
 

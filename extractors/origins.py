@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from extractors.reading import ColumnReading, laid_over
-from extractors.source import Source, TableRule, TimeRule, aggregate, sql
+from extractors.source import Source, TableRule, aggregate, sql
+from extractors.time_rule import TimeRule
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import polars as pl
 from pydantic import (
-    BeforeValidator,
+    AfterValidator,
     Field,
     ValidationError,
     ValidationInfo,
@@ -21,8 +21,10 @@ from pydantic import (
 )
 
 from extractors.expressions import check_expression, expression
+from extractors.note_rule import NoteRule
 from extractors.reading import NullValues, Reading, TableReading, known_zone, laid_over
-from extractors.source_model import Columns, SourceModel, check_format, listed
+from extractors.source_model import Columns, SourceModel, listed
+from extractors.time_rule import Available, Time
 from extractors.yaml_files import explain, parse_yaml
 from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK
@@ -31,67 +33,9 @@ SOURCES = Path(__file__).parent / "sources"
 PLACEHOLDER = re.compile(r"\{(?P<column>\w+)(?::(?P<filter>\w+))?(?:\|(?P<default>[^}]*))?\}")
 FILTERS = ("icd", "upper", "strip")
 CROSSWALK = "crosswalk/"
-DEFAULT_FORMATS = (
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%d",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M:%S",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%dT%H:%M:%S%z",
-    "%Y-%m-%d %H:%M:%S%z",
-    "%Y-%m-%dT%H:%M:%S%.f%z",
-    "%Y-%m-%d %H:%M:%S%.f%z",
-    "%Y-%m-%dT%H:%M",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M%z",
-    "%Y-%m-%d %H:%M%z",
-)
-
-
-class TimeRule(SourceModel):
-    """Where a time stands.
-
-    Attributes:
-        column: the first of these that is not null is taken.
-        formats: strptime formats tried in order; one without a time of day gives a date, one with `%z` reads an offset.
-        anchor: a date (or year) stands at the `end` of its span, so that nothing uses it early, or at its `start`.
-        midnight_is_date: 00:00:00 means that only the day is known.
-    """
-
-    column: Columns
-    formats: Columns = Field(default_factory=lambda: list(DEFAULT_FORMATS))
-    anchor: Literal["start", "end"] = "end"
-    midnight_is_date: bool = False
-
-    @model_validator(mode="after")
-    def _checked(self) -> "TimeRule":
-        for time_format in self.formats:
-            check_format(time_format)
-        return self
-
-
-def _time_rule(value: Any) -> Any:
-    return {"column": value} if isinstance(value, (str, list)) else value
-
-
-class AvailableRule(TimeRule):
-    """Where the moment stands at which a fact could first be read.
-
-    Attributes:
-        otherwise: what holds where no such moment stands: the fact's own `time`; or `lag`, its time and the 95th
-            percentile of what that code's other rows took, which is marked as an estimate. Where the moment was to be
-            looked up and the join missed, it is `lag` in either case.
-    """
-
-    otherwise: Literal["time", "lag"] = "time"
-
+_Rules = TypeVar("_Rules", bound=dict[str, Any])
 
 _CHECKED = {"checked": True}
-
-Time = Annotated[TimeRule, BeforeValidator(_time_rule, json_schema_input_type=str | list[str] | TimeRule)]
-Available = Annotated[
-    AvailableRule, BeforeValidator(_time_rule, json_schema_input_type=str | list[str] | AvailableRule)
-]
 
 
 def _check(key: str, text: str, info: ValidationInfo, *, condition: bool) -> None:
@@ -250,6 +194,15 @@ class CrosswalkRule(SourceModel):
     why: str | None = None
 
 
+def _inside(tables: _Rules) -> _Rules:
+    """Refuses names of tables that lead out of the source's folder."""
+    for table in tables:
+        parts = re.split(r"[/\\]", table)
+        if "" in parts or ".." in parts or "." in parts or parts[0].endswith(":"):
+            raise ValueError(f"{table} names no table below the source's folder")
+    return tables
+
+
 class Source(SourceModel):
     """A whole source.
 
@@ -264,6 +217,7 @@ class Source(SourceModel):
         tables: by path below the source's folder, without its ending.
         crosswalks: by name, joined and described as `crosswalk/<name>`.
         codes: what dictionaries say of codes.
+        note: by table, how it holds the texts of notes, for the modality `note`; no event is made of such a table.
         reading: how the tables are written; what a run's configuration says of it is laid over this.
     """
 
@@ -274,19 +228,11 @@ class Source(SourceModel):
     time_zone: str | None = None
     case_insensitive: bool = False
     units: dict[str, str | None] = Field(default_factory=dict)
-    tables: dict[str, TableRule]
+    tables: Annotated[dict[str, TableRule], AfterValidator(_inside)]
     crosswalks: dict[str, CrosswalkRule] = Field(default_factory=dict)
     codes: list[CodeRule] = Field(default_factory=list)
+    note: Annotated[dict[str, NoteRule], AfterValidator(_inside)] = Field(default_factory=dict)
     reading: Reading = Reading()
-
-    @field_validator("tables")
-    @classmethod
-    def _inside(cls, tables: dict[str, TableRule]) -> dict[str, TableRule]:
-        for table in tables:
-            parts = re.split(r"[/\\]", table)
-            if "" in parts or ".." in parts or "." in parts or parts[0].endswith(":"):
-                raise ValueError(f"{table} names no table below the source's folder")
-        return tables
 
     @field_validator("time_zone")
     @classmethod

@@ -21,6 +21,7 @@ from extractors.modalities import EXTRACTORS, extractor_of
 from pipelines.config import ModalityConfig
 from pipelines.engine.context import counts_of
 from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import RawFile, Result, Task
 from pipelines.night import Night, Stage
 from pipelines.scan import OF_SUBJECTS, earlier_files, settings_of
@@ -36,10 +37,11 @@ _LOW = (1 << 32) - 1
 
 
 class Counts(TypedDict):
-    """What a task tells: how many items it found."""
+    """What a task tells: how many items it found, and the files that it left for their reader, with their sizes."""
 
     modality: str
     items: int
+    kept: dict[str, int]
 
 
 class Params(TypedDict):
@@ -202,6 +204,7 @@ def _task(
             out=f"{name}.parquet",
         ),
         fingerprint=fingerprint,
+        intact="pipelines.group:has_kept" if EXTRACTORS[modality].keeps else None,
         raw_files=raw_files or {},
     )
 
@@ -216,14 +219,30 @@ def run(params: Params, base: Path) -> Result:
         key = f"modalities.{modality}.crosswalk"
         links = read_crosswalk(crosswalk, key, settings.subject_ids) if crosswalk else None
         known = [item for path in params["known"] for item in whole_items(Path(path))]
-        found = extractor.index_items(settings, links, workers=params["workers"], known=known)
+        found = extractor.index_items(settings, links, workers=params["workers"], known=known, kept=_kept(params, base))
     else:
         found = imported(extractor.by_file.items)(settings, _findings(params))
     rows = [_row(item, extractor.private_geometry) for item in found]
     with atomic_write(base / params["out"]) as temporary:
         table = pa.Table.from_pylist(rows, GROUPED.with_metadata({RULES: params["rules"]}))
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    return Result({params["out"]: len(rows)}, Counts(modality=modality, items=len(rows)))
+    return Result({params["out"]: len(rows)}, Counts(modality=modality, items=len(rows), kept=_sizes(params, base)))
+
+
+def _kept(params: Params, base: Path) -> Path:
+    """The folder in which an index may leave what its items' reader needs."""
+    return (base / params["out"]).with_suffix("")
+
+
+def _sizes(params: Params, base: Path) -> dict[str, int]:
+    folder = _kept(params, base)
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+def has_kept(params: Params, base: Path) -> bool:
+    """Whether what a task left for its items' reader is still there."""
+    entry = load_record((base / params["out"]).with_suffix(".json"))
+    return entry is not None and counts_of(entry, Counts)["kept"] == _sizes(params, base)
 
 
 def _findings(params: Params) -> Iterator[Finding]:

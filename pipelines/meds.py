@@ -37,6 +37,10 @@ LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int6
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
 
 
+# Of a source, what all of its tables hang on.
+OF_ALL_TABLES = {"name", "subject", "null_values", "time_zone", "case_insensitive", "units"}
+
+
 class Counts(TypedDict):
     """What a task tells: where the pieces of its segment are, and what became of every raw row."""
 
@@ -104,7 +108,7 @@ def plan(night: Night) -> list[Task]:
                 names[label] = name
             rules = sha256_json(
                 [STAGE.name, STAGE.version, pl.__version__, rule.model_dump(mode="json") if rule else None]
-                + [source.model_dump(mode="json", exclude={"tables", "codes", "crosswalks", "description", "reading"})]
+                + [source.model_dump(mode="json", include=OF_ALL_TABLES)]
                 + [source.reading.model_dump(mode="json", include={"subject_pattern", "subject_normalise"})]
                 # Of the tables that it reads alone: what is said of another changes nothing here.
                 + [source.reading_of(read).model_dump(mode="json") for read in (name, *joined)]

@@ -13,7 +13,6 @@ class Modality:
         title: as reports show it.
         unit: what an encoder sees of an item at a time, in the singular.
         event: the code of the event that an item makes on its subject's timeline.
-        reserved: it has a number and no extractor yet.
     """
 
     name: str
@@ -21,7 +20,6 @@ class Modality:
     title: str
     unit: str
     event: str
-    reserved: bool = False
 
 
 MODALITIES: dict[str, Modality] = {
@@ -31,11 +29,11 @@ MODALITIES: dict[str, Modality] = {
         Modality("wsi", 1, title="slide", unit="tile", event="IMAGE/WSI"),
         Modality("ecg", 2, title="ECG", unit="window", event="IMAGE/ECG"),
         Modality("cxr", 3, title="chest x-ray", unit="view", event="IMAGE/CXR"),
-        Modality("note", 4, title="note", unit="passage", event="IMAGE/NOTE", reserved=True),
+        Modality("note", 4, title="note", unit="window", event="IMAGE/NOTE"),
     )
 }
-# Those that releases can hold, by name.
-INDEXED: tuple[str, ...] = tuple(name for name, modality in MODALITIES.items() if not modality.reserved)
+# Their names.
+INDEXED: tuple[str, ...] = tuple(MODALITIES)
 
 
 def title_of(name: str) -> str:

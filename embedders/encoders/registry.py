@@ -151,4 +151,15 @@ NETWORKS: dict[str, Network] = {
         **{**_ECG_VIT, "build": "embedders.encoders.signals:build_random_ecg"},
         pretrained=False,
     ),
+    "random-bert": Network(
+        {
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
+            "vocab_size": 40_000, "max_position_embeddings": 512, "pool": "class token, mean and deviation",
+        },
+        "embedders.encoders.bert:build_random_bert",
+        pretrained=False,
+        form="text",
+        tokens="embedders.encoders.bert:bert_tokens",
+        plain="embedders.encoders.bert:plain_bert",
+    ),
 }  # fmt: skip

@@ -167,6 +167,9 @@ def settings_at_odds(name: str, modality: str, settings: Settings) -> str | None
         wanted = getattr(preprocess, key)
         if getattr(settings, key) != wanted:
             return f"{name} takes {key} {wanted}: set modalities.{modality}.{key}: {wanted}, or choose another encoder"
+    for key, most in getattr(preprocess, "most", {}).items():
+        if getattr(settings, key) > most:
+            return f"{name} takes {key} {most} at most: set modalities.{modality}.{key}, or choose another encoder"
     return None
 
 

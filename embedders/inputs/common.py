@@ -26,7 +26,7 @@ class PreprocessSpec(Protocol):
 
     Attributes:
         kind: what stands for the class in the hash; it stays when the class is renamed.
-        form: what it makes of a unit, by which encoders are chosen: `image` or `signal`.
+        form: what it makes of a unit, by which encoders are chosen: `image`, `signal` or `text`.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -4,6 +4,7 @@ from embedders.inputs.common import PreprocessSpec
 from embedders.inputs.ct import CtSpec
 from embedders.inputs.cxr import CxrSpec
 from embedders.inputs.ecg import EcgSpec
+from embedders.inputs.note import NoteSpec
 from embedders.inputs.wsi import TileSpec
 
 SPECS: dict[str, PreprocessSpec] = {
@@ -11,4 +12,5 @@ SPECS: dict[str, PreprocessSpec] = {
     "wsi": TileSpec(),
     "ecg": EcgSpec(),
     "cxr": CxrSpec(),
+    "note": NoteSpec(),
 }

@@ -24,10 +24,11 @@ from extractors.events.converted import Account
 from extractors.events.joins import MISSED, attach_rows
 from extractors.events.times import Times, times_as_read
 from extractors.origins import readings_of
-from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source, TimeRule
+from extractors.source import PLACEHOLDER, EventRule, JoinRule, Source
 from extractors.tables.block import TableBlock
 from extractors.tables.export import Export, has_texts, is_table
 from extractors.tables.rows import Rows, TextColumn
+from extractors.time_rule import TimeRule
 from warehouse.errors import TimeloomError
 
 ROWS = 10_000

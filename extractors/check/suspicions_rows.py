@@ -14,8 +14,9 @@ from extractors.events.converted import MISSED, RECORDED, Account
 from extractors.events.times import Times, precision_of
 from extractors.events.values import parse_values
 from extractors.origins import readings_of
-from extractors.source import EventRule, Source, TableRule, TimeRule, sql, template_columns
+from extractors.source import EventRule, Source, TableRule, sql, template_columns
 from extractors.source_model import reads_offsets
+from extractors.time_rule import TimeRule
 
 SHOWN_SUBJECTS = 11
 UNREADABLE = 0.001  # the default of limits.unparsable_times

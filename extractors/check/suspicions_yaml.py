@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from extractors.origins import origins, readings_of
-from extractors.source import EventRule, Source, TableRule, TimeRule, template_columns
+from extractors.source import EventRule, Source, TableRule, template_columns
 from extractors.source_model import reads_offsets
+from extractors.time_rule import TimeRule
 
 # Codes that a coder assigns for the bill, when the stay is over.
 BILLING = re.compile(r"ICD[-_ ]?O?\d*[-_ ]?(CM|PCS|GM|CA|AM)?|(MS|APR)?[-_ ]?DRG|HCPCS|CPT\d?", re.I)

@@ -11,7 +11,7 @@ import polars as pl
 
 from extractors.cxr.settings import COLUMNS, CxrSettings, CxrTable, Match
 from extractors.events.times import parse_times
-from extractors.source import TimeRule
+from extractors.time_rule import TimeRule
 from extractors.trees import walk
 from warehouse.errors import TimeloomError
 from warehouse.files import signature_of

@@ -25,13 +25,13 @@ from extractors.source import (
     EventRule,
     Source,
     TableRule,
-    TimeRule,
     made_columns,
     raw_columns,
     template_columns,
 )
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn, without
+from extractors.time_rule import TimeRule
 from warehouse.hashing import splitmix64
 
 _COMPACTED = 64

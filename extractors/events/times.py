@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from extractors.origins import TimeReading
-from extractors.source import TimeRule
 from extractors.source_model import names_utc
 from extractors.tables.rows import TextColumn
+from extractors.time_rule import TimeRule
 
 _DATES = (
     ("%d", "day"), ("%e", "day"), ("%j", "day"), ("%F", "day"), ("%D", "day"),

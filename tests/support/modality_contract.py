@@ -17,6 +17,7 @@ from extractors.modalities import EXTRACTORS
 from tests.support.ecg import heart, write_crosswalk, write_record
 from tests.support.images.phantoms import disc, stained, write_series, write_tiff
 from tests.support.images.xrays import chest, write_film
+from tests.support.notes import write_text_files
 from warehouse.embeddings.store import close_stores, content_hash
 
 
@@ -69,19 +70,28 @@ def _ecg(folder: Path) -> Sample:
     return Sample(EXTRACTORS["ecg"].settings(path=folder, crosswalk=crosswalk), folder / "1.dat")
 
 
+def _note(folder: Path) -> Sample:
+    texts = {f"{number}.txt.gz": f"Seen at visit {number}. {'No new complaint. ' * 400 * number}" for number in (1, 2)}
+    write_text_files(folder, texts, {name: f"P{name[0]}" for name in texts})
+    rules = {"notes": {"file": "path", "subject": "subject_id", "time": "charttime"}}
+    settings = EXTRACTORS["note"].settings.model_validate({"path": folder, "rules": rules})
+    return Sample(settings, folder / "1.txt.gz")
+
+
 # Makers of samples: a modality that is in the list and not here fails its contract.
-SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi, "ecg": _ecg, "cxr": _cxr}
+SAMPLES: dict[str, Callable[[Path], Sample]] = {"ct": _ct, "wsi": _wsi, "ecg": _ecg, "cxr": _cxr, "note": _note}
 
 
 # The network with random weights for what a modality's units become.
-RANDOM = {"image": "random-dinov2", "signal": "random-ecg"}
+RANDOM = {"image": "random-dinov2", "signal": "random-ecg", "text": "random-bert"}
 
 
 def indexed(modality: str, sample: Sample) -> list[FoundItem]:
     """What the modality's extractor finds."""
     crosswalk = sample.settings.crosswalk
     links: pl.DataFrame | None = None if crosswalk is None else read_crosswalk(crosswalk)
-    return EXTRACTORS[modality].index_items(sample.settings, links, workers=1)
+    kept = sample.settings.path.with_name("kept")
+    return EXTRACTORS[modality].index_items(sample.settings, links, workers=1, kept=kept)
 
 
 def embedded(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from extractors.events.times import Times, parse_times
 from extractors.reading import Reading
-from extractors.source import Source, TimeRule
+from extractors.source import Source
+from extractors.time_rule import TimeRule
 from pipelines import meds
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows

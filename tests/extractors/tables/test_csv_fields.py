@@ -16,11 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extractors.events.times import column_times, parse_times
-from extractors.source import TimeRule
 from extractors.tables import csv_reader
 from extractors.tables.csv_fields import FieldSplitter, SpanTexts
 from extractors.tables.csv_loops import compiled
 from extractors.tables.raw_table import RawTable
+from extractors.time_rule import TimeRule
 from warehouse.errors import TimeloomError
 
 NULLS = ["___", "NA"]

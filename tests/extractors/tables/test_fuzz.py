@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from extractors.deid import DeidConfig, Deidentifier
 from extractors.events.times import parse_times
 from extractors.events.values import parse_values
-from extractors.source import TimeRule
 from extractors.tables import csv_reader
 from extractors.tables.raw_table import RawTable
+from extractors.time_rule import TimeRule
 from tests.support.raw.raw_tables import (
     align_one,
     aligned_events,

@@ -1,0 +1,142 @@
+"""Every note of a folder's tables: its verdict, its times, its windows, and which others say the same.
+
+One pass reads each table. Of a text only its tokens are kept, in the private folder; what an item says are numbers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast, get_args
+
+import polars as pl
+
+from extractors.items import (
+    BESIDE_FILES,
+    FoundItem,
+    TimePrecision,
+    file_fingerprint,
+    foreign_item,
+    foreign_number,
+    identity_of,
+)
+from extractors.note.kept import FILE, Kept
+from extractors.note.marks import marked
+from extractors.note.passage import Passage
+from extractors.note.settings import NOTE, NoteSettings
+from extractors.note.tables import find_files
+from extractors.note.tokens import Tokens, load_tokens
+from warehouse.errors import RawFileChangedError, TimeloomError
+
+MODALITY = "note"
+# Numbers and marks that an item has where they are more than nothing.
+_COUNTED = (
+    "tokens_cut", "blanks", "mojibake", "of_visit", "addendum", "parent", "parent_absent", "exact_copies",
+    "near_copies", "copied_from", "stored_early", "time_unreadable", "no_visit", "id_repeated",
+)  # fmt: skip
+
+
+def index(
+    settings: NoteSettings,
+    links: pl.DataFrame | None,
+    progress: Callable[[int, int], None] | None,
+    workers: int | None,
+    kept: Path | None = None,
+) -> list[FoundItem]:
+    """The modality's items, as `extractors.extractor.Extractor` says: one a note, and one for all other files.
+
+    A crosswalk, by `note_id` or `patient_id`, is laid over by the run.
+
+    Args:
+        workers: not asked: the tokenizer's library uses every core.
+        kept: the folder where the notes' tokens are left for their reader.
+
+    Raises:
+        TimeloomError: a table that the settings name is missing, is no text in its encoding, or lacks a column.
+        RawFileChangedError: a file is not the same before and after it was read.
+    """
+    tokens = load_tokens(settings.tokenizer)
+    found = find_files(settings)
+    items = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
+    with _folder(kept) as folder:
+        with Passage(settings, tokens, folder) as passage:
+            for number, file in enumerate(found.files):
+                try:
+                    passage.add(file)
+                except RawFileChangedError:
+                    raise
+                except TimeloomError:
+                    if settings.note_rules:
+                        raise
+                    items.append(_unread(file.path, "failed_unreadable"))
+                if progress is not None:
+                    progress(number + 1, len(found.files))
+        notes = marked(settings, passage.notes(), passage.signatures(), Kept(folder / FILE))
+        reading = _reading(settings, tokens)
+        items += [_item(row, reading, str(folder / FILE)) for row in notes.iter_rows(named=True)]
+    if found.others:
+        total = sum(foreign_number(_fingerprint(settings.path / path)) for path in found.others)
+        items.append(foreign_item(MODALITY, NOTE.foreign, len(found.others), total))
+    return items
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    """Where tokens are written: for good, or for as long as notes are compared."""
+    if kept is not None:
+        yield kept
+    else:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _reading(settings: NoteSettings, tokens: Tokens) -> dict[str, Any]:
+    """How a note becomes windows; part of what its vectors are known by."""
+    return {
+        "window": settings.window,
+        "stride": settings.stride,
+        "at_most": settings.at_most,
+        "tokenizer": tokens.digest[:16],
+        "marks": [tokens.first, tokens.last],
+    }
+
+
+def _unread(path: str, verdict: str) -> FoundItem:
+    return FoundItem(MODALITY, None, identity_of([f"unread:{path}"]), (path,), None, "", "day", None, verdict, None)
+
+
+def _item(row: dict[str, Any], reading: dict[str, Any], tokens: str) -> FoundItem:
+    geometry: dict[str, Any] = {"table": row["table"], "note": row["note"]}
+    if row["kind"]:
+        geometry["kind"] = row["kind"]
+    geometry |= {name: row[name] for name in _COUNTED if row[name]}
+    parts = [f"note:{row['table']}:{row['note']}", f"text:{row['hash']}"]
+    if row["tokens"]:
+        geometry |= {"tokens": row["tokens"], "reading": reading}
+        geometry |= {"stamp": row["stamp"], "kept": tokens, "place": [row["batch"], row["row"]]}
+        parts.append(f"reading:{sorted(reading.items())}")
+    return FoundItem(
+        modality=MODALITY,
+        raw_subject=row["subject"],
+        identity=identity_of(parts),
+        paths=(row["path"],),
+        time=row["time"],
+        time_source=row["source"],
+        time_precision=_precision(row["precision"]),
+        available_time=row["available"],
+        verdict=row["verdict"],
+        units_expected=row["windows"] or None,
+        geometry=geometry,
+        names={"note_id": row["id"] or ""},
+    )
+
+
+def _precision(text: str | None) -> TimePrecision:
+    return cast(TimePrecision, text) if text in get_args(TimePrecision) else "day"
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return file_fingerprint(path) if path.is_file() else f"no file:{path.name}"
+    except OSError:
+        return f"closed:{path.name}"

@@ -1,0 +1,128 @@
+"""What a configuration says of notes, and how they are found and read."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from extractors.extractor import Extractor, ModalitySettings
+from extractors.note_rule import NoteRule
+from extractors.reading import Reading, TableReading, laid_over
+from extractors.source import SOURCES, Source, load_source
+from warehouse.configuration import LocatedPath, located
+
+MARKS = 2  # of a window's tokens: [CLS] before the text, [SEP] behind it
+
+
+class NoteSettings(ModalitySettings):
+    """Tables of notes below `path`, or one DuckDB file there; or text files, and a table that names them.
+
+    Attributes:
+        source: a built-in source, or a source's YAML file, whose rules `note` say which tables hold notes.
+        rules: such rules by table, instead of a source's, or laid over them.
+        reading: how this site wrote its tables and text files, laid over what the source says of it.
+        partial: not all text files that a table names are there. Without it, one that is missing stops the run before
+            any work.
+        tokenizer: a folder with vocab.txt, or with a WordPiece tokenizer.json; the encoder's weights where they are
+            such a folder. Without either, words are cut into letters, three at a time: for demonstrations.
+        window: tokens of one window, the two marks around the text included; BERT has places for 512.
+        stride: tokens from the start of one window to that of the next; windows overlap where it is less than they
+            hold.
+        at_most: windows of one note; `geometry.tokens_cut` counts the tokens behind the last.
+        summaries: whether all summaries of a visit are taken, or the one that was stored last.
+        near: notes are near copies where so much of their shingles of five tokens is the same (Jaccard).
+        keep_text: the texts of usable notes are part of a release, in `texts/`; only with a `deid.mode` that allows it.
+    """
+
+    source: str | None = None
+    rules: dict[str, NoteRule] = Field(default_factory=dict)
+    reading: Reading = Reading()
+    partial: bool = False
+    tokenizer: LocatedPath | None = None
+    window: int = Field(default=512, ge=8, le=8192)
+    stride: int = Field(default=384, ge=1)
+    at_most: int = Field(default=8, ge=1, le=1000)
+    summaries: Literal["all", "last"] = "all"
+    near: float = Field(default=0.9, ge=0.8, le=1)
+    keep_text: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, raw: Any, info: ValidationInfo) -> Any:
+        """A source's file by its whole path, and the tokenizer that lies with the encoder's weights."""
+        if not isinstance(raw, dict):
+            return raw
+        filled = dict(raw)
+        source = raw.get("source")
+        if isinstance(source, str) and not (SOURCES / f"{source}.yaml").is_file():
+            filled["source"] = str(located(source, info))
+        encoder = raw.get("encoder")
+        if raw.get("tokenizer") is None and isinstance(encoder, dict) and encoder.get("weights") is not None:
+            filled["tokenizer"] = encoder["weights"]
+        return filled
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NoteSettings":
+        if self.stride > self.window - MARKS:
+            raise ValueError(f"stride is {self.window - MARKS} tokens at most: more would leave text out")
+        return self
+
+    @cached_property
+    def described_by(self) -> Source:
+        """The source, or one without tables."""
+        if self.source is None:
+            return Source(name="notes", subject="subject_id", tables={})
+        return load_source(self.source)
+
+    @cached_property
+    def note_rules(self) -> dict[str, NoteRule]:
+        """The rules of every table of notes, each with its subject's column."""
+        source = self.described_by
+        rules = {
+            table: rule if rule.subject else rule.model_copy(update={"subject": source.subject})
+            for table, rule in source.note.items()
+        }
+        return {**rules, **self.rules}
+
+    def reading_of(self, table: str) -> TableReading:
+        """How a table is written."""
+        return laid_over(self.described_by.reading_of(table), self.reading.of_table(table))
+
+    @property
+    def tables(self) -> Mapping[str, Path]:
+        """The source's YAML and the vocabulary, by their keys."""
+        found: dict[str, Path] = {}
+        if self.source is not None and not (SOURCES / f"{self.source}.yaml").is_file():
+            found["source"] = Path(self.source)
+        if self.tokenizer is not None:
+            found |= {f"tokenizer/{path.name}": path for path in vocabulary_files(self.tokenizer)}
+        return found
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a window."""
+        return self.window - MARKS
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer's folder that say how it reads; those that are there."""
+    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "config.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+# A window is 2 KB, and costs nothing once its note's tokens are read.
+NOTE = Extractor(
+    NoteSettings,
+    "extractors.note.index:index",
+    "extractors.note.read:read_windows",
+    units_a_batch=16,
+    check="extractors.note.check:check",
+    reads="tables with a column of text (CSV, Parquet, DuckDB), and text files that such a table names",
+    foreign="refused_not_note",
+    matches=("note_id", "patient_id"),
+    keeps=True,
+    private_geometry=frozenset(("stamp", "kept", "place")),
+    keyed_geometry=frozenset(("note", "parent", "copied_from")),
+)
