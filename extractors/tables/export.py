@@ -1,5 +1,6 @@
 """An export: which files hold which table."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 """What names of tables' files end in, in lower case."""
 # A text beside tables may be a licence.
 TEXTS = (".txt", ".txt.gz")
+_ALIKE = 0.75  # spelt so nearly alike, a file may be meant
 # Parts that a program numbered: no patient has such a name.
 _NUMBERED_PART = re.compile(r"(part|chunk|split|shard|slice)[-_.]?\d{1,5}([-_.]c\d{3})?", re.I)
 
@@ -149,12 +151,23 @@ class Export:
                 files = [path for path in files if path.stat().st_size]
             if not files and not rule.optional:
                 raise TimeloomError(
-                    f"source {self.source.name} lacks the table {table}",
+                    f"source {self.source.name} lacks the table {table}{self._spelt_alike(table)}",
                     remedy="export it, or mark it `optional: true`",
                 )
             if files:
                 found[table] = files
         return found
+
+    def _spelt_alike(self, table: str) -> str:
+        """In words, a file that no rule mentions and that is spelt nearly as a table is; nothing where none is."""
+        if self.is_database:
+            found = list(self._database_tables)
+        else:
+            texts = has_texts(self.path.rglob("*"))
+            found = [self._name_of(path) for path in self.path.rglob("*") if is_table(path, texts)]
+        unknown = {name.lower(): name for name in sorted(found) if name not in self.source.tables}
+        close = difflib.get_close_matches(table.lower(), unknown, 1, _ALIKE)
+        return f" ({unknown[close[0]]} lies there and is no table of it)" if close else ""
 
     def unmapped(self) -> dict[str, Path]:
         """Tables that lie there and that no rule mentions, by path below the folder or name in the database."""

@@ -37,6 +37,7 @@ class Repaired:
 
     Attributes:
         release: the current one now.
+        published: the repair made it, as any night publishes what it makes.
         damaged: files that were damaged or missing, stores of vectors with them.
         taken: what could not be made anew, and where it was taken from.
         lost: what is not as it was, in words; counts, no patient's value.
@@ -44,6 +45,7 @@ class Repaired:
     """
 
     release: str = ""
+    published: bool = False
     damaged: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -89,7 +91,7 @@ def repair(settings: RunSettings, progress: Progress | None = None) -> Repaired:
     with exclusive(layout):
         _set_aside(layout, outcome.release, done)
         _mend_older(layout, done)
-    done.release = outcome.release
+    done.release, done.published = outcome.release, outcome.published
     done.left = [damage.name for damage in find_damage(layout)]
     return done
 
@@ -286,4 +288,5 @@ def print_repaired(done: Repaired, say: Callable[[str], None]) -> None:
     for name in done.left:
         say(f"still damaged: {name}")
     if not done.left:
-        say(f"release {done.release} is whole{'' if done.lost else ', and nothing is lost'}")
+        made = "was published and is the current one; it" if done.published else "is the current one; it"
+        say(f"release {done.release} {made} is whole{'' if done.lost else ', and nothing is lost'}")

@@ -334,6 +334,21 @@ def test_a_missing_table_is_named_unless_optional(tmp_path: Path) -> None:
     assert plan_meds(tmp_path, MAPPING.replace("{events:", "{optional: true, events:")) == []
 
 
+def test_a_missing_table_is_told_with_a_file_that_is_spelt_alike(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    mapping = "{name: s, subject: pid, tables: {lab_results: {events: [{code: X, time: at}]}}}"
+    for name in ("Lab_Result.csv", "licence.txt", "vitals.csv"):
+        (raw / name).write_text("pid,at\n1,2020-01-01\n")
+    with pytest.raises(
+        TimeloomError, match=r"lacks the table lab_results \(Lab_Result lies there and is no table of it\);"
+    ):
+        plan_meds(tmp_path, mapping)
+    (raw / "Lab_Result.csv").unlink()
+    with pytest.raises(TimeloomError, match=r"lacks the table lab_results;"):
+        plan_meds(tmp_path, mapping)
+
+
 def test_a_reference_is_counted_and_makes_nothing(tmp_path: Path) -> None:
     found, counts = convert_text(tmp_path, {"role": "reference"}, GOOD + b"1,2,3\n")
     assert (len(found), counts["raw"], counts["reference"]) == (0, 6, 5)
