@@ -39,6 +39,12 @@ class DeidConfig(BaseModel):
     subject_ids: Literal["hash", "keep"] = "hash"
     dates: Literal["shift", "keep"] = "shift"
 
+    @property
+    def allows_texts(self) -> bool:
+        """Whether a release may hold texts: of simulated patients, or of a limited data set whose dates are shifted
+        already. A date inside a text stays as it is, and would give away by how much the others were shifted."""
+        return self.mode == "synthetic" or (self.mode == "limited" and self.dates == "keep")
+
 
 def load_key(config: DeidConfig, private: Path, *, create: bool = False) -> bytes:
     """The site's key, kept outside the root with mode 0600.

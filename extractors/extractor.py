@@ -39,6 +39,11 @@ class ModalitySettings(SubjectReading, Settings):
         """Files besides the images that say something of them, by their keys: what is in them is part of an index."""
         return {}
 
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether items have texts that become part of a release."""
+        return False
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -99,6 +104,7 @@ class Extractor:
             too little of it to tell; none where the `content` of its items tells it.
         takes_known: `index` is given, besides, the items that an earlier night found with the same settings: one whose
             files stand as they did need not be judged again.
+        text: a function of a UnitRequest that gives an item's text, where its settings keep texts.
         keeps: `index` is given, besides, the path of a folder below the private one, in which it may leave what its
             reader needs; None where nothing will be read.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
@@ -119,6 +125,7 @@ class Extractor:
     check: str = ""
     digest: str = ""
     takes_known: bool = False
+    text: str = ""
     keeps: bool = False
     by_file: ByFile | None = None
     reads: str = ""

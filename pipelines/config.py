@@ -184,6 +184,12 @@ class RunConfig(Settings):
                 raise ValueError(
                     f"profiles.{name}.scheme {profile.scheme} is not among splits: {', '.join(self.splits)}"
                 )
+        for name, block in self.modalities.items():
+            if block.keeps_texts and not self.deid.allows_texts:
+                raise ValueError(
+                    f"modalities.{name}.keep_text needs deid.mode: limited with dates: keep, which say that the site's "
+                    "texts are pseudonymised already, or deid.mode: synthetic"
+                )
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self

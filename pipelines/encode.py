@@ -28,14 +28,19 @@ if TYPE_CHECKING:
     from embedders.running.runner import EmbeddedItem, ItemToEmbed
 
 
-class StoreParams(TypedDict):
-    """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are."""
+class RawParams(TypedDict):
+    """Where items and raw files are, for tasks that read items."""
 
-    trial_bound: str | None
     segments: list[str]
     folders: dict[str, str]
     root: str
     private: str
+
+
+class StoreParams(RawParams):
+    """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are."""
+
+    trial_bound: str | None
     encoders: dict[str, dict[str, Any]]
     stores: dict[str, dict[str, Any]]
 
@@ -137,7 +142,7 @@ def run(params: Params, base: Path) -> Result:
     for modality, bucket, items in found:
         store, _ = store_of(params, modality, bucket)
         expected = dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
-        raw = _raw_items(params, modality, expected)
+        raw = raw_items(params, modality, expected)
         todo = [raw[key] for key in expected]
         buckets.append(Bucket(store, specs[modality], todo, _encoder(params, modality, store.parent)))
     _, figures = embed_buckets(buckets, RunnerSettings(**params["embedding"]))
@@ -155,7 +160,7 @@ def _spec(params: StoreParams, modality: str) -> EncoderSpec:
     return spec
 
 
-def _raw_items(params: Params, modality: str, expected: "Mapping[str, int]") -> "dict[str, ItemToEmbed]":
+def raw_items(params: RawParams, modality: str, expected: "Mapping[str, int]") -> "dict[str, ItemToEmbed]":
     """Items by key, with what the private folder alone knows of them.
 
     Args:

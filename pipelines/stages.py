@@ -17,6 +17,7 @@ from pipelines import (
     scan,
     split,
     subset,
+    texts,
     tokenize,
     vocabulary,
 )
@@ -29,6 +30,7 @@ STAGES: tuple[Stage, ...] = (
     index.STAGE,
     encode.STAGE,
     embed.STAGE,
+    texts.STAGE,
     lags.STAGE,
     align.STAGE,
     metadata.STAGE,

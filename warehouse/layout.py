@@ -37,6 +37,10 @@ class ReleaseLayout:
     def items(self, bucket: int) -> Path:
         return self.path / "items" / f"{bucket_name(bucket)}.parquet"
 
+    def texts(self, bucket: int) -> Path:
+        """Texts of usable items, where the configuration keeps them."""
+        return self.path / "texts" / f"{bucket_name(bucket)}.parquet"
+
     def subjects(self, bucket: int) -> Path:
         """One row a subject: the statistics that splits are stratified by."""
         return self.path / "subjects" / f"{bucket_name(bucket)}.parquet"

@@ -225,6 +225,7 @@ class Manifest(BaseModel):
     stages: dict[str, int]
     sources: dict[str, str]
     verdicts: dict[str, dict[str, int]]
+    texts: int = 0  # of items, in texts/
     content_hash: str
     tasks: dict[str, TaskEntry]
     files: dict[str, FileEntry]

@@ -53,6 +53,18 @@ ITEMS = pa.schema(
     ]
 )
 
+# The text of a usable item, as its encoder saw it: what `.places` says of windows are places in it.
+TEXTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("item_key", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("time", TIME),
+        pa.field("available_time", TIME),
+        pa.field("text", pa.large_string(), nullable=False),
+    ]
+)
+
 # What splits are stratified by. A modality's column counts a subject's usable items. `mean_interval_days` is over
 # consecutive distinct times; null below two of them.
 SUBJECTS = pa.schema(

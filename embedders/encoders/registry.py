@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ class Network:
         pretrained: it takes weights, and its vectors are as wide as its hidden layers.
         form: what it takes, as `embedders.inputs.common.PreprocessSpec.form` says it.
         inputs: fields of the modality's PreprocessSpec that it was made for, where they are not the usual ones.
+        described_by: `module:name` of a function of a checkpoint's path that gives sizes that only the checkpoint
+            knows; they are laid over `architecture`.
+        places: the field of the PreprocessSpec that is no larger than the checkpoint's number of places, and where its
+            sizes say that.
         tokens: `module:name` of a function of the architecture, the PreprocessSpec, and units (n, ...) or None, that
             gives how many vectors each unit makes where sequences are asked for (n,), or a whole unit (1,). Without it
             a unit makes one.
@@ -35,6 +40,8 @@ class Network:
     pretrained: bool = True
     form: str = "image"
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    described_by: str = ""
+    places: tuple[str, str] | None = None
     tokens: str = ""
     plain: str = "embedders.encoders.heads:plain_transformer"
 
@@ -42,6 +49,15 @@ class Network:
         """The network with its weights, on the CPU."""
         model: nn.Module = _imported(self.build)(config, spec)
         return model
+
+    def architecture_of(self, checkpoint: Path | None) -> dict[str, Any]:
+        """The architecture of a checkpoint.
+
+        Raises:
+            TimeloomError: the checkpoint does not say its sizes, or is of another network.
+        """
+        found = {} if not self.described_by else _imported(self.described_by)(checkpoint)
+        return {**self.architecture, **found}
 
     def without_weights(self, architecture: Mapping[str, Any], shape: tuple[int, ...]) -> "nn.Module":
         """The network that FLOPs are counted of."""
@@ -87,6 +103,17 @@ _CSFM: dict[str, Any] = {
     "inputs": {"rate": 250, "cleaning": "neurokit", "standardise": True},
     "tokens": "embedders.encoders.csfm:csfm_tokens",
     "plain": "embedders.encoders.csfm:plain_csfm",
+}
+
+
+_BERT: dict[str, Any] = {
+    "form": "text",
+    "tokens": "embedders.encoders.bert:bert_tokens",
+    "plain": "embedders.encoders.bert:plain_bert",
+}
+_CHECKPOINT: dict[str, Any] = {
+    "described_by": "embedders.encoders.bert:described",
+    "places": ("length", "max_position_embeddings"),
 }
 
 
@@ -151,6 +178,8 @@ NETWORKS: dict[str, Network] = {
         **{**_ECG_VIT, "build": "embedders.encoders.signals:build_random_ecg"},
         pretrained=False,
     ),
+    "bert": Network({"pool": "class token"}, "embedders.encoders.bert:build_bert", **_BERT, **_CHECKPOINT),
+    "bert-mean": Network({"pool": "mean"}, "embedders.encoders.bert:build_bert", **_BERT, **_CHECKPOINT),
     "random-bert": Network(
         {
             "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
@@ -158,8 +187,6 @@ NETWORKS: dict[str, Network] = {
         },
         "embedders.encoders.bert:build_random_bert",
         pretrained=False,
-        form="text",
-        tokens="embedders.encoders.bert:bert_tokens",
-        plain="embedders.encoders.bert:plain_bert",
+        **_BERT,
     ),
 }  # fmt: skip

@@ -80,8 +80,8 @@ class EncoderConfig(Settings):
             raise ValueError(
                 f"{self.name} needs `weights`, a local path: none are shipped and none are fetched unasked"
             )
-        hidden_size = NETWORKS[self.name].architecture["hidden_size"]
-        if self.width != hidden_size:
+        hidden_size = NETWORKS[self.name].architecture.get("hidden_size")  # of some the checkpoint says it
+        if hidden_size not in (None, self.width):
             raise ValueError(f"{self.name} makes vectors of {hidden_size}")
         return self
 
@@ -177,7 +177,7 @@ def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[st
     """Label, store name and hashes of `config` for `modality`; hashes the weights but loads nothing.
 
     Raises:
-        TimeloomError: the modality has no preprocessing, or the weights are missing.
+        TimeloomError: the modality has no preprocessing; the weights are missing, or are of another width or network.
     """
     path = config.checkpoint()
     return describe(config, modality, None if path is None else weights_sha256(path), _architecture)
@@ -187,8 +187,16 @@ def describe(
     config: EncoderConfig, modality: str, weights: str | None, _architecture: Mapping[str, Any] | None = None
 ) -> EncoderSpec:
     """As `encoder_spec`, of weights whose hash is known."""
-    preprocess = preprocess_of(config.name, modality)
-    architecture = dict(_architecture or NETWORKS[config.name].architecture)
+    network, preprocess = NETWORKS[config.name], preprocess_of(config.name, modality)
+    architecture = dict(_architecture or network.architecture_of(config.checkpoint()))
+    if config.pretrained and architecture["hidden_size"] != config.width:
+        raise TimeloomError(
+            f"{config.name} with these weights makes vectors of {architecture['hidden_size']}, not of {config.width}",
+            remedy=f"set modalities.{modality}.encoder.width: {architecture['hidden_size']}",
+        )
+    if network.places is not None:
+        field, size = network.places
+        preprocess = replace(preprocess, **{field: min(getattr(preprocess, field), int(architecture[size]))})
     kind = config.device_kind
     usual: Precision = "bf16" if kind == "cuda" else "float32"
     precision = usual if config.precision == "auto" else config.precision

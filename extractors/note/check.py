@@ -47,7 +47,15 @@ def check(settings: NoteSettings) -> None:
 
 
 def _check_vocabulary(settings: NoteSettings) -> None:
-    size = load_tokens(settings.tokenizer).size
+    tokens = load_tokens(settings.tokenizer)
+    size = tokens.size
+    weights = getattr(getattr(settings, "encoder", None), "weights", None)  # of a run's block, which has an encoder
+    beside = weights is not None and (weights / "vocab.txt").is_file()
+    if beside and load_tokens(weights).digest != tokens.digest:
+        raise TimeloomError(
+            f"{ASKED_FOR}.tokenizer is not the one that lies with the encoder's weights",
+            remedy=f"leave {ASKED_FOR}.tokenizer out, or give the encoder's folder",
+        )
     model = settings.tokenizer and settings.tokenizer / "config.json"
     if model is None or not model.is_file():
         return

@@ -74,9 +74,10 @@ def index(
         notes = marked(settings, passage.notes(), passage.signatures(), Kept(folder / FILE))
         reading = _reading(settings, tokens)
         items += [_item(row, reading, str(folder / FILE)) for row in notes.iter_rows(named=True)]
-    if found.others:
-        total = sum(foreign_number(_fingerprint(settings.path / path)) for path in found.others)
-        items.append(foreign_item(MODALITY, NOTE.foreign, len(found.others), total))
+    others = sorted(set(found.others) - set(notes["path"]))  # text files that a table names are notes
+    if others:
+        total = sum(foreign_number(_fingerprint(settings.path / path)) for path in others)
+        items.append(foreign_item(MODALITY, NOTE.foreign, len(others), total))
     return items
 
 

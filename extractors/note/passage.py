@@ -118,10 +118,11 @@ class Passage:
         rows = rows.with_columns(self._cut(texts["text"].set(~usable, "").to_list()))
         says_whose = rule.subject is not None and self._settings.crosswalk is None
         says_when = rule.time is not None or rule.available is not None
+        nobody = pl.lit(self._settings.subject_ids.of(rows["subject"]).is_null())
         verdict = (
             pl.when(pl.col("verdict") != OK).then("verdict")
             .when(pl.col("tokens") == 0).then(pl.lit(EMPTY))
-            .when(pl.lit(says_whose) & pl.col("subject").is_null()).then(pl.lit("failed_no_subject"))
+            .when(pl.lit(says_whose) & nobody).then(pl.lit("failed_no_subject"))
             .when(pl.lit(says_when and says_whose) & pl.col("time").is_null()).then(pl.lit("failed_no_time"))
             .otherwise(pl.lit(OK))
         )  # fmt: skip

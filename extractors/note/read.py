@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.items import UnitBatch, UnitRequest, VerdictError
-from extractors.note.kept import open_kept
+from extractors.note.kept import Kept, open_kept
 from extractors.note.settings import MARKS
 from warehouse.files import signature_of
 
@@ -35,6 +35,32 @@ def state_of(path: Path) -> str:
         return ""
 
 
+def _kept(request: UnitRequest) -> Kept:
+    """The file that has a note's tokens.
+
+    Raises:
+        VerdictError: failed_changed, where that or the note's own file is not as it was indexed.
+    """
+    if state_of(request.root / request.paths[0]) != request.geometry["stamp"]:
+        raise VerdictError("failed_changed")
+    try:
+        return open_kept(request.geometry["kept"])
+    except OSError as error:
+        raise VerdictError("failed_changed") from error
+
+
+def read_text_of(request: UnitRequest) -> str:
+    """A note's text, as it was indexed.
+
+    Raises:
+        VerdictError: failed_changed, as by `read_windows`; also where texts were not kept.
+    """
+    text = _kept(request).text(request.geometry["place"])
+    if text is None:
+        raise VerdictError("failed_changed")
+    return text
+
+
 def read_windows(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     """Windows [start, stop) of a note in batches (n, window) of int32: [CLS], tokens, [SEP], and NO_TOKEN behind them.
 
@@ -43,13 +69,8 @@ def read_windows(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     Raises:
         VerdictError: failed_changed, where the note's file is not as it was indexed.
     """
-    if state_of(request.root / request.paths[0]) != request.geometry["stamp"]:
-        raise VerdictError("failed_changed")
+    kept = _kept(request)
     reading, place = request.geometry["reading"], request.geometry["place"]
-    try:
-        kept = open_kept(request.geometry["kept"])
-    except OSError as error:
-        raise VerdictError("failed_changed") from error
     tokens, spans = kept.tokens(place).astype(np.int32), kept.spans(place)
     window = int(reading["window"])
     starts, _ = starts_of(len(tokens), window, int(reading["stride"]), int(reading["at_most"]))

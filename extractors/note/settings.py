@@ -13,6 +13,7 @@ from extractors.reading import Reading, TableReading, laid_over
 from extractors.source import SOURCES, Source, load_source
 from warehouse.configuration import LocatedPath, located
 
+WEIGHTS = ".safetensors"
 MARKS = 2  # of a window's tokens: [CLS] before the text, [SEP] behind it
 
 
@@ -60,13 +61,17 @@ class NoteSettings(ModalitySettings):
             filled["source"] = str(located(source, info))
         encoder = raw.get("encoder")
         if raw.get("tokenizer") is None and isinstance(encoder, dict) and encoder.get("weights") is not None:
-            filled["tokenizer"] = encoder["weights"]
+            weights = located(encoder["weights"], info)
+            filled["tokenizer"] = weights.parent if weights.suffix == WEIGHTS else weights
         return filled
 
     @model_validator(mode="after")
     def _fits(self) -> "NoteSettings":
         if self.stride > self.window - MARKS:
             raise ValueError(f"stride is {self.window - MARKS} tokens at most: more would leave text out")
+        encoder = getattr(self, "encoder", None)  # of a run's block, which has one
+        if self.tokenizer is None and encoder is not None and encoder.pretrained:
+            raise ValueError(f"{encoder.name} needs `tokenizer`, the folder of the vocabulary that it was trained with")
         return self
 
     @cached_property
@@ -101,6 +106,11 @@ class NoteSettings(ModalitySettings):
         return found
 
     @property
+    def keeps_texts(self) -> bool:
+        """Whether texts become part of a release."""
+        return self.keep_text
+
+    @property
     def room(self) -> int:
         """Tokens of text in a window."""
         return self.window - MARKS
@@ -122,6 +132,7 @@ NOTE = Extractor(
     reads="tables with a column of text (CSV, Parquet, DuckDB), and text files that such a table names",
     foreign="refused_not_note",
     matches=("note_id", "patient_id"),
+    text="extractors.note.read:read_text_of",
     keeps=True,
     private_geometry=frozenset(("stamp", "kept", "place")),
     keyed_geometry=frozenset(("note", "parent", "copied_from")),

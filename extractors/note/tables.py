@@ -155,17 +155,16 @@ def open_table(settings: NoteSettings, file: NoteFile) -> RawTable:
         reading=reading,
         needed=file.rule.columns,
         lower_case=file.lower_case,
-        optional_columns=tuple(name for name in _may_lack(file.rule)),
+        optional_columns=tuple(_may_lack(file.rule)),
     )
     table.require(set(file.rule.columns))
     return table
 
 
 def _may_lack(rule: NoteRule) -> Iterator[str]:
-    """Of several columns of one time, all may be absent but one; what OMOP lets be absent."""
+    """Of several columns of one time, all may be absent but the last."""
     for times in (rule.time, rule.available):
-        if times is not None:
-            yield from times.column[: -1 if times is rule.time else None]
+        yield from times.column[:-1] if times else ()
 
 
 def parents_of(settings: NoteSettings, rule: NoteRule) -> pl.DataFrame:

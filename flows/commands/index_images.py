@@ -25,7 +25,10 @@ from warehouse.modalities import MODALITIES
 from warehouse.progress import Progress
 
 QUARANTINED = 2
-_COLUMNS = ("modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "first_file")
+_COLUMNS = (
+    "modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "time", "available_time",
+    "first_file", "name",
+)  # fmt: skip
 
 
 def index_tree(
@@ -89,8 +92,10 @@ def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
     return {
         "items": len(items),
         "units": sum(item.units_expected or 0 for item in items),
-        "files": sum(_files(item) for item in items),
-        "bytes": sum(_bytes(item, root) for item in items),
+        # Of many items one file may hold all.
+        "files": len({path for item in items for path in item.paths})
+        + sum(_files(item) for item in items if not item.paths),
+        "bytes": _bytes({path for item in items for path in item.paths}, root),
         "times": dict(sorted(tags.items())),
     }
 
@@ -104,10 +109,10 @@ def _files(item: FoundItem) -> int:
     return len(item.paths) or int(item.units_expected or 0)
 
 
-def _bytes(item: FoundItem, root: Path) -> int:
-    """Bytes of the item's files; an archive's members count as the archive, once."""
+def _bytes(paths: Iterable[str], root: Path) -> int:
+    """Bytes of files; an archive's members count as the archive, once."""
     total = 0
-    for path in {name.partition("!/")[0] for name in item.paths}:
+    for path in {name.partition("!/")[0] for name in paths}:
         try:
             total += (root / path).stat().st_size
         except OSError:
@@ -121,14 +126,15 @@ def _plain(text: str) -> str:
 
 
 def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
-    """A CSV of one row an item, to look a verdict up. It names files of the tree: readable by its owner only."""
+    """A CSV of one row an item, to look a verdict up. It names files, times and ids: readable by its owner only."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_COLUMNS)
     for item in items:
         rows.writerow(
-            [item.modality, item.verdict, item.units_expected, _files(item), _bytes(item, root), _plain(_tag(item))]
-            + [item.time_precision if item.time else "", _plain(item.paths[0] if item.paths else "")]
+            [item.modality, item.verdict, item.units_expected, _files(item), _bytes(item.paths, root)]
+            + [_plain(_tag(item)), item.time_precision if item.time else "", item.time, item.available_time]
+            + [_plain(item.paths[0] if item.paths else ""), _plain(" ".join(filter(None, item.names.values())))]
         )
     with atomic_write(out) as temporary:
         temporary.touch(0o600)

@@ -89,6 +89,7 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
         "deid_mode": manifest.deid.mode,
         "deid_dates": manifest.deid.dates,
         "scheme": manifest.split_scheme,
+        "texts": manifest.texts > 0,
         "sources": sorted({name.split("/")[0] for name in manifest.sources}),
         "encoders": {modality: entry.model_dump() for modality, entry in manifest.encoders.items()},
     }
@@ -130,6 +131,7 @@ def write_report(
             `facts_of` are taken where they are not given. `release_id`, `parent`, `created_at`: text.
             `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
             scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
+            `texts`: true where the release holds texts.
             `encoders`: modality to label, dim, weights_sha256. `steps`: entries of step, ran, linked, resumed,
             seconds, or `timings`: step to seconds.
 
@@ -161,7 +163,7 @@ def write_report(
             for severity in ("critical", "warning")
         },
         context=dict.fromkeys(
-            ("release_id", "parent", "created_at", "deid_dates", "scheme", "sources", "artificial_links")
+            ("release_id", "parent", "created_at", "deid_dates", "scheme", "sources", "artificial_links", "texts")
         )
         | dict(context),
         mode=mode,

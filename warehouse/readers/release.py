@@ -11,7 +11,7 @@ from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.parquet import read_frame
 from warehouse.readers.pinned import PinnedRelease, check_split
-from warehouse.schemas import EVENTS, ITEMS
+from warehouse.schemas import EVENTS, ITEMS, TEXTS
 from warehouse.tokens import TokenType
 
 if TYPE_CHECKING:
@@ -95,6 +95,17 @@ class Release(PinnedRelease):
         """
         paths = self.checked_all(self.files.items(bucket) for bucket in range(self.manifest.buckets))
         return pl.scan_parquet(paths) if paths else _empty(ITEMS)
+
+    def texts(self) -> pl.LazyFrame:
+        """The texts of usable items (warehouse.schemas.TEXTS), in a release that keeps some; else no row.
+
+        Files are compared with their checksums as by `events`.
+
+        Raises:
+            TimeloomError: a file of the release is gone or damaged.
+        """
+        paths = self.checked_all(self.files.texts(bucket) for bucket in range(self.manifest.buckets))
+        return pl.scan_parquet(paths) if paths else _empty(TEXTS)
 
     def vocabulary(self, profile: str) -> pl.DataFrame:
         """token_id, token, type and train_count, by token_id.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.images.phantoms import stained, write_series, write_tiff
+from tests.support.notes import write_discharge
 
 # In `make test` alone: each test runs the command.
 pytestmark = pytest.mark.whole
@@ -48,6 +49,7 @@ def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> 
     assert set(found) == {
         ("ct", "ok"), ("ct", "failed_missing_slice"), ("ct", "refused_not_dicom"), ("wsi", "ok"),
         ("wsi", "failed_no_mpp"), ("ecg", "refused_not_ecg"), ("cxr", "refused_not_cxr"), ("cxr", "refused_not_image"),
+        ("note", "refused_not_note"),
     }  # fmt: skip
     volume = found["ct", "ok"]
     assert (volume["items"], volume["units"], volume["files"]) == (1, 6, 6)
@@ -141,3 +143,19 @@ def test_x_rays_of_the_public_data_have_their_verdict_and_units(real_data: Path)
     assert {key: (group["items"], group["units"], group["times"]) for key, group in found.items()} == {
         ("cxr", "ok"): (2, 2, {"none": 2}), ("cxr", "refused_not_image"): (1, 1, {"none": 1}),
     }  # fmt: skip
+
+
+def test_a_table_of_notes_is_one_file_of_many_items_with_times(tmp_path: Path) -> None:
+    rows = [
+        {"note_id": f"N{number}", "text": f"{NAME} was seen" * number, "storetime": f"2130-05-0{number + 1} 10:00:00"}
+        for number in range(6)
+    ]
+    table = write_discharge(tmp_path / "tree", rows) / "note" / "discharge.csv.gz"
+    done = index(tmp_path / "tree", "--modality", "note", "--json", "--out", tmp_path / "items.csv")
+    found = {group["verdict"]: group for group in json.loads(done.stdout)["groups"]}
+    assert (found["ok"]["items"], found["ok"]["files"], found["ok"]["bytes"]) == (5, 1, table.stat().st_size)
+    assert found["refused_empty"]["items"] == 1 and NAME not in done.stdout + done.stderr
+    listed = {row["name"]: row for row in csv.DictReader((tmp_path / "items.csv").open())}
+    assert listed["N3"]["time"] == "2130-05-06 23:59:59.999999", "stored two days before the day of its charting"
+    assert listed["N5"]["time"] == "2130-05-06 10:00:00" and listed["N5"]["time_precision"] == "s"
+    assert NAME not in (tmp_path / "items.csv").read_text()
