@@ -61,8 +61,9 @@ def bert(architecture: Mapping[str, Any], attention: str = "sdpa") -> nn.Module:
     """transformers' BertModel of an architecture, without its pooler; untrained weights."""
     from transformers import BertConfig, BertModel
 
-    settings = {name: value for name, value in architecture.items() if name != POOL}
-    return cast("nn.Module", BertModel(BertConfig(**settings, attn_implementation=attention), add_pooling_layer=False))
+    settings: dict[str, Any] = {name: value for name, value in architecture.items() if name != POOL}
+    settings["attn_implementation"] = attention
+    return cast("nn.Module", BertModel(BertConfig(**settings), add_pooling_layer=False))
 
 
 def hidden_states(backbone: nn.Module, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

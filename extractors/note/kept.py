@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,11 +67,13 @@ class Kept:
 
     def tokens(self, place: Sequence[int]) -> U32:
         """A note's tokens (n,)."""
-        return _values(self._batch(place[0]).column(0), place[1])
+        found: U32 = _values(self._batch(place[0]).column(0), place[1])
+        return found
 
     def spans(self, place: Sequence[int]) -> npt.NDArray[np.int32]:
         """(windows, 2): where the text of each window begins and ends."""
-        return _values(self._batch(place[0]).column(1), place[1]).reshape(-1, 2)
+        found: npt.NDArray[np.int32] = _values(self._batch(place[0]).column(1), place[1])
+        return found.reshape(-1, 2)
 
     def text(self, place: Sequence[int]) -> str | None:
         """A note's text, where it is kept."""
@@ -79,7 +81,7 @@ class Kept:
         return found
 
 
-def _values(lists: pa.ListArray, row: int) -> npt.NDArray[np.generic]:
+def _values(lists: pa.ListArray, row: int) -> Any:
     return lists[row].values.to_numpy(zero_copy_only=False)
 
 

@@ -22,7 +22,7 @@ from warehouse.errors import RawFileChangedError
 EMPTY = "refused_empty"
 _NO_TOKENS = np.empty(0, np.uint32)
 # Of every note, besides what `extractors.note.rows.rows_of` gives.
-_KNOWN = {
+_KNOWN: dict[str, pl.DataType | type[pl.DataType]] = {
     "table": pl.String, "path": pl.String, "stamp": pl.String, "record": pl.Int64, "verdict": pl.String,
     "hash": pl.String, "blanks": pl.UInt32, "mojibake": pl.UInt32, "tokens": pl.Int64, "tokens_cut": pl.Int64,
     "windows": pl.Int32, "batch": pl.Int64, "row": pl.Int64, "summary": pl.Boolean, "is_addendum": pl.Boolean,

@@ -22,7 +22,9 @@ DETAILS = [("10-AD-1", 1, "parent_note_id", "10-DS-1", 1)]
 
 
 def indexed(work: Path, **settings: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    folder = write_discharge(work / "notes", ROWS, DETAILS)
+    folder = work / "notes"
+    if not folder.exists():
+        write_discharge(folder, ROWS, DETAILS)
     return index_images(work, "note", {"path": str(folder), "source": "mimic-iv", **settings})
 
 
@@ -55,7 +57,7 @@ def test_a_crosswalk_names_notes_by_their_ids(tmp_path: Path) -> None:
     assert sorted(items.select("subject_id", "verdict").rows(), key=str) == [(8, "ok"), (None, "failed_no_subject")]
 
 
-def test_tokens_that_went_are_made_again_and_old_ones_are_tidied_away(tmp_path: Path) -> None:
+def test_tokens_that_went_are_made_again(tmp_path: Path) -> None:
     _, reports = indexed(tmp_path)
     (kept,) = layout_of(tmp_path).grouped.glob("*/notes.arrow")
     assert reports["group"].ran == 1 and indexed(tmp_path)[1]["group"].ran == 0
