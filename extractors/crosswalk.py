@@ -145,21 +145,24 @@ def _refuse_contradictions(frame: pl.DataFrame, key: str, match: Match) -> None:
             )
 
 
-def relink(items: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+def relink(items: pl.DataFrame, links: pl.DataFrame, *, keep_others: bool = False) -> pl.DataFrame:
     """Subjects, and times where it gives them, from a crosswalk; items that it does not name have no subject.
 
     Args:
         items: columns raw_subject, reference (what the crosswalk may name it by, in the spelling of `read_crosswalk`),
             time, available_time, time_source, time_precision, and others that stay.
         links: as `read_crosswalk` gives them.
+        keep_others: items that it does not name keep the subject that they have.
     """
     renamed = links.filter(pl.col("match").is_not_null()).rename(
         {"match": "reference", "time": "_time", "available_time": "_available", "time_precision": "_precision"}
     )
+    renamed = renamed.with_columns(pl.lit(value=True).alias("_named"))
     joined = items.join(renamed, on="reference", how="left", maintain_order="left")
     given = pl.col("_time").is_not_null()
+    others = pl.col("raw_subject") if keep_others else None
     return joined.with_columns(
-        pl.col("subject_id").alias("raw_subject"),
+        pl.when(pl.col("_named")).then("subject_id").otherwise(others).alias("raw_subject"),
         pl.coalesce("_time", "time").alias("time"),
         pl.when(given).then("_available").otherwise("available_time").alias("available_time"),
         pl.when(given).then(pl.lit("crosswalk")).otherwise("time_source").alias("time_source"),

@@ -15,19 +15,21 @@ TimePrecision = Literal["us", "s", "min", "day"]
 
 OK = "ok"
 TWO_SUBJECTS = "failed_two_subjects"
+ABSENT = "failed_missing_file"
 
 # Every verdict with its meaning; docs/verdicts.md says more, and a test holds the two together.
 VERDICTS: Mapping[str, str] = {
     OK: "usable",
     # not the modality: nothing is wrong, there is nothing to embed
-    "refused_not_dicom": "files of the tree that are not DICOM (one item counts them all)",
+    "refused_not_dicom": "files of the tree that are neither DICOM nor NIfTI (one item counts them all)",
     "refused_not_ct": "DICOM of another kind: MR, PET, RT, SEG, SR, dose report, private SOP class",
     "refused_localizer": "a CT localizer (scout, surview)",
     "refused_secondary_capture": "a secondary capture or screen save",
     "refused_calculated": "pixels calculated from many slices or scans: MIP, rendering, subtraction, perfusion map",
     "refused_burned_in": "the header says that annotations are burned into the pixels",
     "refused_nested_archive": "an archive inside an archive",
-    "refused_not_hu": "pixels that do not rescale to Hounsfield units",
+    "refused_not_hu": "pixels that do not rescale to Hounsfield units, or values that cannot be any",
+    "refused_several_volumes": "a NIfTI of several volumes: times, channels",
     "refused_monochrome1": "an inverted grey scale (MONOCHROME1)",
     "refused_lossy_jpeg": "8- or 12-bit lossy JPEG, whose decoders disagree on Hounsfield units",
     "refused_not_axial": "a coronal or sagittal reformat",
@@ -52,12 +54,14 @@ VERDICTS: Mapping[str, str] = {
     "failed_unlisted_folder": "a folder that cannot be listed: what it holds is not known",
     "failed_archive_limits": "an archive that unpacks out of all proportion",
     "failed_changed": "a file that changed after it was indexed",
-    "failed_missing_file": "a file that the manifest names and the tree lacks",
+    ABSENT: "a file that the manifest names and the tree lacks",
     "failed_missing_geometry": "slices without position, orientation or spacing",
+    "failed_no_orientation": "a NIfTI that does not say how it lies in the patient (both form codes are 0)",
+    "failed_forms_disagree": "a NIfTI whose two forms put it at two places, where the configuration refuses that",
     "failed_implausible_size": "a matrix larger than any scanner makes",
     "failed_implausible_pixel_size": "pixels of a physical size that no scanner makes",
     "failed_blank": "next to nothing but one grey value, or padding alone",
-    "failed_too_few_slices": "three slices or fewer",
+    "failed_too_few_slices": "three slices or fewer; of NIfTI, fewer than the configuration wants",
     "failed_too_many_units": "more slices or tiles than an item may have",
     "failed_duplicate_position": "two different slices at one position",
     "failed_missing_slice": "a gap where a slice should be",

@@ -18,7 +18,7 @@ from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.extractor import ModalitySettings
 from extractors.ids import SubjectIds
 from extractors.issuers import with_issuers
-from extractors.items import OK, TWO_SUBJECTS, FoundItem, foreign_item
+from extractors.items import ABSENT, OK, TWO_SUBJECTS, FoundItem, foreign_item, identity_of
 from extractors.modalities import extractor_of
 from extractors.same_content import of_two_subjects
 from pipelines.engine.context import StageReport, counts_of
@@ -137,10 +137,13 @@ def run(params: Params, base: Path) -> Result:
     found = [item for *_, item in places]
     if params["foreign"][0]:
         found.append(foreign_item(modality, extractor.foreign, *params["foreign"]))
-    if crosswalk is None or crosswalk.match == "patient_id":
+    by_path = crosswalk is not None and crosswalk.match == "path" and extractor.by_file is not None
+    if crosswalk is None or crosswalk.match == "patient_id" or by_path:
         # The block's keys are of ids in the files' headers; those of a crosswalk are mended by its own.
         found = with_issuers(_spelt(found, settings.subject_ids), settings.issuers)
-    frame = _rows(found, links, settings, deid)
+    if links is not None and by_path:
+        found += _absent(modality, found, links)
+    frame = _rows(found, links, settings, deid, by_path=by_path)
 
     def whole(place: int) -> FoundItem:
         path, row, _ = places[place]
@@ -197,10 +200,32 @@ def _buckets(subject_ids: pl.Series, buckets: int) -> Any:
     return np.where(subject_ids.is_null().to_numpy(), 0, bucket_of(known, buckets)).astype(np.uint16)
 
 
+def _absent(modality: str, found: list[FoundItem], links: pl.DataFrame) -> list[FoundItem]:
+    """An item for each path that a crosswalk names and no item has."""
+    named = {item.names.get("path") for item in found}
+    away = [path for path in links["match"].drop_nulls().to_list() if path not in named]
+    return [
+        FoundItem(
+            modality, None, identity_of([f"absent:{path}"]), (path,), None, "", "day", None, ABSENT, None,
+            names={"path": path},
+        )
+        for path in away
+    ]  # fmt: skip
+
+
 def _rows(
-    found: list[FoundItem], links: pl.DataFrame | None, settings: ModalitySettings, deid: Deidentifier
+    found: list[FoundItem],
+    links: pl.DataFrame | None,
+    settings: ModalitySettings,
+    deid: Deidentifier,
+    *,
+    by_path: bool,
 ) -> pl.DataFrame:
-    """One row an item, in the order of `found`, with ids hashed and dates shifted."""
+    """One row an item, in the order of `found`, with ids hashed and dates shifted.
+
+    Args:
+        by_path: the crosswalk names items by path that its modality finds without it; others keep what they say.
+    """
     frame = pl.DataFrame(
         {
             "raw_subject": [item.raw_subject for item in found],
@@ -220,10 +245,11 @@ def _rows(
             "verdict": pl.String, "units_expected": pl.Int32, "geometry": pl.String,
         },
     )  # fmt: skip
-    if links is not None and settings.crosswalk is not None and settings.crosswalk.match != "path":
+    if links is not None and settings.crosswalk is not None and (by_path or settings.crosswalk.match != "path"):
         match = settings.crosswalk.match
         named = (item.raw_subject if match == "patient_id" else item.names.get(match) for item in found)
-        frame = relink(frame.with_columns(references(named, match).alias("reference")), links).drop("reference")
+        named_frame = frame.with_columns(references(named, match).alias("reference"))
+        frame = relink(named_frame, links, keep_others=by_path).drop("reference")
     # A date stands at the end of its day, as in every other source: nothing may use it early.
     dated = pl.col("time_precision") == "day"
     end_of_day = pl.col("time").dt.truncate("1d") + pl.duration(days=1) - pl.duration(microseconds=1)
@@ -257,4 +283,4 @@ def public_geometry(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("index", 6, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)
+STAGE = Stage("index", 7, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)

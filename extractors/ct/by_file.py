@@ -1,4 +1,5 @@
-"""CT found file by file: a file's slice headers as JSON, and the items of headers that were read at different times."""
+"""CT found file by file: a file's slice headers, or its volume, as JSON, and the items of what was read at different
+times."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -7,38 +8,57 @@ from typing import Any
 
 import numpy as np
 
-from extractors.ct.header import SliceHeader, examine
+from extractors.ct.header import Found, SliceHeader, examine
 from extractors.ct.image_type import Derivation
-from extractors.ct.index import adopted, items_of, rules_of, series_of
+from extractors.ct.index import beside as beside_each_other
+from extractors.ct.index import items_of, rules_of, series_of
+from extractors.ct.nifti import NiftiVolume
 from extractors.ct.settings import CtSettings
 from extractors.dicom.time import Moment
 from extractors.extractor import Examined, Finding
 from extractors.items import FoundItem
 from extractors.trees import Entry
 
+VOLUME = "volume"  # the key of a finding that is no slice header
+
 
 def examine_file(settings: CtSettings, entry: Entry) -> Examined:
-    """What one file holds: slices, each with its verdict, or what is no DICOM."""
+    """What one file holds: slices or a volume, each with its verdict, or what is neither."""
     found = examine(settings.path, [entry], settings.timezone)
-    return Examined([_finding(header) for header in found.slices], found.foreign)
+    return Examined([_finding(each) for each in found.slices], found.foreign)
 
 
 def beside(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of a folder; slices that were cut short before their series UID know the only series beside them."""
-    if not any(
-        found.value.get("verdict", "").startswith("failed_") and not found.value.get("series") for found in findings
-    ):
+    """The findings of a folder, in their order. Slices that were cut short before their series UID know the only series
+    beside them, and volumes how many others look like them."""
+    volumes = [place for place, finding in enumerate(findings) if VOLUME in finding.value]
+    cut = any(
+        finding.value.get("verdict", "").startswith("failed_") and not finding.value.get("series")
+        for finding in findings
+    )
+    if not cut and len(volumes) < 2:
         return list(findings)
-    return [_finding(header) for header in adopted([header_from_json(found.value) for found in findings])]
+    slices = [place for place, finding in enumerate(findings) if VOLUME not in finding.value]
+    found = beside_each_other([_found(findings[place]) for place in (*slices, *volumes)])
+    with_others = dict(zip((*slices, *volumes), map(_finding, found), strict=True))
+    return [with_others[place] for place in range(len(findings))]
 
 
 def items(settings: CtSettings, findings: Iterable[Finding]) -> list[FoundItem]:
     """The items of whole series and studies."""
-    return items_of((header_from_json(found.value) for found in findings), rules_of(settings))
+    return items_of(map(_found, findings), rules_of(settings))
 
 
-def _finding(header: SliceHeader) -> Finding:
-    return Finding(header_to_json(header), series_of(header), header.study)
+def _finding(found: Found) -> Finding:
+    if isinstance(found, NiftiVolume):
+        return Finding({VOLUME: vars(found)}, series_of(found))
+    return Finding(header_to_json(found), series_of(found), found.study)
+
+
+def _found(finding: Finding) -> Found:
+    if VOLUME in finding.value:
+        return NiftiVolume(**finding.value[VOLUME])
+    return header_from_json(finding.value)
 
 
 def header_to_json(header: SliceHeader) -> dict[str, Any]:

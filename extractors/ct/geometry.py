@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from extractors.dicom.pixels import MAX_SIDE
 from extractors.items import OK
 
 Floats = npt.NDArray[np.float64]
@@ -233,11 +234,32 @@ def _thickness(side: Sequence[int], said: Corroboration) -> float | None:
     return max(known)
 
 
-def canonical_axial(pixels: npt.NDArray[Any], orientation: Floats) -> npt.NDArray[Any]:
-    """Turns a slice (rows, columns) so that columns run to the patient's left (+x) and rows to the back (+y)."""
+def canonical_axial(pixels: npt.NDArray[Any], orientation: Floats, *, copy: bool = True) -> npt.NDArray[Any]:
+    """Turns slices (..., rows, columns) so that columns run to the patient's left (+x) and rows to the back (+y).
+
+    Args:
+        copy: whether the result lies in one piece; else it is a view.
+    """
     row, column = orientation[:3], orientation[3:]
     if abs(row[1]) > abs(row[0]):
-        pixels, row, column = pixels.T, column, row
-    pixels = pixels[:, ::-1] if row[0] < 0 else pixels
-    pixels = pixels[::-1] if column[1] < 0 else pixels
-    return np.ascontiguousarray(pixels)
+        pixels, row, column = pixels.swapaxes(-1, -2), column, row
+    pixels = pixels[..., ::-1] if row[0] < 0 else pixels
+    pixels = pixels[..., ::-1, :] if column[1] < 0 else pixels
+    return np.ascontiguousarray(pixels) if copy else pixels
+
+
+def squared(hounsfield: npt.NDArray[np.float32], spacing: Floats) -> npt.NDArray[np.float32]:
+    """A slice (rows, columns) of pixels that are not square as one of square pixels: a triangle filter over the exact
+    extent."""
+    from PIL import Image
+
+    rows, columns = squared_shape(hounsfield.shape[0], hounsfield.shape[1], spacing)
+    picture = Image.fromarray(np.ascontiguousarray(hounsfield))
+    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float32)
+
+
+def squared_shape(rows: int, columns: int, spacing: Floats) -> tuple[int, int]:
+    """Rows and columns of square pixels as fine as the finer side of those that are there; at most MAX_SIDE."""
+    extent = rows * float(spacing[0]), columns * float(spacing[1])
+    side = max(float(spacing.min()), max(extent) / MAX_SIDE)
+    return max(1, round(extent[0] / side)), max(1, round(extent[1] / side))

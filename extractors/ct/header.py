@@ -1,7 +1,8 @@
-"""One DICOM file's header: what kind of object it is, whether it can be a CT slice, and whether it is whole.
+"""What one file is: a DICOM object, of which the header says whether it can be a CT slice and whether it is whole, or a
+NIfTI (`extractors.ct.nifti`).
 
-Reading stops before the pixels. A verdict here is about the file alone (or one frame of it); `extractors.ct.index`
-judges volumes.
+Of DICOM, reading stops before the pixels. A verdict here is about the file alone (or one frame of it);
+`extractors.ct.index` judges volumes.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ import xxhash
 from extractors.ct.geometry import plausible_spacing
 from extractors.ct.image_type import Derivation, derivation, refusal
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
+from extractors.ct.nifti import NiftiVolume, examine_nifti
 from extractors.dicom.elements import Header, numbers_of, quiet, read_elements
-from extractors.dicom.files import MEMBER, archive_kind, disk_stamp, is_regular, members
+from extractors.dicom.files import MEMBER, SINGLE, archive_kind, disk_stamp, is_regular, members
 from extractors.dicom.pixels import DECODERS, NATIVE, is_whole, pixel_format
 from extractors.dicom.time import DATE_TIMES, PAIRS, Moment, clocks_of, moments_of
 from extractors.items import BESIDE_FILES, EDGE_BYTES, OK, VerdictError, stream_fingerprint
+from extractors.nifti.header import is_named_nifti, version_of
 from extractors.trees import Entry
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -64,18 +67,21 @@ class SliceHeader:
     thickness: float | None = None
 
 
+Found = SliceHeader | NiftiVolume
+
+
 @dataclass(frozen=True)
 class Findings:
-    """What some files were: slices, fingerprints of files that are no DICOM, and how many files were read."""
+    """What some files were: slices and volumes, fingerprints of files that are neither, and how many were read."""
 
-    slices: list[SliceHeader]
+    slices: list[Found]
     foreign: list[str]
     files: int
 
 
 def examine(root: Path, entries: list[Entry], site_timezone: str | None) -> Findings:
     """The headers of some files of a tree, as `extractors.trees.walk` names them."""
-    slices: list[SliceHeader] = []
+    slices: list[Found] = []
     foreign: list[str] = []
     with quiet():
         for relative, kind in entries:
@@ -88,7 +94,7 @@ def examine(root: Path, entries: list[Entry], site_timezone: str | None) -> Find
     return Findings(slices, foreign, len(entries))
 
 
-def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list[SliceHeader], list[str]]:
+def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list[Found], list[str]]:
     try:
         status = path.stat()
         if not is_regular(status):
@@ -101,29 +107,35 @@ def _examine(path: Path, relative: str, site_timezone: str | None) -> tuple[list
             fingerprint = stream_fingerprint(file, size)
             found = read_header(file, size, relative, fingerprint, stamp, site_timezone)
     except OSError:
-        return [SliceHeader(relative, "failed_unreadable")], []
+        return [_unreadable(relative)], []
     return ([], [fingerprint] if found else []) if isinstance(found, bool) else (found, [])
+
+
+def _unreadable(path: str, fingerprint: str = "", verdict: str = "failed_unreadable") -> Found:
+    """A file of which nothing is known; one that is called NIfTI is no slice of the series beside it."""
+    return (NiftiVolume if is_named_nifti(path) else SliceHeader)(path, verdict, fingerprint)
 
 
 def _archive(
     file: BinaryIO, size: int, relative: str, stamp: str, site_timezone: str | None
-) -> tuple[list[SliceHeader], list[str]]:
-    """An archive's slices. One that is damaged gives none: what follows the damage would be missing from a volume.
+) -> tuple[list[Found], list[str]]:
+    """An archive's slices and volumes. One that is damaged gives none: what follows the damage would be missing from a
+    volume.
 
-    An archive without any DICOM object is one file that is no DICOM.
+    An archive without any object that is read is one file that is none, unless its name says that it is one.
     """
     kind = archive_kind(_head(file))
-    slices: dict[str, list[SliceHeader]] = {}
+    slices: dict[str, list[Found]] = {}
     foreign: list[str] = []
     fingerprint = stream_fingerprint(file, size)
-    failed = SliceHeader(relative, "failed_unreadable", fingerprint)
+    failed = _unreadable(relative, fingerprint)
     if kind is None:
         return [failed], []
     try:
         for member in members(file, kind):
             path = f"{relative}{MEMBER}{member.name}"
             if member.file is None:
-                slices[path] = [SliceHeader(path, "failed_unreadable")]
+                slices[path] = [_unreadable(path)]
                 continue
             inner = stream_fingerprint(member.file, member.size)
             if archive_kind(_head(member.file)) is not None:
@@ -135,12 +147,12 @@ def _archive(
             elif found:
                 foreign.append(inner)
     except VerdictError as error:
-        return [replace(failed, verdict=error.verdict)], []
+        return [_unreadable(relative, fingerprint, error.verdict)], []
     except Exception:  # zipfile, tarfile and their decompressors raise many things on damaged bytes
         return [failed], []
     nested = all(header.verdict == "refused_nested_archive" for part in slices.values() for header in part)
     if nested and not any(path.lower().endswith((".zip", ".tar", ".gz", ".bz2", ".xz", ".tgz")) for path in slices):
-        return [], [fingerprint]
+        return ([failed], []) if is_named_nifti(relative) and not slices else ([], [fingerprint])
     return [header for part in slices.values() for header in part], foreign
 
 
@@ -151,14 +163,19 @@ def _head(file: BinaryIO) -> bytes:
 
 def read_header(
     file: BinaryIO, size: int, relative: str, fingerprint: str, disk: str, site_timezone: str | None
-) -> "list[SliceHeader] | bool":
-    """A data set's slices; or for what is no DICOM object, whether it counts as a foreign file (a DICOMDIR does not).
+) -> "list[Found] | bool":
+    """A data set's slices, or a NIfTI's volume; or for what is neither, whether it counts as a foreign file (a DICOMDIR
+    does not).
 
     Args:
         disk: `disk_stamp` of the file on the disk.
     """
-    broken = SliceHeader(relative, "failed_unreadable", fingerprint, stamp=stamp_of(disk, fingerprint))
+    stamp = stamp_of(disk, fingerprint)
+    broken = SliceHeader(relative, "failed_unreadable", fingerprint, stamp=stamp)
     head = _head(file)
+    nifti = version_of(head) is not None or is_named_nifti(relative.removesuffix(MEMBER + SINGLE))
+    if nifti and head[128:132] != b"DICM":
+        return [examine_nifti(file, size, NiftiVolume(relative, "failed_unreadable", fingerprint, stamp))]
     suspect = PurePosixPath(relative).suffix.lower() in DICOM_SUFFIXES or head[128:132] == b"DICM"
     bare = head[:2] in (b"\x08\x00", b"\x02\x00")  # a data set without the 128-byte preamble
     if not suspect and not bare:
@@ -169,7 +186,7 @@ def read_header(
             return False
         if not header.text("SOPClassUID") and not suspect:
             return True
-        return _slices(header, replace(broken, pixels=_pixel_print(header), syntax=header.syntax), site_timezone)
+        return [*_slices(header, replace(broken, pixels=_pixel_print(header), syntax=header.syntax), site_timezone)]
     except VerdictError as error:
         return [replace(broken, verdict=error.verdict)]
     except Exception:  # pydicom raises almost anything on damaged bytes; the verdict says what matters

@@ -1,9 +1,10 @@
-"""CT volumes from a tree of DICOM files, multi-frame objects and archives: `index_ct` reads headers only.
+"""CT volumes from a tree of DICOM files, multi-frame objects, archives and NIfTI: of DICOM only headers are read.
 
-A DICOM series is not a volume. Slices are grouped by series, frame of reference, matrix, orientation and spacing, and
-parted into phases where places are taken twice (`extractors.ct.phases`). They are ordered by position along their
-normal, never by InstanceNumber, and a group is a volume only if `extractors.ct.geometry` finds it whole. The rules are
-listed in docs/verdicts.md. `extractors.ct.read` reads pixels.
+A NIfTI is a volume (`extractors.ct.nifti`). A DICOM series is not one. Slices are grouped by series, frame of
+reference, matrix, orientation and spacing, and parted into phases where places are taken twice
+(`extractors.ct.phases`). They are ordered by position along their normal, never by InstanceNumber, and a group is a
+volume only if `extractors.ct.geometry` finds it whole. The rules are listed in docs/verdicts.md.
+`extractors.ct.read` reads pixels.
 """
 
 import multiprocessing
@@ -22,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.ct.copies import distinct
-from extractors.ct.geometry import GeometryRule, SliceOrder, oblique, square
-from extractors.ct.header import Findings, SliceHeader, examine
+from extractors.ct.geometry import GeometryRule, SliceOrder, oblique, square, squared_shape
+from extractors.ct.header import Findings, Found, SliceHeader, examine
+from extractors.ct.nifti import NiftiConfig, NiftiVolume, nifti_items, with_near_copies
 from extractors.ct.phases import array, judged, volumes_of
-from extractors.ct.read import read_ct_units, read_volume, squared_shape
+from extractors.ct.read import read_ct_units, read_volume
 from extractors.ct.reconstructions import ReconstructionConfig, Volume, choose
 from extractors.ct.settings import CT, CtSettings
 from extractors.dicom.files import MEMBER, SINGLE
@@ -59,6 +61,7 @@ def index(
         settings.reconstruction,
         geometry=settings.geometry,
         tied_elsewhere=settings.crosswalk is not None,
+        nifti=settings.nifti,
     )
 
 
@@ -71,11 +74,14 @@ def index_ct(
     *,
     geometry: GeometryRule = "slices",
     tied_elsewhere: bool = False,
+    nifti: NiftiConfig | None = None,
 ) -> list[FoundItem]:
-    """Every CT volume under `root`, and every file that is none, with a verdict. Reads headers, and pixels of copies.
+    """Every CT volume under `root`, and every file that is none, with a verdict. Reads headers, and pixels of copies
+    and of NIfTI.
 
     Files are known by content: names and extensions play no part. Volumes come with their paths in slice order, from
-    feet to head. Files that are not CT become one refused item a series; files that are no DICOM, one item in all.
+    feet to head. Files that are not CT become one refused item a series; files that are neither DICOM nor NIfTI, one
+    item in all.
 
     Args:
         root: the folder to walk; links to folders are not followed.
@@ -86,20 +92,22 @@ def index_ct(
         reconstruction: which reconstruction of an acquisition to keep; the others are refused.
         geometry: what may be a volume, see `extractors.ct.settings.CtSettings`.
         tied_elsewhere: a crosswalk gives subjects, and may give times: an item that has none is not refused for it.
+        nifti: how NIfTI is judged.
 
     Raises:
         TimeloomError: a worker process was killed.
     """
-    slices: list[SliceHeader] = []
+    found: list[Found] = []
     foreign: list[str] = []
     count = 0
     for findings in _findings(root, site_timezone, workers or os.cpu_count() or 1):
-        slices += findings.slices
+        found += findings.slices
         foreign += findings.foreign
         count += findings.files
         if progress is not None:
             progress(count)
-    items = items_of(adopted(slices), Rules(root, geometry, tied_elsewhere, reconstruction or ReconstructionConfig()))
+    rules = Rules(root, geometry, tied_elsewhere, reconstruction or ReconstructionConfig(), nifti or NiftiConfig())
+    items = items_of(beside(found), rules)
     if foreign:
         items.append(foreign_item(MODALITY, CT.foreign, len(foreign), sum(map(foreign_number, foreign))))
     return sorted(items, key=lambda item: (item.paths, item.identity))
@@ -113,18 +121,40 @@ class Rules:
     geometry: GeometryRule
     tied_elsewhere: bool
     reconstruction: ReconstructionConfig
+    nifti: NiftiConfig
 
 
 def rules_of(settings: CtSettings) -> Rules:
     """The rules of a run's settings."""
-    return Rules(settings.path, settings.geometry, settings.crosswalk is not None, settings.reconstruction)
+    tied = settings.crosswalk is not None
+    return Rules(settings.path, settings.geometry, tied, settings.reconstruction, settings.nifti)
 
 
-def items_of(slices: Iterable[SliceHeader], rules: Rules) -> list[FoundItem]:
-    """The items of slices, in whatever order they come: of a tree's, or of all that are of one series or one study."""
-    ordered = sorted(slices, key=lambda found: (found.path, found.frame or 0))
+def items_of(found: Iterable[Found], rules: Rules) -> list[FoundItem]:
+    """The items of slices and volumes, in whatever order they come: of a tree's, or of all that are of one series or
+    one study."""
+    slices, volumes = _apart(found)
+    ordered = sorted(slices, key=lambda header: (header.path, header.frame or 0))
     items = [*_refused(ordered, rules), *_volumes(ordered, rules)]
+    items += nifti_items(MODALITY, volumes, rules.nifti, rules.geometry)
     return sorted(items, key=lambda item: (item.paths, item.identity))
+
+
+def _apart(found: Iterable[Found]) -> tuple[list[SliceHeader], list[NiftiVolume]]:
+    slices: list[SliceHeader] = []
+    volumes: list[NiftiVolume] = []
+    for each in found:
+        if isinstance(each, SliceHeader):
+            slices.append(each)
+        else:
+            volumes.append(each)
+    return slices, volumes
+
+
+def beside(found: Sequence[Found]) -> list[Found]:
+    """What whole folders hold, slices first, each with what it owes to the others of its folder."""
+    slices, volumes = _apart(found)
+    return [*adopted(slices), *with_near_copies(volumes)]
 
 
 def adopted(slices: Sequence[SliceHeader]) -> list[SliceHeader]:
@@ -146,8 +176,10 @@ def _only(names: set[str]) -> str:
     return next(iter(names)) if len(names) == 1 else ""
 
 
-def series_of(found: SliceHeader) -> str:
-    """What slices share that are judged together."""
+def series_of(found: Found) -> str:
+    """What slices share that are judged together; a volume is alone."""
+    if isinstance(found, NiftiVolume):
+        return found.path
     if found.verdict == OK:
         # Without a series UID they are no series of one another, unless study and folder are the same.
         return found.series or f"{found.study}\n{_folder(found)}"
@@ -221,8 +253,9 @@ def _names(slices: Sequence[SliceHeader]) -> dict[str, str]:
         "study_uid": {found.study for found in slices},
         "series_uid": {found.series for found in slices},
         "accession_number": {found.accession for found in slices},
+        "path": {_folder(found) for found in slices},
     }
-    return {name: values.pop() for name, values in matched.items() if len(values) == 1}
+    return {name: next(iter(values)) for name, values in matched.items() if len(values) == 1}
 
 
 def _identity(slices: Iterable[SliceHeader], others: Iterable[str] = ()) -> str:

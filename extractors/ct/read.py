@@ -1,23 +1,27 @@
 """Hounsfield units of a CT volume's slices, in the order that the index found, from files, frames and archives."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from extractors.ct.geometry import canonical_axial, square
+from extractors.ct.geometry import canonical_axial, square, squared
 from extractors.ct.header import stamp_of
+from extractors.ct.hounsfield import AIR_HU, without_padding
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
+from extractors.ct.nifti import FORMAT
+from extractors.ct.nifti_slices import axial_of, slabs
 from extractors.dicom.elements import Header, numbers_of, read_elements
 from extractors.dicom.files import disk_stamp, tree
-from extractors.dicom.pixels import MAX_SIDE, FrameReader, PixelFormat, pixel_format, stored_values
+from extractors.dicom.pixels import FrameReader, PixelFormat, pixel_format, stored_values
 from extractors.items import UnitBatch, UnitRequest, VerdictError, file_on_disk, stream_fingerprint
+from extractors.nifti.header import read_nifti_header
 
-AIR_HU = -1024.0
 # Below so many different values, volumes of different patients may be equal.
 TELLING_VALUES = 64
 
@@ -41,6 +45,9 @@ def read_volume(
     """
     geometry = geometry or {}
     stamps: Sequence[str] = geometry.get("stamps", ())
+    if geometry.get("format") == FORMAT:
+        yield from _nifti_slices(root, paths[0], start, stop, stamps[0] if stamps else None)
+        return
     frames: Sequence[Sequence[int]] = geometry.get("frames") or [(number, 0) for number in range(len(paths))]
     # Which way round they are depends on the orientation, which all slices share.
     sides = sorted(geometry.get("square") or (geometry["rows"], geometry["columns"])) if "rows" in geometry else None
@@ -61,9 +68,10 @@ def read_volume(
 
 def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     """Slices of a volume in batches (n, rows, columns) of float32 HU; raises as `read_volume`."""
-    count = len(request.geometry.get("frames") or request.paths)
+    geometry = request.geometry
+    count = geometry["slices"] if geometry.get("format") == FORMAT else len(geometry.get("frames") or request.paths)
     stop = count if request.stop is None else min(request.stop, count)
-    slices = read_volume(request.paths, request.root, request.geometry, request.start, stop)
+    slices = read_volume(request.paths, request.root, geometry, request.start, stop)
     for first in range(request.start, stop, batch_size):
         numbers = np.arange(first, min(first + batch_size, stop))
         pixels: npt.NDArray[np.float32] | None = None
@@ -127,28 +135,51 @@ def slice_digests(root: Path, path: str, stamp: str, decoded: bool) -> tuple[str
 
 
 def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> Iterator[npt.NDArray[np.float32]]:
-    """Some frames of one file; it must be as its stamp says before and after each is read."""
+    """Some frames of one DICOM file; it must be as its stamp says before and after each is read."""
+    with _unchanged(root, path, stamp) as (file, size, check):
+        header = read_elements(file, size)
+        form = pixel_format(header)
+        multiframe = header.text("SOPClassUID") in ENHANCED_CT
+        values = frames_of(header) if multiframe else [header.values]
+        if not multiframe and form.frames != 1:
+            raise VerdictError("failed_unreadable")
+        reader = FrameReader(header, form)
+        for frame in frames:
+            pixels = _hounsfield(reader.raw(frame), form, header, values[frame])
+            check()
+            yield pixels
+
+
+def _nifti_slices(
+    root: Path, path: str, start: int, stop: int | None, stamp: str | None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Some slices of a NIfTI, which must be as its stamp says before and after each few are read."""
+    with _unchanged(root, path, stamp) as (file, size, check):
+        header = read_nifti_header(file, size)
+        axial = axial_of(header.affine, header.shape)
+        for slab in slabs(file, header, axial, start, stop):
+            check()
+            for pixels in without_padding(slab.slices):
+                yield pixels if square(axial.spacing) else squared(pixels, axial.spacing)
+
+
+@contextmanager
+def _unchanged(root: Path, path: str, stamp: str | None) -> Iterator[tuple[BinaryIO, int, Callable[[], None]]]:
+    """A file of the tree, its size, and what raises failed_changed where the file is no more as it was."""
     try:
         with tree(root).open(path) as (file, size, disk):
             status = disk_stamp(disk.stat())
             if stamp is not None and stamp != stamp_of(status, stream_fingerprint(file, size)):
                 raise VerdictError("failed_changed")
-            try:
-                header = read_elements(file, size)
-                form = pixel_format(header)
-                multiframe = header.text("SOPClassUID") in ENHANCED_CT
-                values = frames_of(header) if multiframe else [header.values]
-                if not multiframe and form.frames != 1:
-                    raise VerdictError("failed_unreadable")
-                reader = FrameReader(header, form)
-                for frame in frames:
-                    pixels = _hounsfield(reader.raw(frame), form, header, values[frame])
-                    if disk_stamp(disk.stat()) != status:
-                        raise VerdictError("failed_changed")
-                    yield pixels
-            except Exception:
+
+            def check() -> None:
                 if disk_stamp(disk.stat()) != status:
-                    raise VerdictError("failed_changed") from None
+                    raise VerdictError("failed_changed")
+
+            try:
+                yield file, size, check
+            except Exception:
+                check()
                 raise
     except (VerdictError, MemoryError):
         raise
@@ -201,20 +232,3 @@ def _hounsfield(
     if spacing is not None and not square(spacing):
         hounsfield = squared(hounsfield, spacing)
     return canonical_axial(hounsfield, orientation)
-
-
-def squared(hounsfield: npt.NDArray[np.float32], spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """A slice (rows, columns) of pixels that are not square as one of square pixels: a triangle filter over the exact
-    extent."""
-    from PIL import Image
-
-    rows, columns = squared_shape(hounsfield.shape[0], hounsfield.shape[1], spacing)
-    picture = Image.fromarray(np.ascontiguousarray(hounsfield))
-    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float32)
-
-
-def squared_shape(rows: int, columns: int, spacing: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """Rows and columns of square pixels as fine as the finer side of those that are there; at most MAX_SIDE."""
-    extent = rows * float(spacing[0]), columns * float(spacing[1])
-    side = max(float(spacing.min()), max(extent) / MAX_SIDE)
-    return max(1, round(extent[0] / side)), max(1, round(extent[1] / side))

@@ -3,13 +3,14 @@
 from pydantic import field_validator
 
 from extractors.ct.geometry import GeometryRule
+from extractors.ct.nifti import NiftiConfig
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.extractor import ByFile, Extractor, ModalitySettings
 from extractors.reading import known_zone
 
 
 class CtSettings(ModalitySettings):
-    """CT has its subject and time in its headers; a crosswalk may give others.
+    """CT in DICOM has its subject and time in its headers; a crosswalk may give others, and gives those of NIfTI.
 
     Attributes:
         timezone: an IANA name: scanners that state another offset are converted to the site's wall clock, which is what
@@ -18,11 +19,13 @@ class CtSettings(ModalitySettings):
         geometry: `strict` wants volumes of parallel slices at even distances, straight above each other, as encoders of
             volumes do; `slices` also takes a tilted gantry and a scan in steps, where no slice is missing, and records
             both with the item.
+        nifti: how CT in NIfTI is judged.
     """
 
     timezone: str | None = None
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     geometry: GeometryRule = "slices"
+    nifti: NiftiConfig = NiftiConfig()
 
     @field_validator("timezone")
     @classmethod
@@ -41,11 +44,11 @@ CT = Extractor(
         "extractors.ct.by_file:examine_file",
         "extractors.ct.by_file:beside",
         "extractors.ct.by_file:items",
-        judged_later=("reconstruction", "geometry"),
+        judged_later=("reconstruction", "geometry", "nifti"),
     ),
-    reads="DICOM files, alone or in zip and tar archives",
+    reads="DICOM files, alone or in zip and tar archives, and NIfTI",
     foreign="refused_not_dicom",
-    matches=("patient_id", "study_uid", "series_uid", "accession_number"),
+    matches=("path", "patient_id", "study_uid", "series_uid", "accession_number"),
     private_geometry=frozenset(("stamps", "frames")),
     keyed_geometry=frozenset(("reconstruction_group",)),
 )

@@ -3,12 +3,11 @@
 Archives (zip; tar, plain or through gzip, bzip2, xz) are known by content and read member by member. Nothing is
 unpacked into the tree, and a member's name is only a label: no path on a disk is ever made of it. A compressed tar,
 which cannot be read at will, is spooled into an unnamed temporary file while its members are wanted. What an archive
-claims is held against limits before and while it is read. A single data set through gzip, bzip2 or xz is an archive of
-one member, `IM1.dcm.gz!/unpacked`.
+claims is held against limits before and while it is read. A single DICOM data set or NIfTI through gzip, bzip2 or xz is
+an archive of one member, `IM1.dcm.gz!/unpacked`.
 """
 
 import bz2
-import gzip
 import lzma
 import os
 import shutil
@@ -24,7 +23,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, BinaryIO, Literal, Self, cast
 
+from isal import igzip
+
 from extractors.items import VerdictError, file_on_disk
+from extractors.kinds import kind_of_bytes
 from warehouse.files import signature_of
 
 Kind = Literal["zip", "tar", "gzip", "bzip2", "xz"]
@@ -83,7 +85,7 @@ def members(file: BinaryIO, kind: Kind) -> Iterator[Member]:
                     opened.close()
         return
     stream = _limited(file, kind)
-    if is_data_set(stream.peek(512)):
+    if is_alone(stream.peek(512)):
         with cast(BinaryIO, tempfile.SpooledTemporaryFile(FREE_BYTES)) as opened:
             shutil.copyfileobj(stream, opened, _CHUNK)
             yield Member(SINGLE, opened, opened.tell())
@@ -107,9 +109,12 @@ def members(file: BinaryIO, kind: Kind) -> Iterator[Member]:
     stream.drain()
 
 
-def is_data_set(head: bytes) -> bool:
-    """Whether a compressed file's content begins as a DICOM data set does, with or without its preamble."""
-    return head[128:132] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0")
+def is_alone(head: bytes) -> bool:
+    """Whether a compressed file's content is no archive: it begins as a DICOM data set does, with or without its
+    preamble, or as a NIfTI."""
+    if head[128:132] == b"DICM" or head[:4] in (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0"):
+        return True
+    return kind_of_bytes(head, "") == "NIfTI"
 
 
 class _DamagedHeaderError(EOFError):
@@ -224,7 +229,7 @@ def _limited(file: BinaryIO, kind: Kind) -> _Limited:
         file.seek(0)
     stream: IO[bytes] = file
     if kind == "gzip":
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=file))
+        stream = cast(IO[bytes], igzip.IGzipFile(fileobj=file))  # type: ignore[no-untyped-call]
     elif kind == "bzip2":
         stream = bz2.BZ2File(file)
     elif kind == "xz":
@@ -251,7 +256,7 @@ class _Archive:
                     self._file = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
                     shutil.copyfileobj(_limited(file, kind), self._file, _CHUNK)
                 self._file.seek(0)
-                if kind != "tar" and is_data_set(self._file.read(512)):
+                if kind != "tar" and is_alone(self._file.read(512)):
                     self._spans = {SINGLE: (0, self._file.seek(0, os.SEEK_END))}
                 else:
                     self._spans = self._members()
@@ -273,6 +278,10 @@ class _Archive:
             info = self._infos[name]
             return _held(self._zip.open(info), info.file_size), info.file_size
         at, size = self._spans[name]
+        if at == 0:  # all that was unpacked: nobody else reads it meanwhile
+            whole = cast(BinaryIO, os.fdopen(os.dup(self._file.fileno()), "rb", buffering=0))
+            whole.seek(0)
+            return whole, size
         self._file.seek(at)
         if size > FREE_BYTES:
             spool = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115

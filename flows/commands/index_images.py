@@ -6,7 +6,7 @@ of a hospital's tree may name patients.
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -63,17 +63,22 @@ def index_tree(
         "groups": [{"modality": key[0], "verdict": key[1], **_summary(groups[key], path)} for key in order],
         "usable": len(usable),
         "not_read": others,
-        "summary": _in_words(names, len(usable), len(read), others),
+        "summary": _in_words(names, usable, len(read), others),
         "exit_code": QUARANTINED if failed or not usable else 0,
     }, items
 
 
-def _in_words(names: list[str], usable: int, read: int, others: dict[str, int]) -> str:
+def _in_words(names: list[str], usable: list[FoundItem], read: int, others: dict[str, int]) -> str:
     """A line on what was read and what else lies there; where nothing is usable, on what is read at all, too."""
     lying = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
     if usable:
-        found = f"Files of usable items: {read:,}."
-        return f"{found} Of the others: {lying}." if lying else found
+        found = f"Files of usable items: {read:,}." + (f" Of the others: {lying}." if lying else "")
+        lacking = Counter(item.modality for item in usable if _says_nobody(item))
+        return found + "".join(
+            f" {number:,} {MODALITIES[name].title} items say neither whose they are nor when: a run needs a crosswalk or"
+            f" a table that does (modalities.{name})."
+            for name, number in lacking.items()
+        )
     reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
     return f"Nothing is usable. Found: {lying or 'no file'}. Read would be {reads}."
 
@@ -98,6 +103,11 @@ def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
         "bytes": _bytes({path for item in items for path in item.paths}, root),
         "times": dict(sorted(tags.items())),
     }
+
+
+def _says_nobody(item: FoundItem) -> bool:
+    """Whether the files of an item say neither whose it is nor when, so that the crosswalk of a run has to."""
+    return EXTRACTORS[item.modality].needs_crosswalk or (item.raw_subject is None and item.time is None)
 
 
 def _tag(item: FoundItem) -> str:

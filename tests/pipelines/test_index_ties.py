@@ -66,10 +66,11 @@ def test_dicom_slides_are_tied_by_what_their_headers_say(real_data: Path, tmp_pa
 
 
 def test_a_modality_names_what_a_crosswalk_may_match(tmp_path: Path) -> None:
-    block = {"path": str(tmp_path), "crosswalk": {"file": "x.csv"}, "encoder": {"name": "random-dinov2", "width": 1024}}
-    with pytest.raises(ValueError, match=r"modalities\.ct\.crosswalk\.match is path; ct items are named by patient_id"):
+    named = {"file": "x.csv", "match": "study_uid"}
+    block = {"path": str(tmp_path), "crosswalk": named, "encoder": {"name": "random-ecg", "width": 1024}}
+    with pytest.raises(ValueError, match=r"modalities\.ecg\.crosswalk\.match is study_uid; ecg items are named"):
         RunConfig.model_validate(
-            {"sources": [{"source": "simulated-hospital", "path": str(tmp_path)}], "modalities": {"ct": block}}
+            {"sources": [{"source": "simulated-hospital", "path": str(tmp_path)}], "modalities": {"ecg": block}}
         )
 
 

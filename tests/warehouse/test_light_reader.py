@@ -17,7 +17,7 @@ LIBRARIES = ["torch", "numpy", "pyarrow", "polars", "lmdb", "xxhash", "pydantic"
 # What the pipeline imports and the reader must do without.
 ABSENT = [
     "prefect", "apache_beam", "great_expectations", "openslide", "pydicom", "duckdb", "transformers", "imagecodecs",
-    "tifffile", "numba", "isal", "meds", "matplotlib", "typer", "yaml",
+    "tifffile", "nibabel", "numba", "isal", "meds", "matplotlib", "typer", "yaml",
     "extractors", "embedders", "pipelines", "validation", "flows", "trainers",
 ]  # fmt: skip
 # Every batch of an epoch, its images' vectors among them, as one hash.

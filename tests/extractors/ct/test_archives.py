@@ -118,7 +118,7 @@ def test_archives_of_other_things_are_files_that_are_no_dicom(tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "report.docx", "w") as archive:
         archive.writestr("word/document.xml", "<xml/>")
     for name, pack in PACKERS.items():
-        (tmp_path / f"x.nii{name}").write_bytes(pack(b"a volume of another kind" * 999))
+        (tmp_path / f"x.mgh{name}").write_bytes(pack(b"a volume of another kind" * 999))
         (tmp_path / f"empty{name}").write_bytes(pack(b""))
     (found,) = index_ct(tmp_path)
     assert (found.verdict, found.units_expected) == ("refused_not_dicom", 7)

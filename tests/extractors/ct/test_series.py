@@ -10,10 +10,9 @@ import numpy.typing as npt
 import pydicom
 import pytest
 
-from extractors.ct.geometry import Corroboration, judge
+from extractors.ct.geometry import Corroboration, judge, squared
 from extractors.ct.image_type import Derivation, derivation, refusal
 from extractors.ct.index import index_ct
-from extractors.ct.read import squared
 from extractors.ct.reconstructions import ReconstructionConfig
 from extractors.items import file_fingerprint, identity_of
 from tests.support.images.ct_phantoms import write_as, write_enhanced

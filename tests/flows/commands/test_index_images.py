@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.images.nifti import body, write_nifti
 from tests.support.images.phantoms import stained, write_series, write_tiff
 from tests.support.notes import write_discharge
 
@@ -101,7 +102,7 @@ def test_no_folder_and_an_empty_one_are_one_clear_line(tree: Path, tmp_path: Pat
 def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(tree: Path, tmp_path: Path) -> None:
     foreign = tmp_path / NAME
     foreign.mkdir()
-    (foreign / "brain.nii").write_bytes((348).to_bytes(4, "little") + bytes(340) + b"n+1\0")
+    (foreign / "brain.hdr").write_bytes((348).to_bytes(4, "little") + bytes(340) + b"ni1\0")
     for name in ("a", "b"):
         (foreign / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
     for name in ("night.edf", "day.edf"):
@@ -116,6 +117,25 @@ def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(t
     done = index(foreign)
     assert done.returncode == 0
     assert "Files of usable items: 6. Of the others: 2 EDF, 2 HDF5, 1 NIfTI." in " ".join(done.stdout.split())
+
+
+def test_nifti_is_judged_and_wants_a_crosswalk(tmp_path: Path) -> None:
+    folder = tmp_path / "tree"
+    write_nifti(folder / f"{NAME}.nii.gz", body())
+    write_nifti(folder / "b.nii", body(seed=1), "RAS")
+    done = index(folder)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    said = (
+        "2 CT items say neither whose they are nor when: a run needs a crosswalk or a table that does (modalities.ct)."
+    )
+    assert said in " ".join(done.stdout.split())
+    assert groups(folder)["ct", "ok"] == {
+        "modality": "ct", "verdict": "ok", "items": 2, "units": 40, "files": 2, "times": {"none": 2},
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+    }  # fmt: skip
+    (folder / "b.nii").write_bytes((folder / "b.nii").read_bytes()[:5000])
+    done = index(folder)
+    assert done.returncode == 2 and "failed_unreadable" in done.stdout and NAME not in done.stdout + done.stderr
 
 
 def test_images_of_which_none_is_usable_are_two(tmp_path: Path) -> None:
