@@ -75,8 +75,8 @@ def _in_words(names: list[str], usable: list[FoundItem], read: int, others: dict
         found = f"Files of usable items: {read:,}." + (f" Of the others: {lying}." if lying else "")
         lacking = Counter(item.modality for item in usable if _says_nobody(item))
         return found + "".join(
-            f" {number:,} {MODALITIES[name].title} items say neither whose they are nor when: a run needs a crosswalk or"
-            f" a table that does (modalities.{name})."
+            f" {number:,} {MODALITIES[name].title} items say neither whose they are nor when: a run needs a crosswalk"
+            f" or a table that does (modalities.{name})."
             for name, number in lacking.items()
         )
     reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
