@@ -127,7 +127,7 @@ def test_a_misspelt_key_in_a_documented_source_is_refused(tmp_path: Path) -> Non
 def test_documented_configuration_is_valid() -> None:
     (text,) = blocks("docs/configuration.md", "yaml")
     config = parse_config(yaml.safe_load(text), ROOT, "configuration.md")
-    assert set(config.modalities) == {"ct", "cxr", "ecg", "wsi"}
+    assert set(config.modalities) == {"ct", "cxr", "ecg", "note", "wsi"}
 
 
 def test_readme_source_runs_on_a_table(tmp_path: Path) -> None:
