@@ -22,6 +22,7 @@ from flows.options import (
     EngineName,
     Json,
     Limit,
+    Modalities,
     Port,
     Rehash,
     Root,
@@ -153,6 +154,13 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
     )
 
 
+def _modalities(text: str | None) -> tuple[str, ...]:
+    """What `--modalities` asks for; everything where it is not given."""
+    from extractors.simulate import MADE
+
+    return tuple(MADE) if text is None else tuple(text.replace(",", " ").split())
+
+
 @app.command()
 def demo(
     root: Annotated[Path, typer.Option(help="Where the simulated hospital and its warehouse go.")] = Path(
@@ -160,6 +168,7 @@ def demo(
     ),
     subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    modalities: Modalities = None,
     workers: Workers = None,
     accept_loss: AcceptLoss = None,
     direct: Direct = False,
@@ -180,12 +189,11 @@ def demo(
 
     local_folder(root, "--root")
     hospital, warehouse = root / "hospital", root / "warehouse"
-    summary = simulate(hospital, subjects=subjects, seed=seed)
+    wanted = _modalities(modalities)
+    summary = simulate(hospital, subjects=subjects, seed=seed, modalities=wanted)
     if not as_json:
-        say(
-            f"{hospital}: {summary.subjects} simulated patients, {summary.ct_series} CT series, {summary.slides} slides"
-        )
-    config = write_config(root)
+        say(f"{hospital}: {summary.subjects} simulated patients, {summary.in_words}")
+    config = write_config(root, wanted)
     try:
         settings = RunSettings(config, warehouse, workers=workers, accept_loss=tuple(accept_loss or ()))
         _carry_out(settings, direct=direct, as_json=as_json)
@@ -372,11 +380,13 @@ def simulate(
     subjects: Annotated[int, typer.Option(help="Simulated patients.", min=20)] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     imaging_share: Annotated[
-        float, typer.Option(help="Share of the patients who have CT and slides.", min=0, max=1)
+        float,
+        typer.Option(help="Share of the patients who have images, and of those with each other kind.", min=0, max=1),
     ] = 0.15,
+    modalities: Modalities = None,
     debug: Debug = False,
 ) -> None:
-    """Write a simulated cancer hospital as a hospital would export it: tables, CT series, slides."""
+    """Write a simulated cancer hospital as a hospital would export it: tables, CT, slides, ECGs, x-rays, notes."""
     _set_debug(debug)
     require("images", "simulated images")
     from extractors.simulate import simulate as write_hospital
@@ -384,9 +394,16 @@ def simulate(
 
     local_folder(out, "OUT")
     with StageProgress() as progress:
-        summary = write_hospital(out, subjects=subjects, seed=seed, imaging_share=imaging_share, progress=progress)
+        summary = write_hospital(
+            out,
+            subjects=subjects,
+            seed=seed,
+            imaging_share=imaging_share,
+            modalities=_modalities(modalities),
+            progress=progress,
+        )
     rows = ", ".join(f"{number} {table}" for table, number in summary.rows.items())
-    say(f"wrote {out}: {rows}; {summary.ct_series} CT series, {summary.slides} slides")
+    say(f"wrote {out}: {rows}; {summary.in_words}")
 
 
 @app.command("check-source")

@@ -54,6 +54,14 @@ AcceptLoss = Annotated[
         show_default=False,
     ),
 ]
+Modalities = Annotated[
+    str | None,
+    typer.Option(
+        help="What the hospital has besides tables, by commas, of ct, wsi, ecg, cxr, note and nifti (CT in NIfTI): "
+        "--modalities ct,ecg. All of them if not given; what is left out changes nothing of the others.",
+        show_default=False,
+    ),
+]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read every raw file again, whatever is remembered of it.")]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 Cron = Annotated[str, typer.Option(help="When to run, as a cron expression.")]

@@ -280,5 +280,15 @@ CT_FINDINGS = ("2039-6", "24108-3", "6875-9", "10334-1")
 SLIDE_FINDINGS = ("16112-5", "16113-3", "48676-1", "29593-1")
 """The tissue test (ER, PR, HER2, Ki-67) that a slide of class 0–3 makes the hospital report."""
 
+ECG_FINDINGS = ("33762-6", "19123-9", "6598-7", "10535-3")
+"""The test (NT-proBNP, magnesium, troponin T, digoxin) that an ECG of class 0–3 makes the hospital measure."""
+
+FILM_FINDINGS = ("33959-8", "32781-7", "24027-5", "624-7")
+"""The test (procalcitonin, Legionella and pneumococcal antigen, sputum culture) that a chest x-ray of class 0–3 makes
+the hospital measure."""
+
+NOTE_FINDINGS = ("2276-4", "2132-9", "2284-8", "1989-3")
+"""The test (ferritin, vitamin B12, folate, vitamin D) that a note of class 0–3 makes the hospital measure."""
+
 MORTALITY_BY_CLASS = (0.05, 0.15, 0.35, 0.60)
 """Chance of death within 365 days of a subject's last image, by that image's class."""

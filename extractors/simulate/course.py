@@ -4,7 +4,10 @@ Everything is drawn from the subject's own generator, `SeedSequence([seed, index
 whatever the number of subjects.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from extractors.simulate.codes import (
     CANCERS,
@@ -148,6 +151,14 @@ def _cancer(
         visits.append(clinic.follow_up(follow_up, diagnosis, known, cancer.maintenance))
 
 
+def days_taken(visits: Iterable[Visit]) -> NDArray[np.bool_]:
+    """By days since FIRST_DAY, whether a visit stands on the day, or ends or begins on one beside it."""
+    taken = np.zeros(LAST_DAY + 2 - FIRST_DAY, dtype=bool)
+    for visit in visits:
+        taken[max(visit.start // DAY - 1 - FIRST_DAY, 0) : visit.end // DAY + 2 - FIRST_DAY] = True
+    return taken
+
+
 def _images(rng: np.random.Generator, record: Record, kinds: frozenset[str], diagnosis: str, start: int) -> None:
     """Imaging visits on days of their own: nothing else happens on the day, the night before or the night after.
 
@@ -160,9 +171,7 @@ def _images(rng: np.random.Generator, record: Record, kinds: frozenset[str], dia
         planned += ["ct"] * int(rng.integers(1, 4))
     if not planned:
         return
-    taken = np.zeros(LAST_DAY + 2 - FIRST_DAY, dtype=bool)
-    for visit in record.visits:
-        taken[max(visit.start // DAY - 1 - FIRST_DAY, 0) : visit.end // DAY + 2 - FIRST_DAY] = True
+    taken = days_taken(record.visits)
     # The first image stages the disease, the others follow it for up to two years.
     offsets = np.concatenate([[3], np.sort(rng.integers(25, 640, size=len(planned) - 1))])
     for kind, offset in zip(rng.permutation(planned), offsets, strict=True):

@@ -1,15 +1,15 @@
 """CT series of the simulated hospital: a body phantom whose lesion tells the class, written as DICOM folders."""
 
-import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage
 
+from extractors.simulate.dicom import new_file, uid_of
 from extractors.simulate.record import MINUTE
 
 FIELD_MM = 360.0
@@ -42,9 +42,8 @@ class Series:
     slope: int = 1
 
     def uid(self, *what: object) -> UID:
-        """A UID below 2.25 that depends on the seed and on what it names, and on nothing else."""
-        name = "/".join(map(str, (self.seed, self.patient_id, self.accession, *what)))
-        return UID(f"2.25.{int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], 'big')}")
+        """A UID that depends on the seed and on what it names."""
+        return uid_of(self.seed, self.patient_id, self.accession, *what)
 
 
 def phantom(rng: np.random.Generator, image_class: int, pixels: int, slices: int) -> Volume:
@@ -104,16 +103,8 @@ def _headers(series: Series, instance: int, shape: tuple[int, int], k: int) -> D
     corner = -FIELD_MM / 2 + spacing / 2
     study = datetime.fromtimestamp(series.time - 5 * MINUTE, UTC)
     taken = datetime.fromtimestamp(series.time + instance - 1, UTC)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = series.uid(series.number, instance)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID("2.25.302043790172249692526321623266752743501")
-    meta.ImplementationVersionName = "SIMULATED"
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = new_file(CTImageStorage, series.uid(series.number, instance))
     dataset.ImageType = list(series.image_type)
-    dataset.SOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     dataset.StudyDate, dataset.StudyTime = study.strftime("%Y%m%d"), study.strftime("%H%M%S")
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
     dataset.AcquisitionDate, dataset.AcquisitionTime = taken.strftime("%Y%m%d"), taken.strftime("%H%M%S")

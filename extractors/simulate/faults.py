@@ -1,6 +1,6 @@
 """Faults of a real export, planted on top of the good data so that verdicts and ledgers have something to show."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from extractors.simulate.codes import CT_FINDINGS, SLIDE_FINDINGS
-from extractors.simulate.ct import Series, localizer, phantom, write_series
-from extractors.simulate.images import clock
+from extractors.simulate.ct import Series, Volume, localizer, phantom, write_series
+from extractors.simulate.export import Fault, clock, cut_short, of_items
 from extractors.simulate.record import DAY, HOUR, Record, Row
 from extractors.simulate.slides import scan_time, tissue, write_slide
 
@@ -18,29 +18,6 @@ BAD_TIMES = ("2019-13-45 99:99", "31/02/2020 10:00", "not recorded", "0000-00-00
 LABS_PER_BAD_TIME = 2_000
 ROWS_PER_DUPLICATE = 1_000
 ORPHAN_ENCOUNTER = "E9999999999"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One planted fault, as truth/faults.json lists it.
-
-    Attributes:
-        expect: `verdict` (of an item), `quarantined` (the row makes nothing), `partial` (the row makes events, but a
-            column of it failed), or `conflict` (every event stands and the contradiction is counted).
-        reason: the verdict, the ledger's reason, or the conflict's name.
-        where: files below the export, or identifiers of rows of `table`.
-    """
-
-    name: str
-    what: str
-    count: int
-    table: str
-    where: tuple[str, ...]
-    expect: str
-    reason: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plant_table_faults(tables: dict[str, pl.DataFrame], seed: int) -> tuple[dict[str, pl.DataFrame], list[Fault]]:
@@ -58,29 +35,53 @@ def plant_table_faults(tables: dict[str, pl.DataFrame], seed: int) -> tuple[dict
     return tables, faults
 
 
-def plant_image_faults(root: Path, seed: int, host: Record) -> tuple[list[Fault], list[Row]]:
+def plant_image_faults(
+    root: Path, seed: int, host: Record, modalities: Collection[str]
+) -> tuple[list[Fault], list[Row]]:
     """Writes three faulty CT series and two faulty slides of `host`, on days before its first image.
 
     Returns the faults and the rows that slides/manifest.csv has for the faulty slides.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0, 3]))
+    # Drawn whether they are written or not, so that the slides are the same.
+    volumes = localizer(rng, 128), phantom(rng, 0, 64, 12), phantom(rng, 1, 64, 10)
     first = min((image.time for image in host.images), default=host.visits[0].start)
     noon = first // DAY * DAY + 12 * HOUR
+    faults = _faulty_series(root, seed, host, noon, volumes) if "ct" in modalities else []
+    if "wsi" not in modalities:
+        return faults, []
+    slides, manifest = _faulty_slides(root, host, noon, rng)
+    return faults + slides, manifest
 
+
+def _faulty_series(
+    root: Path, seed: int, host: Record, noon: int, volumes: tuple[Volume, Volume, Volume]
+) -> list[Fault]:
     def series(days_before: int, **changes: Any) -> Series:
         accession = f"A{host.index:06d}{90 + days_before:02d}"
         return Series(seed, host.patient_id, accession, 2, noon - days_before * DAY, **changes)
 
     scout = series(3, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
-    write_series(_folder(root, scout), scout, localizer(rng, 128))
+    write_series(_folder(root, scout), scout, volumes[0])
 
     gap = series(4)
-    write_series(_folder(root, gap), gap, phantom(rng, 0, 64, 12))[5].unlink()
+    write_series(_folder(root, gap), gap, volumes[1])[5].unlink()
 
     cut = series(5, suffix=".dcm")
-    broken = write_series(_folder(root, cut), cut, phantom(rng, 1, 64, 10))[4]
-    _truncate(broken, 0.5)
+    broken = write_series(_folder(root, cut), cut, volumes[2])[4]
+    cut_short(broken, 0.5)
 
+    def found(name: str, what: str, path: Path, verdict: str) -> Fault:
+        return of_items(root, name, what, [path], verdict)
+
+    return [
+        found("ct_localizer", "a series that is a localizer", _folder(root, scout), "refused_localizer"),
+        found("ct_missing_slice", "slice 6 of 12 is missing", _folder(root, gap), "failed_missing_slice"),
+        found("ct_truncated_file", "one slice is cut short in its pixels", broken, "failed_unreadable"),
+    ]
+
+
+def _faulty_slides(root: Path, host: Record, noon: int, rng: np.random.Generator) -> tuple[list[Fault], list[Row]]:
     manifest: list[Row] = []
     slides: list[Path] = []
     for number, say_mpp in ((96, False), (97, True)):
@@ -89,27 +90,16 @@ def plant_image_faults(root: Path, seed: int, host: Record) -> tuple[list[Fault]
         write_slide(path, tissue(rng, 2, (1024, 1024), 0.5), 0.5, scan_time(collected, rng), say_mpp)
         manifest.append((path.name, host.patient_id, clock(collected), None))
         slides.append(path)
-    _truncate(slides[1], 0.4)
-
-    def found(name: str, what: str, path: Path, verdict: str) -> Fault:
-        return Fault(name, what, 1, "", (path.relative_to(root).as_posix(),), "verdict", verdict)
-
+    cut_short(slides[1], 0.4)
+    lacking, cut = [slides[0]], [slides[1]]
     return [
-        found("ct_localizer", "a series that is a localizer", _folder(root, scout), "refused_localizer"),
-        found("ct_missing_slice", "slice 6 of 12 is missing", _folder(root, gap), "failed_missing_slice"),
-        found("ct_truncated_file", "one slice is cut short in its pixels", broken, "failed_unreadable"),
-        found("slide_without_mpp", "the description lacks MPP, the manifest too", slides[0], "failed_no_mpp"),
-        found("slide_corrupt", "the file is cut short", slides[1], "failed_unreadable"),
+        of_items(root, "slide_without_mpp", "neither the file nor the manifest gives µm/px", lacking, "failed_no_mpp"),
+        of_items(root, "slide_corrupt", "the file is cut short", cut, "failed_unreadable"),
     ], manifest
 
 
 def _folder(root: Path, series: Series) -> Path:
     return root / "ct" / series.accession / f"S{series.number}"
-
-
-def _truncate(path: Path, share: float) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
 
 
 def _some(rng: np.random.Generator, candidates: pl.Series, count: int) -> list[int]:

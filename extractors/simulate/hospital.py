@@ -2,21 +2,64 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from extractors.simulate.course import BLOCK, imaging_plan, simulate_subject
+from extractors.simulate.ecg import export_ecgs
+from extractors.simulate.export import SIGNAL, Exported, write_table
 from extractors.simulate.faults import plant_image_faults, plant_table_faults
-from extractors.simulate.images import MANIFEST, SIGNAL, write_images
+from extractors.simulate.films import export_films
+from extractors.simulate.images import MANIFEST, MODALITIES, write_images
+from extractors.simulate.nifti import export_nifti
+from extractors.simulate.notes import export_notes
 from extractors.simulate.record import TABLES, Record, Row
+from extractors.simulate.studies import KINDS, Planned, rows_of, studies_of, studies_plan
 from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write, sync_directory, write_json
+from warehouse.files import sync_directory, write_json
 from warehouse.progress import Progress
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 MARKER = "SIMULATED.json"
+
+Export = Callable[[Path, int, Mapping[str, Sequence[Planned]], Callable[[], None]], Exported]
+EXPORTS: Mapping[str, Export] = {
+    "ecg": export_ecgs,
+    "cxr": export_films,
+    "note": export_notes,
+    "nifti": export_nifti,
+}
+"""By kind of study, what writes them: a function of the export's folder, the seed, all studies by kind with their
+subjects, and what is called for each."""
+MADE = {
+    "ct": "CT series",
+    "wsi": "slides",
+    "ecg": "ECGs",
+    "cxr": "chest x-rays",
+    "note": "notes",
+    "nifti": "CT in NIfTI",
+}
+"""Kinds of items that can be asked for, and what they are called."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a hospital is made by; `modalities` in the order of MADE."""
+
+    seed: int
+    subjects: int
+    imaging_share: float
+    modalities: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As the marker of a finished hospital keeps it."""
+        plain = {"generator_version": GENERATOR_VERSION, **asdict(self)}
+        return plain | {"modalities": list(self.modalities)}
 
 
 @dataclass(frozen=True)
@@ -26,18 +69,21 @@ class SimulationSummary:
     Attributes:
         subjects: patients.
         rows: data rows of each exported table, faults included.
-        ct_series: good CT series; faulty ones come on top.
-        slides: good slides; faulty ones come on top.
+        items: good items of each kind in MADE that was asked for; faulty ones come on top.
         faults: planted faults by name, how many of each.
         truth: the folder that says what was planted; no part of the export.
     """
 
     subjects: int
     rows: dict[str, int]
-    ct_series: int
-    slides: int
+    items: dict[str, int]
     faults: dict[str, int]
     truth: Path
+
+    @property
+    def in_words(self) -> str:
+        """The items, as a line that people read."""
+        return ", ".join(f"{self.items[name]} {title}" for name, title in MADE.items() if name in self.items)
 
 
 def simulate(
@@ -46,6 +92,7 @@ def simulate(
     subjects: int = 500,
     seed: int = 0,
     imaging_share: float = 0.15,
+    modalities: Collection[str] = tuple(MADE),
     progress: Progress | None = None,
 ) -> SimulationSummary:
     """Writes a simulated cancer hospital to `out`, the same bytes for the same arguments.
@@ -57,7 +104,9 @@ def simulate(
         out: a folder that is absent, empty, or an earlier simulation.
         subjects: patients, at least 20, so that every fault finds a place.
         seed: any integer from 0.
-        imaging_share: share of subjects with images, 0 to 1.
+        imaging_share: share of subjects with images, 0 to 1, and of those with each of ECGs, x-rays and notes; a
+            third of it have CT in NIfTI.
+        modalities: what is written of MADE. Without one of them all others, and the rows of its visits, are the same.
         progress: called with what is written (`subjects`, `images`), how many are done and how many there are.
 
     Raises:
@@ -71,12 +120,13 @@ def simulate(
         raise TimeloomError(f"the seed {seed} is negative", remedy="give a seed from 0")
     if not 0.0 <= imaging_share <= 1.0:
         raise TimeloomError(f"the imaging share {imaging_share} is no share", remedy="give a number from 0 to 1")
-    arguments = {
-        "generator_version": GENERATOR_VERSION,
-        "seed": seed,
-        "subjects": subjects,
-        "imaging_share": imaging_share,
-    }
+    unknown = [name for name in modalities if name not in MADE]
+    if unknown or not modalities:
+        raise TimeloomError(
+            f"nobody simulates {unknown[0]}" if unknown else "no modality is asked for",
+            remedy=f"name some of {', '.join(MADE)}",
+        )
+    arguments = Arguments(seed, subjects, imaging_share, tuple(name for name in MADE if name in modalities))
     if (known := _already_there(out, arguments)) is not None:
         return known
     # One fixed name: the leftover of a killed run is removed by the next one.
@@ -84,10 +134,10 @@ def simulate(
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        summary = _write(staging, subjects, seed, imaging_share, progress or _silent)
+        summary = _write(staging, arguments, progress or _silent)
         said = asdict(summary)
         del said["truth"]
-        write_json(staging / MARKER, {"arguments": arguments, "summary": said})
+        write_json(staging / MARKER, {"arguments": arguments.as_json(), "summary": said})
         staging.replace(out)
         sync_directory(out.parent)
     except OSError as error:
@@ -104,7 +154,7 @@ def _silent(what: str, done: int, total: int) -> None:
     """Progress for callers who want none."""
 
 
-def _already_there(out: Path, arguments: dict[str, int | float]) -> SimulationSummary | None:
+def _already_there(out: Path, arguments: Arguments) -> SimulationSummary | None:
     """The summary of an equal simulation in `out`; None where `out` is free."""
     if not out.exists():
         return None
@@ -114,7 +164,7 @@ def _already_there(out: Path, arguments: dict[str, int | float]) -> SimulationSu
         return None
     try:
         marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
-        same = marker["arguments"] == arguments
+        same = marker["arguments"] == arguments.as_json()
         summary = SimulationSummary(**marker["summary"], truth=out / "truth")
     except (OSError, ValueError, KeyError, TypeError):
         raise TimeloomError(
@@ -122,47 +172,65 @@ def _already_there(out: Path, arguments: dict[str, int | float]) -> SimulationSu
         ) from None
     if not same:
         raise TimeloomError(
-            "the folder holds a hospital simulated with another seed, size, imaging share or version",
+            "the folder holds a hospital simulated with another seed, size, imaging share, version or other modalities",
             remedy="choose another folder, or remove this one",
         )
     return summary
 
 
-def _write(root: Path, subjects: int, seed: int, imaging_share: float, progress: Progress) -> SimulationSummary:
-    plan = imaging_plan(seed, subjects, imaging_share)
+def _write(root: Path, arguments: Arguments, progress: Progress) -> SimulationSummary:
+    seed, modalities = arguments.seed, arguments.modalities
+    plan = imaging_plan(seed, arguments.subjects, arguments.imaging_share)
+    further = studies_plan(seed, arguments.subjects, arguments.imaging_share)
     rows: dict[str, list[Row]] = {table: [] for table in TABLES}
+    of_studies: dict[str, list[Row]] = {table: [] for table in TABLES}
     kept: list[Record] = []
-    for index in range(1, subjects + 1):
+    planned: dict[str, list[Planned]] = {kind: [] for kind in KINDS}
+    for index in range(1, arguments.subjects + 1):
         record = simulate_subject(seed, index, plan.get(index, frozenset()))
         for table, of_subject in record.rows().items():
             rows[table].extend(of_subject)
         if record.images or not kept:
             kept.append(record)
-        progress("subjects", index, subjects)
+        studies = studies_of(seed, record, further.get(index, ()))
+        wanted = [study for study in studies if study.kind in modalities]
+        for study in wanted:
+            planned[study.kind].append((record, study))
+        for table, of_subject in rows_of(record, wanted).items():
+            of_studies[table].extend(of_subject)
+        progress("subjects", index, arguments.subjects)
 
-    total, done = sum(len(record.images) for record in kept), 0
+    images = [image for record in kept for image in record.images if MODALITIES[image.kind] in modalities]
+    total, done = len(images) + sum(map(len, planned.values())), 0
 
     def one_more() -> None:
         nonlocal done
         done += 1
         progress("images", done, total)
 
-    signal, manifest = write_images(root, seed, kept, one_more)
+    signal, manifest = write_images(root, seed, kept, modalities, one_more)
     host = next((record for record in kept if record.images), kept[0])
-    image_faults, faulty_slides = plant_image_faults(root, seed, host)
+    faults, faulty_slides = plant_image_faults(root, seed, host, modalities)
+    for kind, export in EXPORTS.items():
+        # CT has a table of its NIfTI files, be there any or not.
+        if kind in modalities or (kind == "nifti" and "ct" in modalities):
+            exported = export(root, seed, planned, one_more)
+            signal += exported.signal
+            faults += exported.faults
+    # The visits of studies come last, so that the rows before them are the same whatever is asked for.
     tables, table_faults = plant_table_faults({name: _frame(name, rows[name]) for name in TABLES}, seed)
-
     for name, frame in tables.items():
-        _write_csv(root / "tables" / f"{name}.csv", frame)
-    _write_csv(root / "slides" / "manifest.csv", pl.DataFrame(manifest + faulty_slides, MANIFEST, orient="row"))
-    _write_csv(root / "truth" / "signal.csv", pl.DataFrame(signal, SIGNAL, orient="row"))
-    faults = image_faults + table_faults
+        write_table(root / "tables" / f"{name}.csv", pl.concat([frame, _frame(name, of_studies[name])]))
+    if "wsi" in modalities:
+        write_table(root / "slides" / "manifest.csv", pl.DataFrame(manifest + faulty_slides, MANIFEST, orient="row"))
+    write_table(root / "truth" / "signal.csv", pl.DataFrame(signal, SIGNAL, orient="row"))
+    faults += table_faults
     write_json(root / "truth" / "faults.json", [fault.as_json() for fault in faults])
+    kinds = Counter(str(row[1]) for row in signal)
     return SimulationSummary(
-        subjects,
-        {name: len(frame) for name, frame in tables.items()},
-        total - len(manifest),
-        len(manifest),
+        arguments.subjects,
+        {name: len(frame) + len(of_studies[name]) for name, frame in tables.items()},
+        {name: kinds["slide" if name == "wsi" else name] for name in modalities},
         {fault.name: fault.count for fault in faults},
         root / "truth",
     )
@@ -183,8 +251,3 @@ def _frame(table: str, rows: list[Row]) -> pl.DataFrame:
             if name.endswith("_date")
         ]
     )
-
-
-def _write_csv(path: Path, frame: pl.DataFrame) -> None:
-    with atomic_write(path) as temporary:
-        frame.write_csv(temporary)

@@ -1,28 +1,16 @@
 """Writes the images of the records, and notes for each what its pixels say (the planted signal)."""
 
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from extractors.simulate.ct import Series, phantom, write_series
-from extractors.simulate.record import DAY, Image, Record, Row
+from extractors.simulate.export import clock, signal_row
+from extractors.simulate.record import Image, Record, Row
 from extractors.simulate.slides import scan_time, tissue, write_slide
 
-SIGNAL = {
-    "patient_id": pl.String,
-    "image_kind": pl.String,
-    "image_id": pl.String,
-    "image_class": pl.Int64,
-    "finding_code": pl.String,
-    "image_time": pl.String,
-    "finding_time": pl.String,
-    "finding_result_time": pl.String,
-    "last_image": pl.Boolean,
-    "died_within_365_days": pl.Boolean,
-}
 MANIFEST = {"path": pl.String, "patient_id": pl.String, "collection_time": pl.String, "mpp": pl.String}
 
 CT_PIXELS = (64, 96, 128)
@@ -30,19 +18,20 @@ SLIDE_SIZES = ((1024, 1024), (1024, 1536), (1536, 1536), (2048, 2048))
 SHARE_40X = 0.15
 
 
-def clock(seconds: int) -> str:
-    """A time as the hospital's export prints it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+MODALITIES = {"ct": "ct", "slide": "wsi"}
+"""By the kind of an image, its modality."""
 
 
 def write_images(
-    root: Path, seed: int, records: Iterable[Record], done: Callable[[], None]
+    root: Path, seed: int, records: Iterable[Record], modalities: Collection[str], done: Callable[[], None]
 ) -> tuple[list[Row], list[Row]]:
-    """Writes every planned image below `root`; gives the rows of truth/signal.csv and of slides/manifest.csv."""
+    """Writes images of some modalities below `root`; gives the rows of truth/signal.csv and of slides/manifest.csv."""
     signal: list[Row] = []
     manifest: list[Row] = []
     for record in records:
         for number, image in enumerate(sorted(record.images, key=lambda i: i.time), start=1):
+            if MODALITIES[image.kind] not in modalities:
+                continue
             rng = np.random.default_rng(np.random.SeedSequence([seed, record.index, number]))
             if image.kind == "ct":
                 image.image_id = _write_ct(root, seed, record, number, image, rng)
@@ -51,7 +40,7 @@ def write_images(
                 image.image_id = f"slides/{name}"
                 _write_slide(root / image.image_id, image, rng)
                 manifest.append((name, record.patient_id, clock(image.time), None))
-            signal.append(_signal_row(record, image))
+            signal.append(signal_row(record, image))
             done()
     return signal, manifest
 
@@ -78,18 +67,3 @@ def _write_slide(path: Path, image: Image, rng: np.random.Generator) -> None:
     size = SLIDE_SIZES[-1] if at_40x else SLIDE_SIZES[int(rng.integers(len(SLIDE_SIZES)))]
     mpp = 0.25 if at_40x else 0.5
     write_slide(path, tissue(rng, image.image_class, size, mpp), mpp, scan_time(image.time, rng))
-
-
-def _signal_row(record: Record, image: Image) -> Row:
-    return (
-        record.patient_id,
-        image.kind,
-        image.image_id,
-        image.image_class,
-        image.finding,
-        clock(image.time),
-        clock(image.finding_time),
-        clock(image.finding_result_time),
-        image.last,
-        record.death is not None and record.death - image.time <= 365 * DAY,
-    )

@@ -141,7 +141,7 @@ class Record:
         for number, visit in enumerate(sorted(self.visits, key=lambda v: (v.start, v.end, v.kind)), start=1):
             encounter = f"E{self.index:06d}{number:04d}"
             rows["encounters"].append(
-                (encounter, patient, visit.kind, visit.start, visit.end, self._insurance(visit.start))
+                (encounter, patient, visit.kind, visit.start, visit.end, self.insurance(visit.start))
             )
             # A stay's codes are assigned when it ends, an outpatient's on the day.
             coded = visit.end // DAY
@@ -170,7 +170,8 @@ class Record:
                 lab_number += len(tube.loincs)
         return rows
 
-    def _insurance(self, time: int) -> str:
+    def insurance(self, time: int) -> str:
+        """Who pays for an encounter that begins at `time`."""
         age = 1970 + time / DAY / 365.25 - self.birth_year
         if age >= 65:
             return "Medicare"

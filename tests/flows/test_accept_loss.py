@@ -26,7 +26,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[RunSettings]:
 def test_run_and_demo_take_names_several_times(
     carried_out: list[RunSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    nobody = SimpleNamespace(subjects=0, ct_series=0, slides=0)
+    nobody = SimpleNamespace(subjects=0, in_words="")
     monkeypatch.setattr("extractors.simulate.simulate", lambda *_, **__: nobody)
     losses = ["--accept-loss", "labs", "--accept-loss", "site/notes"]
     for command in (["run", "site.yaml"], ["demo", "--root", str(tmp_path)]):

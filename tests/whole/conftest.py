@@ -9,7 +9,7 @@ from extractors.simulate import simulate
 
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated export of 40 subjects; copy what you change."""
+    """A simulated export of 40 subjects with CT and slides; copy what you change."""
     folder = tmp_path_factory.mktemp("export") / "hospital"
-    simulate(folder, subjects=40, seed=3)
+    simulate(folder, subjects=40, seed=3, modalities=("ct", "wsi"))
     return folder

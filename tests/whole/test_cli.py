@@ -16,6 +16,7 @@ import yaml
 from extractors.simulate import simulate
 from warehouse.layout import Layout
 from warehouse.manifest import read_manifest
+from warehouse.modalities import INDEXED, MODALITIES
 from warehouse.publish import current_release
 
 COMMANDS = ("demo", "run", "meds", "status", "verify", "repair", "report", "simulate", "check-source", "index", "serve")
@@ -409,11 +410,11 @@ def test_status_of_the_demo(demo_release: Path) -> None:
     tables = demo_release.parent / "hospital" / "tables"
     for row in shown["counts"]:
         assert row["raw"] == len((tables / f"{row['table']}.csv").read_text().splitlines()) - 1
-    names = {"CT": "ct", "slide": "wsi"}
+    names = {modality.title: modality.name for modality in MODALITIES.values()}
     verdicts: dict[str, dict[str, int]] = {}
     for row in shown["verdicts"]:
         verdicts.setdefault(names[row["modality"]], {})[row["verdict"]] = row["items"]
-    assert verdicts == manifest.verdicts
+    assert verdicts == manifest.verdicts and set(verdicts) == set(INDEXED)
     assert all(label.startswith("random-") for label in status["encoders"].values())
     said = timeloom("status", "--root", demo_release).stdout
     for word in (current.path.name, *(row["table"] for row in shown["counts"]), *status["encoders"].values()):

@@ -41,7 +41,7 @@ STEPS = ["extract", "embed", "align", "split", "vocabulary", "tokenize", "pack",
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty patients, a few CT series and slides, and every planted fault."""
     folder = tmp_path_factory.mktemp("export") / "hospital"
-    simulate(folder, subjects=40, seed=11, imaging_share=0.05)
+    simulate(folder, subjects=40, seed=11, imaging_share=0.05, modalities=("ct", "wsi"))
     return folder
 
 

@@ -1,7 +1,5 @@
 """The simulated hospital: a seed gives the same bytes, standard readers read them, faults and signal are present."""
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -27,36 +25,18 @@ from extractors.simulate.faults import BAD_TIMES
 from extractors.simulate.record import DAY
 from extractors.simulate.slides import tissue
 from extractors.wsi.index import index_slides
+from tests.support.simulated import TIME, faults_of, not_the_very_next, signal_of, table, tree_hash
 from warehouse.errors import TimeloomError
 
 SUBJECTS = 40
+IMAGES = ("ct", "wsi")
 TABLES = ("patients", "encounters", "diagnoses", "procedures", "medications", "labs", "deaths")
-TIME = "%Y-%m-%d %H:%M:%S"
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationSummary]:
     out = tmp_path_factory.mktemp("simulated") / "hospital"
-    return out, simulate(out, subjects=SUBJECTS, seed=0)
-
-
-def tree_hash(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def table(root: Path, name: str) -> pl.DataFrame:
-    return pl.read_csv(root / "tables" / f"{name}.csv", infer_schema=False)
-
-
-def signal_of(root: Path) -> pl.DataFrame:
-    return pl.read_csv(root / "truth" / "signal.csv", schema_overrides={"patient_id": pl.String})
-
-
-def faults_of(root: Path) -> dict[str, dict[str, Any]]:
-    return {fault["name"]: fault for fault in json.loads((root / "truth" / "faults.json").read_text())}
+    return out, simulate(out, subjects=SUBJECTS, seed=0, modalities=IMAGES)
 
 
 def read_hu(folder: Path) -> NDArray[np.float64]:
@@ -101,7 +81,7 @@ def test_a_subject_stays_the_same_when_the_hospital_grows(
 ) -> None:
     grown = hospital[0]
     small = tmp_path / "small"
-    simulate(small, subjects=25, seed=0)
+    simulate(small, subjects=25, seed=0, modalities=IMAGES)
     for name in TABLES:
         before = table(small, name)
         after = table(grown, name).filter(pl.col("patient_id") <= "P000025")
@@ -116,7 +96,8 @@ def test_a_subject_stays_the_same_when_the_hospital_grows(
 
 
 def test_arguments_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"subjects": 19}, {"seed": -1}, {"imaging_share": 1.5}):
+    refused: list[dict[str, Any]] = [{"subjects": 19}, {"seed": -1}, {"imaging_share": 1.5}]
+    for wrong in [*refused, {"modalities": ["pet"]}, {"modalities": []}]:
         with pytest.raises(TimeloomError):
             simulate(tmp_path / "never", **wrong)
     assert not (tmp_path / "never").exists()
@@ -159,9 +140,9 @@ def test_counts_of_the_summary_are_those_of_the_files(hospital: tuple[Path, Simu
     root, summary = hospital
     assert summary.rows == {name: len(table(root, name)) for name in TABLES}
     said = signal_of(root)["image_kind"].value_counts()
-    assert dict(said.iter_rows()) == {"ct": summary.ct_series, "slide": summary.slides}
-    assert len(list(root.glob("ct/*/*"))) == summary.ct_series + 3
-    assert len(list(root.glob("slides/*.svs"))) == summary.slides + 2
+    assert dict(said.iter_rows()) == {"ct": summary.items["ct"], "slide": summary.items["wsi"]}
+    assert len(list(root.glob("ct/*/*"))) == summary.items["ct"] + 3
+    assert len(list(root.glob("slides/*.svs"))) == summary.items["wsi"] + 2
     manifest = pl.read_csv(root / "slides/manifest.csv", infer_schema=False)
     assert set(manifest["path"]) == {path.name for path in root.glob("slides/*.svs")}
     assert summary.faults == {name: fault["count"] for name, fault in faults_of(root).items()}
@@ -266,7 +247,7 @@ def test_the_extractors_give_every_image_its_expected_verdict(hospital: tuple[Pa
         if fault["expect"] == "verdict":
             place = Path(fault["where"][0])
             expected[(place.parent if place.suffix == ".dcm" else place).as_posix()] = fault["reason"]
-    assert verdicts == expected and len(expected) == summary.ct_series + summary.slides + 5
+    assert verdicts == expected and len(expected) == sum(summary.items.values()) + 5
     assert {image: times[image] for image in signal_of(root)["image_id"]} == dict(
         signal_of(root).select("image_id", "image_time").iter_rows()
     )
@@ -324,30 +305,7 @@ def test_the_finding_is_the_very_next_event_by_time_and_by_availability(
     hospital: tuple[Path, SimulationSummary],
 ) -> None:
     root, _ = hospital
-    moments = [
-        table(root, name).select("patient_id", pl.col(column).alias("at"))
-        for name, columns in {
-            "encounters": ("start_time", "end_time"),
-            "medications": ("start_time",),
-            "labs": ("collected_time", "result_time"),
-            "deaths": ("death_time",),
-        }.items()
-        for column in columns
-    ]
-    # Facts that are known to the day have the time of the day's end.
-    moments += [
-        table(root, name).select("patient_id", (pl.col(column) + " 23:59:59").alias("at"))
-        for name, column in (("diagnoses", "recorded_date"), ("procedures", "procedure_date"))
-    ]
-    every = pl.concat(moments).drop_nulls()
-    for row in signal_of(root).iter_rows(named=True):
-        between = every.filter(
-            (pl.col("patient_id") == row["patient_id"])
-            & (pl.col("at") >= row["image_time"])
-            & (pl.col("at") <= row["finding_result_time"])
-            & pl.col("at").str.to_datetime(TIME, strict=False).is_not_null()
-        )
-        assert sorted(between["at"]) == [row["finding_time"], row["finding_result_time"]]
+    assert not not_the_very_next(root, signal_of(root).iter_rows(named=True))
 
 
 def test_the_class_of_the_last_image_moves_one_year_mortality() -> None:

@@ -21,7 +21,7 @@ SUBJECTS = 24
 
 def make_export(folder: Path) -> Path:
     """A simulated export with tables, CT and slides; it is only read."""
-    simulate(folder, subjects=SUBJECTS, seed=3)
+    simulate(folder, subjects=SUBJECTS, seed=3, modalities=("ct", "wsi"))
     return folder
 
 
