@@ -18,6 +18,7 @@ from pipelines.aligning.conflicts import CONFLICTS, differing_statics, find_conf
 from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
+from pipelines.embed import Counts as EmbedCounts
 from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.lags import awaited
@@ -26,6 +27,7 @@ from pipelines.night import Night, Stage
 from pipelines.trial import trial_bound
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
+from warehouse.items import each_once
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.modalities import INDEXED
 from warehouse.parquet import read_frame, write_table, write_tables
@@ -83,7 +85,6 @@ def tasks_of(
         lags: columns of LAGS.
         bound: hexadecimal bound on the subjects' hash, for a trial run on a few.
     """
-    hashes = items.hashes() if items else {}
     tasks = []
     for bucket in range(buckets):
         segments, inputs = [], []
@@ -108,14 +109,14 @@ def tasks_of(
                 wanted.setdefault(source, set()).update(index["awaited"])
                 rows += index["rows"]
         known = awaited(lags, wanted)
-        item_file = str(ReleaseLayout(Path()).items(bucket)) if items else None
+        happened = counts_of(items.entries[bucket_name(bucket)], EmbedCounts)["happened"] if items else None
         tasks.append(
             make_task(
                 STAGE,
                 bucket_name(bucket),
                 context.staging,
                 settings=[bound, INDEXED],
-                inputs=[sorted(inputs), known, hashes[item_file] if item_file else None],
+                inputs=[sorted(inputs), known, happened],
                 params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
                 weight=rows,
             )
@@ -126,7 +127,7 @@ def tasks_of(
 def run(params: Params, base: Path) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
-    images = read_frame(tree.items(bucket)) if params["items"] else None
+    images = each_once(read_frame(tree.items(bucket))) if params["items"] else None
     set_aside = LeftOut()
     gathered = Gathered.read(params["segments"], images, params["lags"], params["trial_bound"], set_aside.put)
     aligned = Aligned(gathered, set_aside)

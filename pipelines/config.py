@@ -53,9 +53,34 @@ class SourceConfig(Settings):
 
 
 class ModalityConfig(ModalitySettings):
-    """A modality's files, and the encoder of its items. Each modality's block has its own settings besides."""
+    """A modality's files, and the encoders of its items. Each modality's block has its own settings besides.
 
-    encoder: EncoderConfig
+    Attributes:
+        encoder: the only one.
+        encoders: several, side by side: each has a store of its own, with a vector of every item that it can read.
+    """
+
+    encoder: EncoderConfig | None = None
+    encoders: list[EncoderConfig] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _either(self) -> "ModalityConfig":
+        if (self.encoder is None) == (self.encoders is None):
+            raise ValueError("give `encoder`, or `encoders` for several, and not both")
+        names = [encoder.called for encoder in self.all_encoders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two encoders are called {twice[0]}: give one of them an alias of its own")
+        return self
+
+    @property
+    def all_encoders(self) -> list[EncoderConfig]:
+        """Every encoder, in the order in which they are named."""
+        return self.encoders or ([self.encoder] if self.encoder else [])
+
+
+# What of a block an index does not depend on.
+ENCODER_KEYS = frozenset({"encoder", "encoders"})
 
 
 def modality_blocks() -> type[BaseModel]:
@@ -73,11 +98,15 @@ def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
 
 
 def _misfit(modality: str, block: ModalityConfig) -> str | None:
-    """What the encoder of a modality takes and the modality does not give."""
-    try:
-        return settings_at_odds(block.encoder.name, modality, block)
-    except TimeloomError as error:
-        return str(error)
+    """What an encoder of a modality takes and the modality does not give."""
+    for encoder in block.all_encoders:
+        try:
+            fault = settings_at_odds(encoder.name, modality, block)
+        except TimeloomError as error:
+            return str(error)
+        if fault is not None:
+            return fault
+    return None
 
 
 class EmbeddingConfig(Settings):
@@ -101,7 +130,7 @@ class RunConfig(Settings):
     """A whole run.
 
     Attributes:
-        modalities: what items there are: a block for each modality, with its files and its encoder.
+        modalities: what items there are: a block for each modality, with its files and its encoders.
         profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
         splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
             SCHEMES.
@@ -173,9 +202,12 @@ class RunConfig(Settings):
         return next(iter(self.splits))
 
     def profile(self, name: str) -> ProfileConfig:
-        """A profile's rules, with the scheme that it is fitted on and packed by."""
+        """A profile's rules, with the scheme that it is fitted on and packed by, and the encoder of each modality."""
         rules = self.profiles[name]
-        return rules.model_copy(update={"scheme": rules.scheme or self.primary_scheme})
+        only = {modality: block.all_encoders[0].called for modality, block in self.modalities.items()}
+        return rules.model_copy(
+            update={"scheme": rules.scheme or self.primary_scheme, "encoders": only | dict(rules.encoders)}
+        )
 
     @model_validator(mode="after")
     def _checked(self) -> "RunConfig":
@@ -184,6 +216,9 @@ class RunConfig(Settings):
                 raise ValueError(
                     f"profiles.{name}.scheme {profile.scheme} is not among splits: {', '.join(self.splits)}"
                 )
+            fault = self._encoders_at_odds(name, profile)
+            if fault is not None:
+                raise ValueError(fault)
         for name, block in self.modalities.items():
             if block.keeps_texts and not self.deid.allows_texts:
                 raise ValueError(
@@ -193,6 +228,23 @@ class RunConfig(Settings):
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self
+
+    def _encoders_at_odds(self, name: str, profile: ProfileConfig) -> str | None:
+        """What is wrong with the encoders that a profile names, or does not name."""
+        for modality, encoder in profile.encoders.items():
+            if modality not in self.modalities:
+                return f"profiles.{name}.encoders.{modality}: modalities has no block {modality}"
+            known = [each.called for each in self.modalities[modality].all_encoders]
+            if encoder not in known:
+                return f"profiles.{name}.encoders.{modality}: {modality} has no encoder {encoder}: {', '.join(known)}"
+        for modality, block in self.modalities.items():
+            names = [each.called for each in block.all_encoders]
+            if len(names) > 1 and modality not in profile.encoders:
+                return (
+                    f"profiles.{name} must say whose vectors its {modality} tokens carry: set"
+                    f" profiles.{name}.encoders.{modality} to one of {', '.join(names)}"
+                )
+        return None
 
 
 def parse_config(raw: Any, base: Path, name: str) -> RunConfig:

@@ -1,5 +1,6 @@
 """count: events of one bucket → how often each token of a profile occurs. Schema out: TOKEN_COUNTS and value counts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -41,26 +42,39 @@ class Params(TypedDict):
     bucket: int
     profile: str
     settings: dict[str, Any]
+    stores: dict[str, str]
 
 
 def plan(night: Night) -> list[Task]:
     """One task per profile and bucket."""
-    inputs = night.bucket_inputs()
     return [
         task
         for name, profile in night.profiles
-        for task in tasks_of(night.context, name, profile, inputs, hashes_of(night, str(profile.scheme)))
+        for task in tasks_of(
+            night.context,
+            name,
+            profile,
+            night.bucket_inputs(profile),
+            hashes_of(night, str(profile.scheme)),
+            night.stores_of(profile),
+        )
     ]
 
 
 def tasks_of(
-    context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any], splits: dict[int, str]
+    context: RunContext,
+    name: str,
+    profile: ProfileConfig,
+    inputs: dict[int, Any],
+    splits: dict[int, str],
+    stores: Mapping[str, str],
 ) -> list[Task]:
     """One task per bucket.
 
     Args:
-        inputs: per bucket, the hashes of its events and items.
+        inputs: per bucket, the hashes of its events and of the items that have a vector in `stores`.
         splits: per bucket, the hash of its subjects' splits in the profile's scheme.
+        stores: by modality, the store whose vectors the profile's tokens carry.
     """
     tree = ReleaseLayout(context.staging / "release")
     parents = parents_of(tree, profile)
@@ -71,7 +85,7 @@ def tasks_of(
             context.staging,
             settings=[profile.token_rules(), profile.scheme],
             inputs=[hashes, splits.get(bucket), parents_hash(tree, bucket, parents)],
-            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json")),
+            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
         )
         for bucket, hashes in inputs.items()
     ]
@@ -83,7 +97,7 @@ def run(params: Params, base: Path) -> Result:
     profile = ProfileConfig.model_validate(params["settings"])
     splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
     splits = splits.select("subject_id", "split")
-    parts = chosen_parts(tree, bucket, profile)
+    parts = chosen_parts(tree, bucket, profile, params["stores"])
     counts = TokenCounts.together([count_part(chosen, splits, profile) for chosen in parts])
     path = tree.token_counts(name, bucket)
     files: dict[str, int | None] = {}

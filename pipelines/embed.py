@@ -1,30 +1,46 @@
-"""embed: one bucket's items, and what `encode` made of them → one row per item with its final verdict.
+"""embed: one bucket's items, and what `encode` made of them → one row per item and encoder, with its final verdict.
 
-Schema in: indexed items. Schema out: ITEMS; a vector per item with verdict ok, under its key in its modality's store.
+Schema in: indexed items. Schema out: ITEMS; a vector per row with verdict ok, under the item's key in the row's store.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import polars as pl
 
 from pipelines.aligning.bound import within_bound
-from pipelines.encode import StoreParams, known_outcomes, store_of, usable_items
+from pipelines.encode import EncoderParams, StoreParams, stores_of, usable_items
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket
 from pipelines.night import Night, Stage
 from pipelines.trial import trial_bound
 from warehouse.errors import TimeloomError
+from warehouse.files import sha256_json
+from warehouse.items import each_once
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import ITEMS
 
 
 class Counts(TypedDict):
-    """What a task tells: its items, by modality and verdict."""
+    """What a task tells of its items.
+
+    Attributes:
+        verdicts: items by modality and verdict; one that any encoder of several made a vector of is usable.
+        of_stores: the items that an encoder was to read, by `modality/store` and what became of them.
+        failed: items that failed under any encoder; what a rule refuses did not.
+        happened: a hash of the items as their subjects' events: all that `align` takes of them.
+        usable: by `modality/store`, a hash of the items that have a vector there: all that tokens depend on.
+    """
 
     verdicts: dict[str, dict[str, int]]
+    of_stores: dict[str, dict[str, int]]
+    failed: int
+    happened: str
+    usable: dict[str, str]
     items: int
 
 
@@ -45,7 +61,7 @@ def plan(night: Night) -> list[Task]:
             STAGE,
             bucket_name(bucket),
             night.context.staging,
-            settings=[bound, {name: entry.store for name, entry in made_by.items()}],
+            settings=[bound, {name: sorted(entry.store for entry in entries) for name, entries in made_by.items()}],
             inputs=hashes.get(bucket),
             params=Params(
                 bucket=bucket,
@@ -54,8 +70,13 @@ def plan(night: Night) -> list[Task]:
                 folders={name: str(block.path) for name, block in config.modalities.items()},
                 root=str(layout.root),
                 private=str(layout.private),
-                encoders={name: block.encoder.model_dump(mode="json") for name, block in config.modalities.items()},
-                stores={name: entry.model_dump(mode="json") for name, entry in made_by.items()},
+                encoders={
+                    name: [
+                        EncoderParams(config=config.model_dump(mode="json"), entry=entry.model_dump(mode="json"))
+                        for config, entry in zip(block.all_encoders, made_by[name], strict=True)
+                    ]
+                    for name, block in config.modalities.items()
+                },
             ),
             intact="pipelines.embed:has_vectors",
         )
@@ -87,10 +108,10 @@ def has_vectors(params: Params, base: Path) -> bool:
         path = layout.embedding_bucket(str(modality), str(store), bucket)
         if not path.is_file() or not EmbeddingStore.open(path).has_whole(part["item_key"].to_list()):
             return False
-    # Of what failed, only items that an encoder was to read have units that failed.
-    failed = items.filter((pl.col("verdict") != "ok") & (pl.col("units_failed") > 0))
-    for (modality,), part in failed.partition_by("modality", as_dict=True).items():
-        known = read_verdicts(store_of(params, str(modality), bucket)[0])
+    # Of what failed, only items that an encoder was to read name its store.
+    failed = items.filter((pl.col("verdict") != "ok") & pl.col("store").is_not_null())
+    for (modality, store), part in failed.partition_by("modality", "store", as_dict=True).items():
+        known = read_verdicts(layout.embedding_bucket(str(modality), str(store), bucket))
         if not set(part["item_key"]) <= known.keys() or not PASSING.isdisjoint(part["verdict"]):
             return False
     return True
@@ -107,25 +128,25 @@ def run(params: Params, base: Path) -> Result:
     items = items.filter(within_bound(items, params["trial_bound"]))
     outcomes = []
     for modality, usable in usable_items(params, bucket):
-        _, entry = store_of(params, modality, bucket)
-        known = known_outcomes(params, modality, bucket, usable)
-        if len(known) < len(usable):
-            raise TimeloomError(
-                f"the {modality} store {entry.store} lacks what was just made", remedy="run again; it resumes"
-            )
-        outcomes += [
-            (
-                outcome.item_key,
-                outcome.verdict,
-                outcome.units_expected,
-                outcome.units_encoded,
-                outcome.units_failed,
-                outcome.dim,
-                entry.store if outcome.verdict == "ok" else None,
-                entry.label if outcome.verdict == "ok" else None,
-            )
-            for outcome in known
-        ]
+        for store in stores_of(params, modality):
+            known = store.outcomes(bucket, usable)
+            if len(known) < len(usable):
+                raise TimeloomError(
+                    f"the {modality} store {store.entry.store} lacks what was just made", remedy="run again; it resumes"
+                )
+            outcomes += [
+                (
+                    outcome.item_key,
+                    outcome.verdict,
+                    outcome.units_expected,
+                    outcome.units_encoded,
+                    outcome.units_failed,
+                    outcome.dim,
+                    store.entry.store,
+                    store.entry.label,
+                )
+                for outcome in known
+            ]
     encoded = pl.DataFrame(
         outcomes,
         schema={
@@ -141,15 +162,41 @@ def run(params: Params, base: Path) -> Result:
             pl.coalesce("_expected", "units_expected").alias("units_expected"),
             pl.col("units_encoded", "units_failed").fill_null(0),
         )
-        .sort("subject_id", "modality", "item_key")
+        .sort("subject_id", "modality", "item_key", "store")
     )
     path = ReleaseLayout(base).items(bucket)
     rows = write_table(path, frame, ITEMS, "items")
-    counted = frame.group_by("modality", "verdict").len().sort("modality", "verdict")
+    items = each_once(frame)
+    of_stores = frame.drop_nulls("store").with_columns(pl.format("{}/{}", "modality", "store").alias("made_in"))
+    with_vectors = of_stores.filter(pl.col("verdict") == "ok").sort("item_key").partition_by("made_in", as_dict=True)
+    counts = Counts(
+        verdicts=_counted(items, "modality"),
+        of_stores=_counted(of_stores, "made_in"),
+        failed=frame.filter(pl.col("verdict").str.starts_with("failed_"))["item_key"].n_unique(),
+        happened=_hash_of(_happened(items)),
+        usable={str(made_in): _hash_of(part.select("item_key")) for (made_in,), part in with_vectors.items()},
+        items=len(items),
+    )
+    return Result({str(path.relative_to(base)): rows}, counts)
+
+
+def _counted(items: pl.DataFrame, by: str) -> dict[str, dict[str, int]]:
+    counted = items.group_by(by, "verdict").len().sort(by, "verdict")
     verdicts: dict[str, dict[str, int]] = {}
-    for modality_name, verdict, number in counted.iter_rows():
-        verdicts.setdefault(modality_name, {})[verdict] = number
-    return Result({str(path.relative_to(base)): rows}, Counts(verdicts=verdicts, items=rows))
+    for name, verdict, number in counted.iter_rows():
+        verdicts.setdefault(name, {})[verdict] = number
+    return verdicts
+
+
+def _happened(items: pl.DataFrame) -> pl.DataFrame:
+    """What `align` takes of items, one row each: those that make an event, and which of them are usable."""
+    columns = ("subject_id", "modality", "item_key", "time", "available_time", "time_precision")
+    happened = items.filter(~pl.col("verdict").str.starts_with("refused_"))
+    return happened.select(*columns, pl.col("verdict") == "ok")
+
+
+def _hash_of(frame: pl.DataFrame) -> str:
+    return sha256_json([frame[name].cast(pl.String).to_list() for name in frame.columns])
 
 
 def ready(night: Night) -> None:
@@ -162,31 +209,34 @@ def ready(night: Night) -> None:
 
 
 def declare(night: Night) -> dict[str, Any]:
-    """Which encoders made the vectors, and the items by modality and verdict."""
-    total: dict[str, dict[str, int]] = {}
-    for entry in night.report(STAGE.name).entries.values():
-        for modality, counted in counts_of(entry, Counts)["verdicts"].items():
-            verdicts = total.setdefault(modality, {})
-            for verdict, number in counted.items():
-                verdicts[verdict] = verdicts.get(verdict, 0) + number
-    ordered = {modality: dict(sorted(verdicts.items())) for modality, verdicts in sorted(total.items())}
-    return {"encoders": night.encoders, "verdicts": ordered}
+    """Which encoders made the vectors, what became of their items, and the items by modality and verdict."""
+    counts = [counts_of(entry, Counts) for entry in night.report(STAGE.name).entries.values()]
+    of_stores = _total(entry["of_stores"] for entry in counts)
+    encoders = {
+        modality: tuple(
+            entry.model_copy(update={"verdicts": of_stores.get(f"{modality}/{entry.store}", {})}) for entry in entries
+        )
+        for modality, entries in night.encoders.items()
+    }
+    return {"encoders": encoders, "verdicts": _total(entry["verdicts"] for entry in counts)}
+
+
+def _total(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    total: dict[str, Counter[str]] = {}
+    for counted in counts:
+        for name, verdicts in counted.items():
+            total.setdefault(name, Counter()).update(verdicts)
+    return {name: dict(sorted(verdicts.items())) for name, verdicts in sorted(total.items())}
 
 
 def failed_items(report: StageReport) -> int:
-    """Items that failed; what a rule refuses did not."""
-    return sum(
-        number
-        for entry in report.entries.values()
-        for counted in counts_of(entry, Counts)["verdicts"].values()
-        for verdict, number in counted.items()
-        if verdict.startswith("failed_")
-    )
+    """Items that failed under any encoder; what a rule refuses did not."""
+    return sum(counts_of(entry, Counts)["failed"] for entry in report.entries.values())
 
 
 STAGE = Stage(
     "embed",
-    version=2,
+    version=3,
     run="pipelines.embed:run",
     step="embed",
     after=("meds", "index"),

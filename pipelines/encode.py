@@ -6,6 +6,7 @@ figures only, and whether there is anything to do is read from the stores themse
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -20,12 +21,19 @@ from pipelines.group import whole_items
 from pipelines.items import items_of_bucket, private_paths
 from pipelines.night import Figures, Night, Stage
 from warehouse.errors import TimeloomError
-from warehouse.layout import Layout
+from warehouse.layout import Layout, bucket_name
 from warehouse.manifest import EncoderEntry
 
 if TYPE_CHECKING:
     from embedders.encoders.build import Encoder
     from embedders.running.runner import EmbeddedItem, ItemToEmbed
+
+
+class EncoderParams(TypedDict):
+    """One encoder of a modality: as configured, and as the manifest names it."""
+
+    config: dict[str, Any]
+    entry: dict[str, Any]
 
 
 class RawParams(TypedDict):
@@ -41,8 +49,7 @@ class StoreParams(RawParams):
     """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are."""
 
     trial_bound: str | None
-    encoders: dict[str, dict[str, Any]]
-    stores: dict[str, dict[str, Any]]
+    encoders: dict[str, list[EncoderParams]]
 
 
 class Params(StoreParams):
@@ -62,7 +69,7 @@ def plan(night: Night) -> list[Task]:
     config, context, stale = night.config, night.context, night.stale
     if not stale or not config.modalities:
         return []
-    gpu = any(block.encoder.device_kind == "cuda" for block in config.modalities.values())
+    gpu = any(encoder.device_kind == "cuda" for block in config.modalities.values() for encoder in block.all_encoders)
     workers = min(context.engine.workers, len(stale), _gpus() if gpu else len(stale))
     embedding = config.embedding.model_dump(mode="json")
     if embedding["decoders"] is None:
@@ -101,20 +108,41 @@ def usable_items(params: StoreParams, bucket: int) -> Iterator[tuple[str, pl.Dat
         yield str(modality), part
 
 
-def store_of(params: StoreParams, modality: str, bucket: int) -> tuple[Path, EncoderEntry]:
-    """A modality's store of a bucket, and what fills it."""
-    entry = EncoderEntry.model_validate(params["stores"][modality])
-    return Layout(Path(params["root"])).embedding_bucket(modality, entry.store, bucket), entry
+@dataclass(frozen=True)
+class Store:
+    """The store of one encoder of a modality, and what fills it."""
+
+    modality: str
+    config: EncoderConfig
+    entry: EncoderEntry
+    folder: Path
+
+    def bucket(self, bucket: int) -> Path:
+        """Its file of a bucket."""
+        return self.folder / f"{bucket_name(bucket)}.lmdb"
+
+    def outcomes(self, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
+        """What became of `items` of a bucket, in their order, as far as the store knows."""
+        from embedders.running.store_bucket import outcomes
+
+        expected = _units_of(items)
+        known = outcomes(self.bucket(bucket), expected, self.entry.dim)
+        return [known[key] for key in expected if key in known]
 
 
-def known_outcomes(params: StoreParams, modality: str, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
-    """What became of `items`, in their order, as far as their store knows."""
-    from embedders.running.store_bucket import outcomes
+def stores_of(params: StoreParams, modality: str) -> list[Store]:
+    """The stores of a modality's encoders, in the order of their names on disk."""
+    layout = Layout(Path(params["root"]))
+    stores = []
+    for given in params["encoders"][modality]:
+        entry = EncoderEntry.model_validate(given["entry"])
+        config = EncoderConfig.model_validate(given["config"])
+        stores.append(Store(modality, config, entry, layout.embeddings(modality, entry.store)))
+    return sorted(stores, key=lambda store: store.entry.store)
 
-    path, entry = store_of(params, modality, bucket)
-    expected = dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
-    known = outcomes(path, expected, entry.dim)
-    return [known[key] for key in expected if key in known]
+
+def _units_of(items: pl.DataFrame) -> dict[str, int]:
+    return dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
 
 
 def is_done(params: Params, base: Path) -> bool:
@@ -123,39 +151,39 @@ def is_done(params: Params, base: Path) -> bool:
 
     for bucket in params["buckets"]:
         for modality, items in usable_items(params, bucket):
-            known = known_outcomes(params, modality, bucket, items)
-            if len(known) < len(items) or any(outcome.verdict in PASSING for outcome in known):
-                return False
+            for store in stores_of(params, modality):
+                known = store.outcomes(bucket, items)
+                if len(known) < len(items) or any(outcome.verdict in PASSING for outcome in known):
+                    return False
     return True
 
 
 def run(params: Params, base: Path) -> Result:
-    """Embeds what is missing of the task's buckets, one modality after the other."""
+    """Embeds what is missing of the task's buckets, one encoder after the other."""
     from embedders.running.runner import Bucket, RunnerSettings, embed_buckets
 
-    found = [
-        (modality, bucket, items) for bucket in params["buckets"] for modality, items in usable_items(params, bucket)
-    ]
-    found.sort(key=lambda span: span[:2])
+    by_modality: dict[str, dict[int, list[ItemToEmbed]]] = {}
+    for bucket in params["buckets"]:
+        for modality, items in usable_items(params, bucket):
+            expected = _units_of(items)
+            raw = raw_items(params, modality, expected)
+            by_modality.setdefault(modality, {})[bucket] = [raw[key] for key in expected]
     buckets = []
-    specs = {modality: _spec(params, modality) for modality in {modality for modality, *_ in found}}
-    for modality, bucket, items in found:
-        store, _ = store_of(params, modality, bucket)
-        expected = dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
-        raw = raw_items(params, modality, expected)
-        todo = [raw[key] for key in expected]
-        buckets.append(Bucket(store, specs[modality], todo, _encoder(params, modality, store.parent)))
+    for modality, todo in sorted(by_modality.items()):
+        for store in stores_of(params, modality):
+            spec, encoder = _spec(store), _encoder(store, params["device"])
+            buckets += [Bucket(store.bucket(bucket), spec, items, encoder) for bucket, items in sorted(todo.items())]
     _, figures = embed_buckets(buckets, RunnerSettings(**params["embedding"]))
     return Result({}, figures.counts())
 
 
-def _spec(params: StoreParams, modality: str) -> EncoderSpec:
-    spec = encoder_spec(EncoderConfig.model_validate(params["encoders"][modality]), modality)
-    planned = params["stores"][modality]["store"]
+def _spec(store: Store) -> EncoderSpec:
+    spec = encoder_spec(store.config, store.modality)
+    planned = store.entry.store
     if spec.store_name != planned:
         raise TimeloomError(
-            f"the {modality} vectors were planned as {planned}, and this worker would make {spec.store_name}",
-            remedy=f"set precision and batch_size in modalities.{modality}.encoder: auto follows the machine",
+            f"the {store.modality} vectors were planned as {planned}, and this worker would make {spec.store_name}",
+            remedy=f"set precision and batch_size of modalities.{store.modality}.encoder: auto follows the machine",
         )
     return spec
 
@@ -180,15 +208,15 @@ def raw_items(params: RawParams, modality: str, expected: "Mapping[str, int]") -
     return items
 
 
-def _encoder(params: Params, modality: str, folder: Path) -> "Callable[[], Encoder]":
-    """Builds a modality's encoder when the first item needs it, and holds it against its golden vectors."""
+def _encoder(store: Store, device: int | None) -> "Callable[[], Encoder]":
+    """Builds an encoder when the first item needs it, and holds it against its golden vectors."""
 
     @cache
     def encoder() -> "Encoder":
         from embedders.encoders.build import check_golden, get_encoder
 
-        built = get_encoder(EncoderConfig.model_validate(params["encoders"][modality]), modality, params["device"])
-        check_golden(built, folder)
+        built = get_encoder(store.config, store.modality, device)
+        check_golden(built, store.folder)
         return built
 
     return encoder

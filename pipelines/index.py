@@ -74,7 +74,7 @@ def plan(night: Night) -> list[Task]:
             + [fingerprints.of(crosswalk.file) if crosswalk else None]
             + [config.buckets, config.deid.model_dump(), deid.key_fingerprint]
             # Of its own modality alone: a key of another changes nothing here.
-            + [block.model_dump(mode="json", exclude={"path", "crosswalk", "encoder"})]
+            + [settings_of(block, "path", "crosswalk")]
         )
         name = f"items-{modality}-{fingerprint[:24]}"
         record = layout.segments / f"{name}.json"

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from embedders.encoders.spec import encoder_spec
 from extractors.source import load_source
 from extractors.tables.export import Export
-from pipelines.config import RunConfig
+from pipelines.config import ModalityConfig, RunConfig
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import StageFunction, Task
 from pipelines.profiles.rules import ProfileConfig
-from warehouse.layout import Layout, ReleaseLayout
+from warehouse.errors import TimeloomError
+from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.manifest import EncoderEntry
 
 T = TypeVar("T")
@@ -141,17 +142,24 @@ class Night:
 
     @property
     def profiles(self) -> list[tuple[str, ProfileConfig]]:
-        """Each token profile's name and rules, its scheme filled in."""
+        """Each token profile's name and rules, its scheme and its encoders filled in."""
         return [(name, self.config.profile(name)) for name in self.config.profiles]
 
     @property
-    def encoders(self) -> dict[str, EncoderEntry]:
-        """What each modality's vectors are made by.
+    def encoders(self) -> dict[str, tuple[EncoderEntry, ...]]:
+        """What each modality's vectors are made by, in the order of the configuration.
 
         Raises:
-            TimeloomError: weights that are missing.
+            TimeloomError: weights that are missing, or two names for one encoder.
         """
         return self.once("encoders", lambda: _encoders(self.config))
+
+    def stores_of(self, profile: ProfileConfig) -> dict[str, str]:
+        """By modality, the store of the encoder that a profile of `profiles` names."""
+        return {
+            modality: next(entry.store for entry in entries if entry.name == profile.encoders[modality])
+            for modality, entries in self.encoders.items()
+        }
 
     @property
     def pack_groups(self) -> list[list[int]]:
@@ -160,12 +168,16 @@ class Night:
         edges = [buckets * group // number for group in range(number + 1)]
         return [list(range(first, end)) for first, end in pairwise(edges)]
 
-    def bucket_inputs(self) -> dict[int, list[str]]:
-        """Per bucket, the hashes of its events and items; for stages after `align` and `embed`."""
-        events, items = self.report("align").hashes(), self.report("embed").hashes()
-        relative = ReleaseLayout(Path())
+    def bucket_inputs(self, profile: ProfileConfig) -> dict[int, list[Any]]:
+        """Per bucket, the hashes of its events and of the items that have a vector of the profile's encoders; for
+        stages after `align` and `embed`."""
+        events, embedded = self.report("align").hashes(), self.report("embed").entries
+        relative, stores = ReleaseLayout(Path()), sorted(self.stores_of(profile).items())
         return {
-            bucket: [events[str(relative.events(bucket))], items[str(relative.items(bucket))]]
+            bucket: [
+                events[str(relative.events(bucket))],
+                [embedded[bucket_name(bucket)].counts["usable"].get("/".join(store)) for store in stores],
+            ]
             for bucket in range(self.config.buckets)
         }
 
@@ -187,14 +199,27 @@ def raw_files(exports: Iterable[Export]) -> set[Path]:
     return {path for export in exports for files in export.mapped().values() for path in files}
 
 
-def _encoders(config: RunConfig) -> dict[str, EncoderEntry]:
-    entries: dict[str, EncoderEntry] = {}
-    for modality, block in sorted(config.modalities.items()):
-        spec = encoder_spec(block.encoder, modality)
-        entries[modality] = EncoderEntry(
-            label=spec.label, store=spec.store_name, dim=spec.width, weights_sha256=spec.weights_sha256
+def _encoders(config: RunConfig) -> dict[str, tuple[EncoderEntry, ...]]:
+    return {modality: _entries(modality, block) for modality, block in sorted(config.modalities.items())}
+
+
+def _entries(modality: str, block: ModalityConfig) -> tuple[EncoderEntry, ...]:
+    by_store: dict[str, EncoderEntry] = {}
+    for encoder in block.all_encoders:
+        spec = encoder_spec(encoder, modality)
+        if spec.store_name in by_store:
+            raise TimeloomError(
+                f"modalities.{modality}: {by_store[spec.store_name].name} and {encoder.called} are one encoder",
+                remedy="take one of the two out",
+            )
+        by_store[spec.store_name] = EncoderEntry(
+            name=encoder.called,
+            label=spec.label,
+            store=spec.store_name,
+            dim=spec.width,
+            weights_sha256=spec.weights_sha256,
         )
-    return entries
+    return tuple(by_store.values())
 
 
 def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[StageReport]:

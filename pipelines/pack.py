@@ -84,7 +84,7 @@ def plan(night: Night) -> list[Task]:
             night.report("tokenize"),
             hashes_of(night, str(profile.scheme)),
             read_frame(night.tree.vocabulary(name)),
-            {modality: entry.store for modality, entry in night.encoders.items()},
+            night.stores_of(profile),
         )
     ]
 
@@ -108,6 +108,7 @@ def tasks_of(
         splits: per bucket, the hash of its subjects' splits.
         vocabulary: VOCABULARY. A shard depends on the ids up to the largest that its group uses, so that a vocabulary
             which grew leaves the other groups' shards as they are.
+        stores: by modality, the store whose vectors the profile's tokens carry.
     """
     hashes = timelines.hashes()
     token_dtype = "uint16" if len(vocabulary) <= 1 << 16 else "uint32"
@@ -334,6 +335,7 @@ def declare(night: Night) -> dict[str, Any]:
             scheme=str(profile.scheme),
             rules_hash=sha256_json(profile.token_rules()),
             left_out=tuple(sorted(profile.left_out)),
+            stores=night.stores_of(profile),
             plans=plan_entries(name, profile, night.config.pack_groups, packed, subsets),
         )
         for name, profile in night.profiles

@@ -21,7 +21,7 @@ from extractors.extractor import ByFile, Finding, ModalitySettings, imported
 from extractors.items import foreign_number
 from extractors.modalities import EXTRACTORS, extractor_of
 from extractors.trees import Entry, Folder, folder_at, folders_of
-from pipelines.config import ModalityConfig
+from pipelines.config import ENCODER_KEYS, ModalityConfig
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Result, Task
 from pipelines.night import Night, Stage
@@ -79,7 +79,7 @@ class _Chunk:
 
 def settings_of(block: ModalityConfig, *left_out: str) -> dict[str, Any]:
     """A modality's settings as JSON."""
-    return block.model_dump(mode="json", exclude={"encoder", *left_out})
+    return block.model_dump(mode="json", exclude={*ENCODER_KEYS, *left_out})
 
 
 def plan(night: Night) -> list[Task]:

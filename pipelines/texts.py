@@ -13,11 +13,13 @@ import polars as pl
 from extractors.extractor import imported
 from extractors.items import OK, UnitRequest, VerdictError
 from extractors.modalities import EXTRACTORS
+from pipelines.embed import Counts as EmbedCounts
 from pipelines.encode import RawParams, raw_items
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from warehouse.errors import TimeloomError
+from warehouse.items import each_once
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_tables
 from warehouse.schemas import TEXTS
@@ -44,14 +46,14 @@ def plan(night: Night) -> list[Task]:
     kept = sorted(name for name, block in config.modalities.items() if block.keeps_texts)
     if not kept:
         return []
-    hashes = night.report("embed").hashes()
+    embedded = night.report("embed").entries
     return [
         make_task(
             STAGE,
             bucket_name(bucket),
             night.context.staging,
             settings=kept,
-            inputs=hashes[str(ReleaseLayout(Path()).items(bucket))],
+            inputs=counts_of(embedded[bucket_name(bucket)], EmbedCounts)["happened"],
             params=Params(
                 bucket=bucket,
                 modalities=kept,
@@ -72,7 +74,7 @@ def run(params: Params, base: Path) -> Result:
         TimeloomError: what the index left of a text went, or its file changed since.
     """
     tree = ReleaseLayout(base)
-    items = read_frame(tree.items(params["bucket"]))
+    items = each_once(read_frame(tree.items(params["bucket"])))
     usable = items.filter((pl.col("verdict") == OK) & pl.col("modality").is_in(params["modalities"]))
     path = tree.texts(params["bucket"])
     rows = write_tables(path, _frames(params, usable), TEXTS, "texts")

@@ -1,6 +1,6 @@
 """tokenize: one bucket's events → its subjects' timelines as token ids. Schema in: EVENTS. Schema out: TIMELINES."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -38,19 +38,30 @@ class Params(TypedDict):
     bucket: int
     profile: str
     settings: dict[str, Any]
+    stores: dict[str, str]
 
 
 def plan(night: Night) -> list[Task]:
     """One task per profile and bucket."""
-    inputs = night.bucket_inputs()
-    return [task for name, profile in night.profiles for task in tasks_of(night.context, name, profile, inputs)]
+    return [
+        task
+        for name, profile in night.profiles
+        for task in tasks_of(night.context, name, profile, night.bucket_inputs(profile), night.stores_of(profile))
+    ]
 
 
-def tasks_of(context: RunContext, name: str, profile: ProfileConfig, inputs: dict[int, Any]) -> list[Task]:
+def tasks_of(
+    context: RunContext,
+    name: str,
+    profile: ProfileConfig,
+    inputs: dict[int, Any],
+    stores: Mapping[str, str],
+) -> list[Task]:
     """One task per bucket, up to date as long as its events, its tokens' ids and breaks and its codes' parents are.
 
     Args:
-        inputs: per bucket, the hashes of its events and items.
+        inputs: per bucket, the hashes of its events and of the items that have a vector in `stores`.
+        stores: by modality, the store whose vectors its tokens carry.
     """
     tree = ReleaseLayout(context.staging / "release")
     vocabulary = read_frame(tree.vocabulary(name))
@@ -66,7 +77,7 @@ def tasks_of(context: RunContext, name: str, profile: ProfileConfig, inputs: dic
                 slice_hash(tree, name, bucket, profile, vocabulary),
                 parents_hash(tree, bucket, parents),
             ],
-            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json")),
+            params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
         )
         for bucket, hashes in inputs.items()
     ]
@@ -77,17 +88,19 @@ def run(params: Params, base: Path) -> Result:
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
     made: Counts = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
-    tables = (_counted(timeline, made) for timeline in timelines(tree, bucket, name, profile))
+    tables = (_counted(timeline, made) for timeline in timelines(tree, bucket, name, profile, params["stores"]))
     path = tree.timeline(name, bucket)
     rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
     return Result({str(path.relative_to(base)): rows}, made)
 
 
-def timelines(tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig) -> Iterator[Encoded]:
+def timelines(
+    tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig, stores: Mapping[str, str]
+) -> Iterator[Encoded]:
     """A bucket's timelines, some subjects at a time."""
     ids = Ids(read_frame(tree.vocabulary(name)))
     encoder = TimelineWriter(profile, ids, read_frame(tree.quantiles(name)))
-    for chosen in chosen_parts(tree, bucket, profile, ids):
+    for chosen in chosen_parts(tree, bucket, profile, stores, ids):
         yield encoder.encode(chosen)
 
 

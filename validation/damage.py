@@ -233,9 +233,10 @@ def _needed_verdicts(root: Root) -> Iterator[Path]:
         if entry is None or not root.is_of(path, entry):
             continue
         failed = pl.read_parquet(path).filter((pl.col("verdict") != "ok") & (pl.col("units_failed") > 0))
-        for modality in failed["modality"].unique():
-            store = manifest.encoders[modality].store
-            yield verdicts_path(root.layout.embedding_bucket(modality, store, bucket))
+        for modality, store in failed.select("modality", "store").unique().iter_rows():
+            # Older releases name the store of usable items alone.
+            folder = store or manifest.encoder(modality).store
+            yield verdicts_path(root.layout.embedding_bucket(modality, folder, bucket))
 
 
 # By the name under which `verify` tells them: what finds the damage, and what mends it.

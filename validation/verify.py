@@ -133,7 +133,8 @@ def _vectors(release: _Release) -> Finding:
         release.progress("vectors", done, len(stores))
     pool.shutdown()
     if not bad:
-        return Finding("vectors", True, f"{items.height:,} usable items have theirs, checksums right")
+        usable = items["item_key"].n_unique()
+        return Finding("vectors", True, f"{usable:,} usable items have theirs, checksums right")
     words = {"missing": "missing", "damaged": "damaged", "dim": "of another width"}
     counted = ", ".join(f"{count:,} {words[name]}" for name, count in total.items() if count)
     return Finding("vectors", False, f"{counted}; see {_named(bad)}", REPAIR)

@@ -1,16 +1,17 @@
 """The manifest: what a release holds, from what it was made, and whether it is whole."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import sha256_file, sha256_json, xxh3_file
 from warehouse.sealed import sealed_bytes, write_sealed
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # The oldest that is read: without a checksum of its own.
 UNSEALED_VERSION = 2
 
@@ -62,13 +63,30 @@ class Deidentification(BaseModel):
 
 
 class EncoderEntry(BaseModel):
-    """Which encoder made a modality's vectors."""
+    """An encoder that made vectors of a modality.
+
+    Attributes:
+        name: what profiles and readers call it; in a release of an older timeloom, its network's.
+        label: for people.
+        store: the folder of its vectors.
+        verdicts: the items that it was to read, by what became of them; none in a release of an older timeloom.
+    """
 
     model_config = ConfigDict(frozen=True)
+    name: str = ""
     label: str
     store: str
     dim: int
     weights_sha256: str | None = None
+    verdicts: dict[str, int] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and not raw.get("name"):
+            store = str(raw.get("store", ""))
+            return {**raw, "name": store.rpartition("-")[0] or store}
+        return raw
 
 
 class BudgetEntry(BaseModel):
@@ -128,6 +146,8 @@ class ProfileEntry(BaseModel):
         scheme: the split scheme that its vocabulary was fitted and its shards were divided by.
         rules_hash: SHA-256 of the rules that make tokens of events.
         left_out: namespaces of which the profile makes no token on purpose.
+        stores: by modality, the store whose vectors its image tokens carry; of a release of an older timeloom none:
+            each modality has one.
         plans: by name; the profile's own is `default`.
     """
 
@@ -137,6 +157,7 @@ class ProfileEntry(BaseModel):
     scheme: str
     rules_hash: str
     left_out: tuple[str, ...] = ()
+    stores: dict[str, str] = Field(default_factory=dict)
     plans: dict[str, PlanEntry]
 
     @property
@@ -220,7 +241,7 @@ class Manifest(BaseModel):
     config_hash: str
     split_scheme: str
     split_hash: str
-    encoders: dict[str, EncoderEntry]
+    encoders: dict[str, tuple[EncoderEntry, ...]]
     profiles: dict[str, ProfileEntry]
     stages: dict[str, int]
     sources: dict[str, str]
@@ -232,6 +253,44 @@ class Manifest(BaseModel):
     contents: tuple[ContentEntry, ...] = ()  # none in a release that was made before they were counted
     accepted_losses: tuple[LossEntry, ...] = ()
     root: dict[str, Any] | None = None  # none in a release of an older timeloom
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _several(cls, raw: Any) -> Any:
+        """A modality had one encoder before it could have several."""
+        if not isinstance(raw, dict):
+            return raw
+        return {name: [entry] if isinstance(entry, dict | EncoderEntry) else entry for name, entry in raw.items()}
+
+    def encoder(self, modality: str, name: str | None = None) -> EncoderEntry:
+        """An encoder of a modality, by its name; where none is given, the only one.
+
+        Raises:
+            TimeloomError: the modality has no such encoder, or several and none is named.
+        """
+        found = {entry.name: entry for entry in self.encoders.get(modality, ())}
+        if not found:
+            known = ", ".join(self.encoders) or "none"
+            raise TimeloomError(f"the release has no vectors of {modality}", remedy=f"choose one of: {known}")
+        if name is None and len(found) == 1:
+            return next(iter(found.values()))
+        if name not in found:
+            said = f"no {modality} encoder {name}" if name else f"several {modality} encoders"
+            raise TimeloomError(f"the release has {said}", remedy=f"name one of: {', '.join(found)}")
+        return found[name]
+
+    def encoders_of(self, profile: str, named: Mapping[str, str] | None = None) -> dict[str, EncoderEntry]:
+        """By modality, the encoder whose vectors a profile's image tokens carry, or the one that `named` gives instead.
+
+        Raises:
+            TimeloomError: `named` names what the release does not have.
+        """
+        chosen = {modality: self.encoder(modality, name) for modality, name in (named or {}).items()}
+        stores = self.profiles[profile].stores
+        for modality, entries in self.encoders.items():
+            of_profile = [entry for entry in entries if stores.get(modality) in (None, entry.store)]
+            chosen.setdefault(modality, of_profile[0] if of_profile else entries[0])
+        return {modality: chosen[modality] for modality in self.encoders}
 
 
 def content_hash(files: dict[str, FileEntry]) -> str:

@@ -204,7 +204,7 @@ def train(options: argparse.Namespace) -> dict[str, float | None]:
     shuffle = torch.Generator().manual_seed(options.seed) if options.shuffle_within else None
 
     vocabulary = release.manifest.profiles[options.profile].vocabulary_size
-    dims = {modality: release.manifest.encoders[modality].dim for modality in shards.stores}
+    dims = shards.dims
     swapped = None
     if options.images == "permuted":
         every = (release.shards(options.profile, split=split, seed=None) for split in ("train", *options.validate))

@@ -34,6 +34,7 @@ BATCH_SIZES: Mapping[str, int] = {"cpu": 32, "cuda": 128}
 class EncoderConfig(Settings):
     """Which encoder makes a modality's vectors, and how.
 
+    `alias`: what profiles and readers call it; the name of its network where not given. Nothing stored depends on it.
     `width`: the vectors' length. `weights`: a local .safetensors file or folder, for the real encoders; or `hub_id`
     with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
@@ -43,6 +44,7 @@ class EncoderConfig(Settings):
     """
 
     name: str
+    alias: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     width: int = Field(gt=0)
     weights: LocatedPath | None = None
     hub_id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
@@ -84,6 +86,11 @@ class EncoderConfig(Settings):
         if hidden_size not in (None, self.width):
             raise ValueError(f"{self.name} makes vectors of {hidden_size}")
         return self
+
+    @property
+    def called(self) -> str:
+        """What profiles and readers call it."""
+        return self.alias or self.name
 
     @property
     def pretrained(self) -> bool:

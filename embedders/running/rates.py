@@ -10,11 +10,12 @@ from embedders.encoders.device import device_name
 
 @dataclass
 class Load:
-    """One encoder's part of a run.
+    """One encoder's part of a run, over a modality's items.
 
     `busy_seconds`: of the device. `peak_flops`: FLOP/s that the device can make at most, once it was measured.
     """
 
+    modality: str
     encoder: Encoder
     units: int = 0
     busy_seconds: float = 0.0
@@ -29,6 +30,7 @@ class Load:
 class EncoderCounts(TypedDict):
     """What one encoder did in a run, and on what."""
 
+    modality: str
     label: str
     device: str
     precision: str
@@ -50,7 +52,7 @@ class RunCounts(TypedDict):
     memory_mb: int
     rounding_error: float
     errors: dict[str, int]
-    encoders: dict[str, EncoderCounts]
+    encoders: list[EncoderCounts]
 
 
 @dataclass
@@ -65,6 +67,7 @@ class RunFigures:
         rounding_error: the largest relative L2 distance of an item's stored values to what was computed in float32.
         resumed_units: units that an earlier run had encoded of items that it had not finished.
         errors: type of exception to how often a reader raised it; their words may quote a patient's values.
+        loads: by the name of the store that it fills, each encoder's part.
     """
 
     decoders: int = 0
@@ -80,19 +83,19 @@ class RunFigures:
     loads: dict[str, Load] = field(default_factory=dict)
     _begun: float | None = None
 
-    def add_encoder(self, modality: str, encoder: Encoder, building_seconds: float) -> None:
-        """An encoder is ready."""
-        self.loads[modality] = Load(encoder)
+    def add_encoder(self, store: str, modality: str, encoder: Encoder, building_seconds: float) -> None:
+        """The encoder that fills a store is ready."""
+        self.loads[store] = Load(modality, encoder)
         self._begun = time.perf_counter() if self._begun is None else self._begun + building_seconds
 
     def end(self) -> None:
         """The run is over."""
         self.seconds = 0.0 if self._begun is None else time.perf_counter() - self._begun
 
-    def encoded(self, modality: str, seconds: float) -> None:
-        """A batch of a modality took the device so long."""
+    def encoded(self, store: str, seconds: float) -> None:
+        """A batch for a store took the device so long."""
         self.busy_seconds += seconds
-        self.loads[modality].busy_seconds += seconds
+        self.loads[store].busy_seconds += seconds
 
     def measure_peaks(self) -> None:
         """Measures what the devices can make at most, once per process. Nothing of ours may be at work beside it.
@@ -133,15 +136,16 @@ class RunFigures:
             "memory_mb": self.memory_mb,
             "rounding_error": float(f"{self.rounding_error:.3g}"),
             "errors": dict(sorted(self.errors.items())),
-            "encoders": {
-                modality: {
+            "encoders": [
+                {
+                    "modality": load.modality,
                     "label": load.encoder.spec.label,
                     "device": device_name(load.encoder.device),
                     "precision": load.encoder.spec.precision,
                     "units": load.units,
                 }
-                for modality, load in sorted(self.loads.items())
-            },
+                for _, load in sorted(self.loads.items())
+            ],
         }
 
 

@@ -71,7 +71,7 @@ class _Waiting:
 
 @dataclass
 class _Queue:
-    """Decoded units of one modality, oldest first."""
+    """Decoded units for one encoder, oldest first."""
 
     encoder: Encoder
     waiting: deque[_Waiting] = field(default_factory=deque)
@@ -98,7 +98,7 @@ class _Batch:
     """A batch on the device; `pending` is None where all units of its parts have failed."""
 
     pending: Pending | None
-    modality: str
+    store: str
     shape: tuple[int, ...]
     parts: list[_Part]
 
@@ -116,7 +116,7 @@ def embed_buckets(
     the number of cores: on the CPU use a process per core.
 
     Args:
-        buckets: one encoder a modality; buckets of one modality should stand together.
+        buckets: those of one encoder should stand together.
         progress: called with each item's outcome when it is certain, not when it is stored.
 
     Raises:
@@ -152,7 +152,7 @@ class _Runner:
         self._taken_up: set[Path] = set()  # buckets whose items are all in work, or done
         self._outcomes: dict[Path, list[EmbeddedItem]] = {}
         self._works: dict[int, _Work] = {}
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, _Queue] = {}  # by the name of the encoder's store
         self._device: deque[_Batch] = deque()
         self._spans = self._schedule()
         self._exhausted = False
@@ -164,8 +164,8 @@ class _Runner:
     def run(self) -> tuple[dict[Path, list[EmbeddedItem]], RunFigures]:
         while True:
             self._feed()
-            if (modality := self._ready()) is not None:
-                self._submit(modality)
+            if (store := self._ready()) is not None:
+                self._submit(store)
             elif not (self._exhausted and self._source.idle):
                 for event in self._source.events(PATIENCE_SECONDS):
                     self._hear(event)
@@ -196,7 +196,7 @@ class _Runner:
                 if taken_up is None:
                     self._tell(opened.results[item.item_key])
                     continue
-                if item.modality not in self._queues:
+                if bucket.spec.store_name not in self._queues:
                     self._build(item.modality, bucket)
                 self._settle(opened, taken_up)  # all of it may have been encoded before a kill
                 for span in taken_up.spans:
@@ -208,8 +208,9 @@ class _Runner:
         self._source.start()
         begun = time.perf_counter()
         encoder = bucket.encoder()
-        self._queues[modality] = _Queue(encoder)
-        self._figures.add_encoder(modality, encoder, time.perf_counter() - begun)
+        store = bucket.spec.store_name
+        self._queues[store] = _Queue(encoder)
+        self._figures.add_encoder(store, modality, encoder, time.perf_counter() - begun)
 
     def _feed(self) -> None:
         while not self._exhausted and self._source.wanted > 0:
@@ -231,7 +232,7 @@ class _Runner:
             if work.progress.refused:
                 self._source.release(event)
                 return
-            queue = self._queues[work.progress.item.modality]
+            queue = self._queues[work.bucket.bucket.spec.store_name]
             queue.waiting.append(_Waiting(event))
             queue.units += len(event.units.pixels)
             work.outstanding += 1
@@ -245,19 +246,19 @@ class _Runner:
         self._forget_if_done(event.number)
 
     def _ready(self) -> str | None:
-        """The modality whose next batch is to be submitted: a full one, or what there is where no more can come."""
-        for modality, queue in self._queues.items():
+        """The store whose next batch is to be submitted: a full one, or what there is where no more can come."""
+        for store, queue in self._queues.items():
             if queue.units >= queue.encoder.batch_size:
-                return modality
+                return store
         last = self._exhausted and self._source.idle
         stalled = self._source.stalled()
-        for modality, queue in self._queues.items():
+        for store, queue in self._queues.items():
             if queue.waiting and (last or any(entry.piece.source in stalled for entry in queue.waiting)):
-                return modality
+                return store
         return None
 
-    def _submit(self, modality: str) -> None:
-        queue = self._queues[modality]
+    def _submit(self, store: str) -> None:
+        queue = self._queues[store]
         encoder = queue.encoder
         parts: list[_Part] = []
         place = 0
@@ -278,9 +279,9 @@ class _Runner:
         for part in parts:
             if part.last:
                 self._source.release(part.piece)  # the encoder has its copy
-        self._figures.loads[modality].units += place
+        self._figures.loads[store].units += place
         self._figures.units += place
-        self._device.append(_Batch(pending, modality, encoder.vector_shape, parts))
+        self._device.append(_Batch(pending, store, encoder.vector_shape, parts))
         while len(self._device) > DEPTH:
             self._resolve()
 
@@ -290,7 +291,7 @@ class _Runner:
         vectors = np.empty((0, *batch.shape), np.float32)
         if batch.pending is not None:
             vectors = batch.pending.result()
-            self._figures.encoded(batch.modality, batch.pending.seconds)
+            self._figures.encoded(batch.store, batch.pending.seconds)
         for part in batch.parts:
             piece = part.piece
             work = self._works[piece.number]

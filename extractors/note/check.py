@@ -49,9 +49,16 @@ def check(settings: NoteSettings) -> None:
 def _check_vocabulary(settings: NoteSettings) -> None:
     tokens = load_tokens(settings.tokenizer)
     size = tokens.size
-    weights = getattr(getattr(settings, "encoder", None), "weights", None)  # of a run's block, which has an encoder
-    beside = weights is not None and (weights / "vocab.txt").is_file()
-    if beside and load_tokens(weights).digest != tokens.digest:
+    encoders = getattr(settings, "all_encoders", ())  # of a run's block, which has some
+    for encoder in encoders:
+        beside = encoder.weights is not None and (encoder.weights / "vocab.txt").is_file()
+        if not beside or load_tokens(encoder.weights).digest == tokens.digest:
+            continue
+        if len(encoders) > 1:
+            raise TimeloomError(
+                f"the encoder {encoder.called} of notes was trained with another vocabulary than {ASKED_FOR}.tokenizer",
+                remedy="notes are cut into one vocabulary's tokens: encoders of another need a root of their own",
+            )
         raise TimeloomError(
             f"{ASKED_FOR}.tokenizer is not the one that lies with the encoder's weights",
             remedy=f"leave {ASKED_FOR}.tokenizer out, or give the encoder's folder",

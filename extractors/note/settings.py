@@ -59,9 +59,10 @@ class NoteSettings(ModalitySettings):
         source = raw.get("source")
         if isinstance(source, str) and not (SOURCES / f"{source}.yaml").is_file():
             filled["source"] = str(located(source, info))
-        encoder = raw.get("encoder")
-        if raw.get("tokenizer") is None and isinstance(encoder, dict) and encoder.get("weights") is not None:
-            weights = located(encoder["weights"], info)
+        encoders = raw["encoders"] if isinstance(raw.get("encoders"), list) else [raw.get("encoder")]
+        named = [each["weights"] for each in encoders if isinstance(each, dict) and each.get("weights") is not None]
+        if raw.get("tokenizer") is None and named:
+            weights = located(named[0], info)
             filled["tokenizer"] = weights.parent if weights.suffix == WEIGHTS else weights
         return filled
 
@@ -69,9 +70,11 @@ class NoteSettings(ModalitySettings):
     def _fits(self) -> "NoteSettings":
         if self.stride > self.window - MARKS:
             raise ValueError(f"stride is {self.window - MARKS} tokens at most: more would leave text out")
-        encoder = getattr(self, "encoder", None)  # of a run's block, which has one
-        if self.tokenizer is None and encoder is not None and encoder.pretrained:
-            raise ValueError(f"{encoder.name} needs `tokenizer`, the folder of the vocabulary that it was trained with")
+        for encoder in getattr(self, "all_encoders", ()):  # of a run's block, which has some
+            if self.tokenizer is None and encoder.pretrained:
+                raise ValueError(
+                    f"{encoder.name} needs `tokenizer`, the folder of the vocabulary that it was trained with"
+                )
         return self
 
     @cached_property

@@ -35,6 +35,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "time_formats": (),
     "codes": ("namespace", "codes", "described", "with_parents"),
     "verdicts": ("modality", "verdict", "items", "meaning"),
+    "by_encoder": ("modality", "encoder", "usable", "failed", "failed_here_alone"),
     "table_a1": ("split", "subjects", "share", "tokens"),
     "balance": ("scheme", "split", "subjects", "share", "target"),
     "tokenised": ("profile", "clinical", "in_tokens", "share"),
@@ -64,7 +65,9 @@ def describe(root: Path) -> dict[str, Any]:
         "files": len(manifest.files),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
         "sources": sorted({name.split("/")[0] for name in manifest.sources}),
-        "encoders": {modality: entry.label for modality, entry in manifest.encoders.items()},
+        "encoders": {
+            modality: {entry.name: entry.label for entry in entries} for modality, entries in manifest.encoders.items()
+        },
         "profiles": {name: entry.model_dump() for name, entry in manifest.profiles.items()},
         "tables": {name: tables.get(name, {}).get("rows", []) for name in TABLES},
         "unmapped_files": _unmapped(root, sorted(manifest.sources)),
@@ -126,8 +129,9 @@ def print_status(description: dict[str, Any], console: Console) -> None:
     size = f"{description['files']} files, {description['bytes'] / 1e6:.1f} MB"
     console.print(f"{size}, content {description['content_hash'][:16]}, de-identification: {description['deid']}")
     console.print(f"sources: {', '.join(description['sources'])}")
-    for modality, label in description["encoders"].items():
-        console.print(f"{modality} vectors: {label}")
+    for modality, encoders in description["encoders"].items():
+        for name, label in encoders.items():
+            console.print(f"{modality} vectors: {label}" + (f", called {name}" if len(encoders) > 1 else ""))
     for name, columns in TABLES.items():
         rows = description["tables"][name]
         if rows and columns:

@@ -1,6 +1,6 @@
 """Which parts of a bucket a profile reads, and by which parents of its codes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 
@@ -28,9 +28,20 @@ def parents_hash(tree: ReleaseLayout, bucket: int, parents: pl.DataFrame | None)
     return sha256_json([parents_of_codes["code"].to_list(), parents_of_codes["parent_codes"].to_list()])
 
 
-def chosen_parts(tree: ReleaseLayout, bucket: int, profile: ProfileConfig, ids: Ids | None = None) -> Iterator[Chosen]:
-    """A bucket's events that become tokens, some subjects at a time."""
-    usable = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")["item_key"]
+def chosen_parts(
+    tree: ReleaseLayout, bucket: int, profile: ProfileConfig, stores: Mapping[str, str], ids: Ids | None = None
+) -> Iterator[Chosen]:
+    """A bucket's events that become tokens, some subjects at a time.
+
+    Args:
+        stores: by modality, the store whose vectors image tokens carry: an item without one there makes no token. Of a
+            modality that is not named any vector will do.
+    """
+    carried = pl.col("store") == pl.col("modality").replace_strict(
+        stores, default=pl.col("store"), return_dtype=pl.String
+    )
+    items = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")
+    usable = items.filter(carried)["item_key"] if stores else items["item_key"].unique(maintain_order=True)
     codes = read_frame(tree.codes_of(bucket))["code"].sort()
     lexicon = make_lexicon(codes, profile, parents_of(tree, profile), ids)
     values = profile.values != "codes_only" or any(rule.only_numeric for rule in profile.codes.values())

@@ -14,8 +14,8 @@ from pipelines.profiles.plans import PlanConfig, PlanName
 from warehouse.errors import TimeloomError
 
 BUILT_IN = ("mehrt", "ethos", "mehrt-paper", "ethos-paper")
-# Keys that say how timelines are packed or which subjects are train: no token of a timeline depends on them.
-NOT_TOKENS = frozenset({"context", "plans", "scheme", "vocabulary_version"})
+# Keys that say how timelines are packed, which subjects are train, or whose vectors tokens carry: no rule of a token.
+NOT_TOKENS = frozenset({"context", "plans", "scheme", "vocabulary_version", "encoders"})
 _FOLDER = Path(__file__).parent
 _SPANS = re.compile(r"[1-9]\d?(\+[1-9]\d?)*(\+\*)?")
 
@@ -91,6 +91,7 @@ class ProfileConfig(BaseModel):
         context: tokens a pack.
         plans: further packings of the same timelines, by name.
         scheme: the split scheme whose train subjects the vocabulary is fitted on; where not given, the first.
+        encoders: by modality, the encoder whose vectors its tokens carry; where a modality has one, that.
         vocabulary_version: raising it fits vocabulary and quantiles anew, with new ids.
         order: tokens stand by when they could be known, or by `time`, the papers' literal reading.
         namespaces: what codes begin with, up to a slash, of what becomes tokens; null keeps every code.
@@ -117,6 +118,7 @@ class ProfileConfig(BaseModel):
     context: int = Field(default=2048, ge=8, le=1 << 20)
     plans: dict[PlanName, PlanConfig] = Field(default_factory=dict)
     scheme: str | None = None
+    encoders: dict[str, str] = Field(default_factory=dict)
     vocabulary_version: int = Field(default=1, ge=1)
     order: Literal["available_time", "time"] = "available_time"
     namespaces: tuple[str, ...] | None = None

@@ -182,9 +182,9 @@ class Nights:
         write_table(path, assigned, SUBJECT_SPLITS, "splits")
         inputs = {bucket: str(frame.hash_rows(1, 2, 3, 4).to_list()) for bucket, frame in buckets.items()}
         hashes = {bucket: str(sorted(splits.items())) for bucket in buckets}
-        counts = self._carry_out(count.tasks_of(context, "p", self.profile, inputs, hashes))
+        counts = self._carry_out(count.tasks_of(context, "p", self.profile, inputs, hashes, {}))
         self._carry_out([vocabulary.task_of(context, "p", self.profile, counts)])
-        tasks = tokenize.tasks_of(context, "p", self.profile, inputs)
+        tasks = tokenize.tasks_of(context, "p", self.profile, inputs, {})
         known = {key: task.fingerprint for key, task in self.tasks.items()}
         stale = {task.key for task in tasks if known.get(f"tokenize/{task.key}") != task.fingerprint}
         self._carry_out(tasks)

@@ -302,7 +302,7 @@ def run_all(base: Path, buckets: list[int], previous: Path | None = None) -> tup
     settings = MEHRT.model_dump(mode="json")
     counted = []
     for bucket in buckets:
-        counted += count.run({"bucket": bucket, "profile": "mehrt", "settings": settings}, base).files
+        counted += count.run({"bucket": bucket, "profile": "mehrt", "settings": settings, "stores": {}}, base).files
     params = {
         "profile": "mehrt",
         "settings": settings,
@@ -313,7 +313,7 @@ def run_all(base: Path, buckets: list[int], previous: Path | None = None) -> tup
     }
     fitted = vocabulary.run(params | {"previous": previous and str(previous)}, base)
     for bucket in buckets:
-        tokenize.run({"bucket": bucket, "profile": "mehrt", "settings": settings}, base)
+        tokenize.run({"bucket": bucket, "profile": "mehrt", "settings": settings, "stores": {}}, base)
     return read_frame(ReleaseLayout(base).vocabulary("mehrt")), fitted.counts
 
 

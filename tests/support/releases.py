@@ -297,8 +297,9 @@ def write_vectors(layout: Layout, items: pl.DataFrame, stored: Callable[[str, st
     """The stores' buckets: `stored` gives the vectors of a modality's item, each of three units."""
     usable = items.filter(pl.col("verdict") == "ok")
     home = bucket_of(usable["subject_id"].to_numpy(), BUCKETS)
-    for (modality, bucket), part in usable.with_columns(pl.Series("bucket", home)).group_by("modality", "bucket"):
-        path = layout.embedding_bucket(str(modality), STORES[str(modality)], int(str(bucket)))
+    placed = usable.with_columns(pl.Series("bucket", home)).group_by("modality", "store", "bucket")
+    for (modality, store, bucket), part in placed:
+        path = layout.embedding_bucket(str(modality), str(store), int(str(bucket)))
         with EmbeddingWriter(path) as writer:
             writer.put_many([(key, stored(str(modality), key), 3) for key in part["item_key"]])
 
@@ -321,7 +322,12 @@ def change_shard(tree: ReleaseLayout, split: str, **changes: Any) -> None:
     write_shard(tree.shard(PROFILE, split, 0), replace(packs, **copied | changes), shard_header)
 
 
-def make_manifest(tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -> Manifest:
+def make_manifest(
+    tree: ReleaseLayout,
+    release_id: str,
+    profile: ProfileEntry,
+    encoders: dict[str, tuple[EncoderEntry, ...]] | None = None,
+) -> Manifest:
     files = {
         path.relative_to(tree.path).as_posix(): file_entry(path)
         for path in sorted(tree.path.rglob("*"))
@@ -337,8 +343,10 @@ def make_manifest(tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -
         config_hash="c",
         split_scheme=SCHEME,
         split_hash="s",
-        encoders={
-            modality: EncoderEntry(label=ENCODER, store=store, dim=DIMS[modality]) for modality, store in STORES.items()
+        encoders=encoders
+        or {
+            modality: (EncoderEntry(label=ENCODER, store=store, dim=DIMS[modality]),)
+            for modality, store in STORES.items()
         },
         profiles={PROFILE: profile},
         stages={},
@@ -350,7 +358,13 @@ def make_manifest(tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -
     )
 
 
-def publish_tree(layout: Layout, tree: ReleaseLayout, release_id: str, profile: ProfileEntry) -> ReleaseLayout:
+def publish_tree(
+    layout: Layout,
+    tree: ReleaseLayout,
+    release_id: str,
+    profile: ProfileEntry,
+    encoders: dict[str, tuple[EncoderEntry, ...]] | None = None,
+) -> ReleaseLayout:
     """Publishes what lies in `tree`, in a root whose settings fit."""
     write_json(layout.settings, {"buckets": BUCKETS})
-    return publish(layout, tree.path, make_manifest(tree, release_id, profile))
+    return publish(layout, tree.path, make_manifest(tree, release_id, profile, encoders))

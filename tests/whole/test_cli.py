@@ -228,7 +228,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (no_yaml, ["run.yaml is no YAML", "docs/configuration.md"]),
     (empty_config, ["run.yaml holds no configuration", "docs/configuration.md"]),
     (drop_config, ["cannot read the configuration", "existing file"]),
-    (images_without_encoder, ["modalities.ct.encoder", "Field required"]),
+    (images_without_encoder, ["modalities.ct", "give `encoder`, or `encoders` for several"]),
     (drop_images, ["modalities.ct.path does not exist", "mend modalities.ct.path"]),
     (earlier_keys, ["the key images is gone", "write modalities"]),
     (earlier_encoders, ["the key encoders is gone", "modalities.<name>.encoder"]),
@@ -415,9 +415,11 @@ def test_status_of_the_demo(demo_release: Path) -> None:
     for row in shown["verdicts"]:
         verdicts.setdefault(names[row["modality"]], {})[row["verdict"]] = row["items"]
     assert verdicts == manifest.verdicts and set(verdicts) == set(INDEXED)
-    assert all(label.startswith("random-") for label in status["encoders"].values())
+    labels = [label for encoders in status["encoders"].values() for label in encoders.values()]
+    assert len(labels) > 1
+    assert all(label.startswith("random-") for label in labels)
     said = timeloom("status", "--root", demo_release).stdout
-    for word in (current.path.name, *(row["table"] for row in shown["counts"]), *status["encoders"].values()):
+    for word in (current.path.name, *(row["table"] for row in shown["counts"]), *labels):
         assert word in said
 
 

@@ -1,6 +1,6 @@
 """The list of areas: the gate judges them, the report shows them and `verify` checks them in this order."""
 
-from validation.areas import contents, events, items, ledger, shards, splits, subjects, tokens, values
+from validation.areas import contents, encoders, events, items, ledger, shards, splits, subjects, tokens, values
 from validation.areas.area import Area
 
 # What a run says of a refusal is the first that failed: causes stand before what follows from them.
@@ -12,6 +12,7 @@ AREAS: tuple[Area, ...] = (
     ledger.AREA,
     values.AREA,
     items.AREA,
+    encoders.AREA,
     splits.AREA,
     shards.AREA,
 )

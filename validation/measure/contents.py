@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from validation.measure.reading import collect, existing, gather, scan
+from warehouse.items import each_once
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import ContentEntry
 from warehouse.schemas import ITEMS
@@ -85,7 +86,7 @@ def read_holdings(tree: ReleaseLayout, buckets: int) -> Holdings:
             held = collect(of_subject, path)
             sets.append(held.group_by("labels").agg(pl.len().cast(pl.Int64).alias("subjects")))
             known.append(held["subject_id"])
-        items.append(gather([tree.items(bucket)], ITEMS, ["modality", "verdict", "subject_id"]))
+        items.append(each_once(gather([tree.items(bucket)], ITEMS, ["item_key", "modality", "verdict", "subject_id"])))
     return Holdings(
         pl.concat(spaces).group_by("label", "namespace").sum().sort("label", "namespace"),
         pl.concat(sets).group_by("labels").agg(pl.col("subjects").sum()),

@@ -4,6 +4,7 @@ import polars as pl
 
 from validation.measure.reading import gather
 from warehouse.errors import TimeloomError
+from warehouse.items import each_once
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import ITEMS
 
@@ -23,9 +24,13 @@ def read_items(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
 def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFrame:
     """One row per modality and verdict, with what is wrong in it.
 
-    Columns: items, units_expected, units_encoded, units_failed, duplicate_keys, ok_incomplete (no subject, time, key,
-    store, encoder or dim), ok_units_off (nothing encoded, or encoded + failed is not expected), ok_events_off (not
-    exactly one event), failed_share (of the modality's items that should have been good).
+    Of an item that several encoders were to read, one row is counted: a usable one, where there is one. The others are
+    looked at for what is wrong with them.
+
+    Columns: items, units_expected, units_encoded, units_failed, duplicate_keys (rows of one item and encoder),
+    ok_incomplete (no subject, time, key, store, encoder or dim), ok_units_off (nothing encoded, or encoded + failed is
+    not expected), ok_events_off (not exactly one event), failed_share (of the modality's items that should have been
+    good).
     """
     ok = pl.col("verdict") == "ok"
     needed = ("subject_id", "time", "available_time", "store", "encoder", "dim")
@@ -33,16 +38,20 @@ def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFram
     units_off = (pl.col("units_encoded") <= 0) | (
         pl.col("units_encoded") + pl.col("units_failed") != pl.col("units_expected")
     ).fill_null(False)
-    duplicate = pl.col("item_key").is_duplicated() & pl.col("item_key").is_first_distinct()
-    failed = pl.col("verdict").str.starts_with("failed_")
+    row = pl.struct("item_key", pl.col("store").fill_null(""))
+    duplicate = row.is_duplicated() & row.is_first_distinct()
+    failed, counted = pl.col("verdict").str.starts_with("failed_"), pl.col("counted")
+    share = (failed & counted).sum() / ((failed | ok) & counted).sum()
+    places = items.with_row_index("row")
     return (
-        items.join(item_events, on="item_key", how="left")
+        places.with_columns(pl.col("row").is_in(each_once(places)["row"].implode()).alias("counted"))
+        .join(item_events, on="item_key", how="left")
         .with_columns(pl.col("events").fill_null(0), duplicate.alias("duplicate"))
-        .with_columns((failed.sum() / (failed | ok).sum()).over("modality").fill_nan(0.0).alias("failed_share"))
+        .with_columns(share.over("modality").fill_nan(0.0).alias("failed_share"))
         .group_by("modality", "verdict")
         .agg(
-            pl.len().cast(pl.Int64).alias("items"),
-            pl.col("units_expected", "units_encoded", "units_failed").cast(pl.Int64).sum(),
+            counted.sum().cast(pl.Int64).alias("items"),
+            pl.col("units_expected", "units_encoded", "units_failed").cast(pl.Int64).filter(counted).sum(),
             pl.col("duplicate").sum().cast(pl.Int64).alias("duplicate_keys"),
             (ok & lacking).sum().cast(pl.Int64).alias("ok_incomplete"),
             (ok & units_off).sum().cast(pl.Int64).alias("ok_units_off"),
@@ -50,4 +59,34 @@ def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFram
             pl.col("failed_share").first(),
         )
         .sort("modality", "verdict")
+    )
+
+
+def measure_encoders(items: pl.DataFrame) -> pl.DataFrame:
+    """One row per modality and encoder, by its store.
+
+    Columns: encoder (its label), items (that it was to read), usable, failed, failed_here_alone (that another encoder
+    of the modality made a vector of), items_not_given (items of other encoders that this one was not given),
+    encoder_failed_share (of its items, those that failed; null where the modality has no other encoder).
+    """
+    read = items.drop_nulls("store").with_columns((pl.col("verdict") == "ok").alias("usable"))
+    known, several = (pl.col(name).n_unique().over("modality") for name in ("item_key", "store"))
+    elsewhere = pl.col("usable").any().over("item_key")
+    return (
+        read.with_columns(
+            known.alias("known"),
+            (several > 1).alias("several"),
+            (~pl.col("usable") & elsewhere).alias("failed_here_alone"),
+        )
+        .group_by("modality", "store")
+        .agg(
+            pl.col("encoder").drop_nulls().first(),
+            pl.len().cast(pl.Int64).alias("items"),
+            pl.col("usable").sum().cast(pl.Int64),
+            (~pl.col("usable")).sum().cast(pl.Int64).alias("failed"),
+            pl.col("failed_here_alone").sum().cast(pl.Int64),
+            (pl.col("known").first() - pl.col("item_key").n_unique()).cast(pl.Int64).alias("items_not_given"),
+            (~pl.col("usable")).filter("several").mean().alias("encoder_failed_share"),
+        )
+        .sort("modality", "store")
     )

@@ -29,6 +29,7 @@ DEID_MODES = {
 }
 ENCODERS: dict[str, tuple[str, Format]] = {
     "modality": ("Modality", "text"),
+    "name": ("Name", "text"),
     "label": ("Encoder", "text"),
     "dim": ("Numbers a vector", "count"),
     "weights_sha256": ("SHA-256 of the weights", "text"),
@@ -91,13 +92,18 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
         "scheme": manifest.split_scheme,
         "texts": manifest.texts > 0,
         "sources": sorted({name.split("/")[0] for name in manifest.sources}),
-        "encoders": {modality: entry.model_dump() for modality, entry in manifest.encoders.items()},
+        "encoders": {
+            modality: [entry.model_dump(include=set(ENCODERS)) for entry in entries]
+            for modality, entries in manifest.encoders.items()
+        },
     }
 
 
 def _given(context: Mapping[str, Any]) -> dict[str, Table]:
     """Tables of what only the caller knows: encoders, seconds per stage."""
-    encoders = [{"modality": name} | dict(entry) for name, entry in context.get("encoders", {}).items()]
+    encoders = [
+        {"modality": name} | dict(entry) for name, entries in context.get("encoders", {}).items() for entry in entries
+    ]
     timings = [{"step": step, "seconds": seconds} for step, seconds in context.get("timings", {}).items()]
     return {
         "encoders": listed("encoders", "Encoders", encoders, ENCODERS),
@@ -132,8 +138,8 @@ def write_report(
             `deid_mode`: unless it is `synthetic`, small cells are hidden (absent means hidden). `scheme`: the split
             scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
             `texts`: true where the release holds texts.
-            `encoders`: modality to label, dim, weights_sha256. `steps`: entries of step, ran, linked, resumed,
-            seconds, or `timings`: step to seconds.
+            `encoders`: modality to entries of name, label, dim, weights_sha256. `steps`: entries of step, ran, linked,
+            resumed, seconds, or `timings`: step to seconds.
 
     Raises:
         TimeloomError: the report cannot be written.

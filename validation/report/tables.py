@@ -37,6 +37,8 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
     """Images by modality and verdict."""
     rows: list[Row] = []
     for line in measurements.areas["items"].iter_rows(named=True):
+        if not line["items"]:  # of an item that another encoder made a vector of; see encoder_table
+            continue
         items = cells.count(line["items"])
         units = {
             name: follow(items, cells.count(line[name])) for name in ("units_expected", "units_encoded", "units_failed")
@@ -56,6 +58,28 @@ def verdict_table(measurements: Measurements, cells: Cells) -> Table:
     each = " or ".join(f"a {MODALITIES[name].unit} of a {MODALITIES[name].title}" for name in INDEXED)
     note = f"A unit is {each}. An item that is not usable leaves no vector."
     return Table("verdicts", "Images", columns, rows, note)
+
+
+def encoder_table(measurements: Measurements, cells: Cells) -> Table:
+    """Images by encoder, of modalities that have several."""
+    rows: list[Row] = []
+    found = measurements.areas["encoders"]
+    for line in found.filter(pl.col("store").n_unique().over("modality") > 1).iter_rows(named=True):
+        alone = cells.count(line["failed_here_alone"])
+        # Those that fail here alone are the difference from all usable images, which stands in another table.
+        shown = {name: follow(alone, cells.count(line[name])) for name in ("usable", "failed")}
+        row: Row = {"modality": title_of(line["modality"]), "encoder": line["encoder"], "store": line["store"]}
+        rows.append(row | shown | {"failed_here_alone": alone})
+    columns = [
+        Column("modality", "Modality", "text"),
+        Column("encoder", "Encoder", "text"),
+        Column("store", "Store", "text"),
+        Column("usable", "With a vector"),
+        Column("failed", "Failed"),
+        Column("failed_here_alone", "Of these with a vector elsewhere"),
+    ]
+    note = "An image that fails under one encoder has no token in profiles that name this encoder, and one in others."
+    return Table("by_encoder", "Images by encoder", columns, rows, note)
 
 
 def withheld_splits(counted: pl.DataFrame, cells: Cells) -> frozenset[str]:
@@ -324,6 +348,7 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         time_format_table(measurements, ledger, cells),
         code_table(measurements),
         verdict_table(measurements, cells),
+        encoder_table(measurements, cells),
         first,
         second,
         sets,

@@ -26,6 +26,9 @@ _GENERATIONS = 1 << (63 - _ADDRESS_BITS - _FORM_BITS)
 class VectorAddresses(Protocol):
     """The marks of a batch's n items; used while no store is closed (`environments.staying_open`)."""
 
+    def of(self, items: I64) -> "VectorAddresses":
+        """Those of some items (m,)."""
+
     def read(self) -> I64:
         """(n, 2), a copy."""
 
@@ -38,6 +41,9 @@ class ArrayAddresses:
 
     def __init__(self, array: I64, which: I64) -> None:
         self._array, self._which = array, which
+
+    def of(self, items: I64) -> "ArrayAddresses":
+        return ArrayAddresses(self._array, self._which[items])
 
     def read(self) -> I64:
         return self._array[self._which]

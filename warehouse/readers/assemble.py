@@ -1,8 +1,8 @@
 """From packs on a shelf to a batch with what was asked for: ids, segments, everything, vectors, retrieved items."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,11 @@ from warehouse.readers.open_shards import OpenShards, padding
 from warehouse.readers.retrieved_items import WindowItems
 from warehouse.tokens import TokenType
 
+T = TypeVar("T")
 Fields = Literal["ids", "segments", "full"]
-Vectors = Literal["pooled", "sequences"] | bool
+Kind = Literal["pooled", "sequences"] | bool
+Vectors = Kind | Mapping[str, Kind]
+ItemsPerSegment = int | Mapping[str, int] | None
 FIELDS = ("ids", "segments", "full")
 VECTORS = ("pooled", "sequences", False, True)
 
@@ -32,31 +35,43 @@ class Recipe:
     Attributes:
         fields: `ids`, `segments` (ids and where segments begin) or `full`.
         kinds: token types that are targets of the loss.
-        vectors: whether item vectors are attached, `pooled` to one an item or also as `sequences` of its units.
-        items_per_segment: None for the items of image tokens; k for the at most k most recent items a modality of each
-            segment's subject within the segment's time span, whether or not they have tokens.
+        vectors: by modality, whether item vectors are attached: `pooled` to one an item, or also as `sequences` of its
+            units. A modality that is not named has none.
+        items_per_segment: None for the items of image tokens; else, by modality, k for the at most k most recent items
+            of each segment's subject within the segment's time span, whether or not they have tokens. A modality that
+            is not named has no items then.
     """
 
     fields: Fields
     kinds: tuple[int, ...]
-    vectors: Literal["pooled", "sequences", "none"]
-    items_per_segment: int | None = None
+    vectors: Mapping[str, Literal["pooled", "sequences"]]
+    items_per_segment: Mapping[str, int] | None = None
 
 
 def recipe(
-    fields: Fields, loss: str | Iterable[TokenType], vectors: Vectors, items_per_segment: int | None = None
+    fields: Fields,
+    loss: str | Iterable[TokenType],
+    vectors: Vectors,
+    items_per_segment: ItemsPerSegment = None,
+    modalities: Iterable[str] = tuple(MODALITIES),
 ) -> Recipe:
     """A checked Recipe.
 
+    Args:
+        modalities: of the release; what is not given by modality holds for all of them.
+
     Raises:
-        TimeloomError: unknown fields, loss or kind of vectors, or less than one item a segment.
+        TimeloomError: unknown fields, loss, modality or kind of vectors, or less than one item a segment.
     """
     if fields not in FIELDS:
         raise TimeloomError(f"there are no fields called {fields}", remedy=f"choose one of {', '.join(FIELDS)}")
-    if vectors not in VECTORS:
+    names = list(modalities)
+    by_modality = _of_each(vectors, names)
+    if any(kind not in VECTORS for kind in by_modality.values()):
         raise TimeloomError("vectors are neither pooled nor sequences", remedy='give "pooled", "sequences" or False')
-    if items_per_segment is not None and items_per_segment < 1:
-        raise TimeloomError("items_per_segment is below 1", remedy="give a positive number, or None")
+    most = None if items_per_segment is None else _of_each(items_per_segment, names)
+    if most is not None and any(number < 1 for number in most.values()):
+        raise TimeloomError("items_per_segment is below 1", remedy="give positive numbers, or None")
     try:
         kinds = (
             np.flatnonzero(loss_table(loss))
@@ -67,10 +82,20 @@ def recipe(
         raise TimeloomError(
             "the loss is neither a name nor token types", remedy="give a name, or e.g. [TokenType.STRUCTURED]"
         ) from None
-    asked: Literal["pooled", "sequences", "none"] = "none"
-    if vectors:
-        asked = "sequences" if vectors == "sequences" else "pooled"
-    return Recipe(fields, tuple(int(kind) for kind in kinds), asked, items_per_segment)
+    asked: dict[str, Literal["pooled", "sequences"]] = {
+        name: "sequences" if kind == "sequences" else "pooled" for name, kind in by_modality.items() if kind
+    }
+    return Recipe(fields, tuple(int(kind) for kind in kinds), asked, most)
+
+
+def _of_each(given: T | Mapping[str, T], modalities: Sequence[str]) -> dict[str, T]:
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(modalities, given)
+    unknown = [name for name in given if name not in modalities]
+    if unknown:
+        known = ", ".join(modalities) or "none"
+        raise TimeloomError(f"the release has no vectors of {unknown[0]}", remedy=f"choose one of: {known}")
+    return dict(given)
 
 
 def assemble(
@@ -79,11 +104,13 @@ def assemble(
     cursor: tuple[int, ...],
     window: WindowItems | None = None,
     padded: int = 0,
+    absent: Mapping[str, frozenset[str]] | None = None,
 ) -> IdBatch:
     """The batch of packs (n,) of each shelf, one shelf after the other; all of one release, profile and context.
 
     Args:
         padded: rows of padding behind them.
+        absent: by modality, keys of items that have no vector, and so are none of the batch's.
 
     Raises:
         TimeloomError: a shard or an embedding store that these packs need is missing or damaged.
@@ -105,7 +132,10 @@ def assemble(
         return collate_segments(places, context, pack_ids, cursor)
     modalities = [name for name in MODALITIES if any(name in shelf.stores for shelf, _ in parts)]
     made = collate(places, context, pack_ids, cursor, asked.kinds, modalities)
-    items, dropped = made.items, dict[str, int]()
+    items = {
+        name: item.without(absent[name]) if absent and name in absent else item for name, item in made.items.items()
+    }
+    dropped = dict[str, int]()
     encoders = {name: (shelf.stores[name], shelf.dims[name]) for shelf, _ in parts for name in shelf.stores}
     if window is not None and asked.items_per_segment is not None:
         items, dropped = window.of(made, asked.items_per_segment)
@@ -117,9 +147,10 @@ def assemble(
     for modality, item in items.items():
         store, width = encoders[modality]
         owners = made.subjects[item.segment]
-        if asked.vectors == "none":
+        kind = asked.vectors.get(modality)
+        if kind is None:
             means[modality] = torch.empty(0, width)
-        elif asked.vectors == "pooled":
+        elif kind == "pooled":
             means[modality] = torch.from_numpy(pooled(layout, modality, store, width, item, owners, buckets))
         else:
             whole, counts = sequences(layout, modality, store, width, item.keys, owners, buckets)

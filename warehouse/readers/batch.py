@@ -177,6 +177,35 @@ class Batch(SegmentBatch):
         values[valid] = units
         return values, valid
 
+    def available(self, modality: str) -> torch.Tensor:
+        """(S,) bool: the segments that have an item of a modality in the batch; the others get nothing in its place.
+
+        Raises:
+            TimeloomError: the batch has no such modality.
+        """
+        self.check_modality(modality)
+        owner = self.item_segment[modality]
+        return torch.zeros(self.n_segments, dtype=torch.bool, device=owner.device).index_fill_(0, owner, True)
+
+    def items_by_segment(self, modality: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each segment's items side by side: which of the n (S, K) int64, by time, and where there is one, (S, K) bool.
+
+        K is the most that a segment has. Where there is none the number is 0, and must be masked.
+
+        Raises:
+            TimeloomError: the batch has no such modality.
+        """
+        self.check_modality(modality)
+        owner, time = self.item_segment[modality], self.item_time_us[modality]
+        order = time.argsort(stable=True)
+        order = order[owner[order].argsort(stable=True)]
+        counts = torch.bincount(owner, minlength=self.n_segments)
+        place = torch.arange(int(counts.max()) if len(counts) else 0, device=owner.device)
+        present = place < counts[:, None]
+        which = torch.zeros(present.shape, dtype=torch.int64, device=owner.device)
+        which[present] = order
+        return which, present
+
     def keys(self) -> tuple[str, ...]:
         """What a transformers model takes, so that `model(**batch)` works."""
         return MODEL_INPUTS

@@ -4,7 +4,7 @@ Shards hold PAD, SPECIAL and no time behind the last segment, so nothing here wr
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict
 
@@ -200,6 +200,19 @@ class Items:
     time_us: I64
     marks: VectorAddresses
 
+    def without(self, keys: frozenset[str]) -> "Items":
+        """The items but those of some keys."""
+        kept = np.array([place for place, key in enumerate(self.keys) if key not in keys], np.int64)
+        if len(kept) == len(self.keys):
+            return self
+        return Items(
+            [self.keys[place] for place in kept.tolist()],
+            self.positions[kept],
+            self.segment[kept],
+            self.time_us[kept],
+            self.marks.of(kept),
+        )
+
 
 @dataclass(frozen=True)
 class _PackAddresses:
@@ -212,6 +225,9 @@ class _PackAddresses:
     counts: I64
     table: I64
     which: I64
+
+    def of(self, items: I64) -> "_PackAddresses":
+        return replace(self, which=self.which[items])
 
     def read(self) -> I64:
         return self.table[self.which, 2:]

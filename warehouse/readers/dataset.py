@@ -1,15 +1,17 @@
 """A split's packs as a torch dataset: a deterministic order, dealt to ranks, resumed from a cursor of a few bytes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
+from functools import cached_property
 from typing import Any, Generic, Self, cast
 
 import numpy as np
 
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
-from warehouse.readers.assemble import Fields, Vectors, assemble, recipe
+from warehouse.readers.assemble import Fields, ItemsPerSegment, Vectors, assemble, recipe
 from warehouse.readers.batch import IdBatch
+from warehouse.readers.item_rows import without_vectors
 from warehouse.readers.open_shards import OpenShards
 from warehouse.readers.pinned import PinnedRelease
 from warehouse.readers.retrieved_items import WindowItems
@@ -43,22 +45,35 @@ class ShardDataset(BatchReader[B], Generic[B]):
         loss: str | Iterable[TokenType] = "mehrt",
         vectors: Vectors = "pooled",
         fields: Fields = "full",
-        items_per_segment: int | None = None,
+        items_per_segment: ItemsPerSegment = None,
+        encoders: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(rank, world_size)
-        self.recipe = recipe(fields, loss, vectors, items_per_segment)
-        self.shelf = OpenShards(release, profile, split, plan, budget)
+        release.check_profile(profile)
+        self.encoders = release.manifest.encoders_of(profile, encoders)
+        self.recipe = recipe(fields, loss, vectors, items_per_segment, self.encoders)
+        self.shelf = OpenShards(release, profile, split, plan, budget, encoders=self.encoders)
         self.release, self.profile, self.split, self.plan, self.budget = release, profile, split, plan, budget
         if isinstance(stage, bool) or not isinstance(stage, int):
             raise TimeloomError("the stage is no whole number", remedy="number the stages of a curriculum 0, 1, …")
         self.seed, self.stage = check_seed(seed), stage
         self.context = self.shelf.context
-        self.window = WindowItems(release) if items_per_segment else None
+        self.window = WindowItems(release, self.encoders) if self.recipe.items_per_segment else None
 
     @property
     def stores(self) -> dict[str, str]:
         """Modality to the name of its embedding store."""
         return self.shelf.stores
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Modality to the width of its vectors."""
+        return self.shelf.dims
+
+    @cached_property
+    def absent(self) -> dict[str, frozenset[str]]:
+        """By modality, the keys of items that have tokens, and no vector of an encoder that is not the profile's."""
+        return without_vectors(self.release, self.release.manifest.encoders_of(self.profile), self.encoders)
 
     @property
     def epoch(self) -> int:
@@ -137,7 +152,9 @@ class ShardDataset(BatchReader[B], Generic[B]):
         Raises:
             TimeloomError: a shard or an embedding store that these packs need is missing or damaged.
         """
-        made: IdBatch = assemble([(self.shelf, step.share)], self.recipe, step.after, self.window, step.padding)
+        made: IdBatch = assemble(
+            [(self.shelf, step.share)], self.recipe, step.after, self.window, step.padding, self.absent
+        )
         return cast(B, made)
 
     def set_epoch(self, epoch: int) -> None:

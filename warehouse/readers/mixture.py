@@ -117,7 +117,7 @@ class Mixture(BatchReader[B], Generic[B]):
         member, packs = step.share
         parts = [(dataset.shelf, np.sort(packs[member == which])) for which, dataset in enumerate(self.members)]
         first = self.members[0]
-        made: IdBatch = assemble(parts, first.recipe, step.after, first.window)
+        made: IdBatch = assemble(parts, first.recipe, step.after, first.window, absent=first.absent)
         return cast(B, made)
 
     def _count(self, member: I64, packs: I64) -> int:
@@ -162,6 +162,7 @@ def _check_fits(first: ShardDataset[B], other: ShardDataset[B]) -> None:
         "context": (first.context, other.context),
         "rank or world size": ((first.rank, first.world_size), (other.rank, other.world_size)),
         "fields, loss or vectors": (first.recipe, other.recipe),
+        "encoders": (first.encoders, other.encoders),
     }
     for name, (value, other_value) in same.items():
         if value != other_value:

@@ -7,7 +7,7 @@ least recently used given up first.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from warehouse.arrays import I64
 from warehouse.embeddings.addresses import no_marks
 from warehouse.embeddings.memory import addresses, plain_reads, rows_at
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.manifest import EncoderEntry
 from warehouse.modalities import MODALITIES
 from warehouse.readers.pinned import PinnedRelease, check_split
 from warehouse.shards.file import MappedRows, MappedShard, open_shard
@@ -170,6 +171,9 @@ def _bytes(columns: tuple[npt.NDArray[Any], ...]) -> memoryview:
 class OpenShards:
     """The packs of one split of one plan, numbered 0 to P - 1 in stored order; opens no file when it is made.
 
+    Args:
+        encoders: by modality, the encoder whose vectors are attached; those that the profile names where not given.
+
     Raises:
         TimeloomError: no such profile, plan, split or budget; a shard is missing, or of another size than it should be.
     """
@@ -183,6 +187,7 @@ class OpenShards:
         budget: int | None,
         maps: int = MAPS,
         small_bytes: int = SMALL_BYTES,
+        encoders: Mapping[str, EncoderEntry] | None = None,
     ) -> None:
         release.check_profile(profile)
         check_split(split)
@@ -201,10 +206,11 @@ class OpenShards:
             raise TimeloomError(f"the manifest lacks {release.relative(unlisted[0])}", remedy=REPAIR)
         self.paths = release.present(paths)
         self._edges = _edges(np.array([self._rows(release.relative(path)) for path in self.paths]))
+        self._carried = release.manifest.encoders_of(profile)
         # Vectors may be attached where the plan keeps image tokens; the manifest names the stores.
-        encoders = release.manifest.encoders if entry.images else {}
-        self.stores = {name: encoder.store for name, encoder in encoders.items() if name in MODALITIES}
-        self.dims = {name: encoder.dim for name, encoder in encoders.items() if name in MODALITIES}
+        attached = (encoders or self._carried) if entry.images else {}
+        self.stores = {name: encoder.store for name, encoder in attached.items() if name in MODALITIES}
+        self.dims = {name: encoder.dim for name, encoder in attached.items() if name in MODALITIES}
         self._prefixes: dict[int, str] = {}
         self._maps_most, self._bytes_most = maps, small_bytes
         self._forget()
@@ -366,6 +372,6 @@ class OpenShards:
         if len({block.rows for block in shard.blocks[:-1]}) > 1 or shard.blocks[-1].rows > shard.blocks[0].rows:
             raise TimeloomError(f"{name} has row groups of unequal size", remedy="rebuild it with `timeloom run`")
         for modality, store in header.stores.items():
-            encoder = self.release.manifest.encoders.get(modality)
+            encoder = self._carried.get(modality)
             if modality not in MODALITIES or encoder is None or encoder.store != store:
                 raise TimeloomError(f"{name} names a {modality} store that the manifest does not", remedy=REPAIR)

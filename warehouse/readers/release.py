@@ -1,6 +1,6 @@
 """What trainers import: a release, pinned and checked. torch is imported by what gives tensors, not before."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from warehouse.readers.dataset import ShardDataset
 
 
+_Kind = Literal["pooled", "sequences"] | bool
+
+
 class ShardOptions(TypedDict, total=False):
     """How a split's packs are read.
 
@@ -32,9 +35,13 @@ class ShardOptions(TypedDict, total=False):
         stage: of a curriculum; each stage shuffles anew.
         loss: `mehrt` (images, padding and specials are no targets), `multimodal` (nor are demographics), or the token
             types that are targets.
-        vectors: `pooled` (True), one vector an item; `sequences`, its units too; False for none.
-        items_per_segment: None for the items of the packs' image tokens; k for the k most recent of each segment's
-            subject within the segment's time span, whether they have tokens or not.
+        vectors: `pooled` (True), one vector an item; `sequences`, its units too; False for none. Or a mapping that says
+            it by modality; one that is not named has none.
+        items_per_segment: None for the items of the packs' image tokens; k for the k most recent a modality of each
+            segment's subject within the segment's time span, whether they have tokens or not. Or a mapping that says k
+            by modality; one that is not named has no items.
+        encoders: by modality, the encoder whose vectors are attached, where that is not the one that the profile names.
+            An item without a vector of the encoder is none of the batch's; its token stays.
     """
 
     plan: str
@@ -44,8 +51,9 @@ class ShardOptions(TypedDict, total=False):
     seed: int | None
     stage: int
     loss: str | Iterable[TokenType]
-    vectors: Literal["pooled", "sequences"] | bool
-    items_per_segment: int | None
+    vectors: _Kind | Mapping[str, _Kind]
+    items_per_segment: int | Mapping[str, int] | None
+    encoders: Mapping[str, str]
 
 
 class Release(PinnedRelease):
@@ -85,16 +93,26 @@ class Release(PinnedRelease):
             )
         return read_frame(self.checked(path)).select("subject_id", "split")
 
-    def items(self) -> pl.LazyFrame:
+    def items(self, profile: str | None = None) -> pl.LazyFrame:
         """Every image found (warehouse.schemas.ITEMS), refused and failed ones included: see `verdict`.
 
-        Files are compared with their checksums as by `events`.
+        One row an image; where a modality has several encoders, one for each of them, as an image may have a vector of
+        one and not of another. Files are compared with their checksums as by `events`.
+
+        Args:
+            profile: one row an image: that of the encoder whose vectors the profile's tokens carry.
 
         Raises:
-            TimeloomError: a file of the release is gone or damaged.
+            TimeloomError: no such profile, or a file of the release is gone or damaged.
         """
         paths = self.checked_all(self.files.items(bucket) for bucket in range(self.manifest.buckets))
-        return pl.scan_parquet(paths) if paths else _empty(ITEMS)
+        items = pl.scan_parquet(paths) if paths else _empty(ITEMS)
+        if profile is None:
+            return items
+        self.check_profile(profile)
+        stores = {name: entry.store for name, entry in self.manifest.encoders_of(profile).items()}
+        carried = pl.col("modality").replace_strict(stores, default=None, return_dtype=pl.String)
+        return items.filter(pl.col("store").is_null() | (pl.col("store") == carried))
 
     def texts(self) -> pl.LazyFrame:
         """The texts of usable items (warehouse.schemas.TEXTS), in a release that keeps some; else no row.
@@ -116,17 +134,22 @@ class Release(PinnedRelease):
         self.check_profile(profile)
         return read_frame(self.checked(self.files.vocabulary(profile))).sort("token_id")
 
-    def vector(self, modality: str, item_key: str) -> npt.NDArray[Any]:
+    def vector(self, modality: str, item_key: str, encoder: str | None = None) -> npt.NDArray[Any]:
         """The stored array of one item: (1024,) for CT, (1536,) for slides; un-projected, un-normalised.
 
+        Args:
+            encoder: whose vector, where the modality has several encoders.
+
         Raises:
-            TimeloomError: the release has no vector for that item, or the store is damaged.
+            TimeloomError: the release has no vector for that item, no such encoder, or several and none is named; or
+                the store is damaged.
         """
-        wanted = (pl.col("modality") == modality) & (pl.col("item_key") == item_key) & (pl.col("verdict") == "ok")
-        found = self.items().filter(wanted, pl.col("subject_id").is_not_null()).select("subject_id", "store").collect()
+        store = self.manifest.encoder(modality, encoder).store
+        wanted = (pl.col("store") == store) & (pl.col("item_key") == item_key) & (pl.col("verdict") == "ok")
+        found = self.items().filter(wanted, pl.col("subject_id").is_not_null()).select("subject_id").collect()
         if found.is_empty():
             raise TimeloomError(f"the release has no {modality} vector under this key", remedy="see release.items()")
-        subject, store = found.row(0)
+        (subject,) = found.row(0)
         return self.stored_vector(
             modality, store, int(bucket_of(np.array([subject]), self.manifest.buckets)[0]), item_key
         )
@@ -171,6 +194,13 @@ class Release(PinnedRelease):
         from warehouse.readers import visibility
 
         return visibility.visible_items(batch, modality, k)
+
+    def visible_by_modality(self, batch: "Batch", k: int | Mapping[str, int] = 8) -> "dict[str, torch.Tensor]":
+        """The masks of `visible_items` of every modality that the batch has, or of those that `k` names."""
+        from warehouse.readers import visibility
+
+        most = k if isinstance(k, Mapping) else dict.fromkeys(batch.item_positions, k)
+        return {modality: visibility.visible_items(batch, modality, number) for modality, number in most.items()}
 
 
 def _empty(schema: Any) -> pl.LazyFrame:

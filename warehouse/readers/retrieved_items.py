@@ -4,23 +4,23 @@ The paper of the multimodal EHR model (§2.2) retrieves at most K items of each 
 time span. It does not say which K of more items it takes. This module takes the most recent K and counts the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from warehouse.arrays import I64, NO_TIME
 from warehouse.embeddings.addresses import ArrayAddresses, no_marks
+from warehouse.manifest import EncoderEntry
 from warehouse.modalities import MODALITIES
 from warehouse.readers.collate import Collated, Items, ragged
+from warehouse.readers.item_rows import usable_rows
 from warehouse.readers.pinned import PinnedRelease
 
 _Row = tuple[str, str, int, int, str]
-_COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "store", "verdict")
+_COLUMNS = ("available_time", "time", "subject_id", "item_key", "modality", "store")
 
 
 @dataclass(frozen=True)
@@ -45,40 +45,38 @@ class _ItemIndex:
 
 
 class WindowItems:
-    """The release's good items, ready to be found by subject and time; read when first used."""
+    """The release's items with a vector of some encoders, ready to be found by subject and time; read when first used.
 
-    def __init__(self, release: PinnedRelease) -> None:
+    Args:
+        encoders: by modality, the encoder.
+    """
+
+    def __init__(self, release: PinnedRelease, encoders: Mapping[str, EncoderEntry]) -> None:
         self.release = release
-        encoders = release.manifest.encoders
-        self.encoders = {name: (encoders[name].store, encoders[name].dim) for name in MODALITIES if name in encoders}
+        self.encoders = {name: (entry.store, entry.dim) for name, entry in encoders.items() if name in MODALITIES}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"release": self.release, "encoders": self.encoders}
 
     @cached_property
     def _indices(self) -> dict[str, _ItemIndex]:
-        layout, buckets = self.release.files, self.release.manifest.buckets
         rows: list[_Row] = []
-        for path in self.release.present([layout.items(bucket) for bucket in range(buckets)]):
-            # Not by polars, whose threads are not there in a forked worker.
-            with pq.ParquetFile(self.release.checked(path), page_checksum_verification=True) as file:
-                table = file.read(list(_COLUMNS), use_threads=False)
-            numbers = [table[name].cast(pa.int64()).to_pylist() for name in ("available_time", "time")]
-            others = [table[name].to_pylist() for name in _COLUMNS[2:]]
-            for available, time, subject, key, modality, store, verdict in zip(*numbers, *others, strict=True):
-                if verdict == "ok" and subject is not None and time is not None:
-                    rows.append((modality, store, subject, time if available is None else available, key))
+        for available, time, subject, key, modality, store in usable_rows(self.release, _COLUMNS):
+            if subject is not None and time is not None:
+                rows.append((modality, store, subject, time if available is None else available, key))
         return {name: _index(rows, name, store) for name, (store, _) in self.encoders.items()}
 
-    def of(self, batch: Collated, k: int) -> tuple[dict[str, Items], dict[str, int]]:
-        """By modality: the items of the batch's segments, and how many were left out."""
+    def of(self, batch: Collated, most: Mapping[str, int]) -> tuple[dict[str, Items], dict[str, int]]:
+        """By modality of `most`: the items of the batch's segments, at most so many, and how many were left out."""
         subjects, (first, last) = batch.subjects, batch.spans()
         items, dropped = {}, {}
         for modality, index in self._indices.items():
+            if modality not in most:
+                continue
             start, end = index.bounds(subjects, first, "left"), index.bounds(subjects, last, "right")
             known = np.isin(subjects, index.subjects) & (first != NO_TIME)
             end = np.where(known, end, start)
-            kept = np.maximum(start, end - k)
+            kept = np.maximum(start, end - most[modality])
             which = ragged(kept, end - kept)
             items[modality] = Items(
                 [index.keys[item] for item in which.tolist()],

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import polars as pl
 
 from tests.support.releases import (
     DIMS,
+    ENCODER,
     PROFILE,
     STORES,
     Content,
@@ -27,7 +29,7 @@ from tests.support.releases import (
 from warehouse import Release
 from warehouse.arrays import NO_TIME
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import BudgetEntry, PlanEntry
+from warehouse.manifest import BudgetEntry, EncoderEntry, PlanEntry
 from warehouse.readers.batch import IdBatch
 from warehouse.readers.dataset import ShardDataset
 from warehouse.schemas import EVENTS, ITEMS
@@ -73,15 +75,15 @@ def markov_timelines(subjects: int, seed: int = 0, length: int = 60, images: boo
     return result
 
 
-def vector_of(modality: str, key: str) -> npt.NDArray[np.float32]:
+def vector_of(modality: str, key: str, width: int | None = None) -> npt.NDArray[np.float32]:
     """The vector that the fabricated stores hold for an item."""
     seed = zlib.crc32(key.encode())
-    return np.random.default_rng(seed).standard_normal(DIMS[modality]).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal(width or DIMS[modality]).astype(np.float32)
 
 
-def units_of(modality: str, key: str) -> npt.NDArray[np.float32]:
+def units_of(modality: str, key: str, width: int | None = None) -> npt.NDArray[np.float32]:
     """(1 to 4, d): the units of an item where the stores hold sequences; their mean is no `vector_of`."""
-    first = vector_of(modality, key)
+    first = vector_of(modality, key, width)
     return np.stack([first * (unit + 1) for unit in range(1 + len(key.encode()) * int(first[0] > 0) % 4)])
 
 
@@ -127,22 +129,40 @@ def _events(timelines: list[Timeline]) -> pl.DataFrame:
     return frame.with_columns(pl.lit(None).alias(name) for name in missing)
 
 
-def _items(timelines: list[Timeline]) -> pl.DataFrame:
+Encoders = dict[str, tuple[EncoderEntry, ...]]
+ENCODERS: Encoders = {
+    name: (EncoderEntry(label=ENCODER, store=store, dim=DIMS[name]),) for name, store in STORES.items()
+}
+
+
+def fails(entry: EncoderEntry, key: str) -> bool:
+    """Whether a fabricated encoder called `second` failed at an item: at about half of them."""
+    return entry.name.startswith("second") and zlib.crc32(key.encode()) % 2 == 1
+
+
+def vector_in(entry: EncoderEntry, modality: str, key: str, sequences: bool = False) -> npt.NDArray[np.float32]:
+    """What an encoder's fabricated store holds for an item: a vector, or a sequence of units."""
+    salted = f"{key}/{entry.name}" if entry.name.startswith("second") else key
+    return (units_of if sequences else vector_of)(modality, salted, entry.dim)
+
+
+def _items(timelines: list[Timeline], encoders: Encoders) -> pl.DataFrame:
     rows = [
         {
             "subject_id": line.subject,
             "item_key": key,
             "modality": modality,
-            "verdict": "ok",
+            "verdict": "failed_not_finite" if fails(entry, key) else "ok",
             "units_encoded": 3,
             "units_failed": 0,
-            "store": STORES[modality],
-            "dim": DIMS[modality],
+            "store": entry.store,
+            "dim": entry.dim,
             "artificial_link": True,
             "time": line.times[where],
         }
         for line in timelines
         for where, modality, key in line.images
+        for entry in encoders[modality]
     ]
     columns = ("subject_id", "item_key", "modality", "verdict", "units_encoded", "units_failed", "store", "dim")
     schema = {**dict.fromkeys([*columns, "artificial_link"]), "time": pl.Datetime("us")}
@@ -158,25 +178,30 @@ def fabricate(
     row_group_rows: int = 4096,
     sequences: bool = False,
     structured: bool = False,
+    encoders: Encoders = ENCODERS,
 ) -> Path:
     """Publishes a release of these timelines under `root` and gives `root`.
 
     Args:
         sequences: stores a sequence of units an item (see `units_of`) in place of one vector.
         structured: a further plan without image tokens, whose train shards are two token budgets.
+        encoders: by modality; tokens carry the vectors of the first. One called `second` failed at some items.
     """
     layout = Layout(root)
     staging = ReleaseLayout(layout.work / name / "release")
     vocabulary = _vocabulary()
     content = Content(
         events=_events(timelines),
-        items=_items(timelines),
+        items=_items(timelines, encoders),
         timelines=rows_of(timelines),
         splits={line.subject: line.split for line in timelines},
         vocabulary=vocabulary,
     )
     write_tables(staging, content)
-    write_vectors(layout, content.items, units_of if sequences else vector_of)
+    carried = {modality: entries[0].store for modality, entries in encoders.items()}
+    for entry in [entry for entries in encoders.values() for entry in entries]:
+        of_store = content.items.filter(pl.col("store") == entry.store)
+        write_vectors(layout, of_store, partial(vector_in, entry, sequences=sequences))
     hashed = vocabulary_hash(vocabulary)
     usual = shards.ROW_GROUP_ROWS
     shards.ROW_GROUP_ROWS = row_group_rows
@@ -184,7 +209,7 @@ def fabricate(
         for split in ("train", "tuning", "held_out"):
             for group in range(GROUPS):
                 members = [line for line in timelines if line.split == split and line.subject % 3 % GROUPS == group]
-                header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), STORES)
+                header = ShardHeader(PROFILE, split, group, context, "uint16", hashed, len(vocabulary), carried)
                 write_shard(
                     staging.shard(PROFILE, split, group),
                     *compact(pack_timelines(members, context, group), header),
@@ -203,7 +228,8 @@ def fabricate(
     plans = {"default": PlanEntry(context=context, groups=GROUPS)}
     if structured:
         plans["structured"] = PlanEntry(context=context, groups=GROUPS, images=False, budgets=budgets)
-    publish_tree(layout, staging, name, profile_entry(vocabulary, plans))
+    profile = profile_entry(vocabulary, plans).model_copy(update={"stores": carried})
+    publish_tree(layout, staging, name, profile, encoders)
     return root
 
 

@@ -242,6 +242,23 @@ def many_failed(tree: ReleaseLayout) -> None:
     change(tree, "items", of_item("ct-scout", verdict="failed_no_time"))
 
 
+def under_a_second_encoder(tree: ReleaseLayout, *keys: str, **values: object) -> None:
+    """Rows of images under a second encoder of their modality."""
+    second = pl.col("item_key").is_in(keys)
+    literals = [pl.lit(value).alias(name) for name, value in {"store": "second-0123", **values}.items()]
+    change(tree, "items", lambda frame: pl.concat([frame, frame.filter(second).with_columns(literals)]))
+
+
+@breaks("encoders.items_not_given")
+def not_given_to_both(tree: ReleaseLayout) -> None:
+    under_a_second_encoder(tree, "ct-a")
+
+
+@breaks("encoders.encoder_failed_share")
+def failed_under_one(tree: ReleaseLayout) -> None:
+    under_a_second_encoder(tree, "ct-a", "ct-b", verdict="failed_not_finite")
+
+
 def all_splits() -> dict[int, str]:
     return {subject: patients.split_of(subject) for subject in range(patients.SUBJECT_COUNT)}
 

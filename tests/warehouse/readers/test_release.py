@@ -74,8 +74,8 @@ def test_shards_of_another_vocabulary_or_encoder_are_refused(copy):
     change_manifest(copy, profiles={"mehrt": entry.model_copy(update={"vocabulary_hash": "0" * 64})})
     with raises_one_line(r"vocabularies/mehrt/vocabulary\.parquet is not the vocabulary that the manifest names"):
         next(iter(train(Release.open(copy)).batches(2)))
-    other = manifest.encoders["ct"].model_copy(update={"store": "another"})
-    change_manifest(copy, profiles=manifest.profiles, encoders={**manifest.encoders, "ct": other})
+    other = manifest.encoder("ct").model_copy(update={"store": "another"})
+    change_manifest(copy, profiles=manifest.profiles, encoders={**manifest.encoders, "ct": (other,)})
     with raises_one_line("names a ct store that the manifest does not"):
         next(iter(train(Release.open(copy)).batches(2)))
 

@@ -159,25 +159,30 @@ def measure_shards(
 
     Args:
         profiles: as the manifest has them.
-        items: the release's, at least `item_key`, `subject_id`, `modality`, `verdict`.
+        items: the release's, at least `item_key`, `subject_id`, `modality`, `verdict`, `store`. Those with a vector of
+            the encoders that a profile names are usable for it.
     """
-    usable = items.filter(pl.col("verdict") == "ok").select(
-        "item_key",
-        "subject_id",
-        pl.col("modality").replace_strict(_NUMBERS, default=-1).cast(pl.Int64),
-    )
-    usable = usable.unique("item_key", keep="any")
     return pl.DataFrame(
         [
             row
             for profile, entry in profiles.items()
             for sums in [timeline_sums(tree, profile, entry.plans.values(), buckets)]
+            for usable in [_usable(items, entry)]
             for name, plan in entry.plans.items()
             for row in _plan_rows(tree, profile, entry.scheme, name, plan, buckets, usable, sums[kept_by(plan)])
         ],
         schema_overrides={"budget_ks_ratio": pl.Float64, "fill_judged": pl.Float64},
         infer_schema_length=None,
     )
+
+
+def _usable(items: pl.DataFrame, profile: ProfileEntry) -> pl.DataFrame:
+    usable = items.filter(pl.col("verdict") == "ok")
+    if profile.stores:
+        stores = pl.col("modality").replace_strict(profile.stores, default=None, return_dtype=pl.String)
+        usable = usable.filter(pl.col("store") == stores)
+    number = pl.col("modality").replace_strict(_NUMBERS, default=-1).cast(pl.Int64)
+    return usable.select("item_key", "subject_id", number).unique("item_key", keep="any")
 
 
 def _plan_rows(
