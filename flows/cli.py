@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.checks import check_source, check_task
 from flows.commands.terminal import StageProgress, console, say, show_error
+from flows.debugging import debugging, set_debug
 from flows.extras import require
 from flows.guard import check_ownership
 from flows.options import (
@@ -56,7 +58,6 @@ app = typer.Typer(
 
 DEMO = Path("timeloom-demo")
 INTERRUPTED = 130  # what typer makes of Ctrl-C
-_debug = False
 
 
 def _version(wanted: bool) -> None:
@@ -84,7 +85,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except TimeloomError as error:
-        if _debug:
+        if debugging():
             raise
         show_error(error)
         sys.exit(1)
@@ -92,7 +93,7 @@ def main() -> None:
         say("stopped; run the same command again and it resumes")
         sys.exit(1)
     except Exception as error:
-        if _debug:
+        if debugging():
             raise
         if show := getattr(error, "show", None):
             show()
@@ -102,13 +103,6 @@ def main() -> None:
         itself = TimeloomError(f"{type(error).__name__} in timeloom itself", "run with --debug and report it")
         show_error(clear_error(error) or itself)
         sys.exit(1)
-
-
-def _set_debug(debug: bool) -> None:
-    global _debug
-    _debug = debug
-    if debug:
-        os.environ["TIMELOOM_DEBUG"] = "1"
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
@@ -179,7 +173,7 @@ def demo(
 
     The hospital has faults planted on purpose, so the demo ends with exit code 2: published, with quarantined items.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "runs")
     require("images", "simulated images")
     from extractors.simulate import simulate
@@ -218,7 +212,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Turn raw exports into a published release. A run that was killed resumes; an unchanged one publishes nothing."""
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "runs")
     from flows.runs.settings import RunSettings
 
@@ -255,7 +249,7 @@ def meds(
 
     Run again, it converts what changed. Exit code 2: converted, and some raw rows are quarantined.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "conversions")
     from flows.runs.settings import RunSettings, engine_ahead
     from pipelines.conversion import MODULES
@@ -290,7 +284,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Say what is published, from what, and with which verdicts."""
-    _set_debug(debug)
+    set_debug(debug)
     from flows.commands.status import describe, print_status
 
     description = describe(root)
@@ -310,7 +304,7 @@ def verify(
 
     Exit code 1 where one does not hold; each line that begins with FAIL ends with what mends it.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "checks of releases")
     from validation.verify import verify_release
 
@@ -343,7 +337,7 @@ def repair(
     Exit codes: 0 all is whole and nothing is lost; 2 all is whole, and what was lost is said; 1 something is damaged
     still, or nothing could be done, and one line says why.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "repairs")
     from flows.commands.repair import print_repaired
     from flows.commands.repair import repair as mend
@@ -364,7 +358,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Print the path of the current release's quality report, one page that any browser shows offline."""
-    _set_debug(debug)
+    set_debug(debug)
     from warehouse.layout import Layout
     from warehouse.publish import current_release
 
@@ -384,10 +378,14 @@ def simulate(
         typer.Option(help="Share of the patients who have images, and of those with each other kind.", min=0, max=1),
     ] = 0.15,
     modalities: Modalities = None,
+    task_cases: Annotated[
+        bool,
+        typer.Option(help="Plant a patient for each rule of the tasks besides; truth/labels.csv holds the answers."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a simulated cancer hospital as a hospital would export it: tables, CT, slides, ECGs, x-rays, notes."""
-    _set_debug(debug)
+    set_debug(debug)
     require("images", "simulated images")
     from extractors.simulate import simulate as write_hospital
     from flows.runs.paths import local_folder
@@ -400,49 +398,15 @@ def simulate(
             seed=seed,
             imaging_share=imaging_share,
             modalities=_modalities(modalities),
+            task_cases=task_cases,
             progress=progress,
         )
     rows = ", ".join(f"{number} {table}" for table, number in summary.rows.items())
     say(f"wrote {out}: {rows}; {summary.in_words}")
 
 
-@app.command("check-source")
-def check_source(
-    source: Annotated[str, typer.Argument(help="A source's YAML, or the name of a built-in one.")] = "",
-    path: Annotated[
-        Path | None, typer.Argument(help="Its raw tables: a folder, or a .duckdb file. Without it: the YAML alone.")
-    ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of each table to read.", min=1)] = 10_000,
-    crosswalk: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE: a crosswalk of the source; may be given again.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A run's configuration: what it says of the source holds, its `reading` above all."),
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the YAML, for editors.")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Explain what a source would make of an export, and name unmapped columns and suspicious choices. Writes nothing.
-
-    Exit codes: 0 clean; 1 the YAML or a table has an error, and a run would stop; 2 something is suspicious.
-    """
-    _set_debug(debug)
-    require("pipeline", "checks of sources")
-    from flows.commands.check_source import check, json_schema, print_check
-
-    if schema:
-        print(json_schema(), end="")
-        return
-    if not source and config is None:
-        raise TimeloomError("check-source needs a source", "give a YAML file, or the name of a built-in one")
-    description = check(source, path, rows, crosswalk or (), config)
-    if as_json:
-        print(json.dumps(description))
-    else:
-        print_check(description, console)
-    raise typer.Exit(description["exit_code"])
+app.command("check-source")(check_source)
+app.command("check-task")(check_task)
 
 
 @app.command()
@@ -466,7 +430,7 @@ def index(
     Exit codes: 0 something is usable and nothing failed; 1 there is no such folder, or it is empty; 2 some items failed
     (docs/verdicts.md says why), or nothing is usable.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("images", "images")
     from flows.commands.index_images import index_tree, print_index, write_items
 
@@ -496,7 +460,7 @@ def serve(
     server of its own, in ROOT.prefect, unless PREFECT_API_URL names one. A server that ends is started again; where
     that does not help, the command ends with exit code 1, so that what started it can see it.
     """
-    _set_debug(debug)
+    set_debug(debug)
     require("pipeline", "schedules")
     from flows.serve import serve_nightly
 

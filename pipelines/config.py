@@ -25,6 +25,7 @@ from extractors.yaml_files import explain, read_yaml
 from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
+from pipelines.tasks.settings import LabelsConfig
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
@@ -134,6 +135,7 @@ class RunConfig(Settings):
         profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
         splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
             SCHEMES.
+        labels: the tasks that are labelled; those that are built in where not given, unless there is no held_out.
         merges: a CSV with columns old and new, the subject ids that the hospital has merged.
     """
 
@@ -148,6 +150,7 @@ class RunConfig(Settings):
     splits: dict[FolderName, SplitConfig] = Field(default_factory=lambda: {"mehrt": SCHEMES["mehrt"]}, min_length=1)
     merges: LocatedPath | None = None
     profiles: dict[FolderName, ProfileConfig] = Field(default_factory=lambda: {"mehrt": built_in("mehrt")})
+    labels: LabelsConfig = Field(default_factory=LabelsConfig)
     limits: LimitsConfig = LimitsConfig()
     workers: int | None = Field(default=None, ge=1)
 
@@ -163,6 +166,7 @@ class RunConfig(Settings):
         filled = dict(raw)
         if "profiles" in raw:
             filled["profiles"] = with_rules(raw["profiles"], (info.context or {}).get("base", Path()))
+        filled.setdefault("labels", {} if _evaluates(raw.get("splits")) else {"tasks": {}})
         return filled
 
     @field_validator("modalities", mode="wrap")
@@ -225,6 +229,11 @@ class RunConfig(Settings):
                     f"modalities.{name}.keep_text needs deid.mode: limited with dates: keep, which say that the site's "
                     "texts are pseudonymised already, or deid.mode: synthetic"
                 )
+        scheme = self.labels.scheme or self.primary_scheme
+        if scheme not in self.splits:
+            raise ValueError(f"labels.scheme {scheme} is not among splits: {', '.join(self.splits)}")
+        if self.labels.tasks and self.splits[scheme].held_out == 0:
+            raise ValueError(f"labels: the scheme {scheme} has no held_out, on which models are evaluated")
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self
@@ -245,6 +254,12 @@ class RunConfig(Settings):
                     f" profiles.{name}.encoders.{modality} to one of {', '.join(names)}"
                 )
         return None
+
+
+def _evaluates(splits: Any) -> bool:
+    """Whether the first scheme of a configuration, as it is written, has a held_out."""
+    first = next(iter(splits.values()), None) if isinstance(splits, dict) else None
+    return not isinstance(first, dict) or first.get("held_out") != 0
 
 
 def parse_config(raw: Any, base: Path, name: str) -> RunConfig:

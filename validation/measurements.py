@@ -24,6 +24,7 @@ class Measurements:
         budgets: a row per token profile, plan and token budget (list_budgets).
         coverage: a row per token profile, namespace and split (measure_coverage).
         tokenised: a row per token profile, namespace and split (measure_tokenised).
+        attrition: a row per task of labels, rule and split (read_attrition).
         length_unit: `tokens of <profile>`, or `events` where the release has no token profile.
     """
 
@@ -37,6 +38,7 @@ class Measurements:
     budgets: pl.DataFrame
     coverage: pl.DataFrame
     tokenised: pl.DataFrame
+    attrition: pl.DataFrame
     length_unit: str
 
 
@@ -62,5 +64,6 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         budgets=list_budgets(release.profiles),
         coverage=release.coverage,
         tokenised=release.tokenised,
+        attrition=release.attrition,
         length_unit=f"tokens of {profile}" if profile else "events",
     )

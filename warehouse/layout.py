@@ -86,6 +86,18 @@ class ReleaseLayout:
         folder = profile if plan in (None, "default") else f"{profile}.{plan}"
         return self.path / "shards" / folder / split / f"{group:04d}.parquet"
 
+    def derived(self, bucket: int) -> Path:
+        """Events that are worked out for labels alone."""
+        return self.path / "derived" / f"{bucket_name(bucket)}.parquet"
+
+    def labels(self, task: str, bucket: int) -> Path:
+        """A task's labels, as MEDS has them."""
+        return self.path / "labels" / task / f"{bucket_name(bucket)}.parquet"
+
+    def attrition(self, bucket: int) -> Path:
+        """Whom the rules of every task leave out."""
+        return self.path / "attrition" / f"{bucket_name(bucket)}.parquet"
+
     def subset(self, profile: str, plan: str) -> Path:
         """Which tier of a plan's token budgets each train subject is in."""
         return self.path / "subsets" / f"{profile}.{plan}.parquet"

@@ -179,6 +179,31 @@ class ProfileEntry(BaseModel):
         return self.plans[name]
 
 
+class LabelsEntry(BaseModel):
+    """The labels of a task.
+
+    Attributes:
+        id: names the definition.
+        rules: every key of the definition that labels depend on.
+        rules_hash: SHA-256 of them.
+        scheme: the split scheme that attrition is counted by.
+        positive, negative: labels.
+        withheld: why there are none although the task asks for them; a line each.
+        lacks: what else the release lacks for it; a line each.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    title: str
+    rules: dict[str, Any]
+    rules_hash: str
+    scheme: str
+    positive: int
+    negative: int
+    withheld: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+
 class ContentEntry(BaseModel):
     """How much a part of the release holds: what the next releases are compared with.
 
@@ -243,6 +268,7 @@ class Manifest(BaseModel):
     split_hash: str
     encoders: dict[str, tuple[EncoderEntry, ...]]
     profiles: dict[str, ProfileEntry]
+    labels: dict[str, LabelsEntry] = Field(default_factory=dict)
     stages: dict[str, int]
     sources: dict[str, str]
     verdicts: dict[str, dict[str, int]]

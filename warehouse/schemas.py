@@ -145,6 +145,40 @@ SUBSETS = pa.schema(
     ]
 )
 
+# Events that are worked out of a subject's events for labels alone: they stand in no other file.
+DERIVED = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("time", TIME, nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("numeric_value", pa.float32()),
+        pa.field("available_time", TIME, nullable=False),
+        pa.field("time_precision", pa.string()),
+    ]
+)
+
+# A task's labels: MEDS' label schema, with no other column.
+LABELS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("prediction_time", TIME, nullable=False),
+        pa.field("boolean_value", pa.bool_(), nullable=False),
+    ]
+)
+
+# Whom each rule of a task leaves out, in order, and who is left: start = every `removed` + positive + negative. Those
+# without a split are counted under `no_split`.
+ATTRITION = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("removed", pa.int64(), nullable=False),
+        pa.field("left", pa.int64(), nullable=False),
+    ]
+)
+
 # How long after its time a code's fact usually becomes available: the 95th percentile over the rows that say so when
 # the code first had enough of them. Append-only. The code is empty for a whole table.
 LAGS = pa.schema(

@@ -20,6 +20,7 @@ from extractors.simulate.nifti import export_nifti
 from extractors.simulate.notes import export_notes
 from extractors.simulate.record import TABLES, Record, Row
 from extractors.simulate.studies import KINDS, Planned, rows_of, studies_of, studies_plan
+from extractors.simulate.task_cases import TRUTH, plant_task_cases
 from warehouse.errors import TimeloomError
 from warehouse.files import sync_directory, write_json
 from warehouse.progress import Progress
@@ -55,11 +56,14 @@ class Arguments:
     subjects: int
     imaging_share: float
     modalities: tuple[str, ...]
+    task_cases: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """As the marker of a finished hospital keeps it."""
         plain = {"generator_version": GENERATOR_VERSION, **asdict(self)}
-        return plain | {"modalities": list(self.modalities)}
+        del plain["task_cases"]
+        with_cases = {"task_cases": True} if self.task_cases else {}
+        return plain | {"modalities": list(self.modalities)} | with_cases
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def simulate(
     seed: int = 0,
     imaging_share: float = 0.15,
     modalities: Collection[str] = tuple(MADE),
+    task_cases: bool = False,
     progress: Progress | None = None,
 ) -> SimulationSummary:
     """Writes a simulated cancer hospital to `out`, the same bytes for the same arguments.
@@ -107,6 +112,7 @@ def simulate(
         imaging_share: share of subjects with images, 0 to 1, and of those with each of ECGs, x-rays and notes; a
             third of it have CT in NIfTI.
         modalities: what is written of MADE. Without one of them all others, and the rows of its visits, are the same.
+        task_cases: plant a patient for each rule of the tasks besides; truth/labels.csv says what each task answers.
         progress: called with what is written (`subjects`, `images`), how many are done and how many there are.
 
     Raises:
@@ -126,7 +132,7 @@ def simulate(
             f"nobody simulates {unknown[0]}" if unknown else "no modality is asked for",
             remedy=f"name some of {', '.join(MADE)}",
         )
-    arguments = Arguments(seed, subjects, imaging_share, tuple(name for name in MADE if name in modalities))
+    arguments = Arguments(seed, subjects, imaging_share, tuple(name for name in MADE if name in modalities), task_cases)
     if (known := _already_there(out, arguments)) is not None:
         return known
     # One fixed name: the leftover of a killed run is removed by the next one.
@@ -217,6 +223,11 @@ def _write(root: Path, arguments: Arguments, progress: Progress) -> SimulationSu
             exported = export(root, seed, planned, one_more)
             signal += exported.signal
             faults += exported.faults
+    if arguments.task_cases:
+        cases, truth = plant_task_cases(seed)
+        for table, of_cases in cases.items():
+            of_studies[table].extend(of_cases)
+        write_table(root / "truth" / "labels.csv", pl.DataFrame(truth, TRUTH, orient="row"))
     # The visits of studies come last, so that the rows before them are the same whatever is asked for.
     tables, table_faults = plant_table_faults({name: _frame(name, rows[name]) for name in TABLES}, seed)
     for name, frame in tables.items():

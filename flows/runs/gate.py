@@ -71,6 +71,7 @@ def judge_release(
         limits=config.limits,
         earlier=earlier_releases(layout, parent, config.limits.window) if parent else (),
         accepted=accepted,
+        labels=manifest.labels,
     )
     measurements = measure_release(release)
     manifest = manifest.model_copy(

@@ -48,6 +48,7 @@ class RunOutcome:
         tokenised: by profile, the share of clinical events that became tokens.
         accepted: the parts of the release whose loss was agreed to, in words.
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
+        withheld: why tasks have no labels, a line each.
     """
 
     release: str
@@ -58,6 +59,7 @@ class RunOutcome:
     tokenised: dict[str, float] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    withheld: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -78,6 +80,7 @@ class RunOutcome:
             named = ", ".join(self.damaged[:5]) + (", …" if len(self.damaged) > 5 else "")
             lines.append(f"{len(self.damaged)} damaged or lost files were made anew: {named}")
         lines += [f"loss agreed to: {part}" for part in self.accepted]
+        lines += self.withheld
         return [*lines, f"report: {self.report}"]
 
 
@@ -345,6 +348,9 @@ class Run:
             tokenised=tokenised_shares(manifest),
             accepted=[] if self._state.unchanged else list(lost),
             damaged=self._state.damaged,
+            withheld=[
+                f"task {name} has no labels: {line}" for name, task in manifest.labels.items() for line in task.withheld
+            ],
         )
 
 

@@ -1,6 +1,18 @@
 """The list of areas: the gate judges them, the report shows them and `verify` checks them in this order."""
 
-from validation.areas import contents, encoders, events, items, ledger, shards, splits, subjects, tokens, values
+from validation.areas import (
+    contents,
+    encoders,
+    events,
+    items,
+    labels,
+    ledger,
+    shards,
+    splits,
+    subjects,
+    tokens,
+    values,
+)
 from validation.areas.area import Area
 
 # What a run says of a refusal is the first that failed: causes stand before what follows from them.
@@ -15,4 +27,5 @@ AREAS: tuple[Area, ...] = (
     encoders.AREA,
     splits.AREA,
     shards.AREA,
+    labels.AREA,
 )

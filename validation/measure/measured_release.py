@@ -12,13 +12,14 @@ from validation.measure.contents import Holdings, contents_of, read_holdings, ta
 from validation.measure.coverage import measure_coverage
 from validation.measure.events import EventMeasures, event_subjects, measure_events
 from validation.measure.items import read_items
+from validation.measure.labels import read_attrition
 from validation.measure.ledger import read_ledger
 from validation.measure.losses import Earlier, measure_losses, releases_before
 from validation.measure.splits import read_assignments
 from validation.measure.subjects import read_subjects
 from validation.measure.tokenised import measure_tokenised
 from warehouse.layout import Layout, ReleaseLayout
-from warehouse.manifest import ContentEntry, Manifest, ProfileEntry
+from warehouse.manifest import ContentEntry, LabelsEntry, Manifest, ProfileEntry
 from warehouse.schemas import SPLITS
 
 
@@ -37,6 +38,7 @@ class MeasuredRelease:
         limits: what is held against the releases before and between tables.
         earlier: what the releases before hold, the parent first.
         accepted: names of what may be lost.
+        labels: the tasks that are labelled, as the manifest has them.
         declared: what the manifest says that the release holds; None where it does not say so.
     """
 
@@ -51,6 +53,7 @@ class MeasuredRelease:
     earlier: Sequence[Earlier] = ()
     accepted: Collection[str] = ()
     declared: Sequence[ContentEntry] | None = None
+    labels: Mapping[str, LabelsEntry] = field(default_factory=dict)
 
     @property
     def primary_scheme(self) -> str:
@@ -107,6 +110,11 @@ class MeasuredRelease:
         return measure_losses(self.contents, self.earlier, rules, self.accepted, self.limits)
 
     @cached_property
+    def attrition(self) -> pl.DataFrame:
+        """A row per task, rule and split, see `read_attrition`."""
+        return read_attrition(self.tree, self.buckets)
+
+    @cached_property
     def items(self) -> pl.DataFrame:
         return read_items(self.tree, self.buckets)
 
@@ -156,4 +164,5 @@ def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLa
         before=before,
         sources=manifest.sources,
         declared=manifest.contents or None,
+        labels=manifest.labels,
     )

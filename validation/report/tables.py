@@ -11,6 +11,7 @@ from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANT
 from validation.measurements import Measurements
 from validation.report.around_tables import join_table, loss_table, subject_table, tokenised_table
 from validation.report.cells import LARGEST_SMALL, SMALL, WITHHELD, Cell, Cells, Hidden, follow
+from validation.report.label_tables import attrition_table, label_table
 from validation.report.ledger_tables import (
     availability_table,
     code_table,
@@ -335,6 +336,7 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
     )
     alike = balance_table(measurements, cells)
     shown = {row["subjects"] for table in (first, second, alike) for row in table.rows if row["split"] == SPLITS[0]}
+    attrition = attrition_table(measurements, cells)
     tables = [
         expectation_table(judgement, cells),
         loss_table(measurements, cells),
@@ -358,5 +360,7 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         budget_table(measurements.budgets, {cell for cell in shown if isinstance(cell, int)}, cells),
         tokenised_table(measurements, cells),
         coverage_table(measurements.coverage, anywhere, cells),
+        attrition,
+        label_table(measurements, attrition, anywhere, cells),
     ]
     return {table.name: table for table in tables}

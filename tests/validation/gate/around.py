@@ -7,6 +7,7 @@ import polars as pl
 
 from pipelines.limits import LimitsConfig
 from tests.support import releases
+from tests.validation.gate import labels
 from validation.measure.losses import Earlier
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import ContentEntry
@@ -72,6 +73,7 @@ KNOWN: Mapping[str, dict[str, Any]] = {
     "contents.lost": {"earlier": [Earlier("before", [MORE_LABS], {})]},
     "contents.miscounted": {"declared": [MORE_LABS]},
     "subjects.alone_some": {"limits": LimitsConfig(unknown_subjects=0.3)},
+    **labels.KNOWN,
 }
 # What is said where nothing is published, and what is advised.
 SAID = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import patients, releases
-from tests.validation.gate import around
+from tests.validation.gate import around, labels
 from tests.validation.gate.mutations import (
     FRACTIONS,
     MUTATIONS,
@@ -124,6 +124,9 @@ def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str
     if name in OF_PLANS:
         column = pl.lit(2).alias(name.split(".")[1])
         measured = with_area(measured, "shards", measured.areas["shards"].with_columns(column))
+    if name in labels.FIGURES:
+        column = pl.lit(1, pl.Int64).alias(name.split(".")[1])
+        measured = with_area(measured, "labels", measured.areas["labels"].with_columns(column))
     judgement = judge(measured, None)
     expected = TOGETHER.get(name, {name})
     assert failed(judgement) == expected

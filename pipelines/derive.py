@@ -1,0 +1,136 @@
+"""derive: one bucket's events → events that labels alone are made of. Schema in: EVENTS. Schema out: DERIVED.
+
+Stages of acute kidney injury, lines of therapy, neutropenic fever. They stand in a folder of their own, and in no
+timeline, vocabulary or shard: they are worked out in hindsight, so that a model that saw them would know the answer.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import polars as pl
+
+from extractors.events.times import PRECISIONS
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
+from pipelines.tasks import fever, kidney, lines
+from pipelines.tasks.facts import Facts, read_facts
+from pipelines.tasks.members import LabelCodes
+from pipelines.tasks.settings import DerivedConfig
+from warehouse.layout import ReleaseLayout, bucket_name
+from warehouse.parquet import empty_frame, write_table
+from warehouse.schemas import DERIVED
+
+LISTS = ("creatinine", "antineoplastic", "neutropenia", "pancytopenia", "fever")
+
+
+class Counts(TypedDict):
+    """What a task tells: derived events by kind, and what became of creatinine."""
+
+    derived: dict[str, int]
+    creatinine: dict[str, int]
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    bucket: int
+    settings: dict[str, Any]
+    codes: dict[str, Any]
+
+
+def label_codes(night: Night) -> LabelCodes:
+    """The lists of codes over the release that is being built; for stages after `metadata`."""
+    night.report("metadata")
+    return night.once("label codes", lambda: LabelCodes.of(night.tree, night.config.labels))
+
+
+def plan(night: Night) -> list[Task]:
+    """One task per bucket, up to date as long as its events and the kinds of its codes are."""
+    config = night.config.labels
+    if not config.tasks:
+        return []
+    events = night.report("align").hashes()
+    codes = label_codes(night)
+    settings = config.derived.model_dump(mode="json")
+    return [
+        make_task(
+            STAGE,
+            bucket_name(bucket),
+            night.context.staging,
+            settings=settings,
+            inputs=[events[str(ReleaseLayout(Path()).events(bucket))], codes.hash_of(bucket, LISTS)],
+            params=Params(bucket=bucket, settings=settings, codes=codes.params),
+        )
+        for bucket in range(night.config.buckets)
+    ]
+
+
+def run(params: Params, base: Path) -> Result:
+    """Writes one bucket's derived events."""
+    tree = ReleaseLayout(base)
+    codes = LabelCodes.of_params(params["codes"], tree)
+    bucket, rules = params["bucket"], DerivedConfig.model_validate(params["settings"])
+    frame, counts = derived_events(tree, bucket, codes.members_of(bucket, LISTS), rules)
+    path = tree.derived(bucket)
+    return Result({str(path.relative_to(base)): write_table(path, frame, DERIVED, "derived events")}, counts)
+
+
+def derived_events(
+    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig
+) -> tuple[pl.DataFrame, Counts]:
+    """A bucket's derived events, columns of DERIVED in the order of subject, time and code; and what is said of them.
+
+    Args:
+        members: `code`, `list`, `node` of the bucket's codes.
+    """
+    facts = read_facts(tree.events(bucket), members["code"].unique(), values=True)
+    of: dict[str, list[str]] = {name: members.filter(pl.col("list") == name)["code"].to_list() for name in LISTS}
+    holds = {name: facts.holds(of[name]) for name in LISTS}
+    found = [empty_frame(DERIVED)]
+    used: Counter[str] = Counter()
+    if holds["creatinine"].any():
+        stages, used = kidney.kdigo_stages(facts, np.flatnonzero(holds["creatinine"]), rules.kdigo)
+        found.append(_events(facts, stages, kidney.CODE, "stage"))
+    if holds["antineoplastic"].any():
+        agents = lines.agents_of(members.filter(pl.col("list") == "antineoplastic"))
+        drugs = np.flatnonzero(holds["antineoplastic"])
+        begun = lines.lines_of_therapy(facts, drugs, agents, rules.lines.days, rules.lines.most)
+        found.append(_events(facts, begun, lines.CODE, "line"))
+    low = holds["neutropenia"]
+    if rules.neutropenic_fever.pancytopenia:
+        low = low | holds["pancytopenia"]
+    pairs = fever.neutropenic_fever(facts.rows, low, holds["fever"], rules.neutropenic_fever.days)
+    found.append(_events(facts, pairs, fever.CODE))
+    events = pl.concat(found).sort("subject_id", "time", "code", "available_time")
+    kinds = events["code"].str.replace(r"//\d+$", "").value_counts().sort("code")
+    return events, Counts(
+        derived={str(kind): int(number) for kind, number in kinds.iter_rows()}, creatinine=dict(sorted(used.items()))
+    )
+
+
+def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = None) -> pl.DataFrame:
+    """Columns of DERIVED of `subject` (a place), `time`, `available`, `precision`, and a number that ends the code."""
+    names = pl.Series([*PRECISIONS, None], dtype=pl.String)
+    precision = frame["precision"].to_numpy()
+    value = pl.lit(None, pl.Int64) if number is None else pl.col(number)
+    kind = pl.lit(code) if number is None else pl.concat_str(pl.lit(code), pl.col(number).cast(pl.String))
+    return frame.select(
+        pl.Series("subject_id", facts.subjects[frame["subject"].to_numpy()]),
+        pl.col("time").cast(pl.Datetime("us")),
+        kind.alias("code"),
+        value.cast(pl.Float32).alias("numeric_value"),
+        pl.col("available").cast(pl.Datetime("us")).alias("available_time"),
+        names[np.minimum(precision, len(PRECISIONS))].alias("time_precision"),
+    )
+
+
+STAGE = Stage(
+    "derive",
+    version=1,
+    run="pipelines.derive:run",
+    step="labels",
+    after=("align", "metadata"),
+    plan=plan,
+)

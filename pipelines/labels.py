@@ -1,0 +1,208 @@
+"""labels: one bucket's events and derived events → each task's labels. Schema out: LABELS and ATTRITION.
+
+A bucket is read once for all tasks. A task whose labels cannot be made, because nothing in the release is its index
+event or its outcome, has an empty file, an attrition table that says so, and one line in the run's log.
+"""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import polars as pl
+
+from pipelines.derive import label_codes
+from pipelines.engine.context import StageReport, counts_of
+from pipelines.engine.task import Result, Task, make_task
+from pipelines.night import Night, Stage
+from pipelines.split import hashes_of
+from pipelines.tasks.attrition import Attrition
+from pipelines.tasks.codes import entries_of, systems_of
+from pipelines.tasks.definition import TaskConfig
+from pipelines.tasks.facts import read_facts
+from pipelines.tasks.labelling import BucketLabels, empty_labels, lists_of
+from pipelines.tasks.members import LabelCodes
+from pipelines.tasks.notices import missing_of, namespaces_of, older_codes
+from warehouse.files import sha256_json
+from warehouse.layout import ReleaseLayout, bucket_name
+from warehouse.manifest import LabelsEntry
+from warehouse.parquet import read_frame, write_table
+from warehouse.schemas import ATTRITION, LABELS
+
+WITHHELD = "withheld"
+
+
+class Counts(TypedDict):
+    """What a task tells: by task of the configuration and rule, how many of all splits are left."""
+
+    left: dict[str, dict[str, int]]
+
+
+class Params(TypedDict):
+    """What a task is given: paths and settings."""
+
+    bucket: int
+    tasks: dict[str, dict[str, Any]]
+    withheld: list[str]
+    codes: dict[str, Any]
+    scheme: str
+
+
+def plan(night: Night) -> list[Task]:
+    """One task per bucket, up to date as long as its events, their kinds and its subjects' splits are."""
+    config = night.config.labels
+    if not config.tasks:
+        return []
+    events, derived = night.report("align").hashes(), night.report("derive").hashes()
+    relative = ReleaseLayout(Path())
+    codes = label_codes(night)
+    scheme = config.scheme or night.config.primary_scheme
+    splits = hashes_of(night, scheme)
+    names = lists_of(config.read_tasks)
+    rules = {name: task.rules() for name, task in config.read_tasks.items()}
+    withheld = sorted(name for name, (decisive, _) in lacking(night).items() if decisive)
+    return [
+        make_task(
+            STAGE,
+            bucket_name(bucket),
+            night.context.staging,
+            settings=[rules, withheld, scheme],
+            inputs=[
+                events[str(relative.events(bucket))],
+                derived[str(relative.derived(bucket))],
+                codes.hash_of(bucket, names),
+                splits.get(bucket),
+            ],
+            params=Params(
+                bucket=bucket,
+                tasks={name: task.model_dump(mode="json") for name, task in config.read_tasks.items()},
+                withheld=withheld,
+                codes=codes.params,
+                scheme=scheme,
+            ),
+        )
+        for bucket in range(night.config.buckets)
+    ]
+
+
+def lacking(night: Night) -> dict[str, tuple[list[str], list[str]]]:
+    """By task, what keeps its labels from being made, and what else it lacks."""
+
+    def find() -> dict[str, tuple[list[str], list[str]]]:
+        codes = label_codes(night)
+        return {name: what_is_missing(task, codes) for name, task in night.config.labels.read_tasks.items()}
+
+    return night.once("lacking labels", find)
+
+
+def what_is_missing(task: TaskConfig, codes: LabelCodes) -> tuple[list[str], list[str]]:
+    """What keeps a task's labels from being made, and what else it lacks; see pipelines.tasks.notices."""
+    present = namespaces_of(pl.concat([codes.codes["code"], codes.edges["parent"].rename("code")]))
+    decisive, further = missing_of(task, codes.lists, codes.members, present)
+    return ([], [*decisive, *further]) if task.absent == "accept" else (decisive, further)
+
+
+def run(params: Params, base: Path) -> Result:
+    """Writes the labels of every task of one bucket, and who was left out."""
+    tree, bucket = ReleaseLayout(base), params["bucket"]
+    tasks = {name: TaskConfig.model_validate(task) for name, task in params["tasks"].items()}
+    codes = LabelCodes.of_params(params["codes"], tree)
+    splits = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
+    derived = read_frame(tree.derived(bucket))
+    made = label_bucket(tree, bucket, tasks, codes, splits, derived, params["withheld"])
+    files: dict[str, int | None] = {}
+    for name, (labels, _) in made.items():
+        path = tree.labels(name, bucket)
+        files[str(path.relative_to(base))] = write_table(path, labels, LABELS, f"labels of {name}")
+    tables = [attrition.table(name) for name, (_, attrition) in made.items()]
+    path = tree.attrition(bucket)
+    files[str(path.relative_to(base))] = write_table(path, pl.concat(tables), ATTRITION, "attrition")
+    return Result(files, Counts(left={name: left_by_rule(attrition) for name, (_, attrition) in made.items()}))
+
+
+def left_by_rule(attrition: Attrition) -> dict[str, int]:
+    """How many are left behind each rule, all splits together."""
+    return {rule: int(left.sum()) for rule, _, left in attrition.rows}
+
+
+def label_bucket(
+    tree: ReleaseLayout,
+    bucket: int,
+    tasks: dict[str, TaskConfig],
+    codes: LabelCodes,
+    splits: pl.DataFrame,
+    derived: pl.DataFrame,
+    withheld: list[str],
+) -> dict[str, tuple[pl.DataFrame, Attrition]]:
+    """By task, the labels of a bucket and who was left out.
+
+    Args:
+        splits: `subject_id`, `split`.
+        derived: columns of DERIVED.
+        withheld: tasks whose labels cannot be made.
+    """
+    names = lists_of(tasks)
+    members = codes.members_of(bucket, names, derived["code"].unique())
+    facts = read_facts(tree.events(bucket), members["code"].unique(), derived)
+    bucket_labels = BucketLabels(facts, members, splits)
+    made = {}
+    for name, task in tasks.items():
+        if name in withheld:
+            everyone = np.arange(len(facts.subjects))
+            attrition = Attrition(bucket_labels.split_of(everyone))
+            attrition.remove(WITHHELD, np.ones(len(everyone), np.bool_))
+            attrition.labelled(np.zeros(len(everyone), np.bool_))
+            made[name] = empty_labels(), attrition
+        else:
+            made[name] = bucket_labels.label(task)
+    return made
+
+
+def check(report: StageReport, night: Night) -> None:
+    """Says what each task lacks."""
+    if not night.config.labels.tasks:
+        return
+    for name, (decisive, further) in lacking(night).items():
+        for line in decisive:
+            night.log(f"labels: {name} has no labels: {line}")
+        for line in further:
+            night.log(f"labels: {name}: {line}")
+    codes = label_codes(night)
+    named = {entry for name in lists_of(night.config.labels.read_tasks) for entry in entries_of(name, codes.lists)[0]}
+    for line in older_codes(systems_of(sorted(named)), codes.codes, codes.edges):
+        night.log(f"labels: {line}")
+
+
+def declare(night: Night) -> dict[str, Any]:
+    """Each task of the release, with what its labels are made by."""
+    config = night.config.labels
+    if not config.tasks:
+        return {}
+    missing = lacking(night)
+    entries = {}
+    for name, task in config.tasks.items():
+        left = [counts_of(entry, Counts)["left"][name] for entry in night.report(STAGE.name).entries.values()]
+        decisive, further = missing[name]
+        entries[name] = LabelsEntry(
+            id=task.id,
+            title=task.title,
+            rules=task.rules(),
+            rules_hash=sha256_json(task.rules()),
+            scheme=config.scheme or night.config.primary_scheme,
+            positive=sum(counted["positive"] for counted in left),
+            negative=sum(counted["negative"] for counted in left),
+            withheld=tuple(decisive),
+            lacks=tuple(further),
+        )
+    return {"labels": entries}
+
+
+STAGE = Stage(
+    "labels",
+    version=1,
+    run="pipelines.labels:run",
+    step="labels",
+    after=("align", "metadata", "split", "derive"),
+    plan=plan,
+    check=check,
+    declare=declare,
+)

@@ -1,0 +1,88 @@
+"""Which codes of a release belong to which lists, worked out once a night and again, for its bucket, by each task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipelines.tasks.codes import MEMBERS, CodeList, edges_of, read_mappings, resolve
+from pipelines.tasks.settings import LabelsConfig
+from warehouse.files import sha256_json
+from warehouse.layout import ReleaseLayout
+from warehouse.parquet import read_columns, read_frame
+
+
+@dataclass(frozen=True)
+class LabelCodes:
+    """Lists of codes over a release's codes.
+
+    Attributes:
+        tree: the release, with its metadata and the codes of each bucket.
+        lists: by name.
+        mappings: files of the site.
+        parents_of_none: namespaces whose codes are no fact of their parents' kind.
+    """
+
+    tree: ReleaseLayout
+    lists: Mapping[str, CodeList]
+    mappings: tuple[Path, ...] = ()
+    parents_of_none: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tree: ReleaseLayout, config: LabelsConfig) -> "LabelCodes":
+        return cls(tree, config.all_lists(), config.mappings, config.parents_of_none)
+
+    @classmethod
+    def of_params(cls, params: Mapping[str, Any], tree: ReleaseLayout) -> "LabelCodes":
+        """As `params` gives it."""
+        lists = {name: CodeList.model_validate(entry) for name, entry in params["lists"].items()}
+        return cls(tree, lists, tuple(map(Path, params["mappings"])), tuple(params["parents_of_none"]))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a task needs to know of it, as JSON."""
+        return {
+            "lists": {name: entry.model_dump(mode="json") for name, entry in self.lists.items()},
+            "mappings": [str(path) for path in self.mappings],
+            "parents_of_none": list(self.parents_of_none),
+        }
+
+    @cached_property
+    def codes(self) -> pl.DataFrame:
+        """`code`, `parent_codes` of the release."""
+        return read_frame(self.tree.codes).select("code", "parent_codes")
+
+    @cached_property
+    def edges(self) -> pl.DataFrame:
+        """`code`, `parent` of every tie that counts."""
+        return edges_of(self.codes, read_mappings(self.mappings), self.parents_of_none)
+
+    @cached_property
+    def members(self) -> pl.DataFrame:
+        """`code`, `list`, `node` of the whole release, for every list."""
+        return resolve(self.lists, self.lists, self.codes["code"], self.edges)
+
+    def members_of(self, bucket: int, names: Sequence[str], derived: pl.Series | None = None) -> pl.DataFrame:
+        """`code`, `list`, `node` of one bucket's codes, for some lists.
+
+        Args:
+            derived: codes of the bucket's derived events, where they are wanted too.
+        """
+        codes = pl.Series("code", read_columns(self.tree.codes_of(bucket), ["code"])["code"], dtype=pl.String)
+        whole: pl.DataFrame | None = self.__dict__.get("members")
+        if whole is None:
+            found = resolve(names, self.lists, codes, self.edges)
+        else:
+            found = whole.filter(pl.col("list").is_in(list(names)) & pl.col("code").is_in(codes.implode()))
+        further = pl.DataFrame(schema=MEMBERS)
+        if derived is not None:
+            further = resolve(names, self.lists, derived, self.edges.clear())
+        return pl.concat([found, further]).sort("code", "list", "node")
+
+    def hash_of(self, bucket: int, names: Sequence[str]) -> str:
+        """A hash of `members_of`, worked out of the whole release's."""
+        _ = self.members
+        return sha256_json([column.to_list() for column in self.members_of(bucket, names)])
