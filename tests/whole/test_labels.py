@@ -137,7 +137,9 @@ def test_the_audit_finds_a_planted_leak(site: Site, tmp_path: Path) -> None:
     assert (found["unknown_by_then"], found["repeated"], found["uncounted"]) == (1, 1, 1)
     events = pl.concat([pl.read_parquet(tree.events(bucket)) for bucket in range(BUCKETS)])
     moment = pl.col("available_time").alias("prediction_time")
-    dead = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", moment, pl.lit(True).alias("boolean_value"))
+    dead = events.filter(pl.col("code") == "MEDS_DEATH").select(
+        "subject_id", moment, pl.lit(True).alias("boolean_value")
+    )
     (home,) = bucket_of(dead["subject_id"].head(1).to_numpy(), BUCKETS)
     dead.head(1).write_parquet(tree.labels("mortality", int(home)))
     assert measure_labels(tree, BUCKETS, tasks, attrition).row(0, named=True)["after_death"] == 1

@@ -52,7 +52,7 @@ def one_second_ahead(tree: ReleaseLayout) -> None:
 
 
 def at_death(tree: ReleaseLayout) -> None:
-    """Right labels, as nobody of the release dies: tests/whole/test_labels.py plants one. The figure is set by the test."""
+    """Right labels, as nobody of the release dies; tests/whole/test_labels.py plants one. The test sets the figure."""
     labels = right_labels(tree)
     write_labels(tree, labels, start=labels.height, positive=labels.height)
 
