@@ -1,4 +1,4 @@
-"""What a tree of images holds, before any encoder is loaded: items, verdicts, times and sizes.
+"""What a tree of images, signals or notes holds, before any encoder is loaded: items, verdicts, times and sizes.
 
 The table counts; which item is which stands only in the file that is asked for, which belongs beside the images: paths
 of a hospital's tree may name patients.
@@ -36,7 +36,8 @@ def index_tree(
 ) -> tuple[dict[str, Any], list[FoundItem]]:
     """Indexes `path` for one modality, or for each: a description as JSON, and the items themselves.
 
-    A file that one modality refuses may be another's: a slide is no CT. `exit_code`: 0 where something is usable and
+    A file that one modality refuses may be another's: a slide is no CT. Modalities to which no file belongs are left
+    out where something is usable. `exit_code`: 0 where something is usable and
     nothing failed, else 2.
 
     Raises:
@@ -47,13 +48,13 @@ def index_tree(
     names = list(EXTRACTORS) if modality is None else [modality]
     items = [item for name in names for item in _find(path, name, workers, progress)]
     usable = [item for item in items if item.verdict == OK]
-    read = {name.partition(MEMBER)[0] for item in usable for name in item.paths}
+    read = {name for item in usable for name in _archives(item)}
     counted = kinds_of(path, left_out=read)
     others = dict(sorted(counted.items(), key=lambda each: (-each[1], each[0])))
     if not items and not others:
         raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
     groups: dict[tuple[str, str], list[FoundItem]] = defaultdict(list)
-    for item in items:
+    for item in _of_interest(items, read):
         groups[item.modality, item.verdict].append(item)
     # The usable first, then what failed, then what is another modality's.
     order = sorted(groups, key=lambda key: (key[0], key[1] != OK, key[1].startswith("refused_"), key[1]))
@@ -66,6 +67,26 @@ def index_tree(
         "summary": _in_words(names, usable, len(read), others),
         "exit_code": QUARANTINED if failed or not usable else 0,
     }, items
+
+
+def _of_interest(items: list[FoundItem], read: set[str]) -> list[FoundItem]:
+    """Items without those of modalities to which every file of the tree is another's; all where nothing is usable.
+
+    Args:
+        read: files of usable items.
+    """
+    concerned = {
+        item.modality
+        for item in items
+        if item.verdict != EXTRACTORS[item.modality].foreign
+        and not (item.verdict.startswith("refused_not_") and read.issuperset(_archives(item)))
+    }
+    return [item for item in items if not read or item.modality in concerned]
+
+
+def _archives(item: FoundItem) -> set[str]:
+    """An item's files; of an archive's members, the archive."""
+    return {name.partition(MEMBER)[0] for name in item.paths}
 
 
 def _in_words(names: list[str], usable: list[FoundItem], read: int, others: dict[str, int]) -> str:
@@ -153,7 +174,7 @@ def write_items(items: Iterable[FoundItem], root: Path, out: Path) -> None:
 
 def print_index(description: dict[str, Any], console: Console) -> None:
     """The description as a table, with the meaning of each verdict."""
-    table = Table(title=f"Images under {description['path']}")
+    table = Table(title=f"Items under {description['path']}")
     for name in ("modality", "verdict"):
         table.add_column(name, no_wrap=True)
     for name in ("items", "units", "files", "MB"):
