@@ -54,7 +54,7 @@ def index_tree(
     if not items and not others:
         raise TimeloomError(f"{path} holds no file", remedy="give the folder that the images lie in")
     groups: dict[tuple[str, str], list[FoundItem]] = defaultdict(list)
-    for item in _of_interest(items, read):
+    for item in _of_interest(items) if usable else items:
         groups[item.modality, item.verdict].append(item)
     # The usable first, then what failed, then what is another modality's.
     order = sorted(groups, key=lambda key: (key[0], key[1] != OK, key[1].startswith("refused_"), key[1]))
@@ -69,19 +69,20 @@ def index_tree(
     }, items
 
 
-def _of_interest(items: list[FoundItem], read: set[str]) -> list[FoundItem]:
-    """Items without those of modalities to which every file of the tree is another's; all where nothing is usable.
-
-    Args:
-        read: files of usable items.
-    """
+def _of_interest(items: list[FoundItem]) -> list[FoundItem]:
+    """Items without those of modalities to which every file of the tree is another's, or no item's at all."""
+    others = {name for item in items if not _is_other(item) for name in _archives(item)}
     concerned = {
         item.modality
         for item in items
-        if item.verdict != EXTRACTORS[item.modality].foreign
-        and not (item.verdict.startswith("refused_not_") and read.issuperset(_archives(item)))
+        if item.verdict != EXTRACTORS[item.modality].foreign and not (_is_other(item) and others >= _archives(item))
     }
-    return [item for item in items if not read or item.modality in concerned]
+    return [item for item in items if item.modality in concerned]
+
+
+def _is_other(item: FoundItem) -> bool:
+    """Whether a file is of another kind than its modality's, as a slide is no CT."""
+    return item.verdict.startswith("refused_not_")
 
 
 def _archives(item: FoundItem) -> set[str]:

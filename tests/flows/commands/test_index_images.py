@@ -49,8 +49,7 @@ def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> 
     found = groups(tree)
     assert set(found) == {
         ("ct", "ok"), ("ct", "failed_missing_slice"), ("ct", "refused_not_dicom"), ("wsi", "ok"),
-        ("wsi", "failed_no_mpp"), ("ecg", "refused_not_ecg"), ("cxr", "refused_not_cxr"), ("cxr", "refused_not_image"),
-        ("note", "refused_not_note"),
+        ("wsi", "failed_no_mpp"),
     }  # fmt: skip
     volume = found["ct", "ok"]
     assert (volume["items"], volume["units"], volume["files"]) == (1, 6, 6)
@@ -60,6 +59,17 @@ def test_items_verdicts_units_times_and_sizes_of_both_modalities(tree: Path) -> 
     assert found["ct", "failed_missing_slice"]["files"] == 7
     assert found["wsi", "ok"]["units"] > 0
     assert found["wsi", "ok"]["bytes"] == (tree / "slides" / "good.svs").stat().st_size
+
+
+def test_a_file_of_no_kind_is_counted_where_its_modality_has_items(tree: Path, tmp_path: Path) -> None:
+    """And a magnetic resonance image is said although CT has no other item: it is nobody else's."""
+    write_tiff(tmp_path / "good.svs", stained(), mpp=0.5)
+    write_series(tmp_path / "mr", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR")
+    (tmp_path / "a.txt").write_text("not an image")
+    found = groups(tmp_path)
+    assert found["ct", "refused_not_ct"]["files"] == 6
+    assert {modality for modality, _ in found} == {"ct", "cxr", "wsi"}
+    assert ("ct", "refused_not_dicom") in groups(tree)
 
 
 def test_one_modality_only(tree: Path) -> None:
@@ -153,8 +163,8 @@ def test_a_spreadsheet_takes_every_cell_for_a_text(tmp_path: Path, name: str) ->
     write_tiff(tmp_path / "slides" / name, stained(), mpp=0.5)
     out = tmp_path / "items.csv"
     index(tmp_path / "slides", "--out", out)
-    _, *items = csv.reader(out.read_text(encoding="utf-8").splitlines())
-    assert f"'{name}" in {item[-1] for item in items}
+    header, *items = csv.reader(out.read_text(encoding="utf-8").splitlines())
+    assert f"'{name}" in {item[header.index("first_file")] for item in items}
     assert not any(cell.startswith(("=", "+", "-", "@")) for item in items for cell in item)
 
 
