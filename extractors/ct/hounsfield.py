@@ -34,8 +34,10 @@ JUMP, LEAST_JUMP_HU = 4.0, 15.0  # times the middle difference of neighbours, an
 
 
 def without_padding(slices: Pixels) -> Pixels:
-    """Slices in which what is far below air became air, so that no mean and no filter ever sees it; in place."""
-    np.putmask(slices, slices < FAR_BELOW_AIR, np.float32(AIR_HU))
+    """Slices (n, rows, columns) in which what is far below air became air, in place: no mean and no filter sees it."""
+    for plane in slices:
+        if plane.min() < FAR_BELOW_AIR:
+            np.putmask(plane, plane < FAR_BELOW_AIR, np.float32(AIR_HU))
     return slices
 
 

@@ -12,9 +12,8 @@ from extractors.ct.hounsfield import AIR_HU, Pixels
 from extractors.nifti.header import NiftiHeader
 from extractors.nifti.voxels import stored_slices
 
-# Of stored bytes that are read at once: a few slices where each lies in one piece, as many as memory allows where each
-# lies all over the file.
-_IN_ONE_PIECE, _ALL_OVER = 4 << 20, 32 << 20
+AT_ONCE = 8
+ALL_OVER = 32 << 20  # of stored bytes that are read at once where a slice lies all over the file
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,10 @@ def axial_of(affine: Floats, shape: tuple[int, int, int]) -> Axial:
     return Axial(axis, bool(ends[1] >= ends[0]), plane, positions)
 
 
-def slabs(file: BinaryIO, header: NiftiHeader, axial: Axial, start: int = 0, stop: int | None = None) -> Iterator[Slab]:
-    """Slices `start` up to `stop`, counted from the feet, some at a time.
+def slabs(
+    file: BinaryIO, header: NiftiHeader, axial: Axial, start: int = 0, stop: int | None = None, at_once: int = AT_ONCE
+) -> Iterator[Slab]:
+    """Slices `start` up to `stop`, counted from the feet, `at_once` at a time.
 
     Raises:
         VerdictError: failed_unreadable, where the file ends before.
@@ -83,26 +84,32 @@ def slabs(file: BinaryIO, header: NiftiHeader, axial: Axial, start: int = 0, sto
     number = header.shape[axial.axis]
     stop = number if stop is None else min(stop, number)
     bytes_of_slice = header.dtype.itemsize * int(np.prod(header.shape)) // number
-    at_once = max(1, (_IN_ONE_PIECE if axial.axis == 2 else _ALL_OVER) // bytes_of_slice)
-    for first in range(start, stop, at_once):
-        last = min(first + at_once, stop)
+    slices = at_once * (1 if axial.axis == 2 else max(1, ALL_OVER // (bytes_of_slice * at_once)))
+    for first in range(start, stop, slices):
+        last = min(first + slices, stop)
         span = (first, last) if axial.upwards else (number - last, number - first)
         stored = stored_slices(file, header, axial.axis, *span)
-        stored = stored if axial.upwards else stored[::-1]
-        turned = canonical_axial(stored, axial.plane[:6], copy=False)
-        yield _hounsfield(turned, header)
+        turned = canonical_axial(stored if axial.upwards else stored[::-1], axial.plane[:6], copy=False)
+        for place in range(0, len(turned), at_once):
+            yield _hounsfield(turned[place : place + at_once], header)
 
 
 def _hounsfield(stored: npt.NDArray[np.generic], header: NiftiHeader) -> Slab:
+    """Values of stored slices; slice by slice, so that each stays in the processor's cache."""
     values = np.empty(stored.shape, dtype=np.float32)
+    not_finite = 0
     with np.errstate(all="ignore"):  # what is no number afterwards is counted
-        if header.slope == 1:
-            np.add(stored, np.float32(header.intercept), out=values, dtype=np.float32, casting="unsafe")
-        else:
-            np.multiply(stored, np.float32(header.slope), out=values, dtype=np.float32, casting="unsafe")
-            values += np.float32(header.intercept)
-    if header.dtype.kind != "f":
-        return Slab(values, 0)
-    lost = ~np.isfinite(values)
-    np.putmask(values, lost, np.float32(AIR_HU))
-    return Slab(values, int(np.count_nonzero(lost)))
+        for plane, kept in zip(values, stored, strict=True):
+            if header.slope == 1 and header.intercept == 0:
+                np.copyto(plane, kept, casting="unsafe")
+            elif header.slope == 1:
+                np.add(kept, np.float32(header.intercept), out=plane, dtype=np.float32, casting="unsafe")
+            else:
+                np.multiply(kept, np.float32(header.slope), out=plane, dtype=np.float32, casting="unsafe")
+                plane += np.float32(header.intercept)
+            if header.dtype.kind == "f":
+                finite = np.isfinite(plane)
+                if not finite.all():
+                    not_finite += plane.size - int(np.count_nonzero(finite))
+                    np.putmask(plane, ~finite, np.float32(AIR_HU))
+    return Slab(values, not_finite)

@@ -15,7 +15,7 @@ from extractors.ct.header import stamp_of
 from extractors.ct.hounsfield import AIR_HU, without_padding
 from extractors.ct.multiframe import ENHANCED_CT, frames_of
 from extractors.ct.nifti import FORMAT
-from extractors.ct.nifti_slices import axial_of, slabs
+from extractors.ct.nifti_slices import AT_ONCE, axial_of, slabs
 from extractors.dicom.elements import Header, numbers_of, read_elements
 from extractors.dicom.files import disk_stamp, tree
 from extractors.dicom.pixels import FrameReader, PixelFormat, pixel_format, stored_values
@@ -46,7 +46,8 @@ def read_volume(
     geometry = geometry or {}
     stamps: Sequence[str] = geometry.get("stamps", ())
     if geometry.get("format") == FORMAT:
-        yield from _nifti_slices(root, paths[0], start, stop, stamps[0] if stamps else None)
+        for slices in _nifti_slices(root, paths[0], start, stop, stamps[0] if stamps else None):
+            yield from slices
         return
     frames: Sequence[Sequence[int]] = geometry.get("frames") or [(number, 0) for number in range(len(paths))]
     # Which way round they are depends on the orientation, which all slices share.
@@ -69,7 +70,10 @@ def read_volume(
 def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     """Slices of a volume in batches (n, rows, columns) of float32 HU; raises as `read_volume`."""
     geometry = request.geometry
-    count = geometry["slices"] if geometry.get("format") == FORMAT else len(geometry.get("frames") or request.paths)
+    if geometry.get("format") == FORMAT:
+        yield from _nifti_units(request, batch_size)
+        return
+    count = len(geometry.get("frames") or request.paths)
     stop = count if request.stop is None else min(request.stop, count)
     slices = read_volume(request.paths, request.root, geometry, request.start, stop)
     for first in range(request.start, stop, batch_size):
@@ -82,6 +86,15 @@ def read_ct_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
             pixels[place] = pixels_of_slice
         if pixels is not None:
             yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
+
+
+def _nifti_units(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
+    stamp = request.geometry["stamps"][0]
+    first = request.start
+    for pixels in _nifti_slices(request.root, request.paths[0], first, request.stop, stamp, batch_size):
+        numbers = np.arange(first, first + len(pixels))
+        yield UnitBatch(pixels, numbers.astype(np.int64), numbers.astype(np.int32)[:, None])
+        first += len(pixels)
 
 
 def pixel_digest(request: UnitRequest) -> str:
@@ -151,16 +164,17 @@ def _slices(root: Path, path: str, frames: Sequence[int], stamp: str | None) -> 
 
 
 def _nifti_slices(
-    root: Path, path: str, start: int, stop: int | None, stamp: str | None
+    root: Path, path: str, start: int, stop: int | None, stamp: str | None, at_once: int = AT_ONCE
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Some slices of a NIfTI, which must be as its stamp says before and after each few are read."""
+    """Some slices of a NIfTI, `at_once` at a time (n, rows, columns); it must be as its stamp says all the while."""
     with _unchanged(root, path, stamp) as (file, size, check):
         header = read_nifti_header(file, size)
         axial = axial_of(header.affine, header.shape)
-        for slab in slabs(file, header, axial, start, stop):
+        even = square(axial.spacing)
+        for slab in slabs(file, header, axial, start, stop, at_once):
             check()
-            for pixels in without_padding(slab.slices):
-                yield pixels if square(axial.spacing) else squared(pixels, axial.spacing)
+            pixels = without_padding(slab.slices)
+            yield pixels if even else np.stack([squared(plane, axial.spacing) for plane in pixels])
 
 
 @contextmanager

@@ -107,7 +107,8 @@ def image_picture(file: BinaryIO, stretch: tuple[float, float], *, whole: bool) 
     """The picture of a JPEG or PNG file: 8 bits as they stand, more by the range of their values.
 
     Args:
-        whole: whether a JPEG is decoded twice to see that it is: its decoder fills up what is missing before an end.
+        whole: whether a JPEG is decoded twice to see that it is (its decoder fills up what is missing before an end),
+            and its contrast is told.
 
     Raises:
         VerdictError: refused_several_frames, refused_not_grey, failed_implausible_size, failed_unreadable.
@@ -125,7 +126,8 @@ def image_picture(file: BinaryIO, stretch: tuple[float, float], *, whole: bool) 
     if whole and kind == "JPEG" and not _ends_with_its_pixels(file, pixels):
         raise VerdictError("failed_unreadable")
     if pixels.dtype == np.uint8:
-        return Picture(pixels * np.uint16(_EIGHT_BITS), "display", False, contrast_of(pixels))
+        contrast = contrast_of(pixels) if whole else 0.0
+        return Picture(pixels * np.uint16(_EIGHT_BITS), "display", False, contrast)
     return picture(pixels, GreyScale(), stretch)
 
 

@@ -8,7 +8,7 @@ header's unit.
 import math
 import re
 from dataclasses import dataclass, replace
-from datetime import datetime, time
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from extractors.ecg.recording import (
     named_leads,
     plausible_rate,
 )
+from extractors.ecg.wfdb_plain import PlainRecord, plain_record
 
 ENDING = ".hea"
 GAP = "~"  # a segment in which nothing was recorded
@@ -48,12 +49,14 @@ class Header:
         units: of its signals in order, as they are written: the library drops signs that are no ASCII, so that µV
             becomes V. Empty where there is none.
         assumed: what it leaves out.
+        text: all of it.
     """
 
     segments: int
     names: tuple[str, ...]
     units: tuple[str, ...]
     assumed: frozenset[str]
+    text: str
 
 
 def header_of(path: Path) -> Header:
@@ -90,7 +93,7 @@ def header_of(path: Path) -> Header:
                 assumed.add("gain")
             elif gain[2] is None:
                 assumed.add("units")
-    return Header(segments, names, tuple(units), frozenset(assumed))
+    return Header(segments, names, tuple(units), frozenset(assumed), text)
 
 
 def _is_zero(text: str) -> bool:
@@ -126,8 +129,11 @@ def _library_header(path: Path) -> Any:
 def _single(path: Path, header: Header, accept_assumed: tuple[str, ...], checksums: bool) -> Recording:
     import wfdb
 
-    described = _library_header(path)
     refused = header.assumed - set(accept_assumed)
+    plain = None if refused else plain_record(path, header.text)
+    if plain is not None:
+        return _of_plain(plain, header, checksums)
+    described = _library_header(path)
     if refused:
         raise RefusedError("failed_no_rate" if "rate" in refused else "failed_uncalibrated", not_stated=sorted(refused))
     _check_sizes(path, described)
@@ -152,11 +158,29 @@ def _single(path: Path, header: Header, accept_assumed: tuple[str, ...], checksu
         rate=rate,
         files=(),
         form="wfdb",
-        moment=_moment(described),
+        moment=_moment(described.base_date, described.base_time),
         names_subject=False,
         assumed=tuple(sorted(header.assumed)),
         other_channels=len(record.sig_name) - len(places),
         facts={"storage": sorted(set(map(str, record.fmt))), **facts},
+    )
+
+
+def _of_plain(record: PlainRecord, header: Header, checksums: bool) -> Recording:
+    facts = _checked_sums(list(record.digital), list(record.sums)) if checksums else {}
+    places = [place for place, name in enumerate(record.names) if standard_name(name) is not None]
+    signals: list[Signal] = [in_millivolts(record.physical[place], record.units[place] or "mV") for place in places]
+    leads, _ = named_leads([record.names[place] for place in places], signals)
+    return Recording(
+        leads=leads,
+        rate=plausible_rate(record.rate),
+        files=(),
+        form="wfdb",
+        moment=_moment(record.day, record.clock),
+        names_subject=False,
+        assumed=tuple(sorted(header.assumed)),
+        other_channels=len(record.names) - len(places),
+        facts={"storage": ["16"], **facts},
     )
 
 
@@ -205,7 +229,7 @@ def _several(
         rate=rate,
         files=tuple(dict.fromkeys(files)),
         form="wfdb",
-        moment=_moment(described),
+        moment=_moment(described.base_date, described.base_time),
         names_subject=False,
         assumed=tuple(sorted(set().union(*(part.assumed for part in read)))),
         other_channels=max(part.other_channels for part in read),
@@ -247,15 +271,14 @@ def _checked_sums(digital: list[Any], stated: list[int | None] | None) -> dict[s
         RefusedError: failed_checksum, with how many differ.
     """
     known = [(signal, total) for signal, total in zip(digital, stated or [], strict=False) if total is not None]
-    wrong = sum((int(signal.sum()) - total) % (1 << 16) != 0 for signal, total in known)
+    wrong = sum((int(signal.sum(dtype=np.int64)) - total) % (1 << 16) != 0 for signal, total in known)
     if wrong:
         raise RefusedError("failed_checksum", checksums_wrong=wrong)
     return {"checksums": len(known)}
 
 
-def _moment(described: Any) -> Moment | None:
+def _moment(day: date | None, clock: time | None) -> Moment | None:
     """The header's start of the recording; without a date there is none."""
-    day, clock = described.base_date, described.base_time
     if day is None:
         return None
     if clock is None:
