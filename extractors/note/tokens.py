@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, FIRST, LAST, BLANK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 BLANKS = "_{3,}"
 _STANDS_FOR_BLANK = "\ue000"  # of Unicode's private use: no text has it behind BERT's own cleaning
-_TEXT_BYTES = 4 << 20  # of texts that are tokens at a time: their encodings take thirtyfold
+_TEXT_BYTES = 1 << 20  # of texts that are tokens at a time: their encodings take thirtyfold
 
 
 @dataclass(frozen=True)
