@@ -25,6 +25,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "available": ("storetime", "available_time"),
 }
 KNOWN_SOURCES = ("mimic-iv", "omop")
+ROWS_AT_A_TIME = 1 << 12  # of ten thousand letters each
 ASKED_FOR = "modalities.note"
 
 
@@ -156,6 +157,7 @@ def open_table(settings: NoteSettings, file: NoteFile) -> RawTable:
         needed=file.rule.columns,
         lower_case=file.lower_case,
         optional_columns=tuple(_may_lack(file.rule)),
+        rows=ROWS_AT_A_TIME,
     )
     table.require(set(file.rule.columns))
     return table

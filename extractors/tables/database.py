@@ -86,8 +86,8 @@ def database_fractions(path: Path, table: str) -> list[str]:
     return [column.name for column in _table(path, table).columns if column.kind.startswith(kinds)]
 
 
-def database_frames(path: Path, table: str, columns: list[str]) -> Iterator[pl.DataFrame]:
-    """Frames of some columns as text, about BATCH_ROWS rows each, in the file's order.
+def database_frames(path: Path, table: str, columns: list[str], rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
+    """Frames of some columns as text, about `rows` rows each, in the file's order.
 
     Dates and times are ISO 8601 with a blank, those with a zone at UTC with `+00:00`; truth values `true` and `false`;
     whole floats stand without `.0`, as ids that were nullable once need it; other floats by the shortest text that
@@ -106,7 +106,7 @@ def database_frames(path: Path, table: str, columns: list[str]) -> Iterator[pl.D
         query: Any = connection.sql(f"SELECT {', '.join(texts)} FROM {found.place}")
         # Before DuckDB 1.5 the reader of batches went by another name.
         batches = getattr(query, "to_arrow_reader", None) or query.fetch_record_batch
-        for batch in batches(BATCH_ROWS):
+        for batch in batches(rows):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame.select(columns) if columns else pl.DataFrame(height=len(frame))

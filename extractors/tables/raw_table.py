@@ -13,7 +13,7 @@ from isal.igzip_lib import IsalError
 
 from extractors.ids import SubjectIds
 from extractors.reading import TableReading
-from extractors.tables.block import BrokenCsvError, NotTextError, TableBlock, TableReader
+from extractors.tables.block import BATCH_ROWS, BrokenCsvError, NotTextError, TableBlock, TableReader
 from extractors.tables.csv_dialect import Request
 from extractors.tables.id_columns import IdKind, IdReader
 from extractors.tables.rows import TextColumn, without
@@ -42,6 +42,7 @@ class RawTable:
         optional_columns: columns that are null where the file lacks them.
         ids: columns that hold ids of subjects and visits; see extractors.tables.id_columns.
         subjects: how ids of subjects become one spelling.
+        rows: of a block of a file that has types; a CSV is read by its bytes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RawTable:
         detect: bool = True,
         ids: Mapping[str, IdKind] | None = None,
         subjects: SubjectIds | None = None,
+        rows: int = BATCH_ROWS,
     ) -> None:
         self._table, self._part = label or table, part
         self._optional = optional_columns
@@ -68,7 +70,7 @@ class RawTable:
         request = Request(reading, frozenset(needed), lower_case, detect)
         self._ids = IdReader(ids or {}, subjects or SubjectIds())
         try:
-            self._reader = _reader_of(path, table, ["", *null_values], request)
+            self._reader = _reader_of(path, table, ["", *null_values], request, rows)
         except BrokenCsvError as error:
             raise self._broken(error) from error
         except _UNREADABLE as error:
@@ -196,11 +198,11 @@ def _nothing(rows: int) -> TextColumn:
     return TextColumn(pl.Series([None], dtype=pl.String), np.zeros(rows, np.uint32))
 
 
-def _reader_of(path: Path, table: str, null_values: list[str], request: Request) -> TableReader:
+def _reader_of(path: Path, table: str, null_values: list[str], request: Request, rows: int) -> TableReader:
     if path.name.lower().endswith(".parquet"):
-        return ParquetReader(path, null_values)
+        return ParquetReader(path, null_values, rows)
     if path.name.lower().endswith(DATABASE):
-        return DatabaseReader(path, table, null_values)
+        return DatabaseReader(path, table, null_values, rows)
     from extractors.tables.csv_reader import CsvReader
 
     return CsvReader(path, null_values, request)

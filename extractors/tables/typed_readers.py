@@ -17,8 +17,8 @@ _NULLS_ALONE = r'^(?:[\[\]{},:\s]|null|"(?:[^"\\]|\\.)*":)*$'
 class ParquetReader:
     """A Parquet file; every column as text."""
 
-    def __init__(self, path: Path, null_values: list[str]) -> None:
-        self._path, self._null_values = path, null_values
+    def __init__(self, path: Path, null_values: list[str], rows: int = BATCH_ROWS) -> None:
+        self._path, self._null_values, self._rows = path, null_values, rows
         schema = pq.read_schema(path)
         self.columns = list(schema.names)
         self.fractions = [
@@ -31,17 +31,17 @@ class ParquetReader:
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         read = columns if seed is None else self.columns
         with pq.ParquetFile(self._path) as file:
-            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=BATCH_ROWS))
+            batches = (pl.from_arrow(batch) for batch in file.iter_batches(columns=read, batch_size=self._rows))
             yield from _numbered(batches, self._null_values, columns, seed)
 
 
 class DatabaseReader:
     """A table of a DuckDB file."""
 
-    def __init__(self, path: Path, table: str, null_values: list[str]) -> None:
+    def __init__(self, path: Path, table: str, null_values: list[str], rows: int = BATCH_ROWS) -> None:
         from extractors.tables.database import database_columns, database_fractions
 
-        self._path, self._table, self._null_values = path, table, null_values
+        self._path, self._table, self._null_values, self._rows = path, table, null_values, rows
         self.columns = database_columns(path, table)
         self.fractions = database_fractions(path, table)
         self.malformed: list[int] = []
@@ -52,7 +52,8 @@ class DatabaseReader:
         from extractors.tables.database import database_frames
 
         read = columns if seed is None else self.columns
-        yield from _numbered(database_frames(self._path, self._table, read), self._null_values, columns, seed)
+        frames = database_frames(self._path, self._table, read, self._rows)
+        yield from _numbered(frames, self._null_values, columns, seed)
 
 
 def _numbered(
