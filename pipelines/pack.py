@@ -336,6 +336,8 @@ def declare(night: Night) -> dict[str, Any]:
             rules_hash=sha256_json(profile.token_rules()),
             left_out=tuple(sorted(profile.left_out)),
             stores=night.stores_of(profile),
+            order=profile.order,
+            unknown=tuple(sorted(profile.unknown_demographics)),
             plans=plan_entries(name, profile, night.config.pack_groups, packed, subsets),
         )
         for name, profile in night.profiles

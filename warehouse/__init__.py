@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from warehouse.readers.dataset import ShardDataset
     from warehouse.readers.mixture import Curriculum, Mixture
     from warehouse.readers.release import Release
+    from warehouse.readers.tasks.features import Features
+    from warehouse.readers.tasks.probes import ProbeBatch, ProbeDataset
+    from warehouse.readers.tasks.prompts import Prompt
 
 __all__ = [
     "NO_TIME",
     "Batch",
     "Curriculum",
+    "Features",
     "Mixture",
+    "ProbeBatch",
+    "ProbeDataset",
+    "Prompt",
     "Release",
     "ShardDataset",
     "TimeloomError",
@@ -32,7 +39,11 @@ _FOUND_IN = {
     "Batch": "warehouse.readers.batch",
     "ShardDataset": "warehouse.readers.dataset",
     "Curriculum": "warehouse.readers.mixture",
+    "Features": "warehouse.readers.tasks.features",
     "Mixture": "warehouse.readers.mixture",
+    "ProbeBatch": "warehouse.readers.tasks.probes",
+    "ProbeDataset": "warehouse.readers.tasks.probes",
+    "Prompt": "warehouse.readers.tasks.prompts",
     "Release": "warehouse.readers.release",
 }
 

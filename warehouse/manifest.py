@@ -148,6 +148,8 @@ class ProfileEntry(BaseModel):
         left_out: namespaces of which the profile makes no token on purpose.
         stores: by modality, the store whose vectors its image tokens carry; of a release of an older timeloom none:
             each modality has one.
+        order: by which of their times events stand, and what the times of tokens are.
+        unknown: attributes of subjects that stand at the start as unknown where no value is.
         plans: by name; the profile's own is `default`.
     """
 
@@ -158,6 +160,8 @@ class ProfileEntry(BaseModel):
     rules_hash: str
     left_out: tuple[str, ...] = ()
     stores: dict[str, str] = Field(default_factory=dict)
+    order: str = "available_time"
+    unknown: tuple[str, ...] = ()
     plans: dict[str, PlanEntry]
 
     @property

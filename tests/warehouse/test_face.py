@@ -10,7 +10,8 @@ import warehouse
 
 REPOSITORY = Path(__file__).parents[2]
 FACE = {
-    "NO_TIME", "Batch", "Curriculum", "Mixture", "Release", "ShardDataset", "TimeloomError", "attention", "scaling",
+    "NO_TIME", "Batch", "Curriculum", "Features", "Mixture", "ProbeBatch", "ProbeDataset", "Prompt", "Release",
+    "ShardDataset", "TimeloomError", "attention", "scaling",
 }  # fmt: skip
 _IMPORT = re.compile(r"\s*(?:from warehouse[\w.]* import [\w, ]+|import warehouse[\w.]*)")
 _CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)

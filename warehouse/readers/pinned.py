@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy.typing as npt
+import polars as pl
 
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
+from warehouse.parquet import read_frame
 from warehouse.publish import current_release
 from warehouse.schemas import SPLITS
 
@@ -114,6 +116,20 @@ class PinnedRelease:
     def _is_known(self, path: Path) -> bool:
         identity, known = _said_of(path, self._entry(path))
         return _checked.get(identity) == known
+
+    def splits(self, scheme: str | None = None) -> pl.DataFrame:
+        """subject_id and split of every subject that has one in a scheme; the release's first where not given.
+
+        Raises:
+            TimeloomError: no such scheme, or the file is damaged.
+        """
+        path = self.files.scheme_subjects(scheme or self.manifest.split_scheme)
+        if self.relative(path) not in self.manifest.files:
+            known = sorted(name.split("/")[1] for name in self.manifest.files if name.endswith("/" + path.name))
+            raise TimeloomError(
+                f"the release has no split scheme {scheme}", remedy=f"choose one of: {', '.join(known)}"
+            )
+        return read_frame(self.checked(path)).select("subject_id", "split")
 
     def stored_vector(self, modality: str, store: str, bucket: int, key: str) -> npt.NDArray[Any]:
         path = self.layout.embedding_bucket(modality, store, bucket)

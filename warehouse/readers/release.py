@@ -1,6 +1,6 @@
 """What trainers import: a release, pinned and checked. torch is imported by what gives tensors, not before."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from warehouse.readers.batch import Batch, IdBatch, SegmentBatch
     from warehouse.readers.dataset import ShardDataset
+    from warehouse.readers.tasks.features import Features
+    from warehouse.readers.tasks.labels import Clock, Labels
+    from warehouse.readers.tasks.probes import ProbeDataset
+    from warehouse.readers.tasks.prompts import Prompt
 
 
 _Kind = Literal["pooled", "sequences"] | bool
@@ -56,6 +60,57 @@ class ShardOptions(TypedDict, total=False):
     encoders: Mapping[str, str]
 
 
+class RowOptions(TypedDict, total=False):
+    """Which labels are read, and how.
+
+    Attributes:
+        front: keeps what stands in front of a timeline, its start and demographics, in place of the oldest tokens.
+        splits: of the profile's scheme; None for all labels.
+        few_shot: of train only that share of the labelled subjects: 0.01, 0.05 and 0.1 are nested.
+        clock: `available_time`; `time` for a profile whose tokens stand by it.
+        vectors: whether items' vectors are read.
+        items_per_row: None for the items of image tokens; k for the k most recent of each modality, tokens or not.
+        rank, world_size: this process among those that share the labels.
+        seed: of few-shot subsets.
+    """
+
+    front: bool
+    splits: Sequence[str] | str | None
+    few_shot: float | None
+    clock: "Clock"
+    vectors: Literal["pooled"] | bool
+    items_per_row: int | None
+    rank: int
+    world_size: int
+    seed: int
+
+
+class FeatureOptions(TypedDict, total=False):
+    """How features are made.
+
+    Attributes:
+        scheme: whose train the codes are of; the release's first where not given.
+        splits: whose labels are wanted; None for all.
+        least_share: codes of a smaller share of train's subjects are left out.
+        clock: a fact counts from when it could be known, or from its `time`.
+        modalities: whose mean vectors are made; all that the release has where not given.
+        attributes: what demographic facts begin with: `DEMO/SEX`, `DEMO/ETHNICITY`.
+        without: beginnings of codes that are not counted.
+        shares: of few-shot subsets.
+        seed: of folds and few-shot subsets.
+    """
+
+    scheme: str | None
+    splits: Sequence[str] | str | None
+    least_share: float
+    clock: "Clock"
+    modalities: Sequence[str] | None
+    attributes: Sequence[str]
+    without: Sequence[str]
+    shares: Sequence[float]
+    seed: int
+
+
 class Release(PinnedRelease):
     """One published release. It never changes, so a reader that holds it is not disturbed by the next night."""
 
@@ -78,20 +133,6 @@ class Release(PinnedRelease):
             return events
         subjects = self.splits(scheme).filter(pl.col("split") == check_split(split)).select("subject_id")
         return events.join(subjects.lazy(), on="subject_id", how="semi", maintain_order="left")
-
-    def splits(self, scheme: str | None = None) -> pl.DataFrame:
-        """subject_id and split of every subject that has one in a scheme; the release's first where not given.
-
-        Raises:
-            TimeloomError: no such scheme, or the file is damaged.
-        """
-        path = self.files.scheme_subjects(scheme or self.manifest.split_scheme)
-        if self.relative(path) not in self.manifest.files:
-            known = sorted(name.split("/")[1] for name in self.manifest.files if name.endswith("/" + path.name))
-            raise TimeloomError(
-                f"the release has no split scheme {scheme}", remedy=f"choose one of: {', '.join(known)}"
-            )
-        return read_frame(self.checked(path)).select("subject_id", "split")
 
     def items(self, profile: str | None = None) -> pl.LazyFrame:
         """Every image found (warehouse.schemas.ITEMS), refused and failed ones included: see `verdict`.
@@ -153,6 +194,82 @@ class Release(PinnedRelease):
         return self.stored_vector(
             modality, store, int(bucket_of(np.array([subject]), self.manifest.buckets)[0]), item_key
         )
+
+    def labels(self, labels: "Labels", scheme: str | None = None, seed: int = 0) -> pl.DataFrame:
+        """Labels with the split of each subject, its fold (0 to 4, train and tuning) and its few-shot subset.
+
+        Args:
+            labels: a task of the release, a path of MEDS label files, or a frame with their columns.
+            scheme: whose splits are meant; the release's first where not given.
+            seed: of folds and subsets; `few_shot` is the smallest share that a train subject is in.
+
+        Raises:
+            TimeloomError: no such task, file or scheme, or a column is missing or null.
+        """
+        from warehouse.readers.tasks.labels import read_labels, with_splits
+
+        return with_splits(read_labels(self, labels), self.splits(scheme), seed)
+
+    def features(self, labels: "Labels", **options: Unpack["FeatureOptions"]) -> "Features":
+        """What models of tables read for labels: counts of codes, demographics, mean vectors; see docs/probes.md.
+
+        Args:
+            labels: as `labels` takes them.
+            options: see FeatureOptions.
+
+        Raises:
+            TimeloomError: no such task, scheme, split or modality.
+        """
+        from warehouse.readers.tasks.features import Features
+
+        return Features(self, labels, **options)
+
+    def histories(
+        self, profile: str, labels: "Labels", *, context: int, echo: bool = False, **options: Unpack["RowOptions"]
+    ) -> "ProbeDataset":
+        """The last half `context` of tokens that each label's subject had at the prediction time.
+
+        Args:
+            labels: as `labels` takes them.
+            context: tokens that the model takes.
+            echo: rows hold the history twice, one copy behind the other.
+            options: see RowOptions.
+
+        Raises:
+            TimeloomError: no such profile, task or split, or a clock that the profile's tokens do not stand by.
+        """
+        from warehouse.readers.tasks.probes import ProbeDataset
+
+        return ProbeDataset(self, profile, labels, length=context // 2, echo=echo, **options)
+
+    def prompts(
+        self,
+        profile: str,
+        labels: "Labels",
+        *,
+        length: int,
+        prompt: "Prompt | None" = None,
+        **options: Unpack["RowOptions"],
+    ) -> "ProbeDataset":
+        """The last `length` tokens up to a task's start event, with items that are strictly earlier.
+
+        Args:
+            labels: as `labels` takes them.
+            prompt: what a prompt ends at and what ends its continuation; that of the task where not given.
+            options: see RowOptions.
+
+        Raises:
+            TimeloomError: as `histories`; the task has no prompt, or the profile no token of its start.
+        """
+        from warehouse.readers.tasks.probes import ProbeDataset
+
+        return ProbeDataset(self, profile, labels, length=length, prompt=prompt or True, **options)
+
+    def intervals(self, profile: str) -> pl.DataFrame:
+        """How long each interval token of a profile stands for; see warehouse.readers.tasks.intervals."""
+        from warehouse.readers.tasks.intervals import interval_table
+
+        return interval_table(self, profile)
 
     @overload
     def shards(

@@ -68,12 +68,22 @@ class WindowItems:
 
     def of(self, batch: Collated, most: Mapping[str, int]) -> tuple[dict[str, Items], dict[str, int]]:
         """By modality of `most`: the items of the batch's segments, at most so many, and how many were left out."""
-        subjects, (first, last) = batch.subjects, batch.spans()
+        return self.between(batch.subjects, *batch.spans(), most)
+
+    def between(
+        self, subjects: I64, first: I64, last: I64, most: Mapping[str, int], *, last_too: bool = True
+    ) -> tuple[dict[str, Items], dict[str, int]]:
+        """By modality of `most`: of each subject (n,) the most recent items of a span of time, and how many were left out.
+
+        Args:
+            last_too: whether an item at the last moment of the span is of it.
+        """
         items, dropped = {}, {}
         for modality, index in self._indices.items():
             if modality not in most:
                 continue
-            start, end = index.bounds(subjects, first, "left"), index.bounds(subjects, last, "right")
+            start = index.bounds(subjects, first, "left")
+            end = np.maximum(start, index.bounds(subjects, last, "right" if last_too else "left"))
             known = np.isin(subjects, index.subjects) & (first != NO_TIME)
             end = np.where(known, end, start)
             kept = np.maximum(start, end - most[modality])

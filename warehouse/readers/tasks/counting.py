@@ -81,7 +81,8 @@ class Units:
         if found.null_count:
             raise TimeloomError("metadata/codes.parquet lacks a code of the events", remedy=REPAIR)
         places = np.asarray(found, np.int64)
-        return places[np.concatenate([np.asarray(chunk.indices, np.int64) for chunk in chunks])]
+        each: I64 = places[np.concatenate([np.asarray(chunk.indices, np.int64) for chunk in chunks])]
+        return each
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ class BucketCounts:
     def counted(self) -> Counted:
         """What every label knows: what it is the first to know, and what those before it of its subject knew."""
         units = len(self._units.names)
-        once = _summed(*(np.concatenate([getattr(part, name) for part in self._parts]) for name in _NAMES), units)
+        row, unit, count = (np.concatenate([getattr(part, name) for part in self._parts]) for name in _NAMES)
+        once = _summed(row, unit, count, units)
         places, rows = self._labels.later(once.row)
         return _summed(rows, once.unit[places], once.count[places], units)
 
