@@ -274,15 +274,11 @@ class Features:
 
     def _schemas(self) -> dict[str, pa.Schema]:
         """Of each file."""
-        dims = {name: self.release.manifest.encoders[name].dim for name in self.modalities}
         return {
             "columns.parquet": _arrow(self.columns).schema,
             "rows.parquet": _arrow(self._no_rows()).schema,
             "matrix.parquet": MATRIX,
-            **{
-                f"{name}.parquet": pa.schema([pa.field("vector", pa.list_(pa.float32(), dim))])
-                for name, dim in dims.items()
-            },
+            **{f"{name}.parquet": VECTORS for name in self.modalities},
         }
 
 
@@ -293,6 +289,7 @@ MATRIX = pa.schema(
         pa.field("value", pa.float32(), nullable=False),
     ]
 )
+VECTORS = pa.schema([pa.field("vector", pa.list_(pa.float32()))])
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
@@ -314,8 +311,10 @@ def _tables(part: FeatureTable, first: int) -> dict[str, pa.Table]:
         "matrix.parquet": pa.table(matrix, schema=MATRIX),
     }
     for name, vectors in part.vectors.items():
-        lacking = pa.array(part.rows[f"items_{name}"].to_numpy() == 0)
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float32())
-        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=lacking)
+        there = part.rows[f"items_{name}"].to_numpy() > 0
+        edges = np.concatenate([[0], np.cumsum(there * vectors.shape[1])]).astype(np.int32)
+        flat = pa.array(vectors[there].reshape(-1), pa.float32())
+        # Not of a fixed size: Parquet files of such lists are not read back where one is null.
+        column = pa.ListArray.from_arrays(pa.array(edges), flat, mask=pa.array(~there))
         tables[f"{name}.parquet"] = pa.table({"vector": column})
     return tables

@@ -16,6 +16,8 @@ from warehouse.errors import REPAIR, TimeloomError
 from warehouse.readers.tasks.prompts import PromptIds
 from warehouse.tokens import TokenType
 
+# The attribute of the age at a subject's first event, which no event of its own tells.
+AGE = "DEMO/AGE"
 # The end of a span of time that takes an instant in, or not.
 LEFT, RIGHT = "left", "right"
 
@@ -141,7 +143,11 @@ class LateFacts:
         fact = known[owner, of_fact]
         instead = np.array([numbers.get(by_id[int(number)], 0) for number in ids], np.int64)
         instead_from = np.where(always, NO_TIME, known[owner, of_unknown])
-        # What no event tells, as an age, was not known late; nor what has no time.
+        # The age is that at the first event: who has none yet has no age.
+        aged = np.array([_attribute(names[number]) == AGE for number in ids], np.bool_)
+        behind = np.minimum(tokens.upto(owner, np.full(len(owner), NO_TIME), RIGHT), len(tokens.ids) - 1)
+        fact = np.where(aged & (fact == _NEVER), tokens.times[behind], fact)
+        # What no event tells was known always, as what has no time.
         late = (fact != NO_TIME) & (fact != _NEVER)
         return cls(front[late], fact[late], instead[late], instead_from[late])
 
