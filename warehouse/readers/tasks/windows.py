@@ -267,18 +267,19 @@ def windows(
     start_tokens = np.full(len(place), -1, np.int64)
     if prompt is not None:
         start_tokens, ends = _cut(tokens, tokens.upto(safe, times, LEFT), ends, prompt)
-    ends = np.where(there, ends, tokens.starts[safe])
+    ends, start_tokens = np.where(there, ends, tokens.starts[safe]), np.where(there, start_tokens, -1)
     begin = tokens.starts[safe]
     behind = tokens.upto(safe, np.full(len(safe), NO_TIME), RIGHT) if front else begin
     behind = np.minimum(behind, ends)
+    absent = late.counts(begin, behind, times)
     # Of a front that fills all there is room for, the end is kept.
-    behind = np.where(behind - begin < length, behind, begin)
-    fronts = behind - begin
+    whole = behind - begin - absent < length
+    fronts = np.where(whole, behind - begin, 0)
+    room = length - np.where(whole, fronts - absent, 0)
     hidden = late.counts(begin, ends, times)
-    room = length - fronts + np.where(fronts > 0, late.counts(begin, behind, times), 0)
     if prompt is not None:
         hidden = hidden + _images_at(tokens, safe, times, ends)
-    return Windows(place, times, fronts, np.maximum(behind, ends - room - hidden), ends, start_tokens, room)
+    return Windows(place, times, fronts, np.maximum(begin + fronts, ends - room - hidden), ends, start_tokens, room)
 
 
 def _cut(tokens: BucketTokens, first: I64, last: I64, prompt: PromptIds) -> tuple[I64, I64]:
