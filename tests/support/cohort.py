@@ -179,10 +179,10 @@ def _items(facts: Sequence[Fact]) -> pl.DataFrame:
 def _timelines(facts: Sequence[Fact], unknown: Sequence[str], *, end: bool) -> pl.DataFrame:
     rows = []
     for subject in sorted({fact.subject for fact in facts}):
-        told = timeline([fact for fact in facts if fact.subject == subject], unknown)
+        tokens = timeline([fact for fact in facts if fact.subject == subject], unknown)
         if end:
-            told.append((TIMELINE_END, told[-1][1], None))
-        for token, minute, key in told:
+            tokens.append((TIMELINE_END, tokens[-1][1], None))
+        for token, minute, key in tokens:
             number = IMAGE_TOKENS[token[1:-1].lower()] if key else BOS if token == "[BOS]" else IDS[token]
             rows.append((subject, number, int(TOKENS[number][1]), moment(minute), key))
     schema = {

@@ -94,6 +94,7 @@ class FeatureOptions(TypedDict, total=False):
         least_share: codes of a smaller share of train's subjects are left out.
         clock: a fact counts from when it could be known, or from its `time`.
         modalities: whose mean vectors are made; all that the release has where not given.
+        encoders: by modality, the encoder whose vectors they are the mean of, where it has several.
         attributes: what demographic facts begin with: `DEMO/SEX`, `DEMO/ETHNICITY`.
         without: beginnings of codes that are not counted.
         shares: of few-shot subsets.
@@ -105,6 +106,7 @@ class FeatureOptions(TypedDict, total=False):
     least_share: float
     clock: "Clock"
     modalities: Sequence[str] | None
+    encoders: Mapping[str, str]
     attributes: Sequence[str]
     without: Sequence[str]
     shares: Sequence[float]

@@ -73,7 +73,7 @@ class WindowItems:
     def between(
         self, subjects: I64, first: I64, last: I64, most: Mapping[str, int], *, last_too: bool = True
     ) -> tuple[dict[str, Items], dict[str, int]]:
-        """By modality of `most`: of each subject (n,) the most recent items of a span of time, and how many were left out.
+        """By modality of `most`: each subject's (n,) most recent items of a span of time, and how many were left out.
 
         Args:
             last_too: whether an item at the last moment of the span is of it.

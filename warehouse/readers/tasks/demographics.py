@@ -18,7 +18,7 @@ _NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Told:
+class KnownFacts:
     """Of labels (n,): the age in years, NaN where it is not known; and facts (m,) as label and place of their code."""
 
     age: npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ class BucketDemographics:
             )
         )
 
-    def told(self) -> Told:
+    def known_facts(self) -> KnownFacts:
         """What each label knows."""
         born, first = self._so_far(self._born), self._so_far(self._first)
         known = (born != _NEVER) & (first != _NEVER)
@@ -83,7 +83,7 @@ class BucketDemographics:
         chosen = spread.sort("row", "attribute", "unstated", "known", "code").unique(
             ["row", "attribute"], keep="first", maintain_order=True
         )
-        return Told(age, chosen["row"].to_numpy(), chosen["code"].to_numpy())
+        return KnownFacts(age, chosen["row"].to_numpy(), chosen["code"].to_numpy())
 
     def _so_far(self, times: I64) -> I64:
         """The least of each label's times and those of its subject's labels before."""

@@ -5,7 +5,7 @@ their first three characters, counts and not presence, gender, age at the first 
 CT and slide vectors. Counts end at the prediction time, which the paper does not say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ from warehouse.readers.tasks.counting import (
     subjects_with,
     within,
 )
-from warehouse.readers.tasks.demographics import AGE, BucketDemographics, Told
+from warehouse.readers.tasks.demographics import AGE, BucketDemographics, KnownFacts
 from warehouse.readers.tasks.item_means import BucketItems
 from warehouse.readers.tasks.labels import SHARES, Clock, Labels, check_clock, chosen_splits, read_labels, with_splits
 
@@ -97,6 +97,7 @@ class Features:
         least_share: float = 0.01,
         clock: Clock = "available_time",
         modalities: Sequence[str] | None = None,
+        encoders: Mapping[str, str] | None = None,
         attributes: Sequence[str] = ATTRIBUTES,
         without: Sequence[str] = NOT_COUNTED,
         shares: Sequence[float] = SHARES,
@@ -105,15 +106,10 @@ class Features:
         check_clock(clock)
         if not 0 <= least_share <= 1:
             raise TimeloomError("least_share is not between 0 and 1", remedy="give e.g. 0.01 for 1 %")
-        known = release.manifest.encoders
-        unknown = [name for name in modalities or () if name not in known]
-        if unknown:
-            raise TimeloomError(
-                f"the release has no vectors of {unknown[0]}", remedy=f"choose among: {', '.join(known) or 'none'}"
-            )
+        wanted = sorted(release.manifest.encoders if modalities is None else modalities)
+        self.encoders = {name: release.manifest.encoder(name, (encoders or {}).get(name)) for name in wanted}
         self.release, self.clock, self.least_share = release, clock, least_share
         self.scheme = scheme or release.manifest.split_scheme
-        self.modalities = sorted(known if modalities is None else modalities)
         self.attributes, self.without, self.seed = tuple(attributes), tuple(without), seed
         self._splits = release.splits(self.scheme)
         rows = with_splits(read_labels(release, labels), self._splits, seed, shares)
@@ -181,24 +177,24 @@ class Features:
             counts.add(events)
             demographics.add(events)
         means = {}
-        if self.modalities:
+        if self.encoders:
             items = BucketItems(self.release, bucket, labels, self.clock)
-            means = {name: items.means(name) for name in self.modalities}
+            means = {name: items.means(name, encoder) for name, encoder in self.encoders.items()}
         return FeatureTable(
             rows=rows.with_columns(pl.Series(f"items_{name}", mean.items) for name, mean in means.items()),
             columns=columns,
-            sparse=self._sparse(counts.counted(), demographics.told(), columns, len(rows)),
+            sparse=self._sparse(counts.counted(), demographics.known_facts(), columns, len(rows)),
             vectors={name: mean.vectors for name, mean in means.items()},
         )
 
-    def _sparse(self, counted: Counted, told: Told, columns: pl.DataFrame, rows: int) -> Sparse:
+    def _sparse(self, counted: Counted, facts: KnownFacts, columns: pl.DataFrame, rows: int) -> Sparse:
         """Counts, the age and demographic facts in their columns; what has no column is left out."""
         of_unit = _places(self.units.names, columns.filter(pl.col("kind") == "count"))
         of_code = _places(self.units.codes, columns.filter(pl.col("kind") == "demographic"))
         age = int(columns.filter(pl.col("kind") == "age")["column"].item())
-        column = np.concatenate([of_unit[counted.unit], of_code[told.code], np.full(rows, age)])
-        row = np.concatenate([counted.row, told.row, np.arange(rows)])
-        values = np.concatenate([counted.count, np.ones(len(told.row)), told.age])
+        column = np.concatenate([of_unit[counted.unit], of_code[facts.code], np.full(rows, age)])
+        row = np.concatenate([counted.row, facts.row, np.arange(rows)])
+        values = np.concatenate([counted.count, np.ones(len(facts.row)), facts.age])
         kept = column >= 0
         return Sparse.of(row[kept], column[kept], values[kept], rows)
 
@@ -209,7 +205,6 @@ class Features:
         edges = np.zeros(len(self.rows) + 1, np.int64)
         sizes = [np.diff(part.edges) for part in sparse]
         np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), out=edges[1:])
-        encoders = self.release.manifest.encoders
         return FeatureTable(
             rows=pl.concat([part.rows for part in parts]) if parts else self._no_rows(),
             columns=self.columns,
@@ -219,15 +214,13 @@ class Features:
                 edges,
             ),
             vectors={
-                name: np.concatenate(
-                    [np.empty((0, encoders[name].dim), np.float32), *(part.vectors[name] for part in parts)]
-                )
-                for name in self.modalities
+                name: np.concatenate([np.empty((0, encoder.dim), np.float32), *(part.vectors[name] for part in parts)])
+                for name, encoder in self.encoders.items()
             },
         )
 
     def _no_rows(self) -> pl.DataFrame:
-        empty = [pl.Series(f"items_{name}", [], pl.Int64) for name in self.modalities]
+        empty = [pl.Series(f"items_{name}", [], pl.Int64) for name in self.encoders]
         return self.rows.clear().with_columns(empty)
 
     def write(self, folder: Path | str) -> dict[str, int]:
@@ -244,7 +237,7 @@ class Features:
             raise TimeloomError("the folder of the features is not empty", remedy="give a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         written = {"columns.parquet": len(self.columns), "rows.parquet": 0, "matrix.parquet": 0}
-        written |= {f"{name}.parquet": 0 for name in self.modalities}
+        written |= {f"{name}.parquet": 0 for name in self.encoders}
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic_write(folder / name)), schema))
@@ -269,7 +262,7 @@ class Features:
             "seed": self.seed,
             "rows": len(self.rows),
             "columns": len(self.columns),
-            "stores": {name: self.release.manifest.encoders[name].store for name in self.modalities},
+            "stores": {name: encoder.store for name, encoder in self.encoders.items()},
         }
 
     def _schemas(self) -> dict[str, pa.Schema]:
@@ -278,7 +271,7 @@ class Features:
             "columns.parquet": _arrow(self.columns).schema,
             "rows.parquet": _arrow(self._no_rows()).schema,
             "matrix.parquet": MATRIX,
-            **{f"{name}.parquet": VECTORS for name in self.modalities},
+            **{f"{name}.parquet": VECTORS for name in self.encoders},
         }
 
 
@@ -311,10 +304,10 @@ def _tables(part: FeatureTable, first: int) -> dict[str, pa.Table]:
         "matrix.parquet": pa.table(matrix, schema=MATRIX),
     }
     for name, vectors in part.vectors.items():
-        there = part.rows[f"items_{name}"].to_numpy() > 0
-        edges = np.concatenate([[0], np.cumsum(there * vectors.shape[1])]).astype(np.int32)
-        flat = pa.array(vectors[there].reshape(-1), pa.float32())
+        present = part.rows[f"items_{name}"].to_numpy() > 0
+        edges = np.concatenate([[0], np.cumsum(present * vectors.shape[1])]).astype(np.int32)
+        flat = pa.array(vectors[present].reshape(-1), pa.float32())
         # Not of a fixed size: Parquet files of such lists are not read back where one is null.
-        column = pa.ListArray.from_arrays(pa.array(edges), flat, mask=pa.array(~there))
+        column = pa.ListArray.from_arrays(pa.array(edges), flat, mask=pa.array(~present))
         tables[f"{name}.parquet"] = pa.table({"vector": column})
     return tables

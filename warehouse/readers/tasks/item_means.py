@@ -8,6 +8,7 @@ import pyarrow as pa
 from warehouse.arrays import F32, I64, NO_TIME, numbers_of
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.manifest import EncoderEntry
 from warehouse.parquet import read_columns
 from warehouse.readers.pinned import PinnedRelease
 from warehouse.readers.tasks.counting import LabelRows
@@ -53,13 +54,12 @@ class BucketItems:
         ordered = pa.array(wanted[order], pa.int64())
         self._kinds = [table[name].take(ordered).to_pylist() for name in ("modality", "store")]
 
-    def means(self, modality: str) -> Means:
-        """The mean vectors of one modality.
+    def means(self, modality: str, encoder: EncoderEntry) -> Means:
+        """The mean vectors of one modality by one of its encoders.
 
         Raises:
             TimeloomError: a store is missing or damaged, or lacks an item of the release.
         """
-        encoder = self._release.manifest.encoders[modality]
         size = len(self._labels.time)
         means = Means(np.full((size, encoder.dim), np.nan, np.float32), np.zeros(size, np.int64))
         kinds = zip(*self._kinds, strict=True)

@@ -114,7 +114,8 @@ class ProbeDataset(IterableDataset[ProbeBatch]):
         self._prompt_ids = None if self.prompt is None else PromptIds.of(self.prompt, self.names)
         self.labels = self._chosen(labels, entry.scheme, splits, few_shot, seed)
         self._unknown = entry.unknown
-        self._window = WindowItems(release) if items_per_row else None
+        self.encoders = release.manifest.encoders_of(profile)
+        self._window = WindowItems(release, self.encoders) if items_per_row else None
         self._subjects = self.labels["subject_id"].to_numpy()
         self._times = self.labels["prediction_time"].to_physical().to_numpy()
         self._outcomes = self.labels["boolean_value"].to_numpy()
@@ -272,24 +273,24 @@ class ProbeDataset(IterableDataset[ProbeBatch]):
         self, rows: I64, taken: Taken, source: I64, where: I64, length: int
     ) -> tuple[dict[str, Items], dict[str, int]]:
         """The items of image tokens, of both copies of an echo; or those of the rows' spans of time."""
-        encoders = self.release.manifest.encoders
         if self._window is not None and self.items_per_row is not None:
             timed = np.where(taken.times == NO_TIME, np.iinfo(np.int64).max, taken.times)
             starts = np.cumsum(taken.counts) - taken.counts
             first = np.full(len(rows), np.iinfo(np.int64).max)
-            some = taken.counts > 0
-            if some.any():
-                first[some] = np.minimum.reduceat(timed, starts[some])
+            filled = taken.counts > 0
+            if filled.any():
+                first[filled] = np.minimum.reduceat(timed, starts[filled])
             first = np.where(first == np.iinfo(np.int64).max, NO_TIME, first)
+            most = dict.fromkeys(self.encoders, self.items_per_row)
             return self._window.between(
-                self._subjects[rows], first, self._times[rows], self.items_per_row, last_too=self.prompt is None
+                self._subjects[rows], first, self._times[rows], most, last_too=self.prompt is None
             )
         image: Bools = taken.types[source] == int(TokenType.IMAGE)
         flat, token = where[image], source[image]
         number = np.searchsorted(taken.images, token)
         items = {}
         for name, modality in MODALITIES.items():
-            if name not in encoders:
+            if name not in self.encoders:
                 continue
             which = np.flatnonzero(taken.ids[token] == FIRST_IMAGE + modality.number)
             place = flat[which]
@@ -303,7 +304,7 @@ class ProbeDataset(IterableDataset[ProbeBatch]):
         return items, {}
 
     def _vectors(self, modality: str, items: Items, rows: I64) -> torch.Tensor:
-        encoder = self.release.manifest.encoders[modality]
+        encoder = self.encoders[modality]
         if not self.vectors:
             return torch.empty(0, encoder.dim)
         owners, buckets = self._subjects[rows][items.segment], self.release.manifest.buckets

@@ -159,7 +159,7 @@ class LateFacts:
         absent = (self.known[facts] > times[rows]) & ~self._stands(facts, times[rows])
         return np.bincount(rows, weights=absent, minlength=len(starts)).astype(np.int64)
 
-    def told(self, places: I64, times: I64, ids: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Bools]:
+    def as_known(self, places: I64, times: I64, ids: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Bools]:
         """Ids of tokens (m,) as they were known at times (m,), and which were there at all."""
         kept = np.ones(len(places), np.bool_)
         if not len(self.places):
@@ -258,8 +258,8 @@ def windows(
         prompt: ends them at a start; a label without one has no tokens.
     """
     place = tokens.places(subject_ids)
-    there = place >= 0
-    safe = np.where(there, place, 0)
+    has_tokens = place >= 0
+    safe = np.where(has_tokens, place, 0)
     if not len(tokens.subjects):
         empty = np.zeros(len(place), np.int64)
         return Windows(place, times, empty, empty, empty, empty - 1, empty)
@@ -267,7 +267,7 @@ def windows(
     start_tokens = np.full(len(place), -1, np.int64)
     if prompt is not None:
         start_tokens, ends = _cut(tokens, tokens.upto(safe, times, LEFT), ends, prompt)
-    ends, start_tokens = np.where(there, ends, tokens.starts[safe]), np.where(there, start_tokens, -1)
+    ends, start_tokens = np.where(has_tokens, ends, tokens.starts[safe]), np.where(has_tokens, start_tokens, -1)
     begin = tokens.starts[safe]
     behind = tokens.upto(safe, np.full(len(safe), NO_TIME), RIGHT) if front else begin
     behind = np.minimum(behind, ends)
@@ -345,7 +345,7 @@ def take(tokens: BucketTokens, found: Windows, late: LateFacts, rows: slice, *, 
     row = np.repeat(np.repeat(np.arange(number), 2), sizes)
     of_front = np.repeat(np.tile([True, False], number), sizes)
     times = found.times[rows][row]
-    ids, kept = late.told(places, times, tokens.ids[places].astype(np.int64))
+    ids, kept = late.as_known(places, times, tokens.ids[places].astype(np.int64))
     if strict:
         kept &= (tokens.types[places] != int(TokenType.IMAGE)) | (tokens.times[places] < times)
     # Of the last tokens, so many as there is room for.

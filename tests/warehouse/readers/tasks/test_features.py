@@ -70,10 +70,10 @@ def expected(facts: Sequence[Fact], label: Label) -> dict[str, float]:
             found[UNITS.get(fact.code, fact.code)] += 1
     cell: dict[str, float] = dict(found)
     for attribute in (SEXES, ETHNICITIES):
-        told = [fact for fact in had if fact.code in attribute]
-        if told:
+        stated = [fact for fact in had if fact.code in attribute]
+        if stated:
             order = sorted(
-                told,
+                stated,
                 key=lambda fact: (fact.code.endswith("UNKNOWN"), -1 if fact.known is None else fact.known, fact.code),
             )
             cell[order[0].code] = 1.0

@@ -154,10 +154,10 @@ def test_an_image_is_seen_when_it_is_available_and_a_prompt_sees_strictly_earlie
     assert named(histories, batch, row) == ["[BOS]", "DEMO/SEX/F", "LOINC/2160-0"]
     batch, row = row_of(histories, 1, 5)
     assert named(histories, batch, row)[-2:] == ["LOINC/2160-0", "[CT]"]
-    mine = batch.item_segment["ct"] == row
-    found = [key for key, wanted in zip(batch.item_keys["ct"], mine.tolist(), strict=True) if wanted]
+    of_row = batch.item_segment["ct"] == row
+    found = [key for key, wanted in zip(batch.item_keys["ct"], of_row.tolist(), strict=True) if wanted]
     assert found == ["ct-1-1", "ct-1-2"]
-    np.testing.assert_array_equal(batch.item_vectors["ct"][mine][1].numpy(), vector("ct", "ct-1-2"))
+    np.testing.assert_array_equal(batch.item_vectors["ct"][of_row][1].numpy(), vector("ct", "ct-1-2"))
     prompts = release.prompts(PROFILE, TASK, length=64, prompt=ADMISSION)
     batch, row = row_of(prompts, 1, 5)
     tokens = ["[BOS]", "DEMO/SEX/F", "LOINC/2160-0", "[CT]", "HOSPITAL_ADMISSION/EMERGENCY", "INSURANCE/PRIVATE"]
@@ -242,8 +242,8 @@ def test_every_label_is_given_once_over_ranks_workers_and_batch_sizes(release: R
         row for rank in range(3) for row in read(release.histories(PROFILE, TASK, context=64, rank=rank, world_size=3))
     ]
     assert sorted(shared) == sorted(whole)
-    one = [int(batch.pack_ids[0]) for batch in release.histories(PROFILE, TASK, context=64)]
-    assert one == list(range(5))
+    numbers = [int(batch.pack_ids[0]) for batch in release.histories(PROFILE, TASK, context=64)]
+    assert numbers == list(range(5))
     moved = next(release.histories(PROFILE, TASK, context=64).batches(5)).to("cpu")
     assert isinstance(moved, ProbeBatch) and torch.isfinite(moved.attention_bias()).all()
 
