@@ -78,12 +78,14 @@ class ByFile:
         items: a function of settings and findings, whole series and studies of them in whatever order, which gives
             their items.
         judged_later: keys of the settings that `items` alone minds.
+        reads_tables: `examine` reads the settings' tables.
     """
 
     examine: str
     beside: str
     items: str
     judged_later: tuple[str, ...] = ()
+    reads_tables: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Extractor:
         check: a function of settings that raises a TimeloomError where they cannot be right, before any work.
         digest: a function of a UnitRequest that tells an item's whole content, or gives an empty text where there is
             too little of it to tell; none where the `content` of its items tells it.
+        files_too: its path may be a single file, with all of its items.
         takes_known: `index` is given, besides, the items that an earlier night found with the same settings: one whose
             files stand as they did need not be judged again.
         text: a function of a UnitRequest that gives an item's text, where its settings keep texts.
@@ -124,6 +127,7 @@ class Extractor:
     needs_crosswalk: bool = False
     check: str = ""
     digest: str = ""
+    files_too: bool = False
     takes_known: bool = False
     text: str = ""
     keeps: bool = False

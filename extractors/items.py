@@ -47,6 +47,8 @@ VERDICTS: Mapping[str, str] = {
     "refused_not_note": "files beside notes that are none: no table with a column of text (one item counts them all)",
     "refused_empty": "a note in which no letter and no digit stands: blanks, lines and marks of what was taken out",
     "refused_other_summary": "a summary of a visit of which a later one is kept",
+    "refused_no_item": "imported vectors that no item of the site asks for (one item counts them all)",
+    "refused_not_vectors": "files of a folder of vectors that are of another format (one item counts them all)",
     "refused_other_reconstruction": "a reconstruction of an acquisition of which a better one is kept",
     "refused_linked_folder": "a link to a folder, which is not followed",
     # the modality, but damaged or incomplete
@@ -93,7 +95,18 @@ VERDICTS: Mapping[str, str] = {
     "failed_missing_samples": "more samples of a lead missing than allowed",
     "failed_flat_lead": "more of a lead without any change than allowed",
     "failed_clipped_lead": "more of a lead at its highest or lowest value than allowed",
-    "failed_not_finite": "an encoder output that is not a finite number",
+    "failed_not_finite": "an encoder output, or an imported vector, that is not a finite number",
+    # vectors that another program made
+    "failed_no_vectors": "an item without imported vectors",
+    "failed_unfinished": "vectors beside whose file a lock says that it is still written",
+    "failed_pickled": "an .npy file of pickled objects, which are never read",
+    "failed_vector_width": "imported vectors of another length than declared",
+    "failed_vector_dtype": "imported vectors of another type than declared",
+    "failed_vector_shape": "imported vectors of a shape that is neither one vector nor one for each unit, as declared",
+    "failed_empty_bag": "imported vectors of no unit at all",
+    "failed_coords": "places of units that are not as many as their vectors, or are no integers",
+    "failed_duplicate_vectors": "two files, or rows, with an item's vectors, and nobody can say which are right",
+    "failed_shared_vectors": "imported vectors that two items ask for",
 }
 
 # What a folder holds besides files, by `extractors.trees.Entry.kind`.

@@ -54,7 +54,10 @@ def walk(root: Path, *, hidden: bool = True) -> Iterator[Entry]:
 
 
 def folders_of(root: Path, *, hidden: bool = True) -> Iterator[Folder]:
-    """Every folder of a tree, in order; links to folders are not followed."""
+    """Every folder of a tree, in order; links to folders are not followed.
+
+    A root that is a file is a tree of one folder with one file, whose name is empty: `root / ""` is the file.
+    """
     waiting = [""]
     while waiting:
         folder, below = _listed(root, waiting.pop())
@@ -69,6 +72,8 @@ def folder_at(root: Path, path: str) -> Folder:
 
 def _listed(root: Path, path: str) -> tuple[Folder, list[str]]:
     """A folder, and the names of the folders in it."""
+    if not path and root.is_file():
+        return Folder("", {"": signature_of(root.stat())}), []
     files: dict[str, list[int]] = {}
     below, links = [], []
     try:

@@ -13,6 +13,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "images": (
         "pydicom", "pylibjpeg", "openjpeg", "libjpeg", "jpeg_ls", "openslide", "openslide_bin", "PIL", "tifffile",
         "imagecodecs", "torch", "transformers", "safetensors", "huggingface_hub", "wfdb", "scipy", "nibabel", "isal",
+        "h5py", "rensa", "tokenizers",
     ),
     "beam": ("apache_beam",),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from extractors.deid import DeidConfig
 from extractors.extractor import Extractor, ModalitySettings
 from extractors.modalities import EXTRACTORS
 from extractors.reading import Reading
+from extractors.vectors.settings import BY_FOLDER, BY_NAME, BY_PATH, ImportedConfig
 from extractors.yaml_files import explain, read_yaml
 from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
@@ -35,6 +36,8 @@ MOVED = {
     "images": "modalities, with a block for each modality: its path, its crosswalk and its own settings",
     "encoders": "the encoder into its modality's block: modalities.<name>.encoder",
 }
+# What a crosswalk may match items by and no item is named by alone.
+_SUBJECTS = ("patient_id",)
 # Names that become folders.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -79,6 +82,23 @@ class ModalityConfig(ModalitySettings):
         """Every encoder, in the order in which they are named."""
         return self.encoders or ([self.encoder] if self.encoder else [])
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_vectors(cls, raw: Any) -> Any:
+        """Without a path of its own a modality has the vectors alone: they lie where its items do."""
+        if not isinstance(raw, dict) or "path" in raw:
+            return raw
+        encoders = [raw.get("encoder"), *(raw.get("encoders") or ())]
+        declared = [each["imported"] for each in encoders if isinstance(each, dict) and each.get("imported")]
+        paths = [each["path"] for each in declared if isinstance(each, dict) and "path" in each]
+        return {**raw, "path": paths[0]} if paths else raw
+
+    @property
+    def vectors_alone(self) -> ImportedConfig | None:
+        """The imported vectors that are the modality's items, where it has no raw files; their path is its own."""
+        found = [encoder.imported for encoder in self.all_encoders if encoder.imported]
+        return next((imported for imported in found if imported.path == self.path), None)
+
 
 # What of a block an index does not depend on.
 ENCODER_KEYS = frozenset({"encoder", "encoders"})
@@ -100,14 +120,28 @@ def _blocks(extractors: tuple[tuple[str, Extractor], ...]) -> type[BaseModel]:
 
 def _misfit(modality: str, block: ModalityConfig) -> str | None:
     """What an encoder of a modality takes and the modality does not give."""
+    if block.vectors_alone and block.keeps_texts:
+        return f"modalities.{modality}.keep_text: there are vectors and no texts: give `path`"
     for encoder in block.all_encoders:
         try:
-            fault = settings_at_odds(encoder.name, modality, block)
+            if encoder.imported:
+                fault = _unmatched(modality, encoder.imported)
+            elif block.vectors_alone:
+                fault = f"modalities.{modality} has vectors and no files that {encoder.name} could read: give `path`"
+            else:
+                fault = settings_at_odds(encoder.name, modality, block)
         except TimeloomError as error:
             return str(error)
         if fault is not None:
             return fault
     return None
+
+
+def _unmatched(modality: str, imported: ImportedConfig) -> str | None:
+    """That vectors are to be matched by what the modality's items do not have."""
+    named = (match for match in EXTRACTORS[modality].matches if match not in _SUBJECTS)
+    known = tuple(dict.fromkeys((BY_NAME, BY_PATH, BY_FOLDER, *named)))
+    return None if imported.match in known else f"modalities.{modality}: imported.match is one of {', '.join(known)}"
 
 
 class EmbeddingConfig(Settings):
@@ -176,10 +210,12 @@ class RunConfig(Settings):
         given = {name: getattr(blocks, name) for name in EXTRACTORS}
         lacking = [name for name, block in given.items() if block is not None and block.crosswalk is None]
         for name in lacking:
-            if EXTRACTORS[name].needs_crosswalk:
+            if EXTRACTORS[name].needs_crosswalk or given[name].vectors_alone:
                 raise ValueError(f"{name} items have no subject of their own: give modalities.{name}.crosswalk")
         for name, block in given.items():
             matches = EXTRACTORS[name].matches
+            if block is not None and block.vectors_alone:
+                matches = (*matches, "path")
             if block is not None and block.crosswalk is not None and block.crosswalk.match not in matches:
                 raise ValueError(
                     f"modalities.{name}.crosswalk.match is {block.crosswalk.match}; {name} items are named by "

@@ -17,6 +17,7 @@ from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket
 from pipelines.night import Night, Stage
 from pipelines.trial import trial_bound
+from pipelines.vectors import bucket_hashes, files_sha256, strangers_of, tied_stores
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.items import each_once
@@ -56,13 +57,15 @@ def plan(night: Night) -> list[Task]:
     segments = [str(layout.segments / path) for path in sorted(night.report("index").hashes())]
     made_by, bound = night.encoders, trial_bound(night)
     hashes = _bucket_hashes([Path(path) for path in segments], config.buckets)
+    tied = tied_stores(night.report("vectors"), layout.segments)
+    vectors = bucket_hashes(tied)
     return [
         make_task(
             STAGE,
             bucket_name(bucket),
             night.context.staging,
             settings=[bound, {name: sorted(entry.store for entry in entries) for name, entries in made_by.items()}],
-            inputs=hashes.get(bucket),
+            inputs=[hashes.get(bucket), vectors[bucket]] if bucket in vectors else hashes.get(bucket),
             params=Params(
                 bucket=bucket,
                 trial_bound=bound,
@@ -77,6 +80,7 @@ def plan(night: Night) -> list[Task]:
                     ]
                     for name, block in config.modalities.items()
                 },
+                tied=tied,
             ),
             intact="pipelines.embed:has_vectors",
         )
@@ -155,14 +159,14 @@ def run(params: Params, base: Path) -> Result:
         },
         orient="row",
     )  # fmt: skip
-    frame = (
-        items.join(encoded, on="item_key", how="left")
-        .with_columns(
-            pl.coalesce("_verdict", "verdict").alias("verdict"),
-            pl.coalesce("_expected", "units_expected").alias("units_expected"),
-            pl.col("units_encoded", "units_failed").fill_null(0),
-        )
-        .sort("subject_id", "modality", "item_key", "store")
+    frame = items.join(encoded, on="item_key", how="left").with_columns(
+        pl.coalesce("_verdict", "verdict").alias("verdict"),
+        pl.coalesce("_expected", "units_expected").alias("units_expected"),
+    )
+    if bucket == 0:
+        frame = pl.concat([frame, strangers_of(params["tied"])], how="diagonal_relaxed")
+    frame = frame.with_columns(pl.col("units_encoded", "units_failed").fill_null(0)).sort(
+        "subject_id", "modality", "item_key", "store"
     )
     path = ReleaseLayout(base).items(bucket)
     rows = write_table(path, frame, ITEMS, "items")
@@ -212,13 +216,23 @@ def declare(night: Night) -> dict[str, Any]:
     """Which encoders made the vectors, what became of their items, and the items by modality and verdict."""
     counts = [counts_of(entry, Counts) for entry in night.report(STAGE.name).entries.values()]
     of_stores = _total(entry["of_stores"] for entry in counts)
+    files = files_sha256(night.report("vectors"))
     encoders = {
         modality: tuple(
-            entry.model_copy(update={"verdicts": of_stores.get(f"{modality}/{entry.store}", {})}) for entry in entries
+            entry.model_copy(
+                update={"verdicts": of_stores.get(f"{modality}/{entry.store}", {})}
+                | _files_of(files.get(f"{modality}/{entry.store}"))
+            )
+            for entry in entries
         )
         for modality, entries in night.encoders.items()
     }
     return {"encoders": encoders, "verdicts": _total(entry["verdicts"] for entry in counts)}
+
+
+def _files_of(sha256: str | None) -> dict[str, str]:
+    """Imported vectors have no weights: the hash of the files that they were taken from stands for them."""
+    return {} if sha256 is None else {"weights_sha256": sha256}
 
 
 def _total(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
@@ -239,7 +253,7 @@ STAGE = Stage(
     version=3,
     run="pipelines.embed:run",
     step="embed",
-    after=("meds", "index"),
+    after=("meds", "index", "vectors"),
     plan=plan,
     ready=ready,
     declare=declare,

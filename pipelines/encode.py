@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import polars as pl
 
-from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec
+from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec, store_spec
 from pipelines.aligning.bound import within_bound
 from pipelines.engine.context import StageReport
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.group import whole_items
 from pipelines.items import items_of_bucket, private_paths
 from pipelines.night import Figures, Night, Stage
+from pipelines.vectors import Tied, items_to_import
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, bucket_name
 from warehouse.manifest import EncoderEntry
@@ -46,10 +47,15 @@ class RawParams(TypedDict):
 
 
 class StoreParams(RawParams):
-    """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are."""
+    """What a task of `embed` and one of `encode` are both given: where items, raw files and stores are.
+
+    Attributes:
+        tied: by `modality/store`, what was found for stores of imported vectors.
+    """
 
     trial_bound: str | None
     encoders: dict[str, list[EncoderParams]]
+    tied: dict[str, Tied]
 
 
 class Params(StoreParams):
@@ -108,6 +114,16 @@ def usable_items(params: StoreParams, bucket: int) -> Iterator[tuple[str, pl.Dat
         yield str(modality), part
 
 
+class Imported(TypedDict):
+    """What a worker took of one set of imported vectors; `errors` by the exception's type."""
+
+    modality: str
+    label: str
+    items: int
+    units: int
+    errors: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Store:
     """The store of one encoder of a modality, and what fills it."""
@@ -116,6 +132,7 @@ class Store:
     config: EncoderConfig
     entry: EncoderEntry
     folder: Path
+    tied: Tied | None  # of imported vectors alone
 
     def bucket(self, bucket: int) -> Path:
         """Its file of a bucket."""
@@ -123,10 +140,14 @@ class Store:
 
     def outcomes(self, bucket: int, items: pl.DataFrame) -> "list[EmbeddedItem]":
         """What became of `items` of a bucket, in their order, as far as the store knows."""
+        from embedders.running import importing
         from embedders.running.store_bucket import outcomes
 
         expected = _units_of(items)
-        known = outcomes(self.bucket(bucket), expected, self.entry.dim)
+        if self.tied is None:
+            known = outcomes(self.bucket(bucket), expected, self.entry.dim)
+        else:
+            known = importing.outcomes(self.bucket(bucket), items_to_import(self.tied, items), self.entry.dim)
         return [known[key] for key in expected if key in known]
 
 
@@ -137,7 +158,8 @@ def stores_of(params: StoreParams, modality: str) -> list[Store]:
     for given in params["encoders"][modality]:
         entry = EncoderEntry.model_validate(given["entry"])
         config = EncoderConfig.model_validate(given["config"])
-        stores.append(Store(modality, config, entry, layout.embeddings(modality, entry.store)))
+        tied = params["tied"].get(f"{modality}/{entry.store}")
+        stores.append(Store(modality, config, entry, layout.embeddings(modality, entry.store), tied))
     return sorted(stores, key=lambda store: store.entry.store)
 
 
@@ -159,22 +181,51 @@ def is_done(params: Params, base: Path) -> bool:
 
 
 def run(params: Params, base: Path) -> Result:
-    """Embeds what is missing of the task's buckets, one encoder after the other."""
+    """Embeds what is missing of the task's buckets, one encoder after the other; then takes what is imported."""
     from embedders.running.runner import Bucket, RunnerSettings, embed_buckets
 
-    by_modality: dict[str, dict[int, list[ItemToEmbed]]] = {}
-    for bucket in params["buckets"]:
+    usable: dict[str, dict[int, pl.DataFrame]] = {}
+    for bucket in sorted(params["buckets"]):
         for modality, items in usable_items(params, bucket):
-            expected = _units_of(items)
-            raw = raw_items(params, modality, expected)
-            by_modality.setdefault(modality, {})[bucket] = [raw[key] for key in expected]
-    buckets = []
-    for modality, todo in sorted(by_modality.items()):
-        for store in stores_of(params, modality):
+            usable.setdefault(modality, {})[bucket] = items
+    buckets, imports = [], list[Imported]()
+    for modality, by_bucket in sorted(usable.items()):
+        stores = stores_of(params, modality)
+        todo: dict[int, list[ItemToEmbed]] = {}
+        if any(store.tied is None for store in stores):
+            todo = {bucket: _to_embed(params, modality, items) for bucket, items in by_bucket.items()}
+        for store in stores:
+            if store.tied is not None:
+                imports.append(_import(params, store, by_bucket))
+                continue
             spec, encoder = _spec(store), _encoder(store, params["device"])
-            buckets += [Bucket(store.bucket(bucket), spec, items, encoder) for bucket, items in sorted(todo.items())]
+            buckets += [Bucket(store.bucket(bucket), spec, items, encoder) for bucket, items in todo.items()]
     _, figures = embed_buckets(buckets, RunnerSettings(**params["embedding"]))
-    return Result({}, figures.counts())
+    return Result({}, {**figures.counts(), "imported": imports})
+
+
+def _to_embed(params: Params, modality: str, items: pl.DataFrame) -> "list[ItemToEmbed]":
+    expected = _units_of(items)
+    raw = raw_items(params, modality, expected)
+    return [raw[key] for key in expected]
+
+
+def _import(params: Params, store: Store, by_bucket: "Mapping[int, pl.DataFrame]") -> Imported:
+    """Fills the buckets of a store with vectors that were made elsewhere."""
+    from embedders.encoders.golden import record_import
+    from embedders.running.importing import ImportBucket, import_buckets
+
+    declared, tied, spec = store.config.imported, store.tied, store_spec(store.config, store.modality)
+    assert declared is not None and tied is not None
+    private = Path(params["private"])
+    buckets = [
+        ImportBucket(store.bucket(bucket), items_to_import(tied, items, private)) for bucket, items in by_bucket.items()
+    ]
+    figures = import_buckets(buckets, declared, spec)
+    record_import(spec, declared.model_dump(mode="json", exclude={"path", "index"}), store.folder)
+    return Imported(
+        modality=store.modality, label=spec.label, items=figures.items, units=figures.units, errors=figures.errors
+    )
 
 
 def _spec(store: Store) -> EncoderSpec:
@@ -231,16 +282,17 @@ def described(worker: dict[str, Any]) -> str:
     """A worker's figures as a line of a log."""
     shares = {"device idle": worker["device_idle_share"], "of the FLOP limit": worker["flop_fraction"]}
     known = "".join(f", {share:.1%} {what}" for what, share in shares.items() if share is not None)
+    taken = "".join(f", {each['items']} items imported from {each['label']}" for each in worker["imported"])
     return (
         f"worker {worker['worker']}: {worker['items']} items, {worker['units']} units in {worker['seconds']:.1f} s"
         f" ({worker['units_per_second'] or 0} a second){known}, {worker['decode_seconds']:.1f} s of decoding,"
-        f" rounding error {worker['rounding_error']:.1e}"
+        f" rounding error {worker['rounding_error']:.1e}{taken}"
     )
 
 
 STAGE = Stage(
     "encode",
-    version=1,
+    version=2,
     run="pipelines.encode:run",
     step="embed",
     after=("index",),

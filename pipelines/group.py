@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractors.crosswalk import read_crosswalk
-from extractors.extractor import Finding, imported
+from extractors.extractor import Finding, ModalitySettings, imported
 from extractors.items import FoundItem, item_from_json, item_to_json
-from extractors.modalities import EXTRACTORS, extractor_of
-from pipelines.config import ModalityConfig
+from extractors.modalities import tree_reader
 from pipelines.engine.context import counts_of
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import load_record
@@ -26,6 +25,7 @@ from pipelines.engine.task import RawFile, Result, Task
 from pipelines.night import Night, Stage
 from pipelines.scan import OF_SUBJECTS, earlier_files, settings_of
 from pipelines.scan import Counts as ScanCounts
+from pipelines.trees import trees_of
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 
@@ -37,7 +37,10 @@ _LOW = (1 << 32) - 1
 
 
 class Counts(TypedDict):
-    """What a task tells: how many items it found, and the files that it left for their reader, with their sizes."""
+    """What a task tells: how many items it found, and the files that it left for their reader, with their sizes.
+
+    `modality` is the name of the tree.
+    """
 
     modality: str
     items: int
@@ -65,20 +68,20 @@ def plan(night: Night) -> list[Task]:
         TimeloomError: a crosswalk is missing.
     """
     tasks = []
-    for modality, block in sorted(night.config.modalities.items()):
+    for modality, extractor, block, _ in trees_of(night.config):
         crosswalk = block.crosswalk
         if crosswalk is not None and not crosswalk.file.is_file():
             raise TimeloomError(
                 f"the crosswalk of {modality} does not exist", remedy=f"mend modalities.{modality}.crosswalk.file"
             )
-        if EXTRACTORS[modality].by_file is None:
+        if extractor.by_file is None:
             tasks.append(_whole_tree(night, modality, block))
         else:
             tasks += _by_series(night, modality, block)
     return tasks
 
 
-def _whole_tree(night: Night, modality: str, block: ModalityConfig) -> Task:
+def _whole_tree(night: Night, modality: str, block: ModalitySettings) -> Task:
     fingerprints, crosswalk = night.fingerprints, block.crosswalk
     tables, raw_tables = _tables(night, modality, block)
     inputs = [Fingerprints.of_tree(block.path), fingerprints.of(crosswalk.file) if crosswalk else None, *tables]
@@ -99,7 +102,7 @@ def _rules_of(path: Path) -> str:
     return metadata.get(RULES.encode(), b"").decode()
 
 
-def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[Task]:
+def _by_series(night: Night, modality: str, block: ModalitySettings) -> Iterator[Task]:
     """One task per part of the series. It is known by the sum of its findings' digests, in whatever files they lie."""
     scanned = [
         str(night.layout.scanned / path)
@@ -124,7 +127,7 @@ def _by_series(night: Night, modality: str, block: ModalityConfig) -> Iterator[T
         yield _task(night, modality, block, [settings, digest], scanned=paths, series=series[part], raw_files=raw)
 
 
-def _tables(night: Night, modality: str, block: ModalityConfig) -> tuple[list[str], dict[str, RawFile]]:
+def _tables(night: Night, modality: str, block: ModalitySettings) -> tuple[list[str], dict[str, RawFile]]:
     """The hashes of a modality's tables, and what they are held against after they were read."""
     hashes = [night.fingerprints.of(path) for path in block.tables.values()]
     planned = [night.fingerprints.planned(path, f"a table of {modality}") for path in block.tables.values()]
@@ -177,7 +180,7 @@ def _digests(findings: pl.LazyFrame) -> list[tuple[int, list[int], list[str]]]:
 def _task(
     night: Night,
     modality: str,
-    block: ModalityConfig,
+    block: ModalitySettings,
     inputs: list[Any],
     *,
     scanned: list[str] | None = None,
@@ -204,7 +207,7 @@ def _task(
             out=f"{name}.parquet",
         ),
         fingerprint=fingerprint,
-        intact="pipelines.group:has_kept" if EXTRACTORS[modality].keeps else None,
+        intact="pipelines.group:has_kept" if tree_reader(modality, settings_of(block))[0].keeps else None,
         raw_files=raw_files or {},
     )
 
@@ -212,8 +215,7 @@ def _task(
 def run(params: Params, base: Path) -> Result:
     """Judges what belongs together."""
     modality = params["modality"]
-    extractor = extractor_of(modality)
-    settings = extractor.settings.model_validate(params["settings"])
+    extractor, settings = tree_reader(modality, params["settings"])
     if extractor.by_file is None:
         crosswalk = settings.crosswalk
         key = f"modalities.{modality}.crosswalk"

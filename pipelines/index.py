@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 
 from extractors.crosswalk import read_crosswalk, references, relink
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.extractor import ModalitySettings
+from extractors.extractor import Extractor, ModalitySettings
 from extractors.ids import SubjectIds
 from extractors.issuers import with_issuers
 from extractors.items import ABSENT, OK, TWO_SUBJECTS, FoundItem, foreign_item, identity_of
-from extractors.modalities import extractor_of
+from extractors.modalities import tree_reader
 from extractors.same_content import of_two_subjects
+from extractors.vectors.crosswalk import links_of_vectors
+from extractors.vectors.settings import VectorSettings
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Result, Task
@@ -30,6 +32,7 @@ from pipelines.items import ITEM_PLACES, private_paths
 from pipelines.night import Night, Stage
 from pipelines.scan import Counts as ScanCounts
 from pipelines.scan import settings_of
+from pipelines.trees import trees_of
 from warehouse.files import atomic_write, hash_file, sha256_json
 from warehouse.hashing import bucket_of
 from warehouse.manifest import FileEntry
@@ -63,10 +66,12 @@ def plan(night: Night) -> list[Task]:
     config, layout, fingerprints = night.config, night.layout, night.fingerprints
     deid = Deidentifier(config.deid, load_key(config.deid, layout.private))
     tasks = []
-    for modality, block in sorted(config.modalities.items()):
+    for modality, _, block, _ in trees_of(config):
+        if modality not in config.modalities:  # vectors of items that lie in another tree
+            continue
         crosswalk = block.crosswalk
-        grouped = _files(night.report("group"), modality)
-        foreign = _foreign(night.report("scan"), modality)
+        grouped = files_of_tree(night.report("group"), modality)
+        foreign = foreign_of_tree(night.report("scan"), modality)
         fingerprint = sha256_json(
             # With the files' names, by which items are found again.
             [STAGE.name, STAGE.version, modality, grouped, foreign]
@@ -105,8 +110,8 @@ def plan(night: Night) -> list[Task]:
     return tasks
 
 
-def _files(group: StageReport, modality: str) -> list[tuple[str, str]]:
-    """The files of a modality's items, with their hashes, in the order of these."""
+def files_of_tree(group: StageReport, modality: str) -> list[tuple[str, str]]:
+    """The files of a tree's items, with their hashes, in the order of these."""
     found = [
         (path, file.sha256)
         for entry in group.entries.values()
@@ -116,7 +121,7 @@ def _files(group: StageReport, modality: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda file: file[1])
 
 
-def _foreign(scan: StageReport, modality: str) -> tuple[int, int]:
+def foreign_of_tree(scan: StageReport, modality: str) -> tuple[int, int]:
     """How many files are none of the modality, and the sum that tells them."""
     counts = [counts_of(entry, ScanCounts) for entry in scan.entries.values()]
     ours = [counted for counted in counts if counted["modality"] == modality]
@@ -127,23 +132,25 @@ def _foreign(scan: StageReport, modality: str) -> tuple[int, int]:
 def run(params: Params, base: Path) -> Result:
     """De-identifies a modality's items, and looks for one content that is tied to two subjects."""
     modality = params["modality"]
-    extractor = extractor_of(modality)
-    settings = extractor.settings.model_validate(params["settings"])
+    extractor, settings = tree_reader(modality, params["settings"])
     crosswalk = settings.crosswalk
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     links = read_crosswalk(crosswalk, f"modalities.{modality}.crosswalk", settings.subject_ids) if crosswalk else None
+    if links is not None and isinstance(settings, VectorSettings):
+        links = links_of_vectors(links, settings.imported)
     places = [(path, row, item) for path in params["grouped"] for row, item in enumerate(read_items(Path(path)))]
     found = [item for *_, item in places]
     if params["foreign"][0]:
         found.append(foreign_item(modality, extractor.foreign, *params["foreign"]))
-    by_path = crosswalk is not None and crosswalk.match == "path" and extractor.by_file is not None
+    alone = isinstance(settings, VectorSettings)  # named by their files, whatever the crosswalk calls that
+    by_path = crosswalk is not None and (alone or (crosswalk.match == "path" and extractor.by_file is not None))
     if crosswalk is None or crosswalk.match == "patient_id" or by_path:
         # The block's keys are of ids in the files' headers; those of a crosswalk are mended by its own.
         found = with_issuers(_spelt(found, settings.subject_ids), settings.issuers)
     if links is not None and by_path:
         found += _absent(modality, found, links)
-    frame = _rows(found, links, settings, deid, by_path=by_path)
+    frame = _rows(found, links, extractor, settings, deid, by_path=by_path)
 
     def whole(place: int) -> FoundItem:
         path, row, _ = places[place]
@@ -216,6 +223,7 @@ def _absent(modality: str, found: list[FoundItem], links: pl.DataFrame) -> list[
 def _rows(
     found: list[FoundItem],
     links: pl.DataFrame | None,
+    extractor: Extractor,
     settings: ModalitySettings,
     deid: Deidentifier,
     *,
@@ -237,7 +245,7 @@ def _rows(
             "time_precision": [item.time_precision for item in found],
             "verdict": [item.verdict for item in found],
             "units_expected": [item.units_expected for item in found],
-            "geometry": [json.dumps(public_geometry(item, deid), sort_keys=True) for item in found],
+            "geometry": [json.dumps(public_geometry(item, deid, extractor), sort_keys=True) for item in found],
         },
         schema={
             "raw_subject": pl.String, "item_key": pl.String, "modality": pl.String, "time": pl.Datetime("us"),
@@ -246,7 +254,7 @@ def _rows(
         },
     )  # fmt: skip
     if links is not None and settings.crosswalk is not None and (by_path or settings.crosswalk.match != "path"):
-        match = settings.crosswalk.match
+        match = "path" if by_path else settings.crosswalk.match
         named = (item.raw_subject if match == "patient_id" else item.names.get(match) for item in found)
         named_frame = frame.with_columns(references(named, match).alias("reference"))
         frame = relink(named_frame, links, keep_others=by_path).drop("reference")
@@ -273,9 +281,8 @@ def _rows(
     )
 
 
-def public_geometry(item: FoundItem, deid: Deidentifier) -> dict[str, Any]:
+def public_geometry(item: FoundItem, deid: Deidentifier, extractor: Extractor) -> dict[str, Any]:
     """An item's geometry without what only its reader needs (times of change tell dates), names of groups keyed."""
-    extractor = extractor_of(item.modality)
     return {
         name: deid.item_key(f"{item.modality}\0{value}") if name in extractor.keyed_geometry else value
         for name, value in item.geometry.items()

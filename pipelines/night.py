@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedders.encoders.spec import encoder_spec
+from embedders.encoders.spec import store_spec
 from extractors.source import load_source
 from extractors.tables.export import Export
 from pipelines.config import ModalityConfig, RunConfig
@@ -206,7 +206,7 @@ def _encoders(config: RunConfig) -> dict[str, tuple[EncoderEntry, ...]]:
 def _entries(modality: str, block: ModalityConfig) -> tuple[EncoderEntry, ...]:
     by_store: dict[str, EncoderEntry] = {}
     for encoder in block.all_encoders:
-        spec = encoder_spec(encoder, modality)
+        spec = store_spec(encoder, modality)
         if spec.store_name in by_store:
             raise TimeloomError(
                 f"modalities.{modality}: {by_store[spec.store_name].name} and {encoder.called} are one encoder",

@@ -19,12 +19,13 @@ import xxhash
 
 from extractors.extractor import ByFile, Finding, ModalitySettings, imported
 from extractors.items import foreign_number
-from extractors.modalities import EXTRACTORS, extractor_of
+from extractors.modalities import tree_reader
 from extractors.trees import Entry, Folder, folder_at, folders_of
-from pipelines.config import ENCODER_KEYS, ModalityConfig
+from pipelines.config import ENCODER_KEYS
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Result, Task
 from pipelines.night import Night, Stage
+from pipelines.trees import trees_of
 from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import atomic_write, sha256_json, signature, signature_of
 
@@ -48,7 +49,10 @@ _ENDS = 4  # one in so many folders ends a task, so that a new folder moves the 
 
 
 class Counts(TypedDict):
-    """What a task tells: files that it has and that it read, and what of them is none of the modality."""
+    """What a task tells: files that it has and that it read, and what of them is none of the modality.
+
+    `modality` is the name of the tree, see `pipelines.trees`.
+    """
 
     modality: str
     files: int
@@ -77,30 +81,28 @@ class _Chunk:
     files: int = 0
 
 
-def settings_of(block: ModalityConfig, *left_out: str) -> dict[str, Any]:
-    """A modality's settings as JSON."""
+def settings_of(block: ModalitySettings, *left_out: str) -> dict[str, Any]:
+    """A tree's settings as JSON."""
     return block.model_dump(mode="json", exclude={*ENCODER_KEYS, *left_out})
 
 
 def plan(night: Night) -> list[Task]:
-    """Tasks of some folders each, for the modalities whose items are found file by file.
+    """Tasks of some folders each, for the trees whose items are found file by file.
 
     Raises:
         TimeloomError: a folder is missing.
     """
     layout, rehash = night.layout, night.fingerprints.rehash
     tasks = []
-    for modality, block in sorted(night.config.modalities.items()):
-        by_file = EXTRACTORS[modality].by_file
-        if not block.path.is_dir():
-            raise TimeloomError(
-                f"the folder of {modality} images does not exist: {block.path}",
-                remedy=f"mend modalities.{modality}.path",
-            )
+    for modality, extractor, block, key in trees_of(night.config):
+        by_file = extractor.by_file
+        if not block.path.is_dir() and not (extractor.files_too and block.path.is_file()):
+            raise TimeloomError(f"the folder of {modality} images does not exist: {block.path}", remedy=f"mend {key}")
         if by_file is None:
             continue
         minded = settings_of(block, *OF_SUBJECTS, *by_file.judged_later)
-        rules = sha256_json([STAGE.name, STAGE.version, modality, minded])
+        tables = [night.fingerprints.of(path) for path in block.tables.values()] if by_file.reads_tables else []
+        rules = sha256_json([STAGE.name, STAGE.version, modality, minded, *tables])
         for chunk in _chunks(block.path):
             fingerprint = sha256_json([rules, chunk.folders, chunk.digests])
             name = f"{modality}-{fingerprint[:24]}"
@@ -210,9 +212,8 @@ def run(params: Params, base: Path) -> Result:
         RawFileChangedError: a file changed while it was read.
     """
     modality = params["modality"]
-    extractor = extractor_of(modality)
+    extractor, settings = tree_reader(modality, params["settings"])
     assert extractor.by_file is not None
-    settings = extractor.settings.model_validate(params["settings"])
     scan = _Scan(modality, settings, extractor.by_file, _known(params["known"]))
     out = base / params["out"]
     folders = sorted({path for path, _, _ in params["folders"]})

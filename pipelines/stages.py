@@ -21,6 +21,7 @@ from pipelines import (
     subset,
     texts,
     tokenize,
+    vectors,
     vocabulary,
 )
 from pipelines.night import Stage
@@ -30,6 +31,7 @@ STAGES: tuple[Stage, ...] = (
     scan.STAGE,
     group.STAGE,
     index.STAGE,
+    vectors.STAGE,
     encode.STAGE,
     embed.STAGE,
     texts.STAGE,

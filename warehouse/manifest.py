@@ -69,6 +69,7 @@ class EncoderEntry(BaseModel):
         name: what profiles and readers call it; in a release of an older timeloom, its network's.
         label: for people.
         store: the folder of its vectors.
+        weights_sha256: of its weights; of imported vectors, over the hashes of the files that they were taken from.
         verdicts: the items that it was to read, by what became of them; none in a release of an older timeloom.
     """
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from embedders.encoders.device import device_name
 from embedders.encoders.encoder import Encoder
+from embedders.encoders.spec import StoreSpec
 from embedders.encoders.tolerances import agree, compare
 from embedders.inputs.common import PHANTOMS, described
 from warehouse.errors import REPAIR, TimeloomError
@@ -55,10 +56,7 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
         return GoldenCheck(True, True, 1.0, 0.0, invariant)
     record = _read(path)
     if record["spec_hash"] != encoder.spec.spec_hash:
-        raise TimeloomError(
-            f"the store {folder.name} belongs to another encoder, {record['label']}",
-            remedy="give this encoder's own folder",
-        )
+        raise _foreign(folder, record)
     known = record["vectors"]
     if known.shape != vectors.shape or not np.isfinite(known).all():
         raise _damaged(path)
@@ -75,6 +73,42 @@ def check_golden(encoder: Encoder, folder: Path) -> GoldenCheck:
             remedy="find out what changed in hardware or libraries; its vectors must not be mixed with the store's",
         )
     return GoldenCheck(False, exact, cosine, error, invariant)
+
+
+def record_import(spec: StoreSpec, declared: Mapping[str, Any], folder: Path) -> None:
+    """Writes the record of a store of imported vectors, which no phantom can prove; or compares it.
+
+    Args:
+        declared: what the configuration says of the vectors, without paths.
+
+    Raises:
+        TimeloomError: the record is another encoder's or is damaged.
+    """
+    path = folder / RECORD
+    if path.is_file():
+        if _read(path)["spec_hash"] != spec.spec_hash:
+            raise _foreign(folder, _read(path))
+        return
+    record = {
+        "label": spec.label,
+        "store": spec.store_name,
+        "spec_hash": spec.spec_hash,
+        "width": spec.width,
+        "weights_sha256": None,
+        "imported": dict(declared),
+        "output": spec.output,
+        "store_dtype": spec.store_dtype,
+        "environment": {},
+        "vectors": [],
+    }
+    write_sealed(path, record)
+
+
+def _foreign(folder: Path, record: Mapping[str, Any]) -> TimeloomError:
+    return TimeloomError(
+        f"the store {folder.name} belongs to another encoder, {record['label']}",
+        remedy="give this encoder's own folder",
+    )
 
 
 def _embed(encoder: Encoder) -> tuple[npt.NDArray[np.float32], bool]:

@@ -10,13 +10,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from embedders.encoders.device import wanted_device
 from embedders.encoders.registry import NETWORKS
 from embedders.encoders.weights import hub_snapshot, weights_sha256
 from embedders.inputs.common import PreprocessSpec, spec_hash
 from embedders.inputs.registry import SPECS
+from extractors.vectors.settings import ImportedConfig
 from warehouse.configuration import LocatedPath, Settings
 from warehouse.errors import TimeloomError
 
@@ -40,7 +41,8 @@ class EncoderConfig(Settings):
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
     bf16 on a GPU and float32 on the CPU. `compile`: whether torch.compile is used; auto is yes on a GPU. `output`: one
     mean per item, or its units' vectors: one each, or all tokens of networks that have some. `batch_size`: units of one
-    forward pass; 128 on a GPU and 32 on the CPU if not given.
+    forward pass; 128 on a GPU and 32 on the CPU if not given. `imported`: the vectors were made elsewhere; then it says
+    `name` and `width`, only `output` and `store_dtype` may stand beside it, and the type is stored as it was declared.
     """
 
     name: str
@@ -57,16 +59,32 @@ class EncoderConfig(Settings):
     output: Literal["mean", "sequence"] = "mean"
     store_dtype: Literal["float16", "float32"] = "float16"
     batch_size: int | None = Field(default=None, ge=1, le=4096)
+    imported: ImportedConfig | None = None
 
-    @field_validator("name")
+    @model_validator(mode="before")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in NETWORKS:
-            raise ValueError(f"there is no encoder {name}; known are {', '.join(NETWORKS)}")
-        return name
+    def _declared(cls, raw: Any) -> Any:
+        """What a declaration of imported vectors says of name, width and type, for those who ask the encoder."""
+        imported = raw.get("imported") if isinstance(raw, dict) else None
+        if not isinstance(imported, dict):
+            return raw
+        said = {name: imported[name] for name in ("name", "width") if name in imported}
+        dtype = "float16" if imported.get("dtype") == "float16" else "float32"
+        return {"store_dtype": dtype, **said, **raw}
 
     @model_validator(mode="after")
     def _fits(self) -> "EncoderConfig":
+        if self.imported is not None:
+            if (self.name, self.width) != (self.imported.name, self.imported.width):
+                raise ValueError("`imported` says name and width: leave them out beside it")
+            for key in ("weights", "hub_id", "revision", "batch_size"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"imported vectors take no {key}")
+            if self.output == "sequence" and self.imported.shape == "item":
+                raise ValueError("an item with one vector has no sequence: leave `output` out")
+            return self
+        if self.name not in NETWORKS:
+            raise ValueError(f"there is no encoder {self.name}; known are {', '.join(NETWORKS)}")
         if not self.pretrained:
             if self.weights is not None or self.hub_id is not None:
                 raise ValueError(f"{self.name} takes no weights")
@@ -95,11 +113,13 @@ class EncoderConfig(Settings):
     @property
     def pretrained(self) -> bool:
         """Whether it takes weights; the random encoder's come from its seed."""
-        return NETWORKS[self.name].pretrained
+        return self.imported is None and NETWORKS[self.name].pretrained
 
     @property
     def device_kind(self) -> Literal["cpu", "cuda"]:
-        """Where this encoder runs on this machine, known without torch. The random encoder needs no GPU."""
+        """Where this encoder runs on this machine, known without torch. The random one and imports need no GPU."""
+        if self.imported is not None:
+            return "cpu"
         return "cpu" if not self.pretrained and self.device == "auto" else wanted_device(self.device)
 
     def checkpoint(self) -> Path | None:
@@ -114,22 +134,28 @@ class EncoderConfig(Settings):
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
-    """What identifies an encoder's output, known without building it."""
+class StoreSpec:
+    """What identifies the vectors of a store, whether they are made or imported."""
 
-    name: str  # of NETWORKS
+    name: str  # of NETWORKS, or as it was declared
     label: str  # for people: releases and reports show it
     store_name: str  # the folder of its vectors: another encoder, weight or preprocessing has another
     spec_hash: str
     width: int
     weights_sha256: str | None
+    output: Literal["mean", "sequence"]
+    store_dtype: Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class EncoderSpec(StoreSpec):
+    """What identifies an encoder's output, known without building it."""
+
     preprocess: PreprocessSpec
     architecture: Mapping[str, Any]
     precision: Precision  # resolved: never auto
     batch_size: int  # resolved
     compile: bool  # resolved
-    output: Literal["mean", "sequence"]
-    store_dtype: Literal["float16", "float32"]
 
     @property
     def vector_shape(self) -> tuple[int, ...]:
@@ -188,6 +214,30 @@ def encoder_spec(config: EncoderConfig, modality: str, _architecture: Mapping[st
     """
     path = config.checkpoint()
     return describe(config, modality, None if path is None else weights_sha256(path), _architecture)
+
+
+def store_spec(config: EncoderConfig, modality: str) -> StoreSpec:
+    """What identifies a store, of an encoder as `encoder_spec` says, or of imported vectors as they were declared.
+
+    Where the files lie, and what names their items, is no part of it: files that move fill the same store.
+    """
+    imported = config.imported
+    if imported is None:
+        return encoder_spec(config, modality)
+    declared = imported.model_dump(mode="json", include={"name", "version", "width", "dtype", "shape", "features"})
+    described = {"kind": "imported", **declared, "output": config.output, "store_dtype": config.store_dtype}
+    digest = sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    version = f", version {imported.version}" if imported.version else ""
+    return StoreSpec(
+        name=imported.name,
+        label=f"{imported.name}{version}, imported",
+        store_name=f"{imported.name}-{digest[:12]}",
+        spec_hash=digest,
+        width=imported.width,
+        weights_sha256=None,
+        output=config.output,
+        store_dtype=config.store_dtype,
+    )
 
 
 def describe(

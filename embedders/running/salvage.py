@@ -6,7 +6,7 @@ from pathlib import Path
 import lmdb
 
 from warehouse.embeddings.store import EmbeddingStore, EmbeddingWriter
-from warehouse.embeddings.value import PLACES, Array
+from warehouse.embeddings.value import BESIDE, Array
 from warehouse.errors import TimeloomError
 
 _AT_ONCE = 100
@@ -22,7 +22,7 @@ def is_readable(path: Path) -> bool:
 
 
 def salvage(damaged: Path, fresh: Path, keys: list[str]) -> int:
-    """Copies the vectors of `keys`, and the places of sequences, that are whole to a new store; counts the vectors."""
+    """Copies the vectors of `keys`, and what stands beside them, that are whole to a new store; counts the vectors."""
     kept: list[tuple[str, Array, int]] = []
     saved = 0
     with EmbeddingWriter(fresh) as writer:
@@ -39,11 +39,11 @@ def salvage(damaged: Path, fresh: Path, keys: list[str]) -> int:
 
 
 def _whole(path: Path, key: str) -> list[tuple[str, Array, int]]:
-    """A vector and its places; nothing where one of them is not what was stored."""
+    """A vector and what stands beside it; nothing where one of them is not what was stored."""
     found = []
     try:
         store = EmbeddingStore.open(path)
-        for name in (key, key + PLACES):
+        for name in (key, *(key + ending for ending in BESIDE)):
             if name in store:
                 found.append((name, store.get(name), store.header(name).n_units))
     except (TimeloomError, lmdb.Error):

@@ -274,7 +274,7 @@ class Progress:
         return np.concatenate([block for span in self.spans for block in span.places])
 
 
-def rounded(array: Vectors, dtype: str) -> tuple[npt.NDArray[Any], float]:
+def rounded(array: npt.NDArray[np.floating[Any]], dtype: str) -> tuple[npt.NDArray[Any], float]:
     """`array` as it is stored, and the relative L2 distance to what it was.
 
     Raises:

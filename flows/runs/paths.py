@@ -5,11 +5,13 @@ from pathlib import Path
 
 from extractors.extractor import imported
 from extractors.modalities import EXTRACTORS
+from extractors.vectors.check import check_vectors
 from flows.extras import require
 from flows.runs.root import bind_root, is_used
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
 from pipelines.night import exports_of
+from pipelines.trees import imports_of
 from warehouse.configuration import is_address
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
@@ -82,8 +84,11 @@ def check_paths(config: RunConfig, layout: Layout, *written: Path) -> None:
             if _is_within(path, folder):
                 raise TimeloomError(f"the raw files of {key} lie in {folder.name}", remedy="write to another folder")
     for name, block in config.modalities.items():
-        if check := EXTRACTORS[name].check:
+        check = EXTRACTORS[name].check
+        if check and not block.vectors_alone:
             imported(check)(block)
+    for each in imports_of(config):
+        check_vectors(each.declared, f"modalities.{each.modality}.encoder.imported")
 
 
 def _raw(config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -92,6 +97,9 @@ def _raw(config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield f"sources.{number}.path", source.path
     for name, block in config.modalities.items():
         yield f"modalities.{name}.path", block.path
+    for each in imports_of(config):
+        if each.tree != each.modality:
+            yield f"modalities.{each.modality}.encoder.imported.path", each.declared.path
 
 
 def _supplied(config: RunConfig) -> Iterator[tuple[str, Path]]:
@@ -103,6 +111,9 @@ def _supplied(config: RunConfig) -> Iterator[tuple[str, Path]]:
         if block.crosswalk is not None:
             yield f"modalities.{name}.crosswalk.file", block.crosswalk.file
         yield from ((f"modalities.{name}.{key}", path) for key, path in block.tables.items())
+    for each in imports_of(config):
+        if each.declared.index is not None:
+            yield f"modalities.{each.modality}.encoder.imported.index", each.declared.index
     if config.merges is not None:
         yield "merges", config.merges
 

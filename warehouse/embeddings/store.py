@@ -3,6 +3,7 @@
 An item's array is its mean vector (width,), or the sequence of its units' (units, width); a sequence has a second entry
 under its key and `.places`, int32 (units, k): each tile's x and y in level-0 pixels, each slice's number from the feet.
 Where a unit makes several vectors, each is a row of both, and its number in the unit stands behind the unit's place.
+Imported vectors have another entry, under `.source`, which tells what they were made from.
 The format of a value is in warehouse.embeddings.value.
 """
 
@@ -19,9 +20,11 @@ import numpy as np
 
 from warehouse.embeddings.environments import close_stores, reading
 from warehouse.embeddings.value import (
+    BESIDE,
     HEADER_BYTES,
     MAX_KEY_BYTES,
     PLACES,
+    SOURCE,
     Array,
     EmbeddingHeader,
     StoreDamagedError,
@@ -37,6 +40,7 @@ from warehouse.errors import REPAIR, TimeloomError
 __all__ = [
     "HEADER_BYTES",
     "PLACES",
+    "SOURCE",
     "EmbeddingHeader",
     "EmbeddingStore",
     "EmbeddingWriter",
@@ -111,7 +115,7 @@ class EmbeddingStore:
         return TimeloomError(f"embedding store {store_name(self.path)} lacks an item of the release", remedy=REPAIR)
 
     def has_whole(self, keys: Sequence[str]) -> bool:
-        """Whether every key is there with the bytes that were stored, the places of a sequence too; copies nothing.
+        """Whether every key is there with the bytes that were stored, and what stands beside it; copies nothing.
 
         Raises:
             TimeloomError: the file itself is damaged.
@@ -121,8 +125,8 @@ class EmbeddingStore:
                 value = transaction.get(key.encode("ascii"))
                 if value is None or not holds(value, self.path):
                     return False
-                places = transaction.get((key + PLACES).encode("ascii"))
-                if places is not None and not holds(places, self.path):
+                found = (transaction.get((key + ending).encode("ascii")) for ending in BESIDE)
+                if any(other is not None and not holds(other, self.path) for other in found):
                     return False
         return True
 
@@ -148,14 +152,17 @@ class EmbeddingStore:
         """All items' keys, sorted."""
         with reading(self.path) as transaction, transaction.cursor() as cursor:
             keys = (bytes(key).decode("ascii") for key in cursor.iternext(keys=True, values=False))
-            return [key for key in keys if not key.endswith(PLACES)]
+            return [key for key in keys if not key.endswith(BESIDE)]
 
     def verify(self) -> int:
-        """Checks every value, places too, against its checksum, and counts items; raises TimeloomError at the first
-        that differs."""
+        """Checks every value, also what stands beside vectors, against its checksum, and counts items.
+
+        Raises:
+            TimeloomError: one differs.
+        """
         with reading(self.path) as transaction, transaction.cursor() as cursor:
             checked = [(decode(value, self.path)[0], bytes(key)) for key, value in cursor]
-            return sum(not key.endswith(PLACES.encode("ascii")) for _, key in checked)
+            return sum(not key.decode("ascii").endswith(BESIDE) for _, key in checked)
 
     def __len__(self) -> int:
         return len(self.keys())

@@ -24,6 +24,8 @@ VERSION = 1
 MAX_DIMENSIONS = 4
 MAX_KEY_BYTES = 80
 PLACES = ".places"  # after an item's key: where the units of its sequence lie
+SOURCE = ".source"  # after an item's key: what its imported vectors were made from, a digest as (8,) int32
+BESIDE = (PLACES, SOURCE)  # what stands beside an item's vectors
 PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
 
 # magic, version, dtype code, dimensions, shape, units, reserved; then the checksum of everything else in the value

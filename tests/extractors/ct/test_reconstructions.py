@@ -103,12 +103,13 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_leaves_the_private_folder_tells_no_time_of_change(tmp_path: Path) -> None:
+    from extractors.ct.settings import CT
     from extractors.deid import DeidConfig, Deidentifier
     from pipelines.index import public_geometry
 
     study(tmp_path)
     item = usable(tmp_path)
-    public = public_geometry(item, Deidentifier(DeidConfig(), b"k" * 32))
+    public = public_geometry(item, Deidentifier(DeidConfig(), b"k" * 32), CT)
     assert "stamps" in item.geometry and not {"stamps", "frames"} & set(public)
     assert public["reconstruction_group"] != item.geometry["reconstruction_group"] and public["kernel"] == "Br40d"
 
