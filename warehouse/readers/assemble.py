@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from warehouse.arrays import I64
@@ -155,7 +154,7 @@ def assemble(
         else:
             whole, counts = sequences(layout, modality, store, width, item.keys, owners, buckets)
             units[modality], lengths[modality] = torch.from_numpy(whole), torch.from_numpy(counts)
-            means[modality] = torch.from_numpy(_means(whole, counts))
+            means[modality] = _means(units[modality], counts)
     return Batch(
         **made.whole,
         **item_fields(items),
@@ -166,8 +165,9 @@ def assemble(
     )
 
 
-def _means(units: npt.NDArray[np.floating], counts: I64) -> npt.NDArray[np.float32]:
-    if not len(counts):
-        return np.empty((0, units.shape[1]), np.float32)
-    sums: npt.NDArray[np.float32] = np.add.reduceat(units, np.cumsum(counts) - counts, axis=0, dtype=np.float32)
-    return np.divide(sums, counts[:, None], dtype=np.float32)
+def _means(units: torch.Tensor, counts: I64) -> torch.Tensor:
+    """(n, d) float32 of sequences, by torch: numpy takes six times as long to widen 16 bits."""
+    means = torch.empty(len(counts), units.shape[1])
+    for mean, sequence in zip(means, units.split(counts.tolist()), strict=True):
+        torch.mean(sequence, 0, dtype=torch.float32, out=mean)
+    return means

@@ -22,17 +22,19 @@ def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
     if k < 1:
         raise TimeloomError("k, the number of visible items, is below 1", remedy="give a positive number")
     owner, time = batch.item_segment[modality], batch.item_time_us[modality]
-    order = time.argsort(stable=True)
-    order = order[owner[order].argsort(stable=True)]
-    ranked = owner[order]
+    # Items by segment and time, those without a time behind the others: what a token sees is one run of them.
+    instants = time[time != NO_TIME].unique()  # sorted
+    place = torch.where(time == NO_TIME, len(instants), torch.searchsorted(instants, time))
+    place += owner * (len(instants) + 1)
+    order = place.argsort(stable=True)
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ranked, ranked)
+    rank[order] = torch.arange(len(order), device=order.device)
+    ranked = place[order]
 
+    first = batch.batch_segment * (len(instants) + 1)
+    end = torch.searchsorted(ranked, first + torch.searchsorted(instants, batch.time_us))  # strictly before
+    start = torch.maximum(torch.searchsorted(ranked, first), end - k)
     timed = batch.real & (batch.time_us != NO_TIME)
-    eligible = timed[..., None] & (batch.batch_segment[..., None] == owner) & (time != NO_TIME)
-    before = eligible & (time < batch.time_us[..., None])
-    # A segment's items sorted by time, those without one first: the ones before the token end at `last`.
-    untimed = torch.zeros(max(batch.n_segments, 1), dtype=torch.int64, device=owner.device)
-    untimed.index_add_(0, owner, (time == NO_TIME).long())
-    last = before.sum(-1, keepdim=True) + untimed[batch.batch_segment][..., None]
-    return before & (rank >= last - k)
+    end = torch.where(timed, end, start)
+    rank, start, end = rank.int(), start.int(), end.int()  # half the bytes of (B, L, n)
+    return (rank >= start[..., None]) & (rank < end[..., None])
