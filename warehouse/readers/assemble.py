@@ -168,6 +168,6 @@ def assemble(
 def _means(units: torch.Tensor, counts: I64) -> torch.Tensor:
     """(n, d) float32 of sequences, by torch: numpy takes six times as long to widen 16 bits."""
     means = torch.empty(len(counts), units.shape[1])
-    for mean, sequence in zip(means, units.split(counts.tolist()), strict=True):
+    for mean, sequence in zip(means, torch.split(units, counts.tolist()), strict=True):
         torch.mean(sequence, 0, dtype=torch.float32, out=mean)
     return means

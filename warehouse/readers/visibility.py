@@ -23,7 +23,7 @@ def visible_items(batch: Batch, modality: str, k: int) -> torch.Tensor:
         raise TimeloomError("k, the number of visible items, is below 1", remedy="give a positive number")
     owner, time = batch.item_segment[modality], batch.item_time_us[modality]
     # Items by segment and time, those without a time behind the others: what a token sees is one run of them.
-    instants = time[time != NO_TIME].unique()  # sorted
+    instants = torch.unique(time[time != NO_TIME])  # sorted
     place = torch.where(time == NO_TIME, len(instants), torch.searchsorted(instants, time))
     place += owner * (len(instants) + 1)
     order = place.argsort(stable=True)
