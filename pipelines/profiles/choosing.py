@@ -28,20 +28,26 @@ def parents_hash(tree: ReleaseLayout, bucket: int, parents: pl.DataFrame | None)
     return sha256_json([parents_of_codes["code"].to_list(), parents_of_codes["parent_codes"].to_list()])
 
 
+def items_with_vectors(tree: ReleaseLayout, bucket: int, stores: Mapping[str, str]) -> pl.Series:
+    """The keys of a bucket's items that have a vector.
+
+    Args:
+        stores: by modality, the store that it must lie in; of a modality that is not named any will do.
+    """
+    wanted = pl.col("modality").replace_strict(stores, default=pl.col("store"), return_dtype=pl.String)
+    usable = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")
+    return (usable.filter(pl.col("store") == wanted) if stores else usable)["item_key"].unique(maintain_order=True)
+
+
 def chosen_parts(
     tree: ReleaseLayout, bucket: int, profile: ProfileConfig, stores: Mapping[str, str], ids: Ids | None = None
 ) -> Iterator[Chosen]:
     """A bucket's events that become tokens, some subjects at a time.
 
     Args:
-        stores: by modality, the store whose vectors image tokens carry: an item without one there makes no token. Of a
-            modality that is not named any vector will do.
+        stores: by modality, the store whose vectors image tokens carry: an item without one there makes no token.
     """
-    carried = pl.col("store") == pl.col("modality").replace_strict(
-        stores, default=pl.col("store"), return_dtype=pl.String
-    )
-    items = read_frame(tree.items(bucket)).filter(pl.col("verdict") == "ok")
-    usable = items.filter(carried)["item_key"] if stores else items["item_key"].unique(maintain_order=True)
+    usable = items_with_vectors(tree, bucket, stores)
     codes = read_frame(tree.codes_of(bucket))["code"].sort()
     lexicon = make_lexicon(codes, profile, parents_of(tree, profile), ids)
     values = profile.values != "codes_only" or any(rule.only_numeric for rule in profile.codes.values())
