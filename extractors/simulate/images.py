@@ -1,6 +1,7 @@
 """Writes the images of the records, and notes for each what its pixels say (the planted signal)."""
 
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,30 @@ def write_images(
     """Writes images of some modalities below `root`; gives the rows of truth/signal.csv and of slides/manifest.csv."""
     signal: list[Row] = []
     manifest: list[Row] = []
-    for record in records:
-        for number, image in enumerate(sorted(record.images, key=lambda i: i.time), start=1):
-            if MODALITIES[image.kind] not in modalities:
-                continue
-            rng = np.random.default_rng(np.random.SeedSequence([seed, record.index, number]))
-            if image.kind == "ct":
-                image.image_id = _write_ct(root, seed, record, number, image, rng)
-            else:
-                name = f"H{record.index:06d}-{number}.svs"
-                image.image_id = f"slides/{name}"
-                _write_slide(root / image.image_id, image, rng)
-                manifest.append((name, record.patient_id, clock(image.time), None))
-            signal.append(signal_row(record, image))
-            done()
+    # Slides are work of numpy and of a JPEG library, which need no interpreter: headers of CT are made beside them.
+    with ThreadPoolExecutor(1) as beside:
+        slides: list[Future[None]] = []
+        try:
+            for record in records:
+                for number, image in enumerate(sorted(record.images, key=lambda i: i.time), start=1):
+                    if MODALITIES[image.kind] not in modalities:
+                        continue
+                    rng = np.random.default_rng(np.random.SeedSequence([seed, record.index, number]))
+                    if image.kind == "ct":
+                        image.image_id = _write_ct(root, seed, record, number, image, rng)
+                        done()
+                    else:
+                        name = f"H{record.index:06d}-{number}.svs"
+                        image.image_id = f"slides/{name}"
+                        slides.append(beside.submit(_write_slide, root / image.image_id, image, rng))
+                        manifest.append((name, record.patient_id, clock(image.time), None))
+                    signal.append(signal_row(record, image))
+            for slide in slides:
+                slide.result()
+                done()
+        except BaseException:
+            beside.shutdown(cancel_futures=True)
+            raise
     return signal, manifest
 
 

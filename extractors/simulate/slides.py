@@ -37,9 +37,11 @@ def tissue(rng: np.random.Generator, image_class: int, size: tuple[int, int], mp
     shade = coarse.repeat(4, axis=0)[:height].repeat(4, axis=1)[:, :width] - 34.0 * (waves_y * waves_x > 0.35)
     tint = rng.normal(0, 5, 3)
     image = np.full((height, width, 3), WHITE, dtype=np.uint8)
+    stained = np.empty_like(shade)
     for channel, mean in enumerate(STAIN_RGB[image_class]):
-        stained = np.clip(shade + np.float32(mean + tint[channel]), 0, 255).astype(np.uint8)
-        image[..., channel] = np.where(inside, stained, WHITE)
+        np.add(shade, np.float32(mean + tint[channel]), out=stained)
+        np.clip(stained, 0, 255, out=stained)
+        np.copyto(image[..., channel], stained, where=inside, casting="unsafe")
     return image
 
 
