@@ -30,7 +30,8 @@ class NoteRule(SourceModel):
     Attributes:
         text: the column with the note's text.
         file: instead, the column with the path of its text file, below the folder of notes.
-        id: the column that names the note; without it a note is known by its subject, time and text.
+        id: the column that names the note; without it a text file is known by its path, and another note by its
+            subject, time and text.
         subject: the column with the subject's id, where it is not the source's; absent where a crosswalk says it.
         visit: the column with the visit's id.
         kind: the column that says what kind of note it is.

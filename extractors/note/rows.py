@@ -39,7 +39,7 @@ def _rows(frame: pl.DataFrame, rule: NoteRule, reading: TableReading) -> pl.Data
         {
             "content": column(rule.text or rule.file),
             "subject": column(rule.subject),
-            "id": column(rule.id, is_id=True),
+            "id": column(rule.id or rule.file, is_id=True),
             "visit": column(rule.visit, is_id=True),
             "kind": column(rule.kind).str.strip_chars(),
             "parent": column(rule.parent, is_id=True),
