@@ -224,11 +224,14 @@ def run(params: Params, base: Path) -> Result:
         found = extractor.index_items(settings, links, workers=params["workers"], known=known, kept=_kept(params, base))
     else:
         found = imported(extractor.by_file.items)(settings, _findings(params))
-    rows = [_row(item, extractor.private_geometry) for item in found]
-    with atomic_write(base / params["out"]) as temporary:
-        table = pa.Table.from_pylist(rows, GROUPED.with_metadata({RULES: params["rules"]}))
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    return Result({params["out"]: len(rows)}, Counts(modality=modality, items=len(rows), kept=_sizes(params, base)))
+    schema = GROUPED.with_metadata({RULES: params["rules"]})
+    with atomic_write(base / params["out"]) as temporary, pq.ParquetWriter(
+        temporary, schema, compression="zstd", write_page_checksum=True
+    ) as writer:  # fmt: skip
+        for start in range(0, len(found), FINDINGS) or (0,):  # a file has columns without any row, too
+            rows = [_row(item, extractor.private_geometry) for item in found[start : start + FINDINGS]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    return Result({params["out"]: len(found)}, Counts(modality=modality, items=len(found), kept=_sizes(params, base)))
 
 
 def _kept(params: Params, base: Path) -> Path:
@@ -269,11 +272,17 @@ def read_items(path: Path) -> list[FoundItem]:
     return [item_from_json(json.loads(text)) for text in pl.read_parquet(path, columns=["item"])["item"]]
 
 
+def _some_rows(path: Path, rows: list[int]) -> pl.DataFrame:
+    """Some rows of a file, in the order in which they are asked for; not more than its parts are held at a time."""
+    wanted = pl.LazyFrame({"row": rows}, schema={"row": pl.UInt32})
+    found = pl.scan_parquet(path).with_row_index("row").join(wanted.unique(), on="row", how="semi")
+    kept = found.collect(engine="streaming")
+    return wanted.join(kept.lazy(), on="row", how="left", maintain_order="left").collect().drop("row")
+
+
 def whole_items(path: Path, rows: list[int] | None = None) -> list[FoundItem]:
     """Some items of a file, by their rows (all where None), with all that is known of them."""
-    found = pl.read_parquet(path)
-    if rows is not None:
-        found = found[rows]
+    found = pl.read_parquet(path) if rows is None else _some_rows(path, rows)
     items = []
     for public_part, hidden in found.iter_rows():
         item, reading = json.loads(public_part), json.loads(hidden)

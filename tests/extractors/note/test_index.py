@@ -12,7 +12,7 @@ import pytest
 
 from extractors.items import FoundItem
 from extractors.note.check import check
-from extractors.note.settings import NoteSettings
+from extractors.note.settings import NOTE, NoteSettings
 from pipelines.config import parse_config
 from tests.support.notes import DISCHARGE, csv_bytes, found_in, write_discharge, write_table, write_text_files
 from warehouse.errors import TimeloomError
@@ -361,3 +361,21 @@ def test_a_broken_table_that_nobody_declared_is_a_verdict(tmp_path: Path) -> Non
     (tmp_path / "cut.csv.gz").write_bytes(content[: len(content) - 10])
     verdicts = {item.paths[0]: item.verdict for item in found_in(tmp_path)}
     assert verdicts["reports.csv"] == "failed_unreadable" and verdicts["cut.csv.gz"] == "failed_unreadable"
+
+
+def test_a_source_of_ones_own_says_which_columns_are_notes(tmp_path: Path) -> None:
+    (tmp_path / "clinic.yaml").write_text(
+        "name: clinic\nsubject: pid\ntables: {}\ncase_insensitive: true\ntime_zone: Europe/Vienna\n"
+        "note: {letters: {text: body, id: nr, time: written, available: signed}}\n",
+        encoding="utf-8",
+    )
+    rows = [(1, "P1", "2030-05-06 10:00", "2030-05-06T10:00:00+00:00", "Dear colleague")]
+    write_table(tmp_path / "export" / "LETTERS.csv", ("Nr", "PID", "Written", "Signed", "Body"), rows)
+    block = {"path": "export", "source": "clinic.yaml", "encoder": {"name": "random-bert", "width": 8}}
+    raw = {"sources": [{"source": "mimic-iv", "path": "."}], "modalities": {"note": block}}
+    settings = parse_config(raw, tmp_path, "run.yaml").modalities["note"]
+    check(settings)  # type: ignore[arg-type]
+    assert settings.tables == {"source": tmp_path / "clinic.yaml"}
+    (item,) = NOTE.index_items(settings, None)
+    assert (item.verdict, item.raw_subject, item.time) == ("ok", "P1", datetime(2030, 5, 6, 10))
+    assert item.available_time == datetime(2030, 5, 6, 12), "stored at 10 in London is stored at noon in Vienna"
