@@ -16,7 +16,8 @@ from pipelines.tasks.codes import resolve
 from pipelines.tasks.labelling import lists_of
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.settings import LabelsConfig
-from tests.support.aces import EXPRESSIBLE, Labels, aces_labels, expressible, write_events
+from tests.support.aces import Labels, aces_labels, write_events
+from tests.support.aces_tasks import EXPRESSIBLE, expressible
 from tests.support.nights.site import Site
 from warehouse.layout import ReleaseLayout
 
