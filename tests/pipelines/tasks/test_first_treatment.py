@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.label_cases import CANCER, DAY0, DRUG, Event, answers, end_of, label, on, treated, write_bucket
@@ -382,3 +383,25 @@ def test_other_subjects_do_not_matter(tmp_path: Path) -> None:
 
 def test_the_end_of_a_day_is_the_last_microsecond() -> None:
     assert end_of(0) == datetime(2020, 1, 1, 23, 59, 59, 999999)
+
+
+def test_the_input_does_not_depend_on_the_answer(tmp_path: Path) -> None:
+    """The prediction is made at the same moment for both answers, and how much was recorded by then tells nothing."""
+    rng = np.random.default_rng(56)
+    events: list[Event] = []
+    history = {}
+    for subject in range(1, 121):
+        history[subject] = int(rng.integers(1, 30))
+        events += treated(subject)
+        events += [(subject, -float(day), SEEN) for day in rng.random(history[subject]) * 300]
+        events += [(subject, 400, SEEN)]
+        if rng.random() < 0.5:
+            events += [(subject, 30, AKI), *((subject, 31 + day, SEEN) for day in range(40))]
+    labels, _ = label(write_bucket(tmp_path, events), "aki_icd")
+    assert {moment for _, moment in labels} == {DAY0}
+    found = answers(labels)
+    with_it, without = (
+        np.array([history[subject] for subject in found if found[subject] is value]) for value in (True, False)
+    )
+    greater = (with_it[:, None] > without).mean() + (with_it[:, None] == without).mean() / 2
+    assert len(found) == 120 and abs(greater - 0.5) < 0.1

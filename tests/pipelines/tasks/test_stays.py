@@ -199,3 +199,13 @@ def test_stays_of_other_sources(tmp_path: Path, start: str, end: str) -> None:
 def test_outpatients_are_no_stay(tmp_path: Path) -> None:
     events: list[Event] = [(1, 0, "VISIT_START/VISIT/OP"), (1, 3, "VISIT_END/VISIT/OP"), *stay(2, 0, 1, 9)]
     assert found(tmp_path, events, "hospital_mortality")[0] == {(2, 0): False}
+
+
+def test_visits_by_date_begin_with_their_day_and_end_with_it(tmp_path: Path) -> None:
+    """A visit of one date is a stay: its start stands at 00:00, its end and a death of that date at the day's end."""
+    start, end = "VISIT_START/VISIT/IP", "VISIT_END/VISIT/IP"
+    events: list[Event] = []
+    for subject in (1, 2):
+        events += [(subject, 4, start, {"visit_id": subject, "time_precision": "day"})]
+        events += [on(subject, 4, end, visit_id=subject)]
+    assert found(tmp_path, [*events, on(1, 4, DIED)], "hospital_mortality")[0] == {(1, 4): True, (2, 4): False}
