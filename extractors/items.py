@@ -104,7 +104,7 @@ VERDICTS: Mapping[str, str] = {
     "failed_vector_dtype": "imported vectors of another type than declared",
     "failed_vector_shape": "imported vectors of a shape that is neither one vector nor one for each unit, as declared",
     "failed_empty_bag": "imported vectors of no unit at all",
-    "failed_coords": "places of units that are not as many as their vectors, or are no integers",
+    "failed_coords": "places of units that are not as many as their vectors, or are no whole numbers",
     "failed_duplicate_vectors": "two files, or rows, with an item's vectors, and nobody can say which are right",
     "failed_shared_vectors": "imported vectors that two items ask for",
 }

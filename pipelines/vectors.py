@@ -4,6 +4,7 @@ Schema in: GROUPED items and vectors, and the index's segment. Schema out: VECTO
 vectors lie in stands in the private folder. Vectors that no item asks for, and items without any, are counted.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
@@ -40,8 +41,8 @@ VECTORS_OF_ITEMS = pa.schema(
         ("digest", pa.string()),  # SHA-256 of the vectors; empty where the verdict is not ok
     ]
 )
-# Which file of an import's folder an item's vectors lie in, and where in it.
-VECTOR_PLACES = {"item_key": pl.String, "path": pl.String, "member": pl.String}
+# Which file of an import's folder an item's vectors lie in, and where in it, as JSON: names need not be UTF-8.
+VECTOR_PLACES = {"item_key": pl.String, "place": pl.String}
 # Endings of raw files: what another program called its vectors is the name without one of them.
 _RAW_ENDINGS = (
     ".nii.gz", ".svs", ".svslide", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".czi", ".tif", ".tiff", ".dcm",
@@ -152,7 +153,7 @@ def run(params: Params, base: Path) -> Result:
     frame = frame.join(buckets, on="item_key", how="left").sort("item_key").select(VECTORS_OF_ITEMS.names)
     with atomic_write(base / params["out"]) as temporary:
         pq.write_table(frame.to_arrow().cast(VECTORS_OF_ITEMS), temporary, compression="zstd", write_page_checksum=True)
-    lying = [(key, item.paths[0], item.geometry["member"]) for key, item in sorted(used.items())]
+    lying = [(key, json.dumps([item.paths[0], item.geometry["member"]])) for key, item in sorted(used.items())]
     private = private_paths(Path(params["private"]), params["out"])
     with atomic_write(private) as temporary:
         kept = pl.DataFrame(lying, schema=VECTOR_PLACES, orient="row").to_arrow()
@@ -333,18 +334,11 @@ def items_to_import(tied: Tied, items: pl.DataFrame, private: Path | None = None
     found = items.select("item_key", pl.col("units_expected").fill_null(0)).join(
         pl.read_parquet(segment).drop("bucket"), on="item_key", how="left", maintain_order="left"
     )
-    if private is None:
-        found = found.with_columns(pl.lit("").alias("path"), pl.lit("").alias("member"))
-    else:
-        places = pl.read_parquet(private_paths(private, segment.name))
-        found = found.join(places, on="item_key", how="left", maintain_order="left")
-    columns = ("item_key", "digest", "verdict", "units_expected", "path", "member")
-    return [
-        ItemToImport(*row)
-        for row in found.select(pl.col("path", "member").fill_null(""), pl.exclude("path", "member"))
-        .select(columns)
-        .iter_rows()
-    ]
+    places: dict[str, str] = {}
+    if private is not None:
+        places = dict(pl.read_parquet(private_paths(private, segment.name)).select(list(VECTOR_PLACES)).iter_rows())
+    rows = found.select("item_key", "digest", "verdict", "units_expected").iter_rows()
+    return [ItemToImport(*row, *json.loads(places.get(row[0], '["", ""]'))) for row in rows]
 
 
 def strangers_of(tied: Mapping[str, Tied]) -> pl.DataFrame:

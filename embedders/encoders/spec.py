@@ -68,7 +68,8 @@ class EncoderConfig(Settings):
         imported = raw.get("imported") if isinstance(raw, dict) else None
         if not isinstance(imported, dict):
             return raw
-        said = {name: imported[name] for name in ("name", "width") if name in imported}
+        # Where they lack, the declaration's own error says so.
+        said = {"name": imported.get("name", ""), "width": imported.get("width", 1)}
         dtype = "float16" if imported.get("dtype") == "float16" else "float32"
         return {"store_dtype": dtype, **said, **raw}
 

@@ -8,6 +8,7 @@ from extractors.items import VerdictError
 from extractors.trees import folders_of
 from extractors.vectors.arrays import named_rows
 from extractors.vectors.files import Held, blocks_of, open_vectors, units_of
+from extractors.vectors.judge import LOCK
 from extractors.vectors.settings import ENDINGS, ImportedConfig
 from warehouse.errors import TimeloomError
 
@@ -24,6 +25,10 @@ def check_vectors(imported: ImportedConfig, key: str) -> None:
         TimeloomError: no file of the format; vectors of another width, type or shape; a table that does not name the
             rows of its array.
     """
+    if imported.single and imported.path.with_name(imported.path.name + LOCK).exists():
+        raise TimeloomError(
+            f"{key}.path is not finished: a {LOCK} lies beside it", remedy="wait for the program that writes it"
+        )
     if imported.index is not None:
         _check_index(imported, key)
     found = Counter[str]()

@@ -124,13 +124,17 @@ def places_of(opened: VectorFile, held: Held, units: int) -> Array:
     """(units, k) int32: where an item's units lie; their numbers (units, 1) where the file does not say it.
 
     Raises:
-        VerdictError: failed_coords, no integers, or too large.
+        VerdictError: failed_coords, no whole numbers, or too large.
     """
     if held.coords is None:
         return np.arange(units, dtype=np.int32)[:, None]
     coords = opened.coords(held.member)
-    stored = coords.reshape(units, -1).astype(np.int32) if coords.dtype.kind in "iu" else np.empty((0, 1), np.int32)
-    if len(stored) != units or not np.array_equal(stored, coords.reshape(units, -1)):
+    if coords.dtype.kind not in "iuf":
+        raise VerdictError("failed_coords")
+    coords = coords.reshape(units, -1)
+    with np.errstate(invalid="ignore"):
+        stored = coords.astype(np.int32)
+    if not np.array_equal(stored, coords):
         raise VerdictError("failed_coords")
     return stored
 

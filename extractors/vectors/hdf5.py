@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from extractors.items import VerdictError
 from extractors.vectors.files import Array, Held, sliced
 from extractors.vectors.settings import ImportedConfig
 
@@ -46,6 +47,9 @@ class Hdf5File:
             yield self._of(self._file[name or "/"], name)
 
     def _of(self, group: Any, name: str) -> Held:
+        names = (self._imported.features, self._imported.coords)
+        if any(isinstance(group.get(each, getlink=True), h5py.ExternalLink) for each in names if each):
+            raise VerdictError("failed_unreadable")  # another file, which nobody has looked at
         features = group[self._imported.features]
         coords = None if self._imported.coords is None else group.get(self._imported.coords)
         return Held(

@@ -1,8 +1,10 @@
 """Vectors file by file: what a file holds of which item, with a verdict, and the items of a whole tree."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ def examine(settings: VectorSettings, entry: Entry) -> Examined:
         return Examined([_finding(entry.path, entry.path, BESIDE_FILES[entry.kind])], [])
     name = entry.path or settings.path.name
     if name.lower().endswith(LOCK):
-        return Examined([_finding(key_of_file(name[: -len(LOCK)], imported), entry.path, UNFINISHED)], [])
+        key = key_of_file(name[: -len(LOCK)], imported)
+        return Examined([_finding(key, entry.path, UNFINISHED, lock=True)], [])
     path = settings.path / entry.path
     if not name.lower().endswith(ENDINGS[imported.format]):
         try:
@@ -52,8 +55,15 @@ def examine(settings: VectorSettings, entry: Entry) -> Examined:
 
 
 def beside(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of a folder, which owe each other nothing."""
-    return list(findings)
+    """The findings of a folder, those of a file beside which a lock lies marked. The mark goes with the lock."""
+    locks = {finding.value["path"][: -len(LOCK)] for finding in findings if finding.value["lock"]}
+    marked = []
+    for finding in findings:
+        path = finding.value["path"]
+        locked = path in locks or path.rpartition(".")[0] in locks
+        same = finding.value["locked"] == locked
+        marked.append(finding if same else replace(finding, value={**finding.value, "locked": locked}))
+    return marked
 
 
 def items(settings: VectorSettings, findings: Iterable[Finding]) -> list[FoundItem]:
@@ -71,7 +81,7 @@ def items(settings: VectorSettings, findings: Iterable[Finding]) -> list[FoundIt
 
 
 def _item(settings: VectorSettings, key: str, found: list[dict[str, Any]]) -> FoundItem:
-    files = [value for value in found if value["verdict"] != UNFINISHED]
+    files = [value for value in found if not value["lock"] and not value["locked"]]
     verdict, value = UNFINISHED, (files or found)[0]
     if len(files) == len(found):
         verdict = TWICE if len(files) > 1 else value["verdict"]
@@ -90,13 +100,15 @@ def _item(settings: VectorSettings, key: str, found: list[dict[str, Any]]) -> Fo
         verdict=verdict,
         units_expected=value["units"],
         geometry=geometry | {"key": key, "member": value["member"], "sha256": value["sha256"]},
-        names={KEY: key, "path": key},
+        # A name that is no UTF-8 can stand in no crosswalk.
+        names={KEY: key, "path": os.fsencode(key).decode("utf-8", "replace")},
     )
 
 
 def _finding(key: str, path: str, verdict: str, **others: Any) -> Finding:
     empty: dict[str, Any] = dict.fromkeys(("digest", "units", "coords", "patching", "squeezed", "sha256"))
-    return Finding(empty | {"key": key, "path": path, "verdict": verdict, "member": ""} | others, key)
+    said = {"key": key, "path": path, "verdict": verdict, "member": "", "lock": False, "locked": False}
+    return Finding(empty | said | others, key)
 
 
 def _judged(opened: VectorFile, held: Held, key: str, path: str, imported: ImportedConfig, sha256: str) -> Finding:

@@ -52,6 +52,8 @@ class TableFile:
             yield Held("", member, shape, dtype, coords, fault=fault)
             return
         keys = pl.Series(ITEM, self._file.read([self._imported.item]).column(0))
+        if isinstance(keys.dtype, pl.Categorical | pl.Enum):
+            keys = keys.cast(pl.String)
         if keys.dtype != pl.String or keys.null_count():
             raise not_texts(self._imported)
         for key, runs in runs_of(pl.DataFrame({ITEM: keys, ROW: pl.int_range(len(keys), eager=True)})):

@@ -1,5 +1,6 @@
 """Which vectors each item has: by the name that both are known by, and nobody chooses between two."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ class Trees:
         (entry,) = night.report("vectors").entries.values()
         (segment,) = entry.files
         found = pl.read_parquet(self.layout.segments / segment)
-        places = pl.read_parquet(private_paths(self.layout.private, segment))
-        return found.join(places, "item_key", how="left"), counts_of(entry, Counts), night
+        lying = pl.read_parquet(private_paths(self.layout.private, segment)).iter_rows()
+        places = pl.DataFrame(
+            [(key, *json.loads(place)) for key, place in lying], schema=["item_key", "path", "member"], orient="row"
+        )
+        return found.join(places.cast(pl.String), "item_key", how="left"), counts_of(entry, Counts), night
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 # In `make test` alone: whole nights and a repair.
 
+import json
 import shutil
 from collections import Counter
 from datetime import datetime, timedelta
@@ -101,7 +102,7 @@ def places_of(site: Site, modality: str) -> dict[str, str]:
     """By item, the file that its vectors lie in, as the private folder has it."""
     segments = (site.layout.private / "items").glob(f"vectors-{modality}-*.parquet")
     newest = max(segments, key=lambda path: path.stat().st_mtime_ns)
-    return dict(pl.read_parquet(newest).select("item_key", "path").iter_rows())
+    return {key: json.loads(place)[0] for key, place in pl.read_parquet(newest).iter_rows()}
 
 
 def number_of(site: Site, path: str) -> int:

@@ -58,6 +58,14 @@ def test_variable_lists_of_another_width(tmp_path: Path) -> None:
         check_vectors(declared(tmp_path / "all.parquet", format="parquet", width=9), "x")
 
 
+def test_one_file_for_all_that_is_still_written(tmp_path: Path) -> None:
+    parquet(tmp_path / "all.parquet", drawn(2, 8), keys=["a", "b"])
+    check_vectors(declared(tmp_path / "all.parquet", format="parquet"), "x")
+    (tmp_path / "all.parquet.lock").touch()
+    with pytest.raises(TimeloomError, match=r"x\.path is not finished"):
+        check_vectors(declared(tmp_path / "all.parquet", format="parquet"), "x")
+
+
 def test_pickles(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(TimeloomError, match="pickled"):

@@ -184,6 +184,11 @@ def test_rows_of_other_widths_are_their_items_own(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_names_as_categories_are_texts(tmp_path: Path) -> None:
+    parquet(tmp_path / "all.parquet", drawn(6, 8), keys=pa.array(KEYS).dictionary_encode())
+    assert set(verdicts(declared(tmp_path / "all.parquet", format="parquet"))) == set(ROWS)
+
+
 def test_a_folder_of_files_with_many_items(tmp_path: Path) -> None:
     parquet(tmp_path / "part-0.parquet", drawn(6, 8), keys=KEYS)
     parquet(tmp_path / "part-1.parquet", drawn(6, 8, seed=1), keys=["T.1", "T.1", "S.3", "T.2", "T.2", "T.2"])

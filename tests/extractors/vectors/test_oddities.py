@@ -1,13 +1,14 @@
 """What feature files of other programs do: every fault is a verdict of its item, and no other item suffers."""
 
+import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from extractors.trees import Entry
-from extractors.vectors.judge import examine
+from extractors.trees import Entry, walk
+from extractors.vectors.judge import KEY, beside, examine, items
 from tests.support.vectors import (
     SECRET,
     clam,
@@ -121,6 +122,48 @@ def test_a_lock_beside_a_file_says_that_it_is_not_finished(tmp_path: Path) -> No
     assert verdicts(declared(tmp_path)) == dict.fromkeys(("a", "b.1", "never.written"), "failed_unfinished")
     (tmp_path / "a.h5.lock").unlink()
     assert verdicts(declared(tmp_path))["a"] == "ok"
+
+
+def test_a_lock_beside_a_file_of_many_items_is_a_lock_on_them_all(tmp_path: Path) -> None:
+    for number in (0, 1):
+        with h5py.File(tmp_path / f"part.{number}.h5", "w") as file:
+            for name in ("a", "b"):
+                file[f"{name}{number}/features"] = drawn(3, 8, seed=number)
+    imported = declared(tmp_path, per_file="many")
+    (tmp_path / "part.0.h5.lock").touch()
+    findings = [
+        finding for entry in walk(tmp_path) for finding in examine(settings(imported), entry).findings
+    ]  # fmt: skip
+    marked = beside(findings)
+    found_in = {item.names[KEY]: item.verdict for item in items(settings(imported), marked)}
+    assert found_in == {
+        "a0": "failed_unfinished", "b0": "failed_unfinished", "a1": "ok", "b1": "ok", "part.0": "failed_unfinished"
+    }  # fmt: skip
+    freed = beside([finding for finding in marked if not finding.value["lock"]])
+    assert {item.verdict for item in items(settings(imported), freed)} == {"ok"}
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    trident(Path(os.fsdecode(os.fsencode(tmp_path) + b"/sl\xffide.h5")), drawn(3, 8))
+    (item,) = found(declared(tmp_path)).values()
+    assert item.verdict == "ok" and item.names["path"] == "sl\ufffdide" and item.names[KEY] == "sl\udcffide"
+
+
+def test_a_link_to_another_file_is_not_followed(tmp_path: Path) -> None:
+    trident(tmp_path / "elsewhere" / "a.h5", drawn(3, 8))
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "a.h5", "w") as file:
+        file["features"] = h5py.ExternalLink(str(tmp_path / "elsewhere" / "a.h5"), "features")
+    assert verdicts(declared(tmp_path / "in")) == {"a": "failed_unreadable"}
+
+
+def test_whole_numbers_that_were_stored_as_floats_are_places(tmp_path: Path) -> None:
+    trident(tmp_path / "a.h5", drawn(3, 8), grid(3).astype(np.float64))
+    trident(tmp_path / "b.h5", drawn(3, 8), grid(3))
+    items_in = found(declared(tmp_path))
+    assert items_in["a"].verdict == "ok" and items_in["a"].geometry["digest"] == items_in["b"].geometry["digest"]
+    trident(tmp_path / "a.h5", drawn(3, 8), np.full((3, 2), np.nan))
+    assert verdicts(declared(tmp_path))["a"] == "failed_coords"
 
 
 def test_other_files_are_none(tmp_path: Path) -> None:
