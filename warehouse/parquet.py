@@ -1,10 +1,12 @@
 """Parquet files of our schemas: written in one way everywhere, checked on the way, read as frames or tables."""
 
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,18 +48,66 @@ def write_tables(
         encodings: columns that are written otherwise than as dictionaries, and Parquet's name of how.
         fast: columns of a flat schema that are compressed with LZ4 instead of Zstandard.
     """
-    rows, writer = 0, None
-    with atomic_write(path) as temporary:
+    with table_writer(path, schema, what, encodings, fast) as writer:
         for frame in frames:
-            table = conform(frame, schema, what)
-            writer = writer or _writer(temporary, table.schema, encodings, fast)
-            if table.num_rows:
-                rows += table.num_rows
-                writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
-        writer = writer or _writer(temporary, schema, encodings, fast)
-        writer.add_key_value_metadata({_ARROW_SCHEMA: b64encode(schema.serialize().to_pybytes())})
+            writer.add(frame)
+    return writer.rows
+
+
+@contextmanager
+def table_writer(
+    path: Path,
+    schema: pa.Schema,
+    what: str,
+    encodings: Mapping[str, str] = MappingProxyType({}),
+    fast: Collection[str] = (),
+) -> Iterator["TableWriter"]:
+    """Writes one Parquet file a frame at a time, as `write_tables` does; it is there when it is left without an error.
+
+    Several may be open at once.
+    """
+    with atomic_write(path) as temporary:
+        writer = TableWriter(temporary, schema, what, encodings, fast)
+        yield writer
         writer.close()
-    return rows
+
+
+class TableWriter:
+    """A Parquet file that is being written; see `table_writer`.
+
+    Attributes:
+        rows: how many there are so far.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, what: str, encodings: Mapping[str, str], fast: Collection[str]
+    ) -> None:
+        self.rows = 0
+        self._path, self._schema, self._what = path, schema, what
+        self._encodings, self._fast = encodings, fast
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, frame: pl.DataFrame | pa.Table) -> None:
+        """Appends a frame with the columns of the schema, as a row group.
+
+        Raises:
+            TimeloomError: a column is missing, or null where the schema forbids it.
+        """
+        table = conform(frame, self._schema, self._what)
+        writer = self._opened(table.schema)
+        if table.num_rows:
+            self.rows += table.num_rows
+            writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+
+    def close(self) -> None:
+        """Ends the file."""
+        writer = self._opened(self._schema)
+        writer.add_key_value_metadata({_ARROW_SCHEMA: b64encode(self._schema.serialize().to_pybytes())})
+        writer.close()
+
+    def _opened(self, schema: pa.Schema) -> pq.ParquetWriter:
+        self._writer = self._writer or _writer(self._path, schema, self._encodings, self._fast)
+        return self._writer
 
 
 def _writer(path: Path, schema: pa.Schema, encodings: Mapping[str, str], fast: Collection[str]) -> pq.ParquetWriter:
@@ -122,3 +172,37 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
             f"cannot read {path.parent.name}/{path.name}",
             remedy=REPAIR,
         ) from error
+
+
+def subjects_together(
+    path: Path, read: Callable[[pq.ParquetFile, int], pa.Table], rows: int, dictionaries: Collection[str] = ()
+) -> Iterator[pa.Table]:
+    """A file whose rows stand together by `subject_id`, whole subjects and about so many rows at a time.
+
+    Args:
+        read: gives a row group as a table with `subject_id`.
+        dictionaries: columns that are read as dictionaries.
+
+    Raises:
+        TimeloomError: the file is missing, truncated or corrupt.
+    """
+    try:
+        with pq.ParquetFile(
+            path, page_checksum_verification=True, read_dictionary=list(dictionaries), pre_buffer=True
+        ) as file:
+            held: list[pa.Table] = []
+            for group in range(file.num_row_groups):
+                held.append(read(file, group))
+                if sum(table.num_rows for table in held) >= rows:
+                    table = pa.concat_tables(held)
+                    ids = table["subject_id"].to_numpy()
+                    # Of the last subject more may come.
+                    whole = int(np.searchsorted(ids, ids[-1]))
+                    held = [table.slice(whole)]
+                    if whole:
+                        yield table.slice(0, whole)
+            rest = pa.concat_tables(held) if held else None
+    except (OSError, pa.ArrowException) as error:
+        raise TimeloomError(f"cannot read {path.parent.name}/{path.name}", remedy=REPAIR) from error
+    if rest is not None and rest.num_rows:
+        yield rest

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from warehouse.arrays import I32, I64, NO_TIME, Bools, numbers_of
-from warehouse.errors import REPAIR, TimeloomError
+from warehouse.errors import TimeloomError
 from warehouse.order import KIND_RANK, PRECISION_RANK
+from warehouse.parquet import subjects_together
 
 # So many rows are read and worked on at a time: what fits into a core's cache is done twice as fast.
 PART_ROWS = 250_000
@@ -170,29 +171,8 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
         TimeloomError: the file is missing, truncated or corrupt.
     """
     columns = [*_COLUMNS, *(_VALUES if values else ())]
-    try:
-        with pq.ParquetFile(
-            path, page_checksum_verification=True, read_dictionary=list(_TEXTS), pre_buffer=True
-        ) as file:
-            held: list[pa.Table] = []
-            for group in range(file.num_row_groups):
-                held.append(_read_group(file, group, columns))
-                if sum(table.num_rows for table in held) >= rows:
-                    table = pa.concat_tables(held)
-                    ids = table["subject_id"].to_numpy()
-                    # Of the last subject more may come.
-                    whole = int(np.searchsorted(ids, ids[-1]))
-                    held = [table.slice(whole)]
-                    if whole:
-                        yield from Part.of(table.slice(0, whole), codes).slices(rows)
-            rest = pa.concat_tables(held) if held else None
-    except (OSError, pa.ArrowException) as error:
-        raise TimeloomError(
-            f"cannot read {path.parent.name}/{path.name}",
-            remedy=REPAIR,
-        ) from error
-    if rest is not None and rest.num_rows:
-        yield from Part.of(rest, codes).slices(rows)
+    for table in subjects_together(path, lambda file, group: _read_group(file, group, columns), rows, _TEXTS):
+        yield from Part.of(table, codes).slices(rows)
 
 
 def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
