@@ -108,6 +108,7 @@ class Extractor:
         takes_known: `index` is given, besides, the items that an earlier night found with the same settings: one whose
             files stand as they did need not be judged again.
         text: a function of a UnitRequest that gives an item's text, where its settings keep texts.
+        tokens: a function of a UnitRequest that gives all of a text's tokens (n,); none where items are no texts.
         keeps: `index` is given, besides, the path of a folder below the private one, in which it may leave what its
             reader needs; None where nothing will be read.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
@@ -130,6 +131,7 @@ class Extractor:
     files_too: bool = False
     takes_known: bool = False
     text: str = ""
+    tokens: str = ""
     keeps: bool = False
     by_file: ByFile | None = None
     reads: str = ""

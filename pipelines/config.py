@@ -23,6 +23,7 @@ from extractors.modalities import EXTRACTORS
 from extractors.reading import Reading
 from extractors.vectors.settings import BY_FOLDER, BY_NAME, BY_PATH, ImportedConfig
 from extractors.yaml_files import explain, read_yaml
+from pipelines.clinifuse.settings import DuplicatesConfig, GraphsConfig, TripletsConfig
 from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
@@ -171,6 +172,9 @@ class RunConfig(Settings):
             SCHEMES.
         labels: the tasks that are labelled; those that are built in where not given, unless there is no held_out.
         merges: a CSV with columns old and new, the subject ids that the hospital has merged.
+        graphs: graphs of visits; none where not given.
+        duplicates: copies among pictures and texts; none are looked for where not given.
+        triplets: images, text and record of studies; none where not given.
     """
 
     name: str = "timeloom"
@@ -185,6 +189,9 @@ class RunConfig(Settings):
     merges: LocatedPath | None = None
     profiles: dict[FolderName, ProfileConfig] = Field(default_factory=lambda: {"mehrt": built_in("mehrt")})
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
+    graphs: GraphsConfig | None = None
+    duplicates: DuplicatesConfig | None = None
+    triplets: TripletsConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     workers: int | None = Field(default=None, ge=1)
 
@@ -270,6 +277,14 @@ class RunConfig(Settings):
             raise ValueError(f"labels.scheme {scheme} is not among splits: {', '.join(self.splits)}")
         if self.labels.tasks and self.splits[scheme].held_out == 0:
             raise ValueError(f"labels: the scheme {scheme} has no held_out, on which models are evaluated")
+        named = {
+            "duplicates": [self.duplicates.scheme] if self.duplicates else [],
+            "triplets": [self.triplets.scheme, *self.triplets.keep_out] if self.triplets else [],
+        }
+        for key, schemes in named.items():
+            unknown = [name for name in schemes if name is not None and name not in self.splits]
+            if unknown:
+                raise ValueError(f"{key} names the scheme {unknown[0]}, which is not among {', '.join(self.splits)}")
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self

@@ -7,8 +7,11 @@ from pipelines import (
     align,
     count,
     derive,
+    digests,
+    duplicates,
     embed,
     encode,
+    graphs,
     group,
     index,
     labels,
@@ -21,6 +24,7 @@ from pipelines import (
     subset,
     texts,
     tokenize,
+    triplets,
     vectors,
     vocabulary,
 )
@@ -46,4 +50,8 @@ STAGES: tuple[Stage, ...] = (
     tokenize.STAGE,
     subset.STAGE,
     pack.STAGE,
+    digests.STAGE,
+    duplicates.STAGE,
+    triplets.STAGE,
+    graphs.STAGE,
 )

@@ -103,6 +103,32 @@ class ReleaseLayout:
         return self.path / "subsets" / f"{profile}.{plan}.parquet"
 
     @property
+    def copies(self) -> Path:
+        """Items that have copies, and which of them are set aside."""
+        return self.path / "duplicates" / "copies.parquet"
+
+    def triplets(self, bucket: int) -> Path:
+        return self.path / "triplets" / f"{bucket_name(bucket)}.parquet"
+
+    def funnel(self, bucket: int) -> Path:
+        """What became of every study, text and subject that might have made a triplet."""
+        return self.path / "triplets" / "funnel" / f"{bucket_name(bucket)}.parquet"
+
+    @property
+    def graph_codes(self) -> Path:
+        """Codes of visit graphs, and their numbers."""
+        return self.path / "graphs" / "codes.parquet"
+
+    def graph_visits(self, bucket: int) -> Path:
+        return self.path / "graphs" / "visits" / f"{bucket_name(bucket)}.parquet"
+
+    def graph_nodes(self, bucket: int) -> Path:
+        return self.path / "graphs" / "nodes" / f"{bucket_name(bucket)}.parquet"
+
+    def graph_edges(self, bucket: int) -> Path:
+        return self.path / "graphs" / "edges" / f"{bucket_name(bucket)}.parquet"
+
+    @property
     def ledger(self) -> Path:
         return self.path / "ledger.parquet"
 
@@ -204,6 +230,11 @@ class Layout:
     def scanned(self) -> Path:
         """What each file of a tree of images was found to be, in the hospital's own words."""
         return self.private / "scanned"
+
+    @property
+    def digests(self) -> Path:
+        """What pictures and texts are compared by, to find copies."""
+        return self.private / "digests"
 
     @property
     def grouped(self) -> Path:

@@ -209,6 +209,57 @@ class LabelsEntry(BaseModel):
     lacks: tuple[str, ...] = ()
 
 
+class GraphsEntry(BaseModel):
+    """The graphs of visits.
+
+    Attributes:
+        rules: the configuration, without the site's files.
+        without_start: visits that no event begins. out_of_order: visits whose end lies before their start.
+        nodes: by type.
+        edges: those that are written; where all nodes of a visit occur together, the rules say so.
+        without_visit: by type, events that would be nodes and are of no visit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rules: dict[str, Any]
+    visits: int
+    without_start: int
+    out_of_order: int
+    nodes: dict[str, int]
+    edges: int
+    without_visit: dict[str, int]
+
+
+class DuplicatesEntry(BaseModel):
+    """Copies among pictures and texts.
+
+    Attributes:
+        scheme: whose splits they were held against.
+        found: by modality and method (`exact`, `near`): items `compared` and `left_out`, `groups` of copies, `copies`
+            in them, groups `of_several_subjects` and `across_splits`, and items `set_aside`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rules: dict[str, Any]
+    scheme: str
+    found: dict[str, dict[str, dict[str, int]]]
+
+
+class TripletsEntry(BaseModel):
+    """Triplets of images, text and record.
+
+    Attributes:
+        scheme: whose splits they have.
+        triplets: by split, those that are usable. set_aside: the others, by reason.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rules: dict[str, Any]
+    scheme: str
+    triplets: dict[str, int]
+    set_aside: dict[str, int]
+
+
 class ContentEntry(BaseModel):
     """How much a part of the release holds: what the next releases are compared with.
 
@@ -274,6 +325,9 @@ class Manifest(BaseModel):
     encoders: dict[str, tuple[EncoderEntry, ...]]
     profiles: dict[str, ProfileEntry]
     labels: dict[str, LabelsEntry] = Field(default_factory=dict)
+    graphs: GraphsEntry | None = None
+    duplicates: DuplicatesEntry | None = None
+    triplets: TripletsEntry | None = None
     stages: dict[str, int]
     sources: dict[str, str]
     verdicts: dict[str, dict[str, int]]

@@ -210,3 +210,116 @@ LEDGER = pa.schema(
         pa.field("events", pa.int64(), nullable=False),
     ]
 )
+
+# A row an item that has copies, by method: `exact` (the same pixels or tokens) or `near`. `group` is the least key of
+# the copies, of which there are `members`; `across` says that they lie in several splits. Near pictures stay.
+COPIES = pa.schema(
+    [
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("item_key", pa.string(), nullable=False),
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("members", pa.int64(), nullable=False),
+        pa.field("across", pa.bool_(), nullable=False),
+        pa.field("set_aside", pa.bool_(), nullable=False),
+    ]
+)
+
+# A row a triplet: a study's images, oldest first, those of earlier studies flagged; its text, with the places in it, in
+# letters, of windows and sentences (null where the release holds no texts); and until when its record counts. Without a
+# visit `has_ehr` is false and the record's columns are null. `primary_dx` is what came out, known at its own time.
+# `set_aside` says why a triplet is not to be used: no_split, kept_out, duplicate.
+TRIPLETS = pa.schema(
+    [
+        pa.field("triplet_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("image_keys", pa.list_(pa.string()), nullable=False),
+        pa.field("image_times", pa.list_(TIME), nullable=False),
+        pa.field("prior_flags", pa.list_(pa.bool_()), nullable=False),
+        pa.field("text_key", pa.string(), nullable=False),
+        pa.field("text_time", TIME, nullable=False),
+        pa.field("text_available_time", TIME, nullable=False),
+        pa.field("text_role", pa.string(), nullable=False),
+        pa.field("text_source", pa.string()),
+        pa.field("segment_begins", pa.list_(pa.int32()), nullable=False),
+        pa.field("segment_ends", pa.list_(pa.int32()), nullable=False),
+        pa.field("sentence_begins", pa.list_(pa.int32())),
+        pa.field("sentence_ends", pa.list_(pa.int32())),
+        pa.field("has_ehr", pa.bool_(), nullable=False),
+        pa.field("link_rule", pa.string(), nullable=False),
+        pa.field("ehr_cutoff_time", TIME),
+        pa.field("visit_id", pa.int64()),
+        pa.field("visit_ids", pa.list_(pa.int64())),
+        pa.field("primary_dx", pa.string()),
+        pa.field("primary_dx_time", TIME),
+        pa.field("set_aside", pa.string()),
+    ]
+)
+
+# What became of images, studies, texts and subjects, by their modality (`all` for subjects), step and rule.
+FUNNEL = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("number", pa.int64(), nullable=False),
+    ]
+)
+
+# Types of a visit graph's nodes: what was found or done, and the classes that it is of.
+CLINICAL_NODES = ("diagnosis", "procedure", "medication", "lab", "vital")
+NODE_TYPES = (*CLINICAL_NODES, "concept")
+CO_OCCURS, IS_A = "co_occurs", "is_a"
+
+# A row a visit, a subject's together and by start. `visit` is its number among the subject's, from 0; `type` is the
+# code of the event that began it; `last_time` is that of its last event. `days_since_prev` is null for the first.
+# `diagnosis` to `concept` count its nodes of each type.
+VISITS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("visit", pa.int32(), nullable=False),
+        pa.field("visit_id", pa.int64(), nullable=False),
+        pa.field("type", pa.string()),
+        pa.field("start", TIME, nullable=False),
+        pa.field("end", TIME),
+        pa.field("last_time", TIME, nullable=False),
+        pa.field("days_since_prev", pa.float32()),
+        *(pa.field(name, pa.int32(), nullable=False) for name in NODE_TYPES),
+    ]
+)
+
+# A row a node: `row` is that of its visit in the bucket's file of visits, `node` its number, from 0, among the visit's
+# nodes of its type. `times` and `values` are of each of its events, by when it could be read; a concept has none.
+GRAPH_NODES = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("node", pa.int32(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("unit", pa.string()),
+        pa.field("available_time", TIME, nullable=False),
+        pa.field("times", pa.list_(TIME), nullable=False),
+        pa.field("values", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+# A row an edge of a visit's graph, and when it could be known. Pairs that occur together stand there once; where all of
+# a visit's nodes do, no row says so.
+GRAPH_EDGES = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("source_type", pa.string(), nullable=False),
+        pa.field("relation", pa.string(), nullable=False),
+        pa.field("target_type", pa.string(), nullable=False),
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("available_time", TIME, nullable=False),
+    ]
+)
+
+# Every code of the release and every class above one, numbered from 0 in their order.
+GRAPH_CODES = pa.schema([pa.field("id", pa.int32(), nullable=False), pa.field("code", pa.string(), nullable=False)])

@@ -18,20 +18,26 @@ _AT_A_TIME = 256
 
 def fingerprint_of(pixels: npt.NDArray[np.uint16]) -> str:
     """The fingerprint of a picture (rows, columns) in hex; empty where most neighbours are equal."""
-    sparse = pixels[:: max(1, pixels.shape[0] // _SAMPLES), :: max(1, pixels.shape[1] // _SAMPLES)]
-    rows, columns = sparse.shape
-    if rows < SIDE or columns < SIDE + 1:
+    if pixels.shape[0] < SIDE or pixels.shape[1] < SIDE + 1:
         return ""
-    downs = np.linspace(0, rows, SIDE + 1).astype(np.int64)[:-1]
-    across = np.linspace(0, columns, SIDE + 2).astype(np.int64)[:-1]
-    sums = np.add.reduceat(np.add.reduceat(sparse.astype(np.int64), downs, axis=0), across, axis=1)
-    heights, widths = np.diff(np.append(downs, rows)), np.diff(np.append(across, columns))
-    means = sums / (heights[:, None] * widths[None, :])
+    means = means_of(pixels, SIDE, SIDE + 1)
     steps = np.diff(means, axis=1)
     equal = _EQUAL * float(np.ptp(means))
     if (np.abs(steps) <= equal).mean() > _MOST_EQUAL:
         return ""
     return np.packbits(steps > equal).tobytes().hex()
+
+
+def means_of(pixels: npt.NDArray[np.uint16], down: int, across: int) -> npt.NDArray[np.float64]:
+    """The mean of each of so many fields (down, across) of a picture that has as many rows and columns at least."""
+    sparse = pixels[:: max(1, pixels.shape[0] // _SAMPLES), :: max(1, pixels.shape[1] // _SAMPLES)]
+    rows, columns = sparse.shape
+    tops = np.linspace(0, rows, down + 1).astype(np.int64)[:-1]
+    lefts = np.linspace(0, columns, across + 1).astype(np.int64)[:-1]
+    sums = np.add.reduceat(np.add.reduceat(sparse.astype(np.int64), tops, axis=0), lefts, axis=1)
+    heights, widths = np.diff(np.append(tops, rows)), np.diff(np.append(lefts, columns))
+    means: npt.NDArray[np.float64] = sums / (heights[:, None] * widths[None, :])
+    return means
 
 
 def near_copies(fingerprints: Sequence[str]) -> list[int]:

@@ -76,7 +76,7 @@ def groups_of(signatures: U32, tokens_of: Callable[[int], U32], least: float) ->
         found = tokens_of(place)
         return np.unique(shingles_of(found, np.array([len(found)]))[0])
 
-    for first, second in _candidates(signatures):
+    for first, second in candidates_of(signatures):
         roots = sorted((root(first), root(second)))
         if roots[0] == roots[1]:
             continue
@@ -86,7 +86,7 @@ def groups_of(signatures: U32, tokens_of: Callable[[int], U32], least: float) ->
     return np.array([root(place) for place in range(len(stands))], np.int64)
 
 
-def _candidates(signatures: U32) -> list[tuple[int, int]]:
+def candidates_of(signatures: U32) -> list[tuple[int, int]]:
     """Pairs of texts that are the same in a whole band: each with the first such and with the one before it.
 
     So there are at most two a text and band, however many copies of one template there are.

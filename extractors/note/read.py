@@ -61,6 +61,15 @@ def read_text_of(request: UnitRequest) -> str:
     return text
 
 
+def read_tokens_of(request: UnitRequest) -> npt.NDArray[np.uint32]:
+    """All tokens of a note (n,), those behind its last window too.
+
+    Raises:
+        VerdictError: failed_changed, as by `read_windows`.
+    """
+    return _kept(request).tokens(request.geometry["place"])
+
+
 def read_windows(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     """Windows [start, stop) of a note in batches (n, window) of int32: [CLS], tokens, [SEP], and NO_TOKEN behind them.
 

@@ -136,6 +136,7 @@ NOTE = Extractor(
     foreign="refused_not_note",
     matches=("note_id", "patient_id"),
     text="extractors.note.read:read_text_of",
+    tokens="extractors.note.read:read_tokens_of",
     keeps=True,
     private_geometry=frozenset(("stamp", "kept", "place")),
     keyed_geometry=frozenset(("note", "parent", "copied_from")),

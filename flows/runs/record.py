@@ -22,7 +22,17 @@ from warehouse.publish import new_release_id
 from warehouse.sealed import write_sealed
 
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
-DECLARED = ("content_hash", "deid", "encoders", "profiles", "labels", "split_scheme")
+DECLARED = (
+    "content_hash",
+    "deid",
+    "encoders",
+    "profiles",
+    "labels",
+    "graphs",
+    "duplicates",
+    "triplets",
+    "split_scheme",
+)
 
 
 def make_manifest(

@@ -4,6 +4,7 @@ from validation.areas import (
     contents,
     encoders,
     events,
+    graphs,
     items,
     labels,
     ledger,
@@ -11,6 +12,7 @@ from validation.areas import (
     splits,
     subjects,
     tokens,
+    triplets,
     values,
 )
 from validation.areas.area import Area
@@ -28,4 +30,6 @@ AREAS: tuple[Area, ...] = (
     splits.AREA,
     shards.AREA,
     labels.AREA,
+    graphs.AREA,
+    triplets.AREA,
 )

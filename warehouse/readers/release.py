@@ -11,7 +11,7 @@ from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.parquet import read_frame
 from warehouse.readers.pinned import PinnedRelease, check_split
-from warehouse.schemas import EVENTS, ITEMS, TEXTS
+from warehouse.schemas import COPIES, EVENTS, ITEMS, TEXTS
 from warehouse.tokens import TokenType
 
 if TYPE_CHECKING:
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     from warehouse.readers.batch import Batch, IdBatch, SegmentBatch
     from warehouse.readers.dataset import ShardDataset
+    from warehouse.readers.graphs import VisitGraphs
     from warehouse.readers.tasks.features import Features
     from warehouse.readers.tasks.labels import Clock, Labels
     from warehouse.readers.tasks.probes import ProbeDataset
     from warehouse.readers.tasks.prompts import Prompt
+    from warehouse.readers.triplets import Triplets
 
 
 _Kind = Literal["pooled", "sequences"] | bool
@@ -167,6 +169,35 @@ class Release(PinnedRelease):
         """
         paths = self.checked_all(self.files.texts(bucket) for bucket in range(self.manifest.buckets))
         return pl.scan_parquet(paths) if paths else _empty(TEXTS)
+
+    def graphs(self) -> "VisitGraphs":
+        """The graphs of visits, in a release that has them; see warehouse.readers.graphs.VisitGraphs.
+
+        Raises:
+            TimeloomError: the release has none.
+        """
+        from warehouse.readers.graphs import VisitGraphs
+
+        return VisitGraphs(self)
+
+    def triplets(self) -> "Triplets":
+        """Images, text and record of studies, in a release that has them; see warehouse.readers.triplets.Triplets.
+
+        Raises:
+            TimeloomError: the release has none.
+        """
+        from warehouse.readers.triplets import Triplets
+
+        return Triplets(self)
+
+    def copies(self) -> pl.DataFrame:
+        """Items that have copies (warehouse.schemas.COPIES), in a release in which they were looked for; else no row.
+
+        Raises:
+            TimeloomError: the file is damaged.
+        """
+        paths = self.checked_all([self.files.copies])
+        return read_frame(paths[0]) if paths else _empty(COPIES).collect()
 
     def vocabulary(self, profile: str) -> pl.DataFrame:
         """token_id, token, type and train_count, by token_id.

@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 
 from tests.support import patients, releases
-from tests.validation.gate import around, labels
+from tests.validation.gate import around, clinifuse, labels
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import write_table
 from warehouse.schemas import EVENTS, LEDGER, SPLIT_LEDGER
 from warehouse.shards.file import read_shard, write_shard
 
 Mutation = Callable[[ReleaseLayout], None]
-MUTATIONS: dict[str, Mutation] = {**around.MUTATIONS, **labels.MUTATIONS}
+MUTATIONS: dict[str, Mutation] = {**around.MUTATIONS, **clinifuse.MUTATIONS, **labels.MUTATIONS}
 FRACTIONS: dict[str, dict[str, float]] = {}  # of mutations that change the scheme, not the tree
 
 
