@@ -73,8 +73,8 @@ def test_an_image_is_a_token_where_its_profile_s_encoder_made_a_vector(tmp_path:
     second = items.filter(pl.col("modality") == "ct", pl.col("verdict") == "ok").with_columns(
         pl.lit("second-0123").alias("store"), lacking.alias("verdict")
     )
-    here = pl.col("item_key").is_in(pl.read_parquet(tree.items(bucket))["item_key"].implode())
-    pl.concat([items, second]).filter(here).write_parquet(tree.items(bucket))
+    of_bucket = pl.col("item_key").is_in(pl.read_parquet(tree.items(bucket))["item_key"].implode())
+    pl.concat([items, second]).filter(of_bucket).write_parquet(tree.items(bucket))
     stores = dict(items.drop_nulls("store").select("modality", "store").unique().iter_rows())
 
     found = items_with_vectors(tree, bucket, stores).to_list()
