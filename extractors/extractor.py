@@ -116,6 +116,7 @@ class Extractor:
         reads: what files it reads, in words.
         foreign: the verdict of the one item for all files that are none of the modality.
         matches: what a crosswalk may name its items by.
+        noted: keys of an item's geometry that are there where something of it is odd; `timeloom index` counts them.
         private_geometry: keys of an item's geometry that its reader alone needs; they stay in the private folder.
         keyed_geometry: keys whose values name a group of items, and are hashed by the site's key.
     """
@@ -137,6 +138,7 @@ class Extractor:
     reads: str = ""
     foreign: str = ""
     matches: tuple[Match, ...] = ("patient_id",)
+    noted: tuple[str, ...] = ()
     private_geometry: frozenset[str] = frozenset()
     keyed_geometry: frozenset[str] = frozenset()
 

@@ -13,6 +13,10 @@ from extractors.reading import Reading, TableReading, laid_over
 from extractors.source import SOURCES, Source, load_source
 from warehouse.configuration import LocatedPath, located
 
+NOTED = (
+    "tokens_cut", "mojibake", "stored_early", "time_unreadable", "no_visit", "id_repeated", "of_visit", "addendum",
+    "parent_absent", "exact_copies", "near_copies",
+)  # fmt: skip
 WEIGHTS = ".safetensors"
 MARKS = 2  # of a window's tokens: [CLS] before the text, [SEP] behind it
 
@@ -138,6 +142,7 @@ NOTE = Extractor(
     text="extractors.note.read:read_text_of",
     tokens="extractors.note.read:read_tokens_of",
     keeps=True,
+    noted=NOTED,
     private_geometry=frozenset(("stamp", "kept", "place")),
     keyed_geometry=frozenset(("note", "parent", "copied_from")),
 )

@@ -95,14 +95,36 @@ def _in_words(names: list[str], usable: list[FoundItem], read: int, others: dict
     lying = ", ".join(f"{number:,} {kind}" for kind, number in others.items())
     if usable:
         found = f"Files of usable items: {read:,}." + (f" Of the others: {lying}." if lying else "")
-        lacking = Counter(item.modality for item in usable if _says_nobody(item))
-        return found + "".join(
-            f" {number:,} {MODALITIES[name].title} items say neither whose they are nor when: a run needs a crosswalk"
-            f" or a table that does (modalities.{name})."
-            for name, number in lacking.items()
-        )
+        return found + _noted_in_words(usable) + _lacking_in_words(usable)
     reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
     return f"Nothing is usable. Found: {lying or 'no file'}. Read would be {reads}."
+
+
+def _noted(items: Iterable[FoundItem]) -> Counter[str]:
+    """How many items of one modality have something odd, by what it is."""
+    return Counter(key for item in items for key in EXTRACTORS[item.modality].noted if item.geometry.get(key))
+
+
+def _noted_in_words(usable: Iterable[FoundItem]) -> str:
+    by_modality: dict[str, list[FoundItem]] = defaultdict(list)
+    for item in usable:
+        by_modality[item.modality].append(item)
+    found = ((name, _noted(items)) for name, items in by_modality.items())
+    return "".join(
+        f" Of the {MODALITIES[name].title} items: {', '.join(f'{number:,} {key}' for key, number in counted.items())}."
+        for name, counted in found
+        if counted
+    )
+
+
+def _lacking_in_words(usable: Iterable[FoundItem]) -> str:
+    """What must tell of some items whose they are."""
+    lacking = Counter(item.modality for item in usable if _says_nobody(item))
+    return "".join(
+        f" {number:,} {MODALITIES[name].title} items say neither whose they are nor when: a run needs a crosswalk"
+        f" or a table that does (modalities.{name})."
+        for name, number in lacking.items()
+    )
 
 
 def _find(path: Path, modality: str, workers: int | None, progress: Progress) -> list[FoundItem]:
@@ -124,6 +146,7 @@ def _summary(items: list[FoundItem], root: Path) -> dict[str, Any]:
         + sum(_files(item) for item in items if not item.paths),
         "bytes": _bytes({path for item in items for path in item.paths}, root),
         "times": dict(sorted(tags.items())),
+        "noted": dict(sorted(_noted(items).items())),
     }
 
 

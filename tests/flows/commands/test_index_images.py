@@ -184,6 +184,8 @@ def test_a_table_of_notes_is_one_file_of_many_items_with_times(tmp_path: Path) -
     done = index(tmp_path / "tree", "--modality", "note", "--json", "--out", tmp_path / "items.csv")
     found = {group["verdict"]: group for group in json.loads(done.stdout)["groups"]}
     assert (found["ok"]["items"], found["ok"]["files"], found["ok"]["bytes"]) == (5, 1, table.stat().st_size)
+    # Four were stored on the 5th and before, and charted on the 6th; all are of one visit.
+    assert found["ok"]["noted"] == {"near_copies": 4, "of_visit": 5, "stored_early": 4}
     assert found["refused_empty"]["items"] == 1 and NAME not in done.stdout + done.stderr
     listed = {row["name"]: row for row in csv.DictReader((tmp_path / "items.csv").open())}
     assert listed["N3"]["time"] == "2130-05-06 23:59:59.999999", "stored two days before the day of its charting"
