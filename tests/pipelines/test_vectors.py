@@ -18,7 +18,7 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.local import LocalEngine
 from pipelines.items import private_paths
 from pipelines.night import Night, carry_out
-from pipelines.vectors import Counts, described, names_of
+from pipelines.vectors import Counts, _Asked, _claimed, described, names_of
 from tests.support.images.phantoms import write_series
 from tests.support.raw.raw_tables import KEEP
 from tests.support.vectors import clam, declared, drawn, grid, trident
@@ -144,12 +144,12 @@ def test_one_vector_for_two_items_and_two_vectors_for_one_item_are_nobody_s(tree
     assert trees.tie(match="folder")[1]["verdicts"] == {"failed_duplicate_vectors": 1, "ok": 2}
 
 
-def test_a_copied_item_is_one(trees: Trees) -> None:
-    copied = trees.work / "ct" / "copy"
-    copied.mkdir()
-    for path in (trees.work / "ct" / "p0").iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
-    assert trees.tie()[1]["verdicts"] == {"ok": 3}
+def test_a_copied_item_is_one_and_a_refused_one_shares_nothing() -> None:
+    name = frozenset({"S.1"})
+    copies, refused = [_Asked(name, "slide", True)] * 2, _Asked(name, "scout", False)
+    assert _claimed([*copies, refused]) == {"S.1": 1}
+    assert _claimed([*copies, _Asked(name, "another slide", True)]) == {"S.1": 2}
+    assert _claimed([refused]) == {"S.1": 0}
 
 
 def test_what_a_person_should_look_at_is_counted_and_said(trees: Trees) -> None:
