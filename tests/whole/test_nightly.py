@@ -34,7 +34,7 @@ from warehouse.layout import ReleaseLayout
 from warehouse.manifest import read_manifest
 from warehouse.parquet import read_frame
 
-STEPS = ["extract", "embed", "align", "split", "vocabulary", "tokenize", "pack", "validate", "publish"]
+STEPS = ["extract", "embed", "align", "split", "labels", "vocabulary", "tokenize", "pack", "validate", "publish"]
 
 
 @pytest.fixture(scope="session")
