@@ -10,6 +10,7 @@ from validation.measure.annotations import measure_codes
 from validation.measure.budgets import list_budgets
 from validation.measure.measured_release import MeasuredRelease
 from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
+from validation.measure.triplets import count_copies, read_funnel
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Measurements:
         coverage: a row per token profile, namespace and split (measure_coverage).
         tokenised: a row per token profile, namespace and split (measure_tokenised).
         attrition: a row per task of labels, rule and split (read_attrition).
+        funnel: a row per source, step and rule of triplets (read_funnel).
+        copies: a row per modality and method (count_copies).
         length_unit: `tokens of <profile>`, or `events` where the release has no token profile.
     """
 
@@ -39,6 +42,8 @@ class Measurements:
     coverage: pl.DataFrame
     tokenised: pl.DataFrame
     attrition: pl.DataFrame
+    funnel: pl.DataFrame
+    copies: pl.DataFrame
     length_unit: str
 
 
@@ -65,5 +70,7 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         coverage=release.coverage,
         tokenised=release.tokenised,
         attrition=release.attrition,
+        funnel=read_funnel(tree, release.buckets),
+        copies=count_copies(tree),
         length_unit=f"tokens of {profile}" if profile else "events",
     )

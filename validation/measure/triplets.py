@@ -16,6 +16,8 @@ MEASURED = {
     "unmasked": pl.Int64,
     "across_splits": pl.Int64,
 }
+# Of the funnel, in order.
+STEPS = ("images", "texts", "text", "visit", "outcome", "subjects")
 _RECORD = ("ehr_cutoff_time", "visit_id", "visit_ids")
 _READ = ["subject_id", "split", "source", "image_keys", "text_key", "has_ehr", *_RECORD, "set_aside"]
 
@@ -46,6 +48,37 @@ def measure_triplets(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
         "across_splits": _across(triplets.filter(pl.col("set_aside").is_null()), copies),
     }
     return pl.DataFrame([row], schema=MEASURED)
+
+
+def read_funnel(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
+    """What became of images, studies, texts and subjects, summed over the buckets; columns of FUNNEL.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
+    funnel = gather(map(tree.funnel, range(buckets)), FUNNEL, FUNNEL.names)
+    by = FUNNEL.names[:3]
+    order = pl.col("step").cast(pl.Enum(STEPS))
+    return funnel.group_by(by).agg(pl.col("number").sum()).sort(order, "source", "rule")
+
+
+def count_copies(tree: ReleaseLayout) -> pl.DataFrame:
+    """A row per modality and method: `groups` of copies, `copies` in them, groups `across` splits, items `set_aside`.
+
+    Raises:
+        TimeloomError: the file is damaged.
+    """
+    copies = gather([tree.copies], COPIES, COPIES.names)
+    return (
+        copies.group_by("modality", "method")
+        .agg(
+            pl.col("group").n_unique().cast(pl.Int64).alias("groups"),
+            pl.len().cast(pl.Int64).alias("copies"),
+            pl.col("group").filter("across").n_unique().cast(pl.Int64).alias("across"),
+            pl.col("set_aside").sum().cast(pl.Int64),
+        )
+        .sort("modality", "method")
+    )
 
 
 def _keys(triplets: pl.DataFrame, *columns: str) -> pl.DataFrame:

@@ -22,6 +22,7 @@ from validation.report.ledger_tables import (
     time_format_table,
 )
 from validation.report.table import Column, Format, Row, Table
+from validation.report.triplet_tables import copies_table, funnel_table
 from validation.report.vocabulary_tables import budget_table, coverage_table
 from warehouse.modalities import INDEXED, MODALITIES, title_of
 from warehouse.schemas import SPLITS
@@ -362,5 +363,7 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         coverage_table(measurements.coverage, anywhere, cells),
         attrition,
         label_table(measurements, attrition, anywhere, cells),
+        funnel_table(measurements, cells),
+        copies_table(measurements, cells),
     ]
     return {table.name: table for table in tables}
