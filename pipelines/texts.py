@@ -76,6 +76,7 @@ def run(params: Params, base: Path) -> Result:
     tree = ReleaseLayout(base)
     items = each_once(read_frame(tree.items(params["bucket"])))
     usable = items.filter((pl.col("verdict") == OK) & pl.col("modality").is_in(params["modalities"]))
+    usable = usable.unique("item_key", keep="first", maintain_order=True)  # an item has a row for each encoder
     path = tree.texts(params["bucket"])
     rows = write_tables(path, _frames(params, usable), TEXTS, "texts")
     return Result({str(path.relative_to(base)): rows}, Counts(texts=rows))
