@@ -41,15 +41,18 @@ TASK, SCHEME, BUCKETS, CODES = "mortality", "mehrt", 64, 3000
 MEDS_TAB = ("meds-tab==0.2.0",)
 START = datetime(2015, 1, 1)
 CEILING = 1800.0
-SHARD = 5_000
+SHARD, MOMENT = 5_000, 5
 COLUMNS = ["subject_id", "time", "code", "numeric_value"]
 
 
 def events_of(subjects: np.ndarray[Any, Any], each: int, random: np.random.Generator) -> pl.DataFrame:
-    """Events of some subjects: log-normal numbers of them, codes by Zipf's law, times over ten years."""
+    """Events of some subjects: log-normal numbers of them, five a moment over ten years, codes by Zipf's law."""
     counts = np.maximum(2, random.lognormal(np.log(each) - 0.5, 1.0, len(subjects)).astype(np.int64))
     owner = np.repeat(subjects, counts)
-    minutes = random.integers(0, 10 * 365 * 24 * 60, len(owner))
+    moments = np.maximum(1, counts // MOMENT)
+    first = np.repeat(np.cumsum(moments) - moments, counts)
+    which = first + random.integers(0, np.repeat(moments, counts))
+    minutes = random.integers(0, 10 * 365 * 24 * 60, int(moments.sum()))[which]
     code = np.minimum(random.zipf(1.3, len(owner)) - 1, CODES - 1)
     frame = pl.DataFrame({"subject_id": owner, "minute": minutes, "place": code})
     births = pl.DataFrame({"subject_id": subjects}).with_columns(

@@ -13,6 +13,7 @@ from flows.checks import check_source, check_task
 from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.debugging import debugging, set_debug
 from flows.extras import require
+from flows.features import features
 from flows.guard import check_ownership
 from flows.options import (
     AcceptLoss,
@@ -407,6 +408,7 @@ def simulate(
 
 app.command("check-source")(check_source)
 app.command("check-task")(check_task)
+app.command("features")(features)
 
 
 @app.command()

@@ -146,11 +146,11 @@ def _subjects(placed: pl.DataFrame, splits: Sequence[str], salt: int, seed: int)
     return subjects.with_columns(pl.Series("drawn", drawn, pl.UInt64))
 
 
-def check_clock(clock: str) -> str:
-    """Raises TimeloomError where there is no such clock."""
+def check_clock(clock: str) -> Clock:
+    """A clock by its name; raises TimeloomError where there is none."""
     if clock not in ("available_time", "time"):
         raise TimeloomError(f"there is no clock {clock}", remedy="choose available_time or time")
-    return clock
+    return "time" if clock == "time" else "available_time"
 
 
 def chosen_splits(splits: Sequence[str] | str | None) -> list[str]:
