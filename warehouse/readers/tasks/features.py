@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from warehouse.arrays import F32, I64
+from warehouse.arrays import F32, I32, I64
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, write_json
 from warehouse.hashing import bucket_of
@@ -37,9 +37,6 @@ from warehouse.readers.tasks.counting import (
 from warehouse.readers.tasks.demographics import AGE, BucketDemographics, KnownFacts
 from warehouse.readers.tasks.item_means import BucketItems
 from warehouse.readers.tasks.labels import SHARES, Clock, Labels, check_clock, chosen_splits, read_labels, with_splits
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 ATTRIBUTES = ("DEMO/SEX", "DEMO/ETHNICITY")
 # No event of a patient's care: demographics have columns of their own, and how far an export reaches is no fact.
@@ -64,22 +61,18 @@ class FeatureTable:
     vectors: dict[str, F32]
 
     @property
-    def matrix(self) -> "csr_array":
-        """(n, m) float32, as scipy has it.
+    def csr(self) -> tuple[F32, I32, I64]:
+        """Values, columns and edges of rows, as scipy takes them: `csr_array(table.csr, shape=table.shape)`."""
+        return self.sparse.values, self.sparse.columns, self.sparse.edges
 
-        Raises:
-            TimeloomError: scipy is not installed.
-        """
-        try:
-            from scipy.sparse import csr_array
-        except ImportError:
-            raise TimeloomError("scipy is not installed", remedy="install it: pip install scipy") from None
-        shape = len(self.rows), len(self.columns)
-        return csr_array((self.sparse.values, self.sparse.columns, self.sparse.edges), shape=shape)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        return len(self.rows), len(self.columns)
 
     def dense(self) -> F32:
-        """(n, m) float32: what `matrix.toarray()` gives."""
-        whole = np.zeros((len(self.rows), len(self.columns)), np.float32)
+        """(n, m) float32: what scipy's matrix has, written out."""
+        whole = np.zeros(self.shape, np.float32)
         whole[self.sparse.rows, self.sparse.columns] = self.sparse.values
         return whole
 

@@ -234,9 +234,10 @@ def test_parquet_is_loaded_in_one_line_and_is_the_matrix(
     loaded = scipy.sparse.coo_array((m["value"], (m["row"], m["column"])), shape=(len(rows), len(columns)))
     # Both ways of scoring a row, and both ways of loading, give the same numbers, what is missing included.
     np.testing.assert_array_equal(loaded.toarray(), table.dense())
-    np.testing.assert_array_equal(table.matrix.toarray(), table.dense())
+    matrix = scipy.sparse.csr_array(table.csr, shape=table.shape)
+    np.testing.assert_array_equal(matrix.toarray(), table.dense())
     weights = np.random.default_rng(0).standard_normal(len(columns)).astype(np.float32)
-    np.testing.assert_allclose(table.matrix[[3], :] @ weights, table.dense()[3] @ weights, rtol=1e-5)
+    np.testing.assert_allclose(matrix[[3], :] @ weights, table.dense()[3] @ weights, rtol=1e-5)
     vectors = pq.read_table(tmp_path / "out" / "ct.parquet")["vector"]
     present = (table.rows["items_ct"] > 0).to_numpy()
     assert (np.asarray(vectors.is_valid()) == present).all() and present.any() and not present.all()
@@ -250,7 +251,7 @@ def test_parquet_is_loaded_in_one_line_and_is_the_matrix(
 def test_a_task_without_labels_has_columns_and_no_row(tmp_path: Path) -> None:
     release = cohort(tmp_path / "root", [Fact(1, "LOINC/2160-0", 1, 1)], [])
     table = release.features(TASK).read()
-    assert len(table.rows) == 0 and table.matrix.shape == (0, 2)
+    assert len(table.rows) == 0 and table.shape == table.dense().shape == (0, 2)
     assert release.features(TASK).write(tmp_path / "out")["matrix.parquet"] == 0
 
 
