@@ -14,16 +14,17 @@ from extractors.simulate import simulate
 from flows.commands.demo import config_text
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "train_llama.py"
-IMAGES = ("ct", "wsi")
+# X-rays stay out: behind a film's report stands no finding.
+KINDS = {"images": ("ct", "wsi"), "signals and texts": ("ecg", "note")}
 
 
-@pytest.fixture(scope="module")
-def imaging_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hospital whose every patient has images, run for real and published."""
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
+def imaging_root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hospital whose every patient has items of two kinds, run for real and published."""
     folder = tmp_path_factory.mktemp("imaging")
-    simulate(folder / "hospital", subjects=120, seed=3, imaging_share=1.0, modalities=IMAGES)
+    simulate(folder / "hospital", subjects=120, seed=3, imaging_share=1.0, modalities=request.param)
     splits = "splits: {images: {train: 0.7, tuning: 0.15, held_out: 0.15}}\nbuckets: 4\n"
-    (folder / "run.yaml").write_text(config_text(IMAGES) + splits, encoding="utf-8")
+    (folder / "run.yaml").write_text(config_text(request.param) + splits, encoding="utf-8")
     command = [sys.executable, "-m", "flows.cli", "run", str(folder / "run.yaml"), "--direct", "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr

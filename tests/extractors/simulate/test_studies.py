@@ -1,5 +1,6 @@
 """ECGs, x-rays and notes of the simulated hospital: what plain readers see in them, and what becomes of them."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,15 @@ def test_notes_are_known_when_they_are_stored_and_a_long_one_is_cut(hospital: Ho
     assert unknown.time_precision == "day" and unknown.available_time is None
     assert items[where["note_long"]].geometry["tokens_cut"] > 0
     assert items[where["note_copied_forward"]].geometry["copied_from"] == where["note_copied_from"]
+
+
+def test_the_page_lists_every_planted_fault(hospital: Hospital) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulated-hospital.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    listed = {name: cells[3] for cells in rows if len(cells) == 5 for name in re.findall(r"`(\w+)`", cells[1])}
+    for name, fault in faults_of(hospital[0]).items():
+        said = listed.get(name) or listed[f"_{name.rpartition('_')[2]}"]
+        assert fault["expect"] != "verdict" or f"`{fault['reason']}`" in said, name
 
 
 def test_shares_and_overlap() -> None:
