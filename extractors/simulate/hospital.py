@@ -46,6 +46,8 @@ MADE = {
     "nifti": "CT in NIfTI",
 }
 """Kinds of items that can be asked for, and what they are called."""
+READ_AS = {**{kind: kind for kind in MADE}, "nifti": "ct"}
+"""By kind, the modality that reads it."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from extractors.simulate.hospital import READ_AS
 from warehouse.files import atomic_write
 from warehouse.modalities import INDEXED
 
@@ -14,7 +15,7 @@ def write_config(root: Path, modalities: Collection[str] = INDEXED) -> Path:
     """Writes `demo.yaml` into the demo's folder, unless it is there to be changed; gives its path.
 
     Args:
-        modalities: those whose blocks it has.
+        modalities: kinds of items of the simulated hospital whose modalities' blocks it has.
     """
     path = root / TEMPLATE.name
     if not path.exists():
@@ -26,7 +27,8 @@ def write_config(root: Path, modalities: Collection[str] = INDEXED) -> Path:
 def config_text(modalities: Collection[str]) -> str:
     """The demo's configuration with the blocks of some modalities."""
     text = TEMPLATE.read_text(encoding="utf-8")
+    read = {READ_AS[kind] for kind in modalities}
     for name in INDEXED:
-        if name not in modalities and not (name == "ct" and "nifti" in modalities):
+        if name not in read:
             text = re.sub(rf"(?m)^  {name}:.*\n(?:    .*\n)*", "", text)
     return text
