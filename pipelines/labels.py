@@ -16,7 +16,7 @@ from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.split import hashes_of
 from pipelines.tasks.attrition import Attrition
-from pipelines.tasks.codes import entries_of, systems_of
+from pipelines.tasks.codes import DERIVED, entries_of, systems_of
 from pipelines.tasks.definition import TaskConfig
 from pipelines.tasks.facts import read_facts
 from pipelines.tasks.labelling import BucketLabels, empty_labels, lists_of
@@ -59,13 +59,16 @@ def plan(night: Night) -> list[Task]:
     splits = hashes_of(night, scheme)
     names = lists_of(config.read_tasks)
     rules = {name: task.rules() for name, task in config.read_tasks.items()}
+    # Of the buckets' own codes the hash says which list holds them; derived ones are not among those.
+    entries = {name: entries_of(name, codes.lists) for name in names}
+    of_derived = {name: both for name, both in entries.items() if DERIVED in systems_of(both[0])}
     withheld = sorted(name for name, (decisive, _) in lacking(night).items() if decisive)
     return [
         make_task(
             STAGE,
             bucket_name(bucket),
             night.context.staging,
-            settings=[rules, withheld, scheme],
+            settings=[rules, withheld, scheme, of_derived],
             inputs=[
                 events[str(relative.events(bucket))],
                 derived[str(relative.derived(bucket))],

@@ -145,18 +145,31 @@ def test_the_audit_finds_a_planted_leak(site: Site, tmp_path: Path) -> None:
     assert measure_labels(tree, BUCKETS, tasks, attrition).row(0, named=True)["after_death"] == 1
 
 
-def test_a_night_redoes_the_changed_bucket_alone(site: Site, tmp_path: Path) -> None:
-    shutil.copytree(site.folder, tmp_path / "site", symlinks=True)
-    changed = Site(tmp_path / "site", site.config)
-    table = changed.folder / "tables" / "deaths.csv"
-    head, _, *others = table.read_text().splitlines()
-    table.write_text("\n".join([head, *others]) + "\n")
-    with changed._run(None, None) as run:
+def up_to_labels(site: Site) -> tuple[int, int]:
+    """How many tasks of the step ran and were done before, in a night that goes no further."""
+    with site._run(None, None) as run:
         for name, step in run.steps:
             done = run.carry_out(name, step)
             if name == "labels":
-                break
-        assert (done["ran"], done["linked"]) == (2, 2 * BUCKETS - 2), "of the bucket that lost a death"
+                return done["ran"], done["linked"] + done["resumed"]
+    raise AssertionError("there is no such step")
+
+
+def test_a_night_redoes_the_changed_bucket_alone(site: Site, tmp_path: Path) -> None:
+    shutil.copytree(site.folder, tmp_path / "site", symlinks=True)
+    changed = Site(tmp_path / "site", site.config)
+    assert up_to_labels(changed) == (0, 2 * BUCKETS)
+    table = changed.folder / "tables" / "deaths.csv"
+    head, _, *others = table.read_text().splitlines()
+    table.write_text("\n".join([head, *others]) + "\n")
+    assert up_to_labels(changed) == (2, 2 * BUCKETS - 2), "of the bucket that lost a death"
+
+
+def test_another_list_of_derived_events_makes_labels_anew(site: Site, tmp_path: Path) -> None:
+    shutil.copytree(site.folder, tmp_path / "site", symlinks=True)
+    severe = {"codes": {"aki_kdigo": {"any": ["DERIVED//AKI_KDIGO//3"]}}}
+    changed = Site(tmp_path / "site", site.config | {"labels": severe})
+    assert up_to_labels(changed) == (BUCKETS, BUCKETS), "derived events stay as they are"
 
 
 def test_without_tasks_there_are_no_labels(export: Path, tmp_path: Path) -> None:
