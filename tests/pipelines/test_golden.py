@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from extractors.source import load_source
-from pipelines import pack, split, vocabulary
+from pipelines import graphs, pack, split, vocabulary
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
 from pipelines.stages import STAGES
@@ -23,6 +23,7 @@ from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import write_series
 from tests.support.raw.raw_tables import align_one, aligned_events, convert
 from tests.support.tokens.timelines import left_out, named_tokens
+from tests.support.visits import write_events
 from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
@@ -195,6 +196,26 @@ def plain(packs: Packs, header: ShardHeader) -> Iterator[dict[str, str]]:
         }
 
 
+def graph(given: Path, work: Path) -> dict[str, str]:
+    tree = ReleaseLayout(work)
+    settings = {**yaml.safe_load((given / "settings.yaml").read_text()), "crosswalks": [str(given / "crosswalk.csv")]}
+    write_events(tree, read(given / "events.csv", EVENTS), {})
+    for bucket in (None, 0):
+        graphs.run({"bucket": bucket, "settings": settings}, work)
+    visits, nodes, edges = (
+        read_frame(path) for path in (tree.graph_visits(0), tree.graph_nodes(0), tree.graph_edges(0))
+    )
+    lists = [
+        pl.col(name).list.eval(pl.element().cast(pl.String)).list.join("; ").replace("", None)
+        for name in ("times", "values")
+    ]
+    return {
+        "visits.csv": written(visits.drop("last_time")),
+        "nodes.csv": written(nodes.with_columns(lists).drop("times")),
+        "edges.csv": written(edges),
+    }
+
+
 EXAMPLES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "meds": meds,
     "index": index_ct,
@@ -203,6 +224,7 @@ EXAMPLES: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "vocabulary": fit_vocabulary,
     "tokenize": encode,
     "pack": pack_train,
+    "graphs": graph,
 }
 
 
