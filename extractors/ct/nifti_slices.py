@@ -13,7 +13,8 @@ from extractors.nifti.header import NiftiHeader
 from extractors.nifti.voxels import stored_slices
 
 AT_ONCE = 8
-ALL_OVER = 32 << 20  # of stored bytes that are read at once where a slice lies all over the file
+# Stored bytes that are read at once: where a slice lies in one piece, and where it lies all over the file.
+IN_CACHE, ALL_OVER = 1 << 20, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,36 @@ def slabs(
     number = header.shape[axial.axis]
     stop = number if stop is None else min(stop, number)
     bytes_of_slice = header.dtype.itemsize * int(np.prod(header.shape)) // number
-    slices = at_once * (1 if axial.axis == 2 else max(1, ALL_OVER // (bytes_of_slice * at_once)))
+    all_over = axial.axis != 2
+    slices = at_once * (max(1, ALL_OVER // (bytes_of_slice * at_once)) if all_over else 1)
+    piece = at_once if all_over else max(1, IN_CACHE // bytes_of_slice)
     for first in range(start, stop, slices):
         last = min(first + slices, stop)
-        span = (first, last) if axial.upwards else (number - last, number - first)
-        stored = stored_slices(file, header, axial.axis, *span)
-        turned = canonical_axial(stored if axial.upwards else stored[::-1], axial.plane[:6], copy=False)
-        for place in range(0, len(turned), at_once):
-            yield _hounsfield(turned[place : place + at_once], header)
+        whole = _stored(file, header, axial, first, last) if all_over else None
+        for begin in range(first, last, at_once):
+            end = min(begin + at_once, last)
+            values = np.empty((end - begin, *axial.sides(header.shape)), dtype=np.float32)
+            not_finite = 0
+            for at in range(begin, end, piece):
+                until = min(at + piece, end)
+                stored = _stored(file, header, axial, at, until) if whole is None else whole[at - first : until - first]
+                not_finite += _fill(values[at - begin : until - begin], stored, header)
+            yield Slab(values, not_finite)
 
 
-def _hounsfield(stored: npt.NDArray[np.generic], header: NiftiHeader) -> Slab:
-    """Values of stored slices; slice by slice, so that each stays in the processor's cache."""
-    values = np.empty(stored.shape, dtype=np.float32)
+def _stored(file: BinaryIO, header: NiftiHeader, axial: Axial, first: int, last: int) -> npt.NDArray[np.generic]:
+    """Stored values of slices `first` up to `last`, counted from the feet, canonical axial."""
+    number = header.shape[axial.axis]
+    span = (first, last) if axial.upwards else (number - last, number - first)
+    stored = stored_slices(file, header, axial.axis, *span)
+    return canonical_axial(stored if axial.upwards else stored[::-1], axial.plane[:6], copy=False)
+
+
+def _fill(values: Pixels, stored: npt.NDArray[np.generic], header: NiftiHeader) -> int:
+    """Puts the values of stored slices, and says how many were no numbers.
+
+    It goes slice by slice, so that each stays in the processor's cache.
+    """
     not_finite = 0
     with np.errstate(all="ignore"):  # what is no number afterwards is counted
         for plane, kept in zip(values, stored, strict=True):
@@ -112,4 +130,4 @@ def _hounsfield(stored: npt.NDArray[np.generic], header: NiftiHeader) -> Slab:
                 if not finite.all():
                     not_finite += plane.size - int(np.count_nonzero(finite))
                     np.putmask(plane, ~finite, np.float32(AIR_HU))
-    return Slab(values, not_finite)
+    return not_finite
