@@ -1,6 +1,7 @@
-"""Images: our readers against pydicom, SimpleITK and OpenSlide, and the runner against the bare model, in one go.
+"""Images and notes: our readers against pydicom, SimpleITK, OpenSlide, wfdb, PIL, nibabel and tokenizers, and the
+runner against the bare model, in one go.
 
-    python benchmarks/imaging.py [--quick] [--work DIR] [--only ct|slides|device]
+    python benchmarks/imaging.py [--quick] [--work DIR] [--only ct|slides|units|device]
 
 Ratios above one: we are faster. Peers are installed into environments of their own below the work folder. The last line
 is JSON; what did not run, such as the share of a GPU's limit without a GPU, is null.
@@ -14,12 +15,15 @@ from pathlib import Path
 import imaging_ct
 import imaging_device
 import imaging_slides
+import imaging_units
 from rich.console import Console
 
-PARTS = {"slides": imaging_slides, "ct": imaging_ct, "device": imaging_device}
+PARTS = {"slides": imaging_slides, "ct": imaging_ct, "units": imaging_units, "device": imaging_device}
 KEYS = (
     "tiles_vs_openslide", "tiles_40to20_vs_openslide", "ct_uncompressed_vs_best", "ct_jpeg_lossless_vs_best",
-    "ct_jpeg_ls_vs_best", "ct_jpeg2000_vs_best", "device_fraction", "flop_fraction",
+    "ct_jpeg_ls_vs_best", "ct_jpeg2000_vs_best", "nifti_plain_vs_nibabel", "nifti_packed_vs_nibabel",
+    "nifti_coronal_vs_nibabel", "ecg_vs_wfdb", "cxr_dicom_vs_pydicom", "cxr_jpeg_vs_pil", "note_vs_plain",
+    "device_fraction", "flop_fraction", "flop_fraction_ecg", "flop_fraction_cxr", "flop_fraction_note",
 )  # fmt: skip
 
 

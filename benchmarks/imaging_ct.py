@@ -217,7 +217,7 @@ def simple_itk(work: Path) -> Path | None:
 def rates(quick: bool, work: Path, data: Path | None) -> dict[str, dict[tuple[str, int], float]]:
     """Slices a second by syntax, reader and processes: the best of some interleaved repetitions."""
     python = simple_itk(work)
-    repeats, seconds, count = (2, 0.25, 8) if quick else (4, 0.8, SLICES)
+    repeats, seconds, count = (2, 0.1, 8) if quick else (4, 0.8, SLICES)
     found: dict[str, dict[tuple[str, int], float]] = {}
     with tempfile.TemporaryDirectory(dir=work, prefix="ct-") as name:
         folder = Path(name)

@@ -3,7 +3,8 @@
 On the CPU the model is a vision transformer of DINOv2 ViT-S's shape at 224 px with random weights: 12 blocks of width
 384, 22 M parameters. Its slices are uncompressed CT. Torch has one thread in both runs, as every worker of timeloom
 has; the decoder process has the other core. On a GPU both real encoders run, with random weights too: DINOv2's ViT-L/14
-on the slices and GigaPath's tile encoder on a slide, and the lower of two fractions counts.
+on the slices and GigaPath's tile encoder on a slide, and the lower of two fractions counts. So do, each for itself, a
+ViT-B on ECGs, RAD-DINO's on x-rays and a BERT-base on notes.
 """
 
 import argparse
@@ -16,8 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import imaging_inputs
 import imaging_slides
+import imaging_units
 import numpy as np
 import polars as pl
 from measure import resident
@@ -27,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embedders.encoders.build import Encoder, EncoderConfig, build_encoder, build_untrained, encoder_spec
+from embedders.encoders.registry import NETWORKS
 from embedders.running.runner import Bucket, ItemToEmbed, RunFigures, RunnerSettings, embed_buckets
 from extractors.ct.index import index_ct
 from extractors.wsi.index import find_slides, index_slides
@@ -94,6 +99,7 @@ class Case:
     build: Callable[[], Encoder]
     items: list[ItemToEmbed]
     decoders: int
+    modality: str = ""  # of an encoder whose share of the FLOP limit has a key of its own
 
 
 def cases(work: Path, quick: bool, cuda: bool) -> list[Case]:
@@ -101,7 +107,7 @@ def cases(work: Path, quick: bool, cuda: bool) -> list[Case]:
     write_volumes(work / "device-ct", 1 if quick else 2)
     if not cuda:
         config = EncoderConfig(name="random-dinov2", width=384, device="cpu")
-        items = items_in(work / "device-ct", 4 if quick else 2)
+        items = items_in(work / "device-ct", 3 if quick else 2)
         return [Case("ViT-S shape, random weights", lambda: build_encoder(config, "ct", VIT_S), items, 1)]
     imaging_slides.write(work / "device-wsi" / "a.svs", 4096 if quick else 12_288)
     decoders = max(1, (os.cpu_count() or 2) - 1)
@@ -111,7 +117,41 @@ def cases(work: Path, quick: bool, cuda: bool) -> list[Case]:
              items_in(work / "device-ct", 96), decoders),
         Case("GigaPath tile encoder, random weights", lambda: build_untrained("gigapath-tile", "wsi", device="cuda"),
              slides, decoders),
+        *other_kinds(work / "device-units", quick, decoders),
     ]  # fmt: skip
+
+
+def other_kinds(work: Path, quick: bool, decoders: int, device: str = "cuda") -> list[Case]:
+    """ECGs, x-rays and notes: networks of the usual sizes with random weights."""
+    imaging_inputs.write_ecgs(work / "ecg", 64)
+    imaging_inputs.write_films(work / "cxr", 4)
+    table, vocabulary = imaging_inputs.write_notes(work / "note", 200 if quick else 1_000)
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    ecg = NETWORKS["random-ecg"].architecture | base
+    bert = NETWORKS["random-bert"].architecture | base | {"intermediate_size": 3072}
+    random = {
+        name: EncoderConfig.model_validate({"name": name, "width": 768, "device": device})
+        for name in ("random-ecg", "random-bert")
+    }
+    notes = imaging_units.note_settings(table, vocabulary)
+    return [
+        Case("ECG, ViT-B shape, random weights", lambda: build_encoder(random["random-ecg"], "ecg", ecg),
+             copied("ecg", work / "ecg", 256), decoders, "ecg"),
+        Case("RAD-DINO's ViT-B/14, random weights", lambda: build_untrained("rad-dino", "cxr", device=device),
+             copied("cxr", work / "cxr" / "dicom", 256), decoders, "cxr"),
+        Case("notes, BERT-base shape, random weights", lambda: build_encoder(random["random-bert"], "note", bert),
+             copied("note", table.parent, 8, kept=work / "note" / "kept", **notes), decoders, "note"),
+    ]  # fmt: skip
+
+
+def copied(modality: str, folder: Path, copies: int, **how: Any) -> list[ItemToEmbed]:
+    """The usable items of a folder, each `copies` times under another key."""
+    found = imaging_units.usable(modality, folder, **how)
+    return [
+        ItemToEmbed(f"{copy}-{number}", modality, folder, item.paths, item.geometry, item.units_expected or 0)
+        for copy in range(copies)
+        for number, item in enumerate(found)
+    ]
 
 
 def end_to_end(encoder: Encoder, items: list[ItemToEmbed], store: Path, case: Case) -> RunFigures:
@@ -127,8 +167,12 @@ def model_alone(encoder: Encoder, units: int) -> float:
     """Units a second of the model on random tensors that are on its device."""
     import torch
 
-    shape = encoder.spec.preprocess.shape
-    images = torch.randn((encoder.rows, *shape), device=encoder.device)
+    preprocess = encoder.spec.preprocess
+    if preprocess.form == "image":
+        images = torch.randn((encoder.rows, *preprocess.shape), device=encoder.device)
+    else:  # a text's ids are no numbers of any size
+        phantoms = preprocess.apply(torch.from_numpy(preprocess.phantom()))
+        images = phantoms[torch.arange(encoder.rows) % len(phantoms)].to(encoder.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -155,7 +199,7 @@ def _repeat(step: Callable[[], tuple[float, float]], times: int) -> tuple[float,
 
 
 def measure(quick: bool, work: Path) -> dict[str, float | None]:
-    """`device_fraction` and `flop_fraction`; prints its tables.
+    """`device_fraction`, `flop_fraction` and those of kinds that ran; prints its tables.
 
     Args:
         work: a folder for inputs and stores.
@@ -170,6 +214,7 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
     ):  # fmt: skip
         table.add_column(column)
     fractions, limits = [], []
+    of_kinds: dict[str, float | None] = {}
     for case in cases(work, quick, cuda):
         encoder = case.build()
         units = sum(item.units_expected for item in case.items)
@@ -188,15 +233,19 @@ def measure(quick: bool, work: Path) -> dict[str, float | None]:
 
         ours, alone = _repeat(once, 1 if quick and not cuda else 2)
         figures = min(best, key=lambda figure: figure.seconds)
-        fractions.append(ours / alone)
-        limits.append(figures.flop_fraction or 0.0)
+        limit = figures.flop_fraction or 0.0
+        if case.modality:
+            of_kinds[f"flop_fraction_{case.modality}"] = limit
+        else:
+            fractions.append(ours / alone)
+            limits.append(limit)
         rates = f"{ours:,.1f}", f"{alone:,.1f}", f"{ours / alone:.1%}"
-        shares = f"{figures.device_idle_share or 0:.1%}", f"{limits[-1]:.1%}"
+        shares = f"{figures.device_idle_share or 0:.1%}", f"{limit:.1%}"
         table.add_row(case.name, encoder.figures.device, f"{units:,}", f"{case.decoders}", *rates, *shares)
     console.print(table)
     with tempfile.TemporaryDirectory(dir=work) as fresh:
         _print_growth(console, work / "device-ct", Path(fresh), quick)
-    return {"device_fraction": min(fractions), "flop_fraction": min(limits) if cuda else None}
+    return {"device_fraction": min(fractions), "flop_fraction": min(limits) if cuda else None, **of_kinds}
 
 
 def _print_growth(console: Console, folder: Path, work: Path, quick: bool) -> None:
@@ -210,7 +259,7 @@ def _print_growth(console: Console, folder: Path, work: Path, quick: bool) -> No
     table = Table(title="cost and memory (a small model, 1 decoder)")
     for column in ("items", "units", "seconds", "ms a unit", "resident MB of the process tree, largest"):
         table.add_column(column)
-    few = 4 if quick else 8
+    few = 1 if quick else 8
     warm = Bucket(work / "growth-warm" / "0000.lmdb", spec, items_in(folder), build)
     embed_buckets([warm], RunnerSettings(1, memory_mb=128))
     for copies in (few, 4 * few):
