@@ -98,10 +98,10 @@ def bucket_events(bucket: int, subjects: int) -> pl.DataFrame:
     put("HOSPITAL_ADMISSION/X", place, start, visit_id=visit)
     put("HOSPITAL_DISCHARGE/X", place, start + length, visit_id=visit)
     for later in (1, 3):
-        some = rng.random(len(place)) < 0.3
-        into = start[some] + later * DAY + rng.integers(0, DAY // 2, some.sum()) // 60_000_000 * 60_000_000
-        put("ICU_ADMISSION/X", place[some], into, visit_id=visit[some])
-        put("ICU_DISCHARGE/X", place[some], into + DAY, visit_id=visit[some])
+        taken = rng.random(len(place)) < 0.3
+        into = start[taken] + later * DAY + rng.integers(0, DAY // 2, taken.sum()) // 60_000_000 * 60_000_000
+        put("ICU_ADMISSION/X", place[taken], into, visit_id=visit[taken])
+        put("ICU_DISCHARGE/X", place[taken], into + DAY, visit_id=visit[taken])
     events = pl.concat(parts, how="diagonal").with_columns(
         pl.col("time").cast(pl.Datetime("us")),
         pl.lit("s").alias("time_precision"),
@@ -237,22 +237,22 @@ def main() -> None:
         buckets = write_release(folder, subjects)
         events = sum(pl.scan_parquet(path).select(pl.len()).collect().item() for path in (folder / "data").glob("*"))
         print(f"{subjects:,} patients, {events:,} events in {buckets} buckets")
-        mine = child("ours", folder, buckets)
-        rate = events / mine["seconds"] / 1e6
-        print(f"timeloom: {mine['seconds']:.1f} s, {rate:.1f} M events/s, {mine['peak_gib']} GiB")
-        some = min(buckets, given.aces_buckets)
-        theirs = child("aces", folder, some)
-        same = sum(mine["by_bucket"][:some])
-        print(f"ES-ACES, {some} of {buckets} buckets: {theirs['seconds']:.1f} s, timeloom {same:.1f} s")
+        labelled = child("ours", folder, buckets)
+        rate = events / labelled["seconds"] / 1e6
+        print(f"timeloom: {labelled['seconds']:.1f} s, {rate:.1f} M events/s, {labelled['peak_gib']} GiB")
+        number = min(buckets, given.aces_buckets)
+        theirs = child("aces", folder, number)
+        same = sum(labelled["by_bucket"][:number])
+        print(f"ES-ACES, {number} of {buckets} buckets: {theirs['seconds']:.1f} s, timeloom {same:.1f} s")
         print(f"{theirs['differing']} of {theirs['compared']:,} labels differ")
         result = {
             "subjects": subjects,
             "events": events,
             "tasks": len(TEN),
             "labels_vs_aces": round(theirs["seconds"] / same, 1),
-            "seconds": round(mine["seconds"], 2),
-            "peak_gib": mine["peak_gib"],
-            "aces_seconds": round(theirs["seconds"] * buckets / some, 1),
+            "seconds": round(labelled["seconds"], 2),
+            "peak_gib": labelled["peak_gib"],
+            "aces_seconds": round(theirs["seconds"] * buckets / number, 1),
             "aces_peak_gib": theirs["peak_gib"],
             "labels_that_differ": theirs["differing"],
         }

@@ -37,24 +37,24 @@ def configurations(task: TaskConfig, lists: Mapping[str, list[str]]) -> list[dic
     if task.index.stay is not None:
         return [_of_stays(task, used)]
     outcome, days = task.outcomes[0].codes, task.horizon_days
-    none, some = "(None, 0)", "(1, None)"
+    absent, present = "(None, 0)", "(1, None)"
     event = task.index.event
     (need,) = task.index.requires
-    excluded = {name: none for name in task.exclude if name in used}
+    excluded = {name: absent for name in task.exclude if name in used}
     windows = {
         "first": {
             "start": None,
             "end": "trigger",
             "start_inclusive": True,
             "end_inclusive": False,
-            "has": {event: none},
+            "has": {event: absent},
         },
         "required": {
             "start": f"end - {need.within_days}d",
             "end": "trigger",
             "start_inclusive": True,
             "end_inclusive": True,
-            "has": {need.codes: some},
+            "has": {need.codes: present},
         },
         "input": {
             "start": None,
@@ -62,7 +62,7 @@ def configurations(task: TaskConfig, lists: Mapping[str, list[str]]) -> list[dic
             "start_inclusive": True,
             "end_inclusive": True,
             "index_timestamp": "end",
-            "has": {outcome: none, **excluded},
+            "has": {outcome: absent, **excluded},
         },
         "target": {
             "start": "input.end",
@@ -74,12 +74,12 @@ def configurations(task: TaskConfig, lists: Mapping[str, list[str]]) -> list[dic
     }
     if task.outcomes[0].grace_days:
         grace = {"start": "input.end", "end": f"start + {task.outcomes[0].grace_days}d", "start_inclusive": False}
-        windows["grace"] = grace | {"end_inclusive": True, "has": {outcome: none}}
-    positive = windows | {"target": windows["target"] | {"has": {outcome: some}}}
+        windows["grace"] = grace | {"end_inclusive": True, "has": {outcome: absent}}
+    positive = windows | {"target": windows["target"] | {"has": {outcome: present}}}
     follow_up = {"start": "target.end", "end": None, "start_inclusive": False, "end_inclusive": True}
     negative = windows | {
-        "target": windows["target"] | {"has": {outcome: none}},
-        "followup": follow_up | {"has": {"_ANY_EVENT": some}},
+        "target": windows["target"] | {"has": {outcome: absent}},
+        "followup": follow_up | {"has": {"_ANY_EVENT": present}},
     }
     return [{"predicates": used, "trigger": event, "windows": chosen} for chosen in (positive, negative)]
 
