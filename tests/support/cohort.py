@@ -170,7 +170,7 @@ def _items(facts: Sequence[Fact]) -> pl.DataFrame:
     # One that could not be used, before everything.
     rows.append(
         {"subject_id": 1, "item_key": "ct-bad", "modality": "ct", "time": START, "available_time": START}
-        | {"verdict": "failed_decode", "units_encoded": 0, "units_failed": 1}
+        | {"verdict": "failed_decode", "units_encoded": 0, "units_failed": 1, "store": STORES["ct"]}
     )
     whole = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.lit(False).alias("artificial_link"))
     return whole.with_columns(pl.lit(None).alias(name) for name in ITEMS.names if name not in whole.columns)

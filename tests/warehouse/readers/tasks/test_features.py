@@ -196,6 +196,14 @@ def test_a_fact_at_the_prediction_time_counts_and_one_a_second_later_does_not(tm
     assert counts(at, clock="time") == [1.0, 1.0]
 
 
+def test_an_unknown_value_is_none_where_another_is_known_by_then(tmp_path: Path) -> None:
+    facts = [Fact(1, "DEMO/ETHNICITY/UNKNOWN", 3, 3), Fact(1, "DEMO/ETHNICITY/B", 7, 7), Fact(1, "LOINC/2160-0", 1, 1)]
+    release = cohort(tmp_path / "root", facts, [Label(1, minute, True) for minute in (2, 4, 8)])
+    rows = cells(release.features(TASK, least_share=0.0, modalities=[]).read())
+    stated = [{name for name in row if name.startswith("DEMO/")} for row in rows]
+    assert stated == [set(), {"DEMO/ETHNICITY/UNKNOWN"}, {"DEMO/ETHNICITY/B"}]
+
+
 def test_codes_are_of_train_and_of_enough_of_its_subjects(tmp_path: Path) -> None:
     subjects = range(1, 334)  # 200 of train
     facts = [Fact(subject, "LOINC/2160-0", 1, 1) for subject in subjects]
