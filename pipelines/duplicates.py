@@ -11,8 +11,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from extractors.extractor import imported
 from extractors.items import UnitRequest
@@ -122,6 +120,9 @@ def _methods(
 
 def near_pictures(looks: Any, bits: int) -> I64:
     """Of each hash (n,) a number that those near it have too, and those near them."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     distinct, place = np.unique(looks, return_inverse=True)
     pairs = near_pairs(distinct, bits)
     ties = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(distinct),) * 2)

@@ -7,7 +7,6 @@ median. Of a picture that is nearly flat the bits are noise: it has none.
 from itertools import pairwise
 
 import numpy as np
-from scipy.fft import dctn
 
 from extractors.cxr.copies import means_of
 from warehouse.arrays import I64, U16, U64
@@ -24,6 +23,8 @@ def perceptual_hash(pixels: U16, least_deviation: float) -> int | None:
     Args:
         least_deviation: of the fields, as a share of the whole grey range.
     """
+    from scipy.fft import dctn
+
     if min(pixels.shape) < _FIELDS:
         return None
     fields = means_of(pixels, _FIELDS, _FIELDS)
