@@ -247,6 +247,8 @@ def raw_items(params: RawParams, modality: str, expected: "Mapping[str, int]") -
     """
     from embedders.running.runner import ItemToEmbed
 
+    if not expected:  # a night may index no item of this kind at all
+        return {}
     segment = next(Path(path) for path in params["segments"] if Path(path).name.startswith(f"items-{modality}-"))
     places = pl.read_parquet(private_paths(Path(params["private"]), segment.name))
     wanted = places.filter(pl.col("item_key").is_in(pl.Series(list(expected), dtype=pl.String).implode()))

@@ -184,9 +184,9 @@ def of_private(root: Root) -> Iterator[Damage]:
     for path in (private / "fingerprints.json", layout.unmapped_files):
         if not is_whole(path, older=True):
             yield Damage.of(f"private/{path.name}", path)
-    for folder in (layout.scanned, layout.grouped):
+    for folder in layout.private_records:
         yield from _of_records(root, folder, f"private/{folder.name}")
-    for path in sorted(layout.segments.glob("items-*.json")):
+    for path in sorted(layout.segments.glob("*-*.json")):
         record = load_record(path)
         places = record.counts.get("places") if record is not None else None
         if places is not None and record is not None:

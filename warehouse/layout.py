@@ -240,3 +240,8 @@ class Layout:
     def grouped(self) -> Path:
         """The items that those files make, in the hospital's own words."""
         return self.private / "grouped"
+
+    @property
+    def private_records(self) -> tuple[Path, ...]:
+        """Folders of the private one in which each file has a record that says what was written."""
+        return self.scanned, self.grouped, self.digests

@@ -129,9 +129,8 @@ def _forget_damaged(layout: Layout, found: list[Damage]) -> None:
     """Removes what is damaged and is made anew where it is missing, and records whose files are damaged."""
     for damage in found:
         top, _, rest = damage.name.partition("/")
-        folder = layout.private if top == "private" else layout.root
-        path = folder / rest if top == "private" else folder / damage.name
-        if top in ("segments", "embeddings") or damage.name.startswith(("private/scanned/", "private/grouped/")):
+        path = layout.private / rest if top == "private" else layout.root / damage.name
+        if top in ("segments", "embeddings") or path.parent in layout.private_records:
             path.unlink(missing_ok=True)
             if top != "embeddings":
                 path.with_suffix(".json").unlink(missing_ok=True)

@@ -148,7 +148,10 @@ RELEASE = {
          "metadata/subject_splits.parquet", "quarantine.parquet", "splits/SCHEME/quarantined.parquet",
          "subsets/PROFILE.PLAN.parquet", "timelines/PROFILE/N.parquet", "vocabularies/PROFILE/coverage.parquet",
          "vocabularies/PROFILE/counts/N.parquet", "vocabularies/PROFILE/counts/N.values.parquet",
-         "quality/report.html", "quality/NAME.parquet", "quality/NAME.png", "quality/data_docs/FILE"],
+         "quality/report.html", "quality/NAME.parquet", "quality/NAME.png", "quality/data_docs/FILE",
+         "derived/N.parquet", "labels/TASK/N.parquet", "attrition/N.parquet", "duplicates/copies.parquet",
+         "triplets/N.parquet", "triplets/funnel/N.parquet", "graphs/codes.parquet", "graphs/visits/N.parquet",
+         "graphs/nodes/N.parquet", "graphs/edges/N.parquet"],
         Row(),
     ),
 }  # fmt: skip
@@ -172,6 +175,8 @@ KINDS = {
     "private/scanned/MODALITY-HASH.parquet": Row(unbelieved_output),
     "private/grouped/MODALITY-HASH.json": Row(unbelieved_record),
     "private/grouped/MODALITY-HASH.parquet": Row(unbelieved_output),
+    "private/digests/N-HASH-HASH.json": Row(unbelieved_record),
+    "private/digests/N-HASH-HASH.parquet": Row(unbelieved_output),
     "private/items/items-MODALITY-HASH.parquet": Row(unbelieved_places),
     "private/deid.key": Row(None, RESTORE_KEY),
     **dict.fromkeys(
@@ -194,6 +199,7 @@ def published(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = site_of_images(folder, folder / "hospital")
     site.config["deid"] = {"mode": "expert"}
     site.config["profiles"] |= {"ethos": {"rules": "ethos", "values": "pair"}}
+    site.config |= {"graphs": {}, "duplicates": {"images": ["ct", "wsi"]}, "triplets": {}}
     (folder / "run.yaml").write_text(yaml.safe_dump(site.config))
     site.night()
     labs = folder / "hospital" / "tables" / "labs.csv"

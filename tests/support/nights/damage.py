@@ -14,11 +14,13 @@ _NAMES = (
     (r"(vocabularies|timelines)/\w+/", r"\1/PROFILE/"),
     (r"subsets/\w+\.\w+\.", "subsets/PROFILE.PLAN."),
     (r"splits/\w+/", "splits/SCHEME/"),
+    (r"labels/\w+/", "labels/TASK/"),
     (r"embeddings/\w+/[^/]+/", "embeddings/MODALITY/STORE/"),
     (r"(lineage|logs)/[^/.]+", r"\1/RUN"),
     (r"items-\w+-[0-9a-f]{24}", "items-MODALITY-HASH"),
     (r"\b(ct|wsi)-[0-9a-f]{24}", "MODALITY-HASH"),
     (r"[0-9a-f]{24}", "HASH"),
+    (r"digests/\d{4}-[0-9a-f]{12}-", "digests/N-HASH-"),
     (r"\b\d{4}\b", "N"),
 )
 
