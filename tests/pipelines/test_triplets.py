@@ -55,13 +55,13 @@ def test_without_a_visit_there_is_no_record(tmp_path: Path) -> None:
 
 
 def test_the_primary_diagnosis_is_the_lowest_number_through_its_only_parent(tmp_path: Path) -> None:
-    one, two = {"ICD9CM/486": ["ICD10CM/J189", "CCS/122"]}, {"ICD9CM/486": ["ICD10CM/J189", "ICD10CM/J188"]}
-    assert made(tmp_path, one)["primary_dx"] == "ICD10CM/J189"
-    assert made(tmp_path, one)["primary_dx_time"] == at(48)
-    assert made(tmp_path, two)["primary_dx"] == "ICD9CM/486", "nobody can say which of the two"
-    assert made(tmp_path, one, primary_system=None)["primary_dx"] == "ICD9CM/486"
-    assert made(tmp_path, one, primary="first")["primary_dx"] == "ICD10CM/A419"
-    assert made(tmp_path, one, primary="none")["primary_dx"] is None
+    single, several = {"ICD9CM/486": ["ICD10CM/J189", "CCS/122"]}, {"ICD9CM/486": ["ICD10CM/J189", "ICD10CM/J188"]}
+    assert made(tmp_path, single)["primary_dx"] == "ICD10CM/J189"
+    assert made(tmp_path, single)["primary_dx_time"] == at(48)
+    assert made(tmp_path, several)["primary_dx"] == "ICD9CM/486", "nobody can say which of the two"
+    assert made(tmp_path, single, primary_system=None)["primary_dx"] == "ICD9CM/486"
+    assert made(tmp_path, single, primary="first")["primary_dx"] == "ICD10CM/A419"
+    assert made(tmp_path, single, primary="none")["primary_dx"] is None
 
 
 def test_why_a_triplet_is_set_aside() -> None:
