@@ -42,8 +42,9 @@ def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
     return beam_site(tmp_path_factory.mktemp("beam"), export)
 
 
-# Those that are off in this site have nights of their own: tests/pipelines/test_clinifuse.py.
-KEPT = [stage for stage in stages.STAGES if stage.step != "clinifuse"]
+# Those that are off in this site have nights of their own: tests/pipelines/test_clinifuse.py, test_vectors.py,
+# tests/whole/test_imported_vectors.py and test_note_nights.py.
+KEPT = [stage for stage in stages.STAGES if stage.step != "clinifuse" and stage.name not in ("vectors", "texts")]
 
 
 @pytest.fixture(params=KEPT, ids=[stage.name for stage in KEPT])

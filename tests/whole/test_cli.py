@@ -236,7 +236,7 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
     (misspell_modality_key, ["modalities.ct.time_zone is unknown", "did you mean timezone?"]),
     (key_of_another_modality, ["modalities.ct.max_failed_tiles is unknown", "path, crosswalk, issuers, "]),
     (misspell_encoder_key, ["modalities.ct.encoder.widht is unknown", "did you mean width?"]),
-    (unknown_encoder, ["modalities.ct.encoder.name", "no encoder resnet", "known are dinov2-vitl14"]),
+    (unknown_encoder, ["modalities.ct.encoder", "no encoder resnet", "known are dinov2-vitl14"]),
     (slides_without_crosswalk, ["no subject of their own", "modalities.wsi.crosswalk"]),
     (drop_crosswalk, ["modalities.wsi.crosswalk.file does not exist", "mend modalities.wsi.crosswalk"]),
     (unreadable_dates, ["table labs", "collected_time", "limits.unparsable_times"]),

@@ -140,7 +140,7 @@ def test_nifti_is_judged_and_wants_a_crosswalk(tmp_path: Path) -> None:
     )
     assert said in " ".join(done.stdout.split())
     assert groups(folder)["ct", "ok"] == {
-        "modality": "ct", "verdict": "ok", "items": 2, "units": 40, "files": 2, "times": {"none": 2},
+        "modality": "ct", "verdict": "ok", "items": 2, "units": 40, "files": 2, "times": {"none": 2}, "noted": {},
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }  # fmt: skip
     (folder / "b.nii").write_bytes((folder / "b.nii").read_bytes()[:5000])
