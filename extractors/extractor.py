@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Advance = Callable[[int, int], None]
+KEPT = "kept"  # of an item's geometry: the file that its index left for its reader
 
 
 class ModalitySettings(SubjectReading, Settings):
@@ -110,7 +111,7 @@ class Extractor:
         text: a function of a UnitRequest that gives an item's text, where its settings keep texts.
         tokens: a function of a UnitRequest that gives all of a text's tokens (n,); none where items are no texts.
         keeps: `index` is given, besides, the path of a folder below the private one, in which it may leave what its
-            reader needs; None where nothing will be read.
+            reader needs, and where geometry says under KEPT which file; None where nothing will be read.
         by_file: how its items are found file by file, so that a night reads only the files that changed. Without it
             `index` is asked about the whole tree whenever anything in it changed.
         reads: what files it reads, in words.

@@ -285,6 +285,10 @@ class RunConfig(Settings):
             unknown = [name for name in schemes if name is not None and name not in self.splits]
             if unknown:
                 raise ValueError(f"{key} names the scheme {unknown[0]}, which is not among {', '.join(self.splits)}")
+        compared = (*self.duplicates.images, *self.duplicates.texts) if self.duplicates else ()
+        for name in compared:
+            if name in self.modalities and self.modalities[name].vectors_alone:
+                raise ValueError(f"duplicates: of {name} there are vectors alone, and nothing to compare: leave it out")
         if self.pack_groups > self.buckets:
             raise ValueError("pack_groups cannot exceed buckets")
         return self

@@ -137,7 +137,7 @@ def near_texts(words: pl.Series, tokens_of: Callable[[I64], Callable[[int], U32]
         words: signatures.
         tokens_of: gives, for some places, what tells the tokens of one of them.
     """
-    signatures = np.array(words.to_list(), np.uint32).reshape(len(words), BANDS * ROWS)
+    signatures: U32 = words.explode().to_numpy().reshape(len(words), BANDS * ROWS)
     wanted = np.unique(np.array(candidates_of(signatures), np.int64))
     return groups_of(signatures, tokens_of(wanted), near)
 

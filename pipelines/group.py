@@ -5,6 +5,7 @@ the tree it lies; a task has some thousand findings, and one whose findings are 
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractors.crosswalk import read_crosswalk
-from extractors.extractor import Finding, ModalitySettings, imported
+from extractors.extractor import KEPT, Finding, ModalitySettings, imported
 from extractors.items import FoundItem, item_from_json, item_to_json
 from extractors.modalities import tree_reader
 from pipelines.engine.context import counts_of
@@ -221,7 +222,9 @@ def run(params: Params, base: Path) -> Result:
         key = f"modalities.{modality}.crosswalk"
         links = read_crosswalk(crosswalk, key, settings.subject_ids) if crosswalk else None
         known = [item for path in params["known"] for item in whole_items(Path(path))]
-        found = extractor.index_items(settings, links, workers=params["workers"], known=known, kept=_kept(params, base))
+        kept = _kept(params, base)
+        shutil.rmtree(kept, ignore_errors=True)  # with what a run that was killed left half written
+        found = extractor.index_items(settings, links, workers=params["workers"], known=known, kept=kept)
     else:
         found = imported(extractor.by_file.items)(settings, _findings(params))
     schema = GROUPED.with_metadata({RULES: params["rules"]})
@@ -262,6 +265,8 @@ def _findings(params: Params) -> Iterator[Finding]:
 def _row(item: FoundItem, private: frozenset[str]) -> dict[str, str]:
     public = {name: value for name, value in item.geometry.items() if name not in private}
     hidden = {name: value for name, value in item.geometry.items() if name in private}
+    if KEPT in hidden:  # without its folder, so that a root can be moved
+        hidden[KEPT] = Path(hidden[KEPT]).name
     public_part = item_to_json(item) | {"paths": [], "geometry": public}
     reading = {"paths": item.paths, "geometry": hidden}
     return {"item": json.dumps(public_part, sort_keys=True), "reading": json.dumps(reading, sort_keys=True)}
@@ -287,6 +292,8 @@ def whole_items(path: Path, rows: list[int] | None = None) -> list[FoundItem]:
     for public_part, hidden in found.iter_rows():
         item, reading = json.loads(public_part), json.loads(hidden)
         geometry = item["geometry"] | reading["geometry"]
+        if KEPT in geometry:
+            geometry[KEPT] = str(path.with_suffix("") / geometry[KEPT])
         items.append(item_from_json(item | {"paths": reading["paths"], "geometry": geometry}))
     return items
 

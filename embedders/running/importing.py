@@ -158,18 +158,20 @@ def _read(
     figures: ImportFigures,
 ) -> "Iterator[tuple[_Filling, ItemToImport, _Vectors]]":
     """The vectors of a file's items, in the file's order."""
-    by_member = {item.member: (target, item) for target, item in wanted}
+    # Of one member there may be two items: copies that their headers give to two ids of one patient.
+    by_member: dict[str, list[tuple[_Filling, ItemToImport]]] = defaultdict(list)
+    for target, item in wanted:
+        by_member[item.member].append((target, item))
     try:
         with open_vectors(path, imported) as opened:
             for held in opened.held():
-                found = by_member.pop(held.member, None)
-                if found is not None:
-                    yield *found, _vectors(opened, held, found[1], imported, spec, figures)
+                for target, item in by_member.pop(held.member, ()):
+                    yield target, item, _vectors(opened, held, item, imported, spec, figures)
     except (MemoryError, TimeloomError):
         raise
     except Exception as error:  # it could be read when it was found
         _count(figures, error)
-    for target, item in by_member.values():
+    for target, item in (each for found in by_member.values() for each in found):
         yield target, item, _Vectors("failed_changed")
 
 

@@ -1,12 +1,13 @@
 """What can be known to be wrong with notes before any work."""
 
 import json
+from pathlib import Path
 
 from extractors.note.rows import rows_of
-from extractors.note.settings import NoteSettings
+from extractors.note.settings import NoteSettings, folder_of
 from extractors.note.tables import ASKED_FOR, files_of, open_table
 from extractors.note.texts import text_path
-from extractors.note.tokens import load_tokens
+from extractors.note.tokens import load_tokens, vocabulary_of
 from warehouse.errors import TimeloomError
 
 
@@ -48,11 +49,14 @@ def check(settings: NoteSettings) -> None:
 
 def _check_vocabulary(settings: NoteSettings) -> None:
     tokens = load_tokens(settings.tokenizer)
-    size = tokens.size
+    folders = {settings.tokenizer: None} if settings.tokenizer else {}
     encoders = getattr(settings, "all_encoders", ())  # of a run's block, which has some
     for encoder in encoders:
-        beside = encoder.weights is not None and (encoder.weights / "vocab.txt").is_file()
-        if not beside or load_tokens(encoder.weights).digest == tokens.digest:
+        if encoder.weights is None:
+            continue
+        folder = folder_of(encoder.weights)
+        folders[folder] = None
+        if not vocabulary_of(folder) or load_tokens(folder).digest == tokens.digest:
             continue
         if len(encoders) > 1:
             raise TimeloomError(
@@ -63,8 +67,13 @@ def _check_vocabulary(settings: NoteSettings) -> None:
             f"{ASKED_FOR}.tokenizer is not the one that lies with the encoder's weights",
             remedy=f"leave {ASKED_FOR}.tokenizer out, or give the encoder's folder",
         )
-    model = settings.tokenizer and settings.tokenizer / "config.json"
-    if model is None or not model.is_file():
+    for folder in folders:
+        _check_sizes(settings, folder / "config.json", tokens.size)
+
+
+def _check_sizes(settings: NoteSettings, model: Path, size: int) -> None:
+    """Holds a vocabulary of so many pieces, and a window, against a model's config.json, where there is one."""
+    if not model.is_file():
         return
     try:
         said = json.loads(model.read_text(encoding="utf-8"))

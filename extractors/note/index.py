@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 import polars as pl
 
+from extractors.extractor import KEPT
 from extractors.items import (
     BESIDE_FILES,
     FoundItem,
@@ -111,10 +112,10 @@ def _item(row: dict[str, Any], reading: dict[str, Any], tokens: str) -> FoundIte
     if row["kind"]:
         geometry["kind"] = row["kind"]
     geometry |= {name: row[name] for name in _COUNTED if row[name]}
-    parts = [f"note:{row['table']}:{row['note']}", f"text:{row['hash']}"]
+    parts = [f"note:{row['table']}:{row['note']}", f"text:{row['letters']}"]
     if row["tokens"]:
         geometry |= {"tokens": row["tokens"], "reading": reading}
-        geometry |= {"stamp": row["stamp"], "kept": tokens, "place": [row["batch"], row["row"]]}
+        geometry |= {"stamp": row["stamp"], KEPT: tokens, "place": [row["batch"], row["row"]]}
         parts.append(f"reading:{sorted(reading.items())}")
     return FoundItem(
         modality=MODALITY,

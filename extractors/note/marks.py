@@ -25,7 +25,7 @@ def marked(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, kept: K
     without_id = pl.when(pl.col("tokens") > 0).then(pl.concat_str(parts, separator="\n"))
     without_text = pl.concat_str(["path", "record"], separator="\n")
     note = pl.coalesce("id", without_id, without_text)
-    several = (pl.len().over("table", "id") > 1) & (pl.col("hash").n_unique().over("table", "id") > 1)
+    several = (pl.len().over("table", "id") > 1) & (pl.col("letters").n_unique().over("table", "id") > 1)
     notes = notes.with_row_index("place").with_columns(
         note.alias("note"), (pl.col("id").is_not_null() & several).alias("id_repeated")
     )

@@ -24,10 +24,10 @@ _NO_TOKENS = np.empty(0, np.uint32)
 # Of every note, besides what `extractors.note.rows.rows_of` gives.
 _KNOWN: dict[str, pl.DataType | type[pl.DataType]] = {
     "table": pl.String, "path": pl.String, "stamp": pl.String, "record": pl.Int64, "verdict": pl.String,
-    "hash": pl.String, "blanks": pl.UInt32, "mojibake": pl.UInt32, "tokens": pl.Int64, "tokens_cut": pl.Int64,
-    "windows": pl.Int32, "batch": pl.Int64, "row": pl.Int64, "summary": pl.Boolean, "is_addendum": pl.Boolean,
-    "subject": pl.String, "id": pl.String, "visit": pl.String, "no_visit": pl.Boolean, "kind": pl.String,
-    "parent": pl.String, "time": pl.Datetime("us"), "precision": pl.String, "source": pl.String,
+    "hash": pl.String, "letters": pl.String, "blanks": pl.UInt32, "mojibake": pl.UInt32, "tokens": pl.Int64,
+    "tokens_cut": pl.Int64, "windows": pl.Int32, "batch": pl.Int64, "row": pl.Int64, "summary": pl.Boolean,
+    "is_addendum": pl.Boolean, "subject": pl.String, "id": pl.String, "visit": pl.String, "no_visit": pl.Boolean,
+    "kind": pl.String, "parent": pl.String, "time": pl.Datetime("us"), "precision": pl.String, "source": pl.String,
     "available": pl.Datetime("us"), "stored_early": pl.Boolean, "time_unreadable": pl.Boolean,
 }  # fmt: skip
 
@@ -111,7 +111,8 @@ class Passage:
             pl.lit(rule.summary).alias("summary"),
             pl.col("kind").is_in(rule.addenda).fill_null(False).alias("is_addendum"),
             (pl.col("visit").is_null() & (rule.visit is not None)).alias("no_visit"),
-            pl.Series("hash", [xxhash.xxh3_128_hexdigest(text.encode()) for text in texts["tidy"]], dtype=pl.String),
+            _hashed("hash", texts["tidy"]),
+            _hashed("letters", texts["text"]),  # where windows begin is counted in them, blanks with the others
             texts["blanks"],
             texts["mojibake"],
         )
@@ -164,3 +165,7 @@ class Passage:
             for start, end in zip(starts, ends, strict=True)
         ]
         return np.array(spans, np.int32).ravel(), behind
+
+
+def _hashed(name: str, texts: pl.Series) -> pl.Series:
+    return pl.Series(name, [xxhash.xxh3_128_hexdigest(text.encode()) for text in texts], dtype=pl.String)

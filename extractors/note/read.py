@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from extractors.extractor import KEPT
 from extractors.items import UnitBatch, UnitRequest, VerdictError
 from extractors.note.kept import Kept, open_kept
 from extractors.note.settings import MARKS
@@ -44,7 +45,7 @@ def _kept(request: UnitRequest) -> Kept:
     if state_of(request.root / request.paths[0]) != request.geometry["stamp"]:
         raise VerdictError("failed_changed")
     try:
-        return open_kept(request.geometry["kept"])
+        return open_kept(request.geometry[KEPT])
     except OSError as error:
         raise VerdictError("failed_changed") from error
 

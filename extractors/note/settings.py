@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from extractors.extractor import Extractor, ModalitySettings
+from extractors.extractor import KEPT, Extractor, ModalitySettings
 from extractors.note_rule import NoteRule
 from extractors.reading import Reading, TableReading, laid_over
 from extractors.source import SOURCES, Source, load_source
@@ -66,8 +66,7 @@ class NoteSettings(ModalitySettings):
         encoders = raw["encoders"] if isinstance(raw.get("encoders"), list) else [raw.get("encoder")]
         named = [each["weights"] for each in encoders if isinstance(each, dict) and each.get("weights") is not None]
         if raw.get("tokenizer") is None and named:
-            weights = located(named[0], info)
-            filled["tokenizer"] = weights.parent if weights.suffix == WEIGHTS else weights
+            filled["tokenizer"] = folder_of(located(named[0], info))
         return filled
 
     @model_validator(mode="after")
@@ -123,6 +122,11 @@ class NoteSettings(ModalitySettings):
         return self.window - MARKS
 
 
+def folder_of(weights: Path) -> Path:
+    """The folder of a model, by its weights: that, or a file in it."""
+    return weights.parent if weights.suffix == WEIGHTS else weights
+
+
 def vocabulary_files(folder: Path) -> list[Path]:
     """The files of a tokenizer's folder that say how it reads; those that are there."""
     names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "config.json")
@@ -143,6 +147,6 @@ NOTE = Extractor(
     tokens="extractors.note.read:read_tokens_of",
     keeps=True,
     noted=NOTED,
-    private_geometry=frozenset(("stamp", "kept", "place")),
+    private_geometry=frozenset(("stamp", KEPT, "place")),
     keyed_geometry=frozenset(("note", "parent", "copied_from")),
 )

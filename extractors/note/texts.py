@@ -1,7 +1,9 @@
 """What a note's text says of itself: whether anything stands in it, what de-identification and encodings left of it."""
 
 import codecs
+import gzip
 import zlib
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import polars as pl
@@ -52,12 +54,10 @@ def read_text(path: Path, encoding: str | None) -> str:
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):
-            unpacked = zlib.decompressobj(wbits=31)
-            content = unpacked.decompress(content, _LONGEST_FILE)
-            if not unpacked.eof:
-                raise VerdictError("failed_unreadable")
+            with gzip.GzipFile(fileobj=BytesIO(content)) as unpacked:  # all of its members
+                content = unpacked.read(_LONGEST_FILE + 1)
         if len(content) > _LONGEST_FILE:
             raise VerdictError("failed_unreadable")
         return content.decode("utf-8-sig" if codecs.lookup(encoding or "utf-8").name == "utf-8" else str(encoding))
-    except (OSError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise VerdictError("failed_unreadable") from error

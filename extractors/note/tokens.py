@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from warehouse.errors import TimeloomError
 
@@ -66,17 +66,32 @@ def _load(folder: Path | None, seen: tuple[int, ...]) -> Tokens:
     """As `load_tokens`; `seen` is what the file system says of the folder's files."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    vocabulary, lowercase = (letters(), True) if folder is None else _read(folder)
+    vocabulary = letters() if folder is None else vocabulary_of(folder)
+    if folder is not None and not vocabulary:
+        raise TimeloomError(
+            f"modalities.note.tokenizer has no vocabulary: {folder.name} holds neither vocab.txt nor a tokenizer.json "
+            "of WordPiece",
+            remedy="give the folder of a BERT model, with its own vocab.txt",
+        )
+    rules = _Rules() if folder is None else _rules_of(folder, vocabulary)
     lacking = [mark for mark in (PAD, UNKNOWN, FIRST, LAST, BLANK) if mark not in vocabulary]
     if lacking:
         raise TimeloomError(
             f"the vocabulary of modalities.note.tokenizer lacks {lacking[0]}",
             remedy="give the folder of a BERT model, with its own vocab.txt",
         )
-    digest = sha256(json.dumps([vocabulary, lowercase, BLANKS]).encode()).hexdigest()
+    shaping: list[Any] = [vocabulary, rules.lowercase, BLANKS]
+    if rules != _Rules(rules.lowercase, rules.lowercase):  # as few models have them
+        shaping += [rules.strip_accents, rules.chinese]
+    digest = sha256(json.dumps(shaping).encode()).hexdigest()
     tokenizer = Tokenizer(models.WordPiece({**vocabulary, _STANDS_FOR_BLANK: vocabulary[BLANK]}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.BertNormalizer(lowercase=lowercase), normalizers.Replace(Regex(BLANKS), _STANDS_FOR_BLANK)]
+        [
+            normalizers.BertNormalizer(
+                lowercase=rules.lowercase, strip_accents=rules.strip_accents, handle_chinese_chars=rules.chinese
+            ),
+            normalizers.Replace(Regex(BLANKS), _STANDS_FOR_BLANK),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(_STANDS_FOR_BLANK, "isolated"), pre_tokenizers.BertPreTokenizer()]
@@ -94,28 +109,43 @@ def letters() -> dict[str, int]:
     return {word: number for number, word in enumerate(words)}
 
 
-def _read(folder: Path) -> tuple[dict[str, int], bool]:
-    """A folder's vocabulary, and whether texts are put in lower case."""
+def vocabulary_of(folder: Path) -> dict[str, int]:
+    """The WordPiece vocabulary of a model's folder; empty where it has none."""
     plain, whole = folder / "vocab.txt", folder / "tokenizer.json"
-    vocabulary: dict[str, int] = {}
     if plain.is_file():
         lines = plain.read_text(encoding="utf-8").split("\n")
-        vocabulary = {line.rstrip("\r"): number for number, line in enumerate(lines) if line.strip()}
-    elif whole.is_file():
-        model = _json(whole).get("model", {})
-        if model.get("type", "WordPiece") == "WordPiece" and isinstance(model.get("vocab"), dict):
-            vocabulary = {str(word): int(number) for word, number in model["vocab"].items()}
-    if not vocabulary:
-        raise TimeloomError(
-            f"modalities.note.tokenizer has no vocabulary: {folder.name} holds neither vocab.txt nor a tokenizer.json "
-            "of WordPiece",
-            remedy="give the folder of a BERT model, with its own vocab.txt",
-        )
-    said = _json(folder / "tokenizer_config.json").get("do_lower_case")
-    if isinstance(said, bool):
-        return vocabulary, said
+        return {line.rstrip("\r"): number for number, line in enumerate(lines) if line.strip()}
+    model = _json(whole).get("model", {})
+    if model.get("type", "WordPiece") == "WordPiece" and isinstance(model.get("vocab"), dict):
+        return {str(word): int(number) for word, number in model["vocab"].items()}
+    return {}
+
+
+class _Rules(NamedTuple):
+    """What BERT's normalizer does to a text, by the names of transformers' settings."""
+
+    lowercase: bool = True
+    strip_accents: bool = True
+    chinese: bool = True  # a sign of Chinese is a word
+
+
+def _rules_of(folder: Path, vocabulary: Mapping[str, int]) -> _Rules:
+    """By tokenizer_config.json, or the normalizer of tokenizer.json; else with case where the vocabulary has any."""
+    said, normalizer = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json").get("normalizer")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
+        normalizer = {}
+
+    def rule(name: str, in_normalizer: str, usual: bool) -> bool:
+        given = (value for value in (said.get(name), normalizer.get(in_normalizer)) if isinstance(value, bool))
+        return next(given, usual)
+
     cased = any(word != word.lower() for word in vocabulary if not word.startswith("["))
-    return vocabulary, not cased
+    lowercase = rule("do_lower_case", "lowercase", not cased)
+    return _Rules(
+        lowercase,
+        rule("strip_accents", "strip_accents", lowercase),
+        rule("tokenize_chinese_chars", "handle_chinese_chars", True),
+    )
 
 
 def _json(path: Path) -> Mapping[str, Any]:

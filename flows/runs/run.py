@@ -322,7 +322,7 @@ class Run:
     def _forget_old_segments(self) -> None:
         reports = [self.night.reports.get(stage.name) for stage in self.stages if not stage.in_release]
         kept = {Path(name).stem for report in reports if report for name in report.hashes()}
-        folders = (self.layout.segments, self.layout.private / "items", self.layout.scanned, self.layout.grouped)
+        folders = (self.layout.segments, self.layout.private / "items", *self.layout.private_records)
         for path in (path for folder in folders for path in folder.glob("*")):
             if path.stem in kept:
                 continue

@@ -1,5 +1,6 @@
 """What a configuration says of several encoders: their names, and the one that each profile takes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,48 @@ def test_an_item_of_several_rows_is_usable_where_any_is() -> None:
     assert each_once(kept).equals(kept)
 
 
-def test_encoders_of_notes_read_one_vocabulary(tmp_path: Path) -> None:
-    write_discharge(tmp_path / "tables", [{"note_id": "1", "text": "Seen."}])
+MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def notes_of(folder: Path, *encoders: dict[str, Any], **block: Any) -> Any:
+    """The block of notes of a run."""
+    write_discharge(folder / "tables", [{"note_id": "1", "text": "Seen."}])
+    note = {"path": str(folder / "tables"), "source": "mimic-iv", "encoders": list(encoders), **block}
+    profiles = {"mehrt": {"encoders": {"note": encoders[0].get("alias", "bert")}}}
+    raw = {"sources": [{"source": "mimic-iv", "path": "."}], "modalities": {"note": note}, "profiles": profiles}
+    return parse_config(raw, folder, "run.yaml").modalities["note"]
+
+
+@pytest.mark.parametrize("weights", [".", "model.safetensors"])
+@pytest.mark.parametrize("vocabulary", ["vocab.txt", "tokenizer.json"])
+def test_encoders_of_notes_read_one_vocabulary(tmp_path: Path, weights: str, vocabulary: str) -> None:
     encoders = []
     for name, pieces in (("first", "seen ."), ("second", "seen . again"), ("third", "seen .")):
+        words = [*MARKS, *pieces.split()]
+        whole = {"model": {"type": "WordPiece", "vocab": {word: number for number, word in enumerate(words)}}}
+        content = "\n".join(words) + "\n" if vocabulary == "vocab.txt" else json.dumps(whole)
         (tmp_path / name).mkdir()
-        text = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces.split()]) + "\n"
-        (tmp_path / name / "vocab.txt").write_text(text, encoding="utf-8")
-        encoders.append({"name": "bert", "alias": name, "width": 768, "weights": str(tmp_path / name)})
-
-    def block(*chosen: dict[str, Any]) -> Any:
-        note = {"path": str(tmp_path / "tables"), "source": "mimic-iv", "encoders": list(chosen)}
-        profiles = {"mehrt": {"encoders": {"note": "first"}}}
-        raw = {"sources": [{"source": "mimic-iv", "path": "."}], "modalities": {"note": note}, "profiles": profiles}
-        return parse_config(raw, tmp_path, "run.yaml").modalities["note"]
-
-    check(block(encoders[0], encoders[2]))
+        (tmp_path / name / vocabulary).write_text(content, encoding="utf-8")
+        encoders.append({"name": "bert", "alias": name, "width": 768, "weights": str(tmp_path / name / weights)})
+    check(notes_of(tmp_path, encoders[0], encoders[2]))
     with pytest.raises(TimeloomError, match="the encoder second of notes was trained with another vocabulary"):
-        check(block(encoders[0], encoders[1]))
+        check(notes_of(tmp_path, encoders[0], encoders[1]))
+    with pytest.raises(TimeloomError, match="tokenizer is not the one that lies with the encoder's weights"):
+        check(notes_of(tmp_path, encoders[0], tokenizer=str(tmp_path / "second")))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"vocab_size": 6}, "has 7 pieces, and its model 6"),
+        ({"vocab_size": 7, "max_position_embeddings": 128}, "window is 512 tokens, and the encoder has places for 128"),
+    ],
+)
+def test_a_tokenizer_elsewhere_is_held_against_the_encoder(tmp_path: Path, sizes: dict[str, int], said: str) -> None:
+    for name in ("model", "words"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join([*MARKS, "seen", "."]), encoding="utf-8")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
+    encoder = {"name": "bert", "width": 768, "weights": str(tmp_path / "model")}
+    with pytest.raises(TimeloomError, match=said):
+        check(notes_of(tmp_path, encoder, tokenizer=str(tmp_path / "words")))

@@ -7,7 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from extractors.items import UnitRequest
+from extractors.note.read import read_tokens_of
 from pipelines.config import parse_config
+from pipelines.encode import RawParams, raw_items
 from tests.support.images.indexing import index_images, layout_of
 from tests.support.notes import write_discharge, write_table
 from warehouse.errors import TimeloomError
@@ -62,8 +65,28 @@ def test_tokens_that_went_are_made_again(tmp_path: Path) -> None:
     (kept,) = layout_of(tmp_path).grouped.glob("*/notes.arrow")
     assert reports["group"].ran == 1 and indexed(tmp_path)[1]["group"].ran == 0
     content = kept.read_bytes()
-    kept.unlink()
+    kept.rename(kept.with_name(".notes.arrow.7.part"))  # as a run leaves it that is killed while it writes
     assert indexed(tmp_path)[1]["group"].ran == 1 and kept.read_bytes() == content
+    assert [*kept.parent.iterdir()] == [kept]
+
+
+def test_a_root_can_be_moved_with_its_tokens(tmp_path: Path) -> None:
+    items, _ = indexed(tmp_path)
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("warehouse*"):
+        path.rename(tmp_path / "moved" / path.name)
+    layout = layout_of(tmp_path / "moved")
+    usable = items.filter(pl.col("verdict") == "ok")
+    params = RawParams(
+        segments=[str(path) for path in layout.segments.glob("items-note-*.parquet")],
+        folders={"note": str(tmp_path / "notes")},
+        root=str(layout.root),
+        private=str(layout.private),
+    )
+    raw = raw_items(params, "note", dict.fromkeys(usable["item_key"], 0))
+    for key, geometry in usable.select("item_key", "geometry").iter_rows():
+        request = UnitRequest(raw[key].root, raw[key].paths, raw[key].geometry)
+        assert len(read_tokens_of(request)) == json.loads(geometry)["tokens"] > 0
 
 
 @pytest.mark.parametrize(

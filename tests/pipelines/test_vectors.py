@@ -254,3 +254,14 @@ def test_configurations_that_cannot_work(trees: Trees, change: dict[str, Any], s
             del block[key]
     with pytest.raises(ValueError, match=said):
         trees.tie(block)
+
+
+def test_copies_are_not_looked_for_among_vectors_alone(trees: Trees) -> None:
+    raw = {
+        "sources": [{"source": "simulated-hospital", "path": str(trees.work)}],
+        "modalities": {"ct": alone(trees)},
+        "duplicates": {"images": ["ct"]},
+    }
+    with pytest.raises(ValueError, match="duplicates: of ct there are vectors alone"):
+        RunConfig.model_validate(raw)
+    assert RunConfig.model_validate(raw | {"duplicates": {}}).modalities["ct"].vectors_alone

@@ -1,6 +1,7 @@
 """Imported vectors in stores: equal bit for bit, made again where their file changed, and nowhere else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,21 @@ def test_files_that_changed_since_they_were_found_are_tried_again(files: Path, t
     }  # fmt: skip
     assert figures.errors == {"FileNotFoundError": 1}
     assert take(config, store, wanted)[0].items == 2
+
+
+def test_two_items_may_have_the_vectors_of_one_file(files: Path, tmp_path: Path) -> None:
+    """Copies of one image that stand under two ids of a patient: each finds them, also in another bucket."""
+    config = encoder(files)
+    assert config.imported is not None
+    wanted = items_of(config)
+    copies = [replace(item, item_key=f"{item.item_key}-again") for item in wanted]
+    stores = [tmp_path / "0000.lmdb", tmp_path / "0001.lmdb"]
+    buckets = [ImportBucket(stores[0], [*wanted, copies[0]]), ImportBucket(stores[1], copies[1:])]
+    figures = import_buckets(buckets, config.imported, store_spec(config, "wsi"))
+    known = [outcome for bucket in buckets for outcome in outcomes(bucket.store, bucket.items, 8).values()]
+    assert figures.items == len(known) == 6 and {outcome.verdict for outcome in known} == {"ok"}
+    first, again = EmbeddingStore.open(stores[0]), EmbeddingStore.open(stores[1])
+    assert np.array_equal(first.get("key-b"), again.get("key-b-again"))
 
 
 def test_values_that_the_store_s_type_does_not_hold(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_cells_hold_line_ends_quotes_and_separators(tmp_path: Path) -> None:
     assert spans == {name: [0, len(text.rstrip())] for name, text in plain.items()}
 
 
+def test_places_of_windows_hold_for_the_blanks_that_were_there(tmp_path: Path) -> None:
+    """A table that is exported with other line ends has its windows elsewhere: its notes are others."""
+    identities = set()
+    for place, text in enumerate(("Seen.\r\nAgain.", "Seen.\nAgain.", "Seen.\nAgain.")):
+        folder = write_discharge(tmp_path / str(place), [{"note_id": "1", "text": text}, {"note_id": "2", "text": "x"}])
+        identities.add(by_id(found_in(folder, source="mimic-iv"))["1"].identity)
+    assert len(identities) == 2
+
+
 def read_spans(folder: Path, item: FoundItem) -> list[int]:
     """Where the only window of a note begins and ends in its text."""
     from extractors.items import UnitRequest
@@ -256,6 +265,23 @@ def test_text_files_are_notes_of_the_table_that_names_them(tmp_path: Path) -> No
     assert (found["a.txt"].verdict, found["sub b.txt"].verdict) == ("failed_unreadable", "ok")
     found = {item.paths[0]: item for item in found_in(tmp_path, rules=rules, reading={"encoding": "cp1252"})}
     assert found["a.txt"].verdict == "ok"
+
+
+def test_a_gzipped_text_is_whole_or_no_note(tmp_path: Path) -> None:
+    """Blocks of gzip stand one behind the other in a file, as bgzip and `cat` leave them."""
+    text = "Seen by day. And seen again at night."
+    blocks = gzip.compress(text[:13].encode()) + gzip.compress(text[13:].encode())
+    spoilt = blocks[:-5] + bytes([blocks[-5] ^ 1]) + blocks[-4:]
+    contents = {"plain": text.encode(), "whole": blocks, "cut": blocks[:-12], "spoilt": spoilt}
+    write_table(tmp_path / "notes.csv", ("path", "subject_id"), [(name, "P1") for name in contents])
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    rules = {"notes": {"file": "path", "subject": "subject_id"}}
+    found = {item.paths[0]: item for item in found_in(tmp_path, rules=rules)}
+    assert {name: item.verdict for name, item in found.items()} == {
+        "plain": "ok", "whole": "ok", "cut": "failed_unreadable", "spoilt": "failed_unreadable",
+    }  # fmt: skip
+    assert found["whole"].geometry["tokens"] == found["plain"].geometry["tokens"]
 
 
 @pytest.mark.parametrize("named", ["gone.txt", "../secret.txt", "/etc/hostname", ""])

@@ -89,6 +89,28 @@ def test_case_is_the_model_s(tmp_path: Path, words: list[str], config: str, expe
     assert ids(model(tmp_path, words, config), "Pain") == expected
 
 
+@pytest.mark.parametrize(
+    ("files", "expected", "usual"),
+    [
+        ({}, [2, 16, 16], True),  # an accent goes with the case
+        ({"tokenizer_config.json": '{"do_lower_case": true, "strip_accents": null}'}, [2, 16, 16], True),
+        ({"tokenizer_config.json": '{"do_lower_case": true, "strip_accents": false}'}, [17, 16, 16], False),
+        ({"tokenizer_config.json": '{"tokenize_chinese_chars": false}'}, [2, 2], False),
+        ({"tokenizer.json": '{"normalizer": {"type": "BertNormalizer", "strip_accents": false}}'}, [17, 16, 16], False),
+        ({"tokenizer.json": '{"normalizer": {"type": "BertNormalizer", "lowercase": false}}'}, [2, 16, 16], False),
+    ],
+)
+def test_accents_and_chinese_are_the_model_s(
+    tmp_path: Path, files: dict[str, str], expected: list[int], usual: bool
+) -> None:
+    words = [*WORDS, "\u4e2d", "f\u00fcr"]
+    folder = model(tmp_path / "model", words)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    assert ids(folder, "F\u00fcr \u4e2d\u4e2d") == expected
+    assert (load_tokens(folder).digest == load_tokens(model(tmp_path / "usual", words)).digest) is usual
+
+
 def test_a_vocabulary_in_tokenizer_json_is_the_same(tmp_path: Path) -> None:
     import json
 
