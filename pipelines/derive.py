@@ -15,6 +15,7 @@ from extractors.events.times import PRECISIONS
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.tasks import fever, kidney, lines
+from pipelines.tasks.codes import read_mappings
 from pipelines.tasks.facts import Facts, read_facts
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.settings import DerivedConfig
@@ -44,6 +45,16 @@ def label_codes(night: Night) -> LabelCodes:
     """The lists of codes over the release that is being built; for stages after `metadata`."""
     night.report("metadata")
     return night.once("label codes", lambda: LabelCodes.of(night.tree, night.config.labels))
+
+
+def ready(night: Night) -> None:
+    """Reads the site's mappings: a file that is wrong should not be found out after hours of work.
+
+    Raises:
+        TimeloomError: a mapping is missing, or lacks a column.
+    """
+    if night.config.labels.tasks:
+        read_mappings(night.config.labels.mappings)
 
 
 def plan(night: Night) -> list[Task]:
@@ -128,9 +139,10 @@ def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = N
 
 STAGE = Stage(
     "derive",
-    version=1,
+    version=2,
     run="pipelines.derive:run",
     step="labels",
     after=("align", "metadata"),
     plan=plan,
+    ready=ready,
 )

@@ -2,7 +2,7 @@
 
 Schema in: DIGESTS, and a scheme's splits. Schema out: COPIES. Copies that lie in two splits would let a model be tested
 on what it was trained on: those outside the split that keeps its own are set aside. Pictures that only look alike are
-told, and stay: films of two patients may look alike.
+told, and stay unless the configuration says otherwise: films of two patients may look alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -168,7 +168,8 @@ def copies_of(items: pl.DataFrame, groups: pl.Series, method: str, config: Dupli
     """
     order = SPLITS if config.keeps == "train" else SPLITS[::-1]
     rank = pl.col("split").replace_strict(dict(zip(order, range(len(order)), strict=True)), return_dtype=pl.Int8)
-    only_told = method == NEAR and bool(items["modality"].is_in(config.images).any())
+    are_pictures = bool(items["modality"].is_in(config.images).any())
+    only_told = method == NEAR and are_pictures and config.look_alikes == "told"
     together = (
         items.with_columns(groups.alias("_group"), rank.alias("_rank"))
         .drop_nulls("_group")

@@ -184,7 +184,7 @@ def declare(night: Night) -> dict[str, Any]:
 
 STAGE = Stage(
     "graphs",
-    version=1,
+    version=2,
     run="pipelines.graphs:run",
     step="clinifuse",
     after=("align", "metadata"),

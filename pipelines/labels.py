@@ -17,7 +17,7 @@ from pipelines.night import Night, Stage
 from pipelines.split import hashes_of
 from pipelines.tasks.attrition import Attrition
 from pipelines.tasks.codes import DERIVED, entries_of, systems_of
-from pipelines.tasks.definition import TaskConfig
+from pipelines.tasks.definition import BIRTH, TaskConfig
 from pipelines.tasks.facts import read_facts
 from pipelines.tasks.labelling import BucketLabels, empty_labels, lists_of
 from pipelines.tasks.members import LabelCodes
@@ -145,7 +145,8 @@ def label_bucket(
     """
     names = lists_of(tasks)
     members = codes.members_of(bucket, names, derived["code"].unique())
-    facts = read_facts(tree.events(bucket), members["code"].unique(), derived)
+    births = members.filter(pl.col("list") == BIRTH)["code"]
+    facts = read_facts(tree.events(bucket), members["code"].unique(), derived, births=births)
     bucket_labels = BucketLabels(facts, members, splits)
     made = {}
     for name, task in tasks.items():
@@ -201,7 +202,7 @@ def declare(night: Night) -> dict[str, Any]:
 
 STAGE = Stage(
     "labels",
-    version=1,
+    version=2,
     run="pipelines.labels:run",
     step="labels",
     after=("align", "metadata", "split", "derive"),

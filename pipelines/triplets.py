@@ -198,7 +198,7 @@ def _add(counts: Counts, found: pl.DataFrame) -> None:
 
 
 def _with_record(studies: pl.DataFrame, visits: pl.DataFrame, config: TripletsConfig) -> pl.DataFrame:
-    """Studies with triplet_id, has_ehr, ehr_cutoff_time and visit_ids, which end with the study's own visit."""
+    """Studies with triplet_id, has_ehr, ehr_cutoff_time and visit_ids: those that had begun by then, its own last."""
     linked = pl.col("link_rule") != NO_VISIT
     cutoff = pl.col("low") if config.cutoff == "study" else pl.max_horizontal("low", "finish")
     studies = studies.with_columns(
@@ -208,10 +208,11 @@ def _with_record(studies: pl.DataFrame, visits: pl.DataFrame, config: TripletsCo
     )
     before = (
         studies.filter("has_ehr")
-        .select("triplet_id", "subject_id", "visit", "high")
+        .select("triplet_id", "subject_id", "visit", "ehr_cutoff_time")
         .join(visits.select("subject_id", "visit_id", "start", other="visit"), on="subject_id")
-        .filter((pl.col("start") <= pl.col("high")) | (pl.col("other") == pl.col("visit")))
-        .sort("triplet_id", "other")
+        .with_columns((pl.col("other") == pl.col("visit")).alias("own"))
+        .filter((pl.col("start") <= pl.col("ehr_cutoff_time")) | pl.col("own"))
+        .sort("triplet_id", "own", "other")
         .group_by("triplet_id")
         .agg(pl.col("visit_id").alias("visit_ids"))
     )
@@ -296,7 +297,7 @@ def declare(night: Night) -> dict[str, Any]:
 
 STAGE = Stage(
     "triplets",
-    version=1,
+    version=2,
     run="pipelines.triplets:run",
     step="clinifuse",
     after=("index", "embed", "align", "metadata", "split", "duplicates"),

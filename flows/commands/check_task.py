@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from extractors.yaml_files import explain
 from pipelines.config import load_config
 from pipelines.derive import LISTS, derived_events
 from pipelines.labels import label_bucket, what_is_missing
 from pipelines.tasks.attrition import NEGATIVE, POSITIVE, START, totals
-from pipelines.tasks.definition import TaskConfig, load_task
+from pipelines.tasks.definition import PAGE, TaskConfig, load_task
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.settings import LabelsConfig
 from validation.report.cells import Cells, Hidden
+from validation.report.label_tables import attrition_cells
 from validation.report.page import OPEN_MODE
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
@@ -48,9 +51,12 @@ def check(task: str, root: Path, config: Path | None, progress: Progress) -> Des
     """
     settings = LabelsConfig(tasks={}) if config is None else load_config(config).labels
     definition = load_task(task)
-    known = LabelsConfig.model_validate(
-        {**settings.model_dump(exclude={"tasks"}), "tasks": {_NAME: definition.model_dump()}}
-    )
+    # Whole by now: a definition that it was made of is not asked for again.
+    whole = definition.model_dump(exclude={"definition"})
+    try:
+        known = LabelsConfig.model_validate({**settings.model_dump(exclude={"tasks"}), "tasks": {_NAME: whole}})
+    except ValidationError as error:
+        raise TimeloomError(f"{Path(task).name}: {explain(error, LabelsConfig)}", f"see {PAGE}") from error
     release = current_release(Layout(root))
     if release is None:
         raise TimeloomError(f"{root.name} has no release yet", "run `timeloom run` or `timeloom demo`")
@@ -69,7 +75,7 @@ def _described(settings: LabelsConfig, tree: ReleaseLayout, manifest: Manifest, 
         left if rule in (START, POSITIVE, NEGATIVE) else removed
         for rule, removed, left in summed.select("rule", "removed", "left").iter_rows()
     ]
-    shown = [cells.count(counts[0]), *cells.parts(counts[1:])]
+    shown = attrition_cells(summed["rule"].to_list(), counts, cells)
     members = codes.members.group_by("list").agg(pl.col("code").n_unique()).sort("list")
     found = dict(members.iter_rows())
     return {

@@ -119,6 +119,7 @@ class DuplicatesConfig(Settings):
             never trained on, or `held_out`, which takes them out of train.
         near: texts are near copies where so much of their shingles of five tokens is the same (Jaccard).
         near_bits: pictures look alike where so many bits of their perceptual hash differ at most.
+        look_alikes: pictures of two splits that look alike are `told` and stay, or are `set_aside` as exact copies are.
         least_tokens: a text of fewer is not compared.
         least_deviation: a picture whose deviation is a smaller share of the grey range has no perceptual hash.
     """
@@ -129,6 +130,7 @@ class DuplicatesConfig(Settings):
     keeps: Literal["train", "held_out"] = "train"
     near: float = Field(default=0.9, ge=0.8, le=1)
     near_bits: int = Field(default=4, ge=0, le=4)
+    look_alikes: Literal["told", "set_aside"] = "told"
     least_tokens: int = Field(default=1, ge=1)
     least_deviation: float = Field(default=0.02, ge=0, lt=1)
 

@@ -35,9 +35,10 @@ def visits_of(events: pl.DataFrame, days_from: Literal["end", "start"] = "end") 
     of the kind `visit_end`. Nothing is mended: `out_of_order` says that its end lies before its start.
 
     Args:
-        events: columns subject_id, visit_id, time, code, kind, of whole subjects.
+        events: columns subject_id, visit_id, time, available_time, code, kind, of whole subjects.
         days_from: whether days are counted from the latest end of the visits before, 0 where they overlap, or from the
-            start of the one before. A visit without an end ends at its last event.
+            start of the one before. A visit without an end reaches as far as what was known of it before the next one
+            began.
 
     Returns:
         subject_id, visit (its number among the subject's, from 0), visit_id, type, starts (the codes that begin it),
@@ -65,11 +66,40 @@ def visits_of(events: pl.DataFrame, days_from: Literal["end", "start"] = "end") 
         .with_columns(pl.coalesce("begun", "first_time").alias("start"))
         .sort("subject_id", "start", "visit_id")
     )
-    start, reached = pl.col("start"), pl.max_horizontal("start", pl.coalesce("end", "last_time"))
-    before = start.shift(1) if days_from == "start" else reached.cum_max().shift(1)
-    days = (start - before.over("subject_id")).dt.total_microseconds() / _DAY_US
+    start = pl.col("start")
+    if days_from == "start":
+        before = start.shift(1).over("subject_id")
+    else:
+        visits = _with_open(visits, of_visit)
+        before = pl.max_horizontal(
+            pl.max_horizontal("start", "end").cum_max().shift(1).over("subject_id"), "open_until"
+        )
+    days = (start - before).dt.total_microseconds() / _DAY_US
     return visits.with_columns(
         pl.int_range(pl.len(), dtype=pl.Int32).over("subject_id").alias("visit"),
         (pl.col("end") < start).fill_null(False).alias("out_of_order"),
         pl.max_horizontal(days, pl.when(days.is_not_null()).then(0.0)).cast(pl.Float32).alias("days_since_prev"),
+    ).drop("open_until", strict=False)
+
+
+def _with_open(visits: pl.DataFrame, of_visit: pl.DataFrame) -> pl.DataFrame:
+    """Visits with `open_until`: when, before they start, something of a visit without an end was last known."""
+    still_open = visits.filter(pl.col("end").is_null()).select(*_VISIT, begun_at="start")
+    events = (
+        of_visit.join(still_open, on=_VISIT)
+        # What stands before its visit's start belongs to that start.
+        .select("subject_id", open_until=pl.max_horizontal("time", "available_time", "begun_at"))
+        .sort("open_until")
     )
+    joined = visits.with_row_index("_row").sort("start", maintain_order=True)
+    joined = joined.join_asof(
+        events,
+        left_on="start",
+        right_on="open_until",
+        by="subject_id",
+        strategy="backward",
+        allow_exact_matches=False,
+        coalesce=False,
+        check_sortedness=False,
+    )
+    return joined.sort("_row").drop("_row")

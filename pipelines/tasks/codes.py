@@ -90,19 +90,22 @@ def built_in_lists() -> dict[str, CodeList]:
     return {name: CodeList.model_validate(entry) for name, entry in read.items()}
 
 
-def entries_of(name: str, lists: Mapping[str, CodeList]) -> tuple[list[str], list[str]]:
-    """What a list holds and what it leaves out, with the lists below it."""
-    wanted, held, left_out = [name], list[str](), list[str]()
-    seen: set[str] = set()
+def lists_within(names: Iterable[str], lists: Mapping[str, CodeList]) -> dict[str, None]:
+    """Some lists and all below them, in order."""
+    wanted, seen = list(names), dict[str, None]()
     while wanted:
         current = wanted.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
-        held += lists[current].any
-        left_out += lists[current].without
-        wanted += lists[current].lists
-    return held, left_out
+        if current not in seen:
+            seen[current] = None
+            wanted += lists[current].lists
+    return seen
+
+
+def entries_of(name: str, lists: Mapping[str, CodeList]) -> tuple[list[str], list[str]]:
+    """What a list holds and what it leaves out, with the lists below it."""
+    below = lists_within([name], lists)
+    held = [entry for each in below for entry in lists[each].any]
+    return held, [entry for each in below for entry in lists[each].without]
 
 
 def read_mappings(paths: Sequence[Path]) -> pl.DataFrame:

@@ -197,8 +197,8 @@ class TaskConfig(Settings):
         named |= dict.fromkeys(self.exclude, "exclusion")
         if self.follow_up.register_days is not None:
             named["hospital_end"] = "follow-up"
-        if self.index.min_age is not None:
-            named[BIRTH] = "age"
+        if self.index.min_age is not None or self.index.washin_days:
+            named[BIRTH] = "age" if self.index.min_age is not None else "wash-in"
         named[DEATH] = "death"
         if self.index.stay is not None:
             # Whether somebody is in such a stay already hangs on its end.
@@ -235,15 +235,17 @@ def read_definition(name: str, base: Path = Path()) -> dict[str, Any]:
     return read
 
 
-def filled(name: str, given: Any, base: Path) -> Any:
-    """A task's keys, those of its definition filled in; what is no mapping is left to its validation.
+def filled(name: str, given: Any, base: Path, below: tuple[Path, ...] = ()) -> Any:
+    """A task's keys, those of its definition filled in, which may name another one; what is no mapping is left to its
+    validation.
 
     Args:
         name: of the task in the configuration; that of a built-in one where `given` names no definition.
         base: the folder that a definition's path is relative to.
+        below: files of definitions that named this one.
 
     Raises:
-        TimeloomError: no such definition.
+        TimeloomError: no such definition, or one that names itself.
     """
     if given is None:
         given = {}
@@ -253,6 +255,11 @@ def filled(name: str, given: Any, base: Path) -> Any:
     if definition is None:
         return given
     kept = read_definition(str(definition), base)
+    if kept.get("definition") is not None:
+        path = (base / Path(str(definition)).expanduser()).resolve()
+        if path in below:
+            raise TimeloomError(f"the definition {path.name} names itself", remedy=f"see {PAGE}")
+        kept = filled("", kept, path.parent, (*below, path))
     nested = {
         key: kept[key] | given[key]
         for key in ("index", "follow_up")

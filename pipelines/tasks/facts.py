@@ -89,7 +89,8 @@ class Facts:
 
     Attributes:
         subjects: ids (s,), in order.
-        first, last: µs (s,), of the subject's first and last event with a time; NEVER and NO_TIME without any.
+        first, last: µs (s,), of the subject's first event with a time other than a birth, and of the last with a time;
+            NEVER and NO_TIME without any.
         last_known: µs (s,), when the last of them became available.
         rows: those that were asked for.
         codes: that were asked for, in order.
@@ -111,13 +112,21 @@ class Facts:
         return found
 
 
-def read_facts(path: Path, codes: pl.Series, derived: pl.DataFrame | None = None, *, values: bool = False) -> Facts:
+def read_facts(
+    path: Path,
+    codes: pl.Series,
+    derived: pl.DataFrame | None = None,
+    *,
+    births: pl.Series | None = None,
+    values: bool = False,
+) -> Facts:
     """The events of some codes.
 
     Args:
         path: data/<bucket>.parquet.
         codes: distinct.
         derived: derived events of its subjects, columns of DERIVED, where they are wanted too.
+        births: those of the codes that are a birth, with which no record begins.
         values: read numbers and units too.
 
     Raises:
@@ -125,13 +134,17 @@ def read_facts(path: Path, codes: pl.Series, derived: pl.DataFrame | None = None
     """
     codes = codes.sort()
     units: dict[str, int] = {}
+    born = np.zeros(len(codes), np.bool_) if births is None else codes.is_in(births.implode()).to_numpy()
+    # A code that was not asked for has the place -1.
+    born = np.append(born, False)
     statistics, parts = [], [_no_rows()]
     for table in _groups(path, values=values):
-        ids, found = _rows(table, codes, units)
-        statistics.append(_statistics(ids, table))
-        parts.append(found)
+        code = _places(table["code"], codes.to_arrow().cast(pa.large_string()))
+        statistics.append(_statistics(table, born[code]))
+        parts.append(_rows(table, code, units))
     if derived is not None:
-        parts.append(_rows(derived.to_arrow(compat_level=pl.CompatLevel.oldest()), codes, units)[1])
+        table = derived.to_arrow(compat_level=pl.CompatLevel.oldest())
+        parts.append(_rows(table, _places(table["code"], codes.to_arrow().cast(pa.large_string())), units))
     subjects, first, last, known = _merged(statistics)
     rows = Rows.joined(parts)
     place = np.searchsorted(subjects, rows.subject)
@@ -163,10 +176,13 @@ def _places(column: pa.ChunkedArray, values: pa.Array) -> I32:
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int32)
 
 
-def _rows(table: pa.Table, codes: pl.Series, units: dict[str, int]) -> tuple[I64, Rows]:
-    """All subjects' ids (rows,), and the rows that are asked for; their subjects are ids."""
+def _rows(table: pa.Table, code: I32, units: dict[str, int]) -> Rows:
+    """The rows that are asked for; their subjects are ids.
+
+    Args:
+        code: of each row of the table (rows,) the place of its code, -1 for one that is not asked for.
+    """
     ids = table["subject_id"].to_numpy()
-    code = _places(table["code"], codes.to_arrow().cast(pa.large_string()))
     time = numbers_of(table["time"].cast(pa.int64()), NO_TIME)
     wanted = np.flatnonzero((code >= 0) & (time != NO_TIME))
     few = table.select([name for name in table.column_names if name not in ("subject_id", "code")]).take(wanted)
@@ -183,7 +199,7 @@ def _rows(table: pa.Table, codes: pl.Series, units: dict[str, int]) -> tuple[I64
         value = numbers_of(few["numeric_value"], np.nan).astype(np.float64)
         flagged = few["value_flag"].is_valid().to_numpy()
         unit = _units(few["unit"], units)
-    return ids, Rows(
+    return Rows(
         subject=ids[wanted],
         time=time[wanted],
         available=np.where(available == NO_TIME, time[wanted], available),
@@ -203,14 +219,19 @@ def _units(column: pa.ChunkedArray, known: dict[str, int]) -> I32:
     return _places(column, pa.array(list(known), pa.large_string()))
 
 
-def _statistics(ids: I64, table: pa.Table) -> tuple[I64, I64, I64, I64]:
-    """Of each subject (s,) of a row group its id, first and last time, and when the last became available."""
+def _statistics(table: pa.Table, born: Bools) -> tuple[I64, I64, I64, I64]:
+    """Of each subject (s,) of a row group its id, first and last time, and when the last became available.
+
+    Args:
+        born: which rows (rows,) are a birth.
+    """
+    ids = table["subject_id"].to_numpy()
     if not len(ids):
         return ids, ids, ids, ids
     starts = np.concatenate([[0], np.flatnonzero(ids[1:] != ids[:-1]) + 1])
     time = numbers_of(table["time"].cast(pa.int64()), NO_TIME)
     known = np.maximum(time, numbers_of(table["available_time"].cast(pa.int64()), NO_TIME))
-    first = np.minimum.reduceat(np.where(time == NO_TIME, NEVER, time), starts)
+    first = np.minimum.reduceat(np.where((time == NO_TIME) | born, NEVER, time), starts)
     return ids[starts], first, np.maximum.reduceat(time, starts), np.maximum.reduceat(known, starts)
 
 

@@ -75,7 +75,7 @@ def kdigo_stages(facts: Facts, creatinine: I64, rules: KdigoConfig) -> tuple[pl.
             "value": value,
         }
     ).sort("subject", "time", "available", "value")
-    days = f"{rules.ratio_days}d"
+    days, longest = f"{rules.ratio_days}d", f"{max(rules.ratio_days * 24, rules.rise_hours)}h"
 
     def before(window: str) -> pl.Expr:
         return pl.col("value").rolling_min_by("time", window_size=window, closed="left").over("subject")
@@ -83,10 +83,17 @@ def kdigo_stages(facts: Facts, creatinine: I64, rules: KdigoConfig) -> tuple[pl.
     frame = frame.with_columns(
         before(f"{rules.rise_hours}h").alias("lowest"),
         before(days).alias("baseline"),
-        pl.col("available").rolling_max_by("time", window_size=days, closed="both").over("subject"),
+        pl.col("available").rolling_max_by("time", window_size=longest, closed="both").over("subject"),
     )
     if rules.otherwise == "median_year":
-        frame = frame.with_columns(pl.coalesce("baseline", _median_of_year(frame, rules.ratio_days)).alias("baseline"))
+        year, recent = _year_before(frame, rules.ratio_days), pl.col("baseline").is_not_null()
+        frame = frame.with_columns(
+            pl.coalesce("baseline", year["median"]).alias("baseline"),
+            pl.when(recent)
+            .then("available")
+            .otherwise(pl.max_horizontal("available", year["known"]))
+            .alias("available"),
+        )
     near = 1 - TOLERANCE
     first, second, third = rules.ratios
     ratio = pl.col("value") / pl.col("baseline")
@@ -105,11 +112,11 @@ def kdigo_stages(facts: Facts, creatinine: I64, rules: KdigoConfig) -> tuple[pl.
     return found.select("subject", pl.col("time").to_physical(), "available", "precision", "stage"), counted
 
 
-def _median_of_year(frame: pl.DataFrame, days: int) -> pl.Series:
-    """The median of the values from a year before each value (n,) to `days` before it; null where there is none."""
-    medians = (
-        frame.select("subject", "time", "value")
+def _year_before(frame: pl.DataFrame, days: int) -> pl.DataFrame:
+    """Of the values from a year before each value (n,) to `days` before it the `median`, and when the last of them was
+    `known`; null where there is none."""
+    return (
+        frame.select("subject", "time", "value", "available")
         .rolling("time", period=f"{_YEAR - days}d", offset=f"-{_YEAR}d", closed="both", group_by="subject")
-        .agg(pl.col("value").median().alias("median"))
+        .agg(pl.col("value").median().alias("median"), pl.col("available").max().alias("known"))
     )
-    return medians["median"]

@@ -107,7 +107,7 @@ class _Labelling:
     def run(self) -> tuple[pl.DataFrame, Attrition]:
         found, attrition = self._candidates()
         self._leave_out(found, attrition)
-        hit, died, seen = self._answers(found, attrition)
+        hit, died, seen = self._answers(found)
         task = self.task
         censored, competing = ~hit & ~died & ~seen, ~hit & died
         if task.censoring == "exclude":
@@ -129,15 +129,15 @@ class _Labelling:
     # What is known of subjects.
 
     @cached_property
-    def _died(self) -> tuple[I64, I64, I64]:
-        """Of each subject (s,) the earliest and the latest moment of death by the clock, and the latest by its time;
-        NEVER for the living."""
+    def _died(self) -> tuple[I64, I64, I64, I64]:
+        """Of each subject (s,) the earliest and the latest moment of death, by the clock and then by its time; NEVER
+        for the living."""
         rows = self.facts.rows.take(self.bucket.holds(DEATH))
-        found = [np.full(len(self.facts.subjects), NEVER) for _ in range(3)]
-        values = (rows.low(self.task.clock), rows.at(self.task.clock), rows.latest())
+        found = [np.full(len(self.facts.subjects), NEVER) for _ in range(4)]
+        values = (rows.low(self.task.clock), rows.at(self.task.clock), rows.low("time"), rows.latest())
         for of_subject, moments in zip(found, values, strict=True):
             np.minimum.at(of_subject, rows.subject, moments)
-        return found[0], found[1], found[2]
+        return found[0], found[1], found[2], found[3]
 
     @cached_property
     def _counted(self) -> Bools:
@@ -145,7 +145,7 @@ class _Labelling:
         rows = self.facts.rows
         if self.task.after_death == "keep":
             return np.ones(len(rows), np.bool_)
-        alive: Bools = rows.low("time") <= self._died[2][rows.subject]
+        alive: Bools = rows.low("time") <= self._died[3][rows.subject]
         return alive
 
     def _when(self, name: str, *, outcome: bool = False) -> Instants:
@@ -247,11 +247,13 @@ class _Labelling:
         outer = self._stays(index.within)
         place = outer.around(subject, end)
         attrition.remove(f"{index.within}_stay_over", place < 0)
-        inside = np.maximum(place, 0)
+        if index.at == "first_end":
+            # A stay inside another one has an end of its own, which is none of the whole stay.
+            whole = ~(stays.bad_order | stays.inside)
+            attrition.remove("not_the_first", ~self._first_of(np.where(whole, place, -1), end))
         if not len(outer):
             return Candidates(subject, end, start, never, never, np.zeros(len(stays), np.bool_)), attrition
-        if index.at == "first_end":
-            attrition.remove("not_the_first", ~self._first_of(place, end))
+        inside = np.maximum(place, 0)
         stop = outer.end[inside]
         before = np.where(stop == NEVER, outer.next_start()[inside], NEVER)
         return Candidates(subject, end, outer.start[inside], stop, before, stop != NEVER), attrition
@@ -309,22 +311,26 @@ class _Labelling:
 
     # Answers.
 
-    def _answers(self, found: Candidates, attrition: Attrition) -> tuple[Bools, Bools, Bools]:
+    def _answers(self, found: Candidates) -> tuple[Bools, Bools, Bools]:
         """Who has the outcome in the window (n,), who dies in it (n,), who is observed up to its end (n,)."""
-        low, at, _ = (moments[found.subject] for moments in self._died)
+        low, at, low_time, latest_time = (moments[found.subject] for moments in self._died)
         by_day = self.task.index.stay is not None and self.task.date_deaths == "day"
         died = (at > found.moment) & ((low if by_day else at) <= found.stop) & (at < found.before) & (at != NEVER)
+        # A death that became known behind the window is no outcome by the clock, and nobody was observed alive up to
+        # its end.
+        dead = ((low_time if by_day else latest_time) <= found.stop) & (latest_time != NEVER)
         hit = np.zeros(len(found.subject), np.bool_)
         for outcome in self.task.outcomes:
             hit |= died if outcome.codes == DEATH else self._hit(outcome, found)
-        return hit, died, self._seen(found)
+        return hit, died, self._seen(found) & ~dead
 
     def _hit(self, outcome: Outcome, found: Candidates) -> Bools:
-        facts = self._when(outcome.codes, outcome=True)
         if outcome.from_days:
-            at = facts.since(found.subject, shifted(found.moment, outcome.from_days))
+            # By when it counts: a date that is so many days later by the calendar is late enough.
+            from_then = shifted(found.moment, outcome.from_days)
+            at = self._when(outcome.codes).since(found.subject, from_then)
         else:
-            at = facts.after(found.subject, found.moment)
+            at = self._when(outcome.codes, outcome=True).after(found.subject, found.moment)
         hit: Bools = (at <= found.stop) & (at < found.before) & (at != NEVER)
         if outcome.prior == "void":
             hit &= ~self._prior(outcome, found)

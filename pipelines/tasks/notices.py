@@ -57,6 +57,8 @@ def missing_of(
         not set(lists_below([name], lists) if is_derived(name, lists) else [name]) & lacking.keys() for name in outcomes
     )
     for source, purpose in lacking.items():
+        if source == BIRTH and task.index.min_age is None:
+            continue  # The wash-in alone: without births, none is taken for the beginning of a record.
         line = _line(source, purpose, lists, present)
         whole = purpose in ("index event", "required") or (purpose == "outcome" and not some_outcome)
         (decisive if whole or (source == BIRTH and task.index.min_age is not None) else further).append(line)

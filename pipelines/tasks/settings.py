@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipelines.tasks.codes import CodeList, built_in_lists, entries_of
+from pipelines.tasks.codes import CodeList, built_in_lists, entries_of, lists_within
 from pipelines.tasks.definition import BUILT_IN, FIXED, ListName, TaskConfig, filled
 from warehouse.configuration import LocatedPath, Settings
 
@@ -134,6 +134,12 @@ class LabelsConfig(Settings):
             for other in wanted:
                 if other not in lists:
                     raise ValueError(f"tasks.{name} names the list {other}, which is not among codes: add it there")
+            unread = sorted(task.codes.keys() - lists_within(task.lists(), lists))
+            if unread:
+                raise ValueError(
+                    f"tasks.{name}.codes.{unread[0]} is read by no rule of the task: what derived events are made of "
+                    "stands under labels.codes"
+                )
         return self
 
     @property

@@ -218,6 +218,23 @@ def test_days_since_the_visit_before() -> None:
     assert by_start["days_since_prev"].to_list() == [None, 1.0, 4.0, 2.5, None]
 
 
+def test_days_do_not_hang_on_what_was_recorded_later() -> None:
+    """Of a visit without an end, nobody knows at the next one's start what is still to come."""
+    rows: list[dict[str, Any]] = [
+        {"subject": 1, "visit": 1, "hours": 0, "code": "A", "kind": "visit_start"},
+        {"subject": 1, "visit": 1, "hours": 24, "code": "LOINC/1"},
+        {"subject": 1, "visit": 2, "hours": 72, "code": "B", "kind": "visit_start"},
+        {"subject": 1, "visit": 2, "hours": 71, "code": "LOINC/1"},
+        {"subject": 2, "visit": 3, "hours": 70, "code": "A", "kind": "visit_start"},
+    ]
+    later = [
+        {"subject": 1, "visit": 1, "hours": 96, "code": "LOINC/1"},
+        {"subject": 1, "visit": 1, "hours": 48, "known": 96, "code": "LOINC/1"},
+    ]
+    for recorded in (rows, [*rows, *later]):
+        assert visits_of(events_of(recorded))["days_since_prev"].to_list() == [None, 2.0, None]
+
+
 def test_which_events_are_nodes() -> None:
     pairs = pl.DataFrame(
         [

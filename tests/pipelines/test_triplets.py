@@ -47,6 +47,20 @@ def test_the_record_ends_with_the_studys_own_visit(tmp_path: Path) -> None:
     assert made(tmp_path, cutoff="visit")["ehr_cutoff_time"] == at(48)
 
 
+def test_visits_that_began_behind_the_cut_off_are_not_listed_and_the_own_one_is_last() -> None:
+    """A slide of which the day alone is known counts from that day's start; an outpatient visit lies in the stay."""
+    rows: list[dict[str, Any]] = [
+        {"subject": 1, "visit": 7, "hours": -48, "code": "HOSPITAL_ADMISSION/A", "kind": "visit_start"},
+        {"subject": 1, "visit": 7, "hours": 48, "code": "HOSPITAL_DISCHARGE/A", "kind": "visit_end"},
+        {"subject": 1, "visit": 8, "hours": -3, "code": "OUTPATIENT", "kind": "visit_start"},
+        {"subject": 1, "visit": 9, "hours": 8, "code": "OUTPATIENT", "kind": "visit_start"},
+    ]
+    items = [{"subject": 1, "key": "film", "hours": 23, "precision": "day", **FILM}, {**ITEMS[1], "hours": 22}]
+    config, visits = TripletsConfig(), visits_of(events_of(rows))
+    found = triplets._with_record(pair(items_of(items), visits, config).studies, visits, config).row(0, named=True)
+    assert (found["ehr_cutoff_time"], found["visit_id"], found["visit_ids"]) == (at(0), 7, [8, 7])
+
+
 def test_without_a_visit_there_is_no_record(tmp_path: Path) -> None:
     found = made(tmp_path, admission_hours=1)
     assert (found["has_ehr"], found["link_rule"]) == (False, "none")

@@ -1,14 +1,18 @@
 """Tables of labels: whom each rule of a task leaves out, and the examples of each split, which is Table A3."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
 from pipelines.tasks.attrition import NEGATIVE, NO_SPLIT, POSITIVE, START
 from validation.measure.labels import examples
 from validation.measurements import Measurements
-from validation.report.cells import WITHHELD, Cell, Cells, Hidden, follow
+from validation.report.cells import WITHHELD, Cell, Cells, Hidden, follow, is_small
 from validation.report.table import Column, Row, Table
+
+# Rules that hang on a task's outcome, and its labels; those before them hang on its index event alone.
+_OF_OUTCOME = re.compile(r"prior_.*|has_.*|.*_in_grace|censored|competing_death|positive|negative")
 
 
 def attrition_table(measurements: Measurements, cells: Cells) -> Table:
@@ -37,11 +41,34 @@ def _of_task(task: str, part: pl.DataFrame, cells: Cells) -> list[Row]:
         left if rule in (START, POSITIVE, NEGATIVE) else removed
         for rule, removed, left in part.select("rule", "removed", "left").iter_rows()
     ]
-    # The start may be known from elsewhere, and what is left out adds up to it.
-    shown: list[Cell] = [cells.count(counts[0]), *cells.parts(counts[1:])]
+    shown = attrition_cells(part["rule"].to_list(), counts, cells)
     return [
         {"task": task, "rule": rule, "patients": cell} for rule, cell in zip(part["rule"].to_list(), shown, strict=True)
     ]
+
+
+def attrition_cells(rules: Sequence[str], counts: Sequence[int], cells: Cells) -> list[Cell]:
+    """A task's candidates, whom each rule leaves out, and its labels, small numbers hidden.
+
+    The start may be known from elsewhere, and what follows adds up to it. Tasks of one index event leave out the same
+    patients before they come to their outcomes: those rules are hidden among themselves wherever that is enough, so
+    that no task shows what another one hides.
+
+    Args:
+        rules, counts: of the start, of each rule in order, and of the labels (n,).
+    """
+    first = next((place for place, rule in enumerate(rules) if _OF_OUTCOME.fullmatch(rule)), len(rules))
+    parts = [(counts[1:first], cells.parts(counts[1:first])), (counts[first:], cells.parts(counts[first:]))]
+    apart = all(
+        _is_enough([value for value, cell in zip(*part, strict=True) if isinstance(cell, Hidden)]) for part in parts
+    )
+    together = [cell for _, shown in parts for cell in shown] if apart else cells.parts(counts[1:])
+    return [cells.count(counts[0]), *together]
+
+
+def _is_enough(hidden: Sequence[int]) -> bool:
+    """Whether nothing can be worked out of the sum of what is hidden."""
+    return not hidden or (len(hidden) > 1 and not is_small(sum(hidden)))
 
 
 def label_table(measurements: Measurements, attrition: Table, withheld: Collection[str], cells: Cells) -> Table:

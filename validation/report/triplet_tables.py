@@ -62,4 +62,10 @@ def copies_table(measurements: Measurements, cells: Cells) -> Table:
         Column("across", "In several splits"),
         Column("set_aside", "Set aside"),
     ]
-    return Table("copies", "Copies", columns, rows, "Pictures that only look alike are told, and stay.")
+    return Table(
+        "copies",
+        "Copies",
+        columns,
+        rows,
+        "Pictures that only look alike are told, and stay unless `look_alikes` is `set_aside`.",
+    )

@@ -122,6 +122,8 @@ def test_pictures_that_look_alike_are_told_and_stay() -> None:
     near = copies_of(pictures, GROUPS, "near", DuplicatesConfig())
     assert (near["across"].sum(), near["set_aside"].sum()) == (2, 0)
     assert copies_of(pictures, GROUPS, "exact", DuplicatesConfig())["set_aside"].sum() == 1
+    strict = copies_of(pictures, GROUPS, "near", DuplicatesConfig(look_alikes="set_aside"))
+    assert strict.filter("set_aside")["item_key"].to_list() == ["c"]
     assert near_pictures(np.array([0, 0xFF << 56, 0b1111, 0b11111111, 0xFF << 56 | 1], np.uint64), 4).tolist() == [
         0,
         1,

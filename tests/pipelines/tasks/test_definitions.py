@@ -1,11 +1,13 @@
 """Definitions of tasks as data: what is built in, what a site overrides, and what is wrong in one line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.commands.check_task import json_schema
+from flows.commands.check_task import check, json_schema
+from pipelines import derive
 from pipelines.config import RunConfig, parse_config
 from pipelines.tasks.codes import entries_of, unknown_systems
 from pipelines.tasks.definition import BUILT_IN, built_in, load_task
@@ -85,6 +87,7 @@ def test_a_site_adds_a_task_by_a_file(tmp_path: Path) -> None:
         ({"scheme": "other"}, "labels.scheme other is not among splits"),
         ({"tasks": {"mortality": {"id": "mine"}}}, "id"),
         ({"tasks": {"mortality": {"codes": {"death": {"any": ["ICD10CM/R99"]}}}}}, "write it under labels.codes"),
+        ({"tasks": {"aki_kdigo": {"codes": {"creatinine": {"any": ["LOINC/1"]}}}}}, "creatinine is read by no rule"),
         ({"tasks": {"mortality": {"index": {"stay": "icu"}}}}, "either an event or a stay"),
         ({"tasks": {"mortality": {"horizon_days": None}}}, "horizon_days is missing"),
     ],
@@ -93,6 +96,46 @@ def test_what_is_wrong_is_one_line(labels: dict[str, Any], said: str) -> None:
     with pytest.raises(TimeloomError, match=said) as caught:
         config(labels)
     assert "\n" not in str(caught.value)
+
+
+def test_a_definition_may_name_another_one_and_not_itself(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "ours.yaml").write_text("definition: base.yaml\nindex: {washin_days: 90}\n")
+    (tmp_path / "tasks" / "base.yaml").write_text("definition: mortality\nid: ours.death.v1\nhorizon_days: 90\n")
+    (tmp_path / "loop.yaml").write_text("definition: loop.yaml\n")
+    raw = {"sources": SOURCES, "labels": {"tasks": {"ours": {"definition": "tasks/ours.yaml", "clock": "time"}}}}
+    task = parse_config(raw, tmp_path, "run.yaml").labels.tasks["ours"]
+    assert (task.id, task.horizon_days, task.clock) == ("ours.death.v1", 90, "time")
+    assert (task.index.washin_days, task.index.min_age) == (90, 18)
+    assert load_task("tasks/ours.yaml", tmp_path).rules() == task.model_copy(update={"clock": "available_time"}).rules()
+    with pytest.raises(TimeloomError, match=r"the definition loop\.yaml names itself"):
+        load_task("loop.yaml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("definition: mortality\nexclude: [strokes]\n", r"ours.yaml: .*names the list strokes, which is not among"),
+        ("definition: base.yaml\nhorizon_days: 90\n", "has no release yet"),
+    ],
+)
+def test_what_check_task_cannot_take_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    """A definition beside the file is found wherever the command is run."""
+    (tmp_path / "base.yaml").write_text(
+        "id: ours.base.v1\ntitle: Base\nproposal: A test's own.\nindex: {event: treatment}\nhorizon_days: 9\n"
+        "outcomes: [{codes: death}]\n"
+    )
+    (tmp_path / "ours.yaml").write_text(text)
+    with pytest.raises(TimeloomError, match=said) as caught:
+        check(str(tmp_path / "ours.yaml"), tmp_path / "root", None, lambda *_: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mapping_that_is_missing_stops_a_run_before_any_work(tmp_path: Path) -> None:
+    night: Any = SimpleNamespace(config=config({"tasks": "all", "mappings": [str(tmp_path / "nowhere.csv")]}))
+    assert derive.STAGE.ready is not None
+    with pytest.raises(TimeloomError, match=r"a file of labels\.mappings cannot be read"):
+        derive.STAGE.ready(night)
 
 
 def test_a_scheme_without_held_out_evaluates_nothing() -> None:

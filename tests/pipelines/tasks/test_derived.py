@@ -86,6 +86,13 @@ def test_outpatients_have_the_median_of_a_year(tmp_path: Path) -> None:
     assert stages(tmp_path / "c", [lab(-400, 0.8), lab(0, 1.6)]) == {}
 
 
+@pytest.mark.parametrize(("day", "known"), [(-100, 3), (-1, 3), (-366, 0)])
+def test_a_stage_is_known_when_its_baseline_is(tmp_path: Path, day: float, known: float) -> None:
+    labs = [lab(day, 1.0, available_time=3), lab(-200, 1.0), lab(0, 1.6)]
+    frame = derived(write_bucket(tmp_path, labs))
+    assert (days_of(frame), days_of(frame, "available_time")) == ([0.0], [known])
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [

@@ -229,6 +229,14 @@ def test_washin(tmp_path: Path) -> None:
     assert (answers(labels), left_out["washin"]) == ({2: False}, 1)
 
 
+def test_a_record_does_not_begin_with_a_birth(tmp_path: Path) -> None:
+    events: list[Event] = [*treated(1), (1, 400, SEEN), *treated(2), (2, -90, SEEN), (2, 400, SEEN)]
+    tree = write_bucket(tmp_path, events)
+    for keys in ({}, {"min_age": None}):
+        labels, left_out = label(tree, "mortality", index={"washin_days": 90, **keys})
+        assert (answers(labels), left_out["washin"]) == ({2: False}, 1)
+
+
 def test_metastasis_has_a_grace_and_leaves_out_blood_cancers(tmp_path: Path) -> None:
     events: list[Event] = []
     for subject in range(1, 6):
@@ -325,6 +333,24 @@ def test_a_death_date_is_compared_as_a_date(tmp_path: Path) -> None:
 def test_treated_after_death_is_left_out(tmp_path: Path) -> None:
     labels, left_out = label(write_bucket(tmp_path, [*treated(1), (1, -1, "MEDS_DEATH")]), "mortality")
     assert (labels, left_out["not_alive"]) == ({}, 1)
+
+
+@pytest.mark.parametrize("task", ["mortality", "aki_icd"])
+def test_a_death_that_becomes_known_later_proves_no_life(tmp_path: Path, task: str) -> None:
+    """Neither a register that reaches beyond it nor what is recorded of the dead makes a negative of him."""
+    died: Event = (1, 150, "MEDS_DEATH", {"available_time": 390})
+    events: list[Event] = [*treated(1), (1, 10, "HOSPITAL_DISCHARGE/HOME"), died, (1, 400, SEEN), *treated(2)]
+    tree = write_bucket(tmp_path, [*events, (2, 10, "HOSPITAL_DISCHARGE/HOME"), (2, 370, "MEDS_DEATH")])
+    for follow_up in ({}, {"register_days": 365}):
+        labels, left_out = label(tree, task, follow_up=follow_up)
+        assert (answers(labels), left_out["censored"]) == ({2: False}, 1)
+
+
+@pytest.mark.parametrize(("day", "answer"), [(27, False), (28, True)])
+def test_a_line_that_begins_so_many_dates_later_is_progression(tmp_path: Path, day: int, answer: bool) -> None:
+    born: Event = (1, datetime(1970, 1, 1), "MEDS_BIRTH", {"time_precision": "year"})
+    events: list[Event] = [born, (1, -10, CANCER), on(1, 0, DRUG), on(1, day, "RXNORM/56946"), (1, 400, SEEN)]
+    assert answered(tmp_path, events, "progression_proxy") == {1: answer}
 
 
 def test_a_register_of_deaths_reaches_a_year_beyond_discharge(tmp_path: Path) -> None:

@@ -149,6 +149,27 @@ def test_a_readmission_is_of_the_same_stay_and_counted_once(tmp_path: Path) -> N
     assert left_out["not_the_first"] == 2
 
 
+def test_a_stay_inside_another_one_has_no_first_end(tmp_path: Path) -> None:
+    events = [*stay(1, 0, 9, 10), *icu(1, 1, 4, 11), *icu(1, 2, 3, 12), *icu(1, 5, 6, 13)]
+    labels, left_out = found(tmp_path, events, "icu_readmission")
+    assert labels == {(1, 4): True}
+    assert (left_out["inside_another_stay"], left_out["not_the_first"]) == (1, 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_rules_of_a_bucket_do_not_hang_on_who_is_in_it(tmp_path: Path, task: str) -> None:
+    """Tables of several buckets are added rule by rule: each has the same rules."""
+    full = found(tmp_path / "full", [*stay(1, 0, 9, 10), *icu(1, 1, 4, 11)], task)[1]
+    without = found(tmp_path / "without", [*icu(1, 1, 4, 11)], task)[1]
+    assert list(without) == list(full) == list(found(tmp_path / "none", [(1, 0, "LOINC/718-7")], task)[1])
+
+
+def test_a_death_in_hospital_that_is_recorded_later_is_no_survival(tmp_path: Path) -> None:
+    died: Event = (1, 2, DIED, {"available_time": 4})
+    labels, left_out = found(tmp_path, [*stay(1, 0, 3, 10), died, *stay(2, 0, 3, 20)], "hospital_mortality")
+    assert (labels, left_out["censored"]) == ({(2, 0): False}, 1)
+
+
 def test_who_leaves_hospital_from_intensive_care_has_no_window(tmp_path: Path) -> None:
     labels, left_out = found(tmp_path, [*stay(1, 0, 2, 10), *icu(1, 1, 2, 10)], "icu_readmission")
     assert (labels, left_out["hospital_stay_over"]) == ({}, 1)
