@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+# Of several test processes, and of whatever they start, each has one core: threads of torch that wait for one another
+# on it took four times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 WHOLE = Path(__file__).parent / "whole"
 # A test that uses one of these takes long, wherever it stands.
 LONG_FIXTURES = {"real_data", "demo_folder", "demo_release"}
