@@ -28,7 +28,7 @@ from pipelines.limits import LimitsConfig
 from pipelines.profiles.rules import ProfileConfig, built_in, with_rules
 from pipelines.splitting.schemes import SCHEMES, SplitConfig
 from pipelines.tasks.settings import LabelsConfig
-from warehouse.configuration import LocatedPath, Settings
+from warehouse.configuration import LocatedPath, Settings, located
 from warehouse.errors import TimeloomError
 
 _PAGE = "docs/configuration.md"
@@ -85,14 +85,21 @@ class ModalityConfig(ModalitySettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_vectors(cls, raw: Any) -> Any:
+    def _of_vectors(cls, raw: Any, info: ValidationInfo) -> Any:
         """Without a path of its own a modality has the vectors alone: they lie where its items do."""
-        if not isinstance(raw, dict) or "path" in raw:
+        if not isinstance(raw, dict):
             return raw
         encoders = [raw.get("encoder"), *(raw.get("encoders") or ())]
         declared = [each["imported"] for each in encoders if isinstance(each, dict) and each.get("imported")]
         paths = [each["path"] for each in declared if isinstance(each, dict) and "path" in each]
-        return {**raw, "path": paths[0]} if paths else raw
+        if "path" not in raw:
+            return {**raw, "path": paths[0]} if paths else raw
+        if located(raw["path"], info) in [located(path, info) for path in paths]:
+            raise ValueError(
+                "`path` and imported.path are one folder: leave `path` out where there are vectors alone, or give them "
+                "a folder of their own"
+            )
+        return raw
 
     @property
     def vectors_alone(self) -> ImportedConfig | None:

@@ -28,7 +28,7 @@ from pipelines.scan import OF_SUBJECTS, earlier_files, settings_of
 from pipelines.scan import Counts as ScanCounts
 from pipelines.trees import trees_of
 from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write, sha256_json
+from warehouse.files import atomic_write, sha256_json, xxh3_file
 
 # An item as JSON, without what only its reader needs, and that: its paths, and the private part of its geometry.
 GROUPED = pa.schema([("item", pa.string()), ("reading", pa.string())])
@@ -38,14 +38,14 @@ _LOW = (1 << 32) - 1
 
 
 class Counts(TypedDict):
-    """What a task tells: how many items it found, and the files that it left for their reader, with their sizes.
+    """What a task tells: how many items it found, and the files that it left for their reader, with their XXH3-128.
 
     `modality` is the name of the tree.
     """
 
     modality: str
     items: int
-    kept: dict[str, int]
+    kept: dict[str, str]
 
 
 class Params(TypedDict):
@@ -234,7 +234,7 @@ def run(params: Params, base: Path) -> Result:
         for start in range(0, len(found), FINDINGS) or (0,):  # a file has columns without any row, too
             rows = [_row(item, extractor.private_geometry) for item in found[start : start + FINDINGS]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
-    return Result({params["out"]: len(found)}, Counts(modality=modality, items=len(found), kept=_sizes(params, base)))
+    return Result({params["out"]: len(found)}, Counts(modality=modality, items=len(found), kept=_hashes(params, base)))
 
 
 def _kept(params: Params, base: Path) -> Path:
@@ -242,15 +242,15 @@ def _kept(params: Params, base: Path) -> Path:
     return (base / params["out"]).with_suffix("")
 
 
-def _sizes(params: Params, base: Path) -> dict[str, int]:
+def _hashes(params: Params, base: Path) -> dict[str, str]:
     folder = _kept(params, base)
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    return {path.name: xxh3_file(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def has_kept(params: Params, base: Path) -> bool:
-    """Whether what a task left for its items' reader is still there."""
+    """Whether what a task left for its items' reader is still there, byte for byte."""
     entry = load_record((base / params["out"]).with_suffix(".json"))
-    return entry is not None and counts_of(entry, Counts)["kept"] == _sizes(params, base)
+    return entry is not None and counts_of(entry, Counts)["kept"] == _hashes(params, base)
 
 
 def _findings(params: Params) -> Iterator[Finding]:

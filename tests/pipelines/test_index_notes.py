@@ -68,6 +68,11 @@ def test_tokens_that_went_are_made_again(tmp_path: Path) -> None:
     kept.rename(kept.with_name(".notes.arrow.7.part"))  # as a run leaves it that is killed while it writes
     assert indexed(tmp_path)[1]["group"].ran == 1 and kept.read_bytes() == content
     assert [*kept.parent.iterdir()] == [kept]
+    spoilt = bytearray(content)
+    spoilt[len(content) // 2] ^= 1
+    kept.write_bytes(spoilt)
+    assert indexed(tmp_path)[1]["group"].ran == 1 and kept.read_bytes() == content
+    assert indexed(tmp_path)[1]["group"].ran == 0
 
 
 def test_a_root_can_be_moved_with_its_tokens(tmp_path: Path) -> None:

@@ -243,6 +243,7 @@ def test_one_file_for_all(trees: Trees) -> None:
     [
         ({"encoder": {"imported": {"match": "patient_id"}}}, "imported.match is one of file_name, path, folder"),
         ({"crosswalk": None}, "crosswalk"),
+        ({"path": "vectors"}, "`path` and imported.path are one folder"),
     ],
 )
 def test_configurations_that_cannot_work(trees: Trees, change: dict[str, Any], said: str) -> None:
@@ -250,6 +251,8 @@ def test_configurations_that_cannot_work(trees: Trees, change: dict[str, Any], s
     for key, value in change.items():
         if isinstance(value, dict):
             block[key]["imported"] |= value["imported"]
+        elif value is not None:
+            block[key] = str(trees.work / value)
         else:
             del block[key]
     with pytest.raises(ValueError, match=said):
