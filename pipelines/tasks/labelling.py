@@ -290,6 +290,8 @@ class _Labelling:
         born = np.full(len(self.facts.subjects), NEVER)
         np.minimum.at(born, rows.subject, rows.time)
         known = born != NEVER
+        # Of age from the birthday's first moment on, whatever hour the birth has.
+        born[known] -= born[known] % DAY
         moments = pl.Series(born[known]).cast(pl.Datetime("us")).dt.offset_by(f"{years}y")
         born[known] = moments.to_physical().to_numpy()
         return born

@@ -199,6 +199,7 @@ def test_a_radiation_table_of_procedures_is_no_neutropenia(tmp_path: Path) -> No
     ("born", "labelled", "rule"),
     [
         (datetime(2002, 1, 1), True, ""),
+        (datetime(2002, 1, 1, 23, 59), True, ""),
         (datetime(2002, 1, 2), False, "under_age"),
         (None, False, "age_unknown"),
     ],

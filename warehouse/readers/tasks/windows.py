@@ -131,20 +131,23 @@ class LateFacts:
         none = np.empty(0, np.int64)
         if not len(front) or events is None:
             return cls(none, none, none, none)
-        ids = tokens.ids[front].astype(np.int64)
-        by_id = {int(number): f"{_attribute(names[number])}/UNKNOWN" for number in np.unique(ids)}
-        asked = sorted({names[number] for number in by_id} | set(by_id.values()))
+        # What there is to say of a token is said once for each id, and spread.
+        distinct, token = np.unique(tokens.ids[front].astype(np.int64), return_inverse=True)
+        facts = [names[number] for number in distinct]
+        attributes = [_attribute(name) for name in facts]
+        nothing = [f"{attribute}/UNKNOWN" for attribute in attributes]
+        asked = sorted({*facts, *nothing})
         owner = np.searchsorted(tokens.starts, front, side="right") - 1
         known = _first_known(events, tokens.subjects, asked)
         numbers = {name: number for number, name in enumerate(names)}
-        of_fact = np.array([asked.index(names[number]) for number in ids], np.int64)
-        of_unknown = np.array([asked.index(by_id[int(number)]) for number in ids], np.int64)
-        always = np.array([_attribute(names[number]) in unknown for number in ids], np.bool_)
+        of_fact = np.array([asked.index(name) for name in facts], np.int64)[token]
+        of_unknown = np.array([asked.index(name) for name in nothing], np.int64)[token]
+        always = np.array([attribute in unknown for attribute in attributes], np.bool_)[token]
         fact = known[owner, of_fact]
-        instead = np.array([numbers.get(by_id[int(number)], 0) for number in ids], np.int64)
+        instead = np.array([numbers.get(name, 0) for name in nothing], np.int64)[token]
         instead_from = np.where(always, NO_TIME, known[owner, of_unknown])
         # The age is that at the first event: who has none yet has no age.
-        aged = np.array([_attribute(names[number]) == AGE for number in ids], np.bool_)
+        aged = np.array([attribute == AGE for attribute in attributes], np.bool_)[token]
         behind = np.minimum(tokens.upto(owner, np.full(len(owner), NO_TIME), RIGHT), len(tokens.ids) - 1)
         fact = np.where(aged & (fact == _NEVER), tokens.times[behind], fact)
         # What no event tells was known always, as what has no time.
