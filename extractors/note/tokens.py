@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PAD, UNKNOWN, FIRST, LAST, BLANK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 BLANKS = "_{3,}"
 _STANDS_FOR_BLANK = "\ue000"  # of Unicode's private use: no text has it behind BERT's own cleaning
+_MOST_IDS = 1 << 24  # as encoders are given them in float32
 _TEXT_BYTES = 1 << 20  # of texts that are tokens at a time: their encodings take thirtyfold
 
 
@@ -110,14 +111,27 @@ def letters() -> dict[str, int]:
 
 
 def vocabulary_of(folder: Path) -> dict[str, int]:
-    """The WordPiece vocabulary of a model's folder; empty where it has none."""
+    """The WordPiece vocabulary of a model's folder; empty where it has none.
+
+    Raises:
+        TimeloomError: it is damaged.
+    """
     plain, whole = folder / "vocab.txt", folder / "tokenizer.json"
-    if plain.is_file():
-        lines = plain.read_text(encoding="utf-8").split("\n")
-        return {line.rstrip("\r"): number for number, line in enumerate(lines) if line.strip()}
-    model = _json(whole).get("model", {})
-    if model.get("type", "WordPiece") == "WordPiece" and isinstance(model.get("vocab"), dict):
-        return {str(word): int(number) for word, number in model["vocab"].items()}
+    try:
+        if plain.is_file():
+            lines = plain.read_text(encoding="utf-8").split("\n")
+            return {line.rstrip("\r"): number for number, line in enumerate(lines) if line.strip()}
+        model = _json(whole).get("model")
+        if isinstance(model, dict) and model.get("type", "WordPiece") == "WordPiece":
+            words = model.get("vocab")
+            numbered = dict(words) if isinstance(words, dict) else {}
+            if not all(isinstance(number, int) and 0 <= number < _MOST_IDS for number in numbered.values()):
+                raise ValueError("ids are whole numbers")
+            return numbered
+    except (OSError, ValueError) as error:
+        raise TimeloomError(
+            "the vocabulary of modalities.note.tokenizer cannot be read", remedy="copy the model's folder again"
+        ) from error
     return {}
 
 

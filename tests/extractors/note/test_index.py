@@ -322,6 +322,10 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path: Path, change: dict[str,
         ({"vocab.txt": ""}, "has no vocabulary"),
         ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": {"a": 0}}}'}, "has no vocabulary"),
         ({"tokenizer.json": "{"}, "is no JSON"),
+        ({"tokenizer.json": '{"model": null}'}, "has no vocabulary"),
+        ({"tokenizer.json": '{"model": {"vocab": {"a": "x"}}}'}, "vocabulary of .* cannot be read"),
+        ({"tokenizer.json": '{"model": {"vocab": {"a": -1}}}'}, "vocabulary of .* cannot be read"),
+        ({"vocab.txt": "[PAD]\ncaf\udce9\n"}, "vocabulary of .* cannot be read"),
         ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\na\n"}, r"lacks \[SEP\]"),
         ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", "config.json": '{"vocab_size": 5}'}, "has 6 pieces"),
         (
@@ -337,7 +341,7 @@ def test_a_tokenizer_without_its_vocabulary_is_one_line(tmp_path: Path, files: d
     write_discharge(tmp_path / "tables", [{"note_id": "1", "text": "Seen."}])
     (tmp_path / "model").mkdir()
     for name, content in files.items():
-        (tmp_path / "model" / name).write_text(content, encoding="utf-8")
+        (tmp_path / "model" / name).write_text(content, encoding="utf-8", errors="surrogateescape")
     settings = {"path": tmp_path / "tables", "source": "mimic-iv", "tokenizer": tmp_path / "model"}
     with pytest.raises(TimeloomError, match=said):
         check(NoteSettings.model_validate(settings))
