@@ -67,7 +67,10 @@ class TableFile:
         return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else self._imported.width
 
     def _coords_shape(self, rows: int) -> tuple[int, int]:
-        return rows, len(self._cursors[str(self._imported.coords)].rows(0, 1)[0])
+        try:
+            return rows, len(self._cursors[str(self._imported.coords)].rows(0, 1)[0])
+        except VerdictError:  # of the file's first row alone: its item finds that out when it is read
+            return rows, 1
 
     def rows(self, member: str, start: int, stop: int, leading: int) -> Array:
         return self._read(self._imported.features, json.loads(member), start, stop)

@@ -195,3 +195,20 @@ def test_a_folder_of_files_with_many_items(tmp_path: Path) -> None:
     assert verdicts(declared(tmp_path, format="parquet", per_file="many")) == {
         "S.1": "ok", "S.2": "ok", "S.3": "failed_duplicate_vectors", "T.1": "ok", "T.2": "ok"
     }  # fmt: skip
+
+
+def test_an_item_without_places_costs_no_other_item_of_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "all.parquet"
+    vectors = drawn(3, 8, dtype="float32").tolist()
+    places = [None, [256, 512], [512, 512]]
+    pq.write_table(
+        pa.table(
+            {
+                "item": ["a", "b", "b"],
+                "features": pa.array(vectors, pa.list_(pa.float32())),
+                "coords": pa.array(places, pa.list_(pa.int32())),
+            }
+        ),
+        path,
+    )
+    assert verdicts(declared(path, format="parquet", dtype="float32")) == {"a": "failed_unreadable", "b": "ok"}
