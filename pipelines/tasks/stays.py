@@ -67,7 +67,8 @@ def stays_of(rows: Rows, starts: Bools, ends: Bools, clock: str) -> Stays:
     """Ties each start to its end.
 
     A start's end is the next of its visit that comes before another start of it; of events without a visit, the next of
-    the subject. It must be later than the start.
+    the subject. It must be later than the start. Where a visit has stays inside one another, as units and their beds,
+    and each has its end, the end is that of the outermost.
 
     Args:
         starts, ends: which rows (n,) are of each.
@@ -81,6 +82,10 @@ def stays_of(rows: Rows, starts: Bools, ends: Bools, clock: str) -> Stays:
     together = (subject[1:] == subject[:-1]) & (visit[1:] == visit[:-1])
     ended = np.append(together & is_start[:-1] & ~is_start[1:], False)
     end = np.where(ended, np.append(at[1:], NEVER), NEVER)
+    nested, outermost, its_end = _nested(np.append(True, ~together)[: len(at)], is_start, visit)
+    ended = np.where(nested, is_start, ended)
+    end[nested] = NEVER
+    end[outermost] = at[its_end]
     # An end that ends nothing, right before a start of its visit.
     ends_nothing = ~is_start & ~np.append(False, ended[:-1])
     bad = np.append(False, together & ends_nothing[:-1]) & is_start & ~ended & (visit != NO_VISIT)
@@ -89,6 +94,27 @@ def stays_of(rows: Rows, starts: Bools, ends: Bools, clock: str) -> Stays:
     order = order[np.lexsort((start[order], subject[order]))]
     subject, start, end, bad = subject[order], start[order], end[order], bad[order]
     return _merged(subject, start, end, bad)
+
+
+def _nested(begins: Bools, is_start: Bools, visit: I64) -> tuple[Bools, I64, I64]:
+    """Events (n,) of visits whose starts and ends fit each other, the places of the outermost starts and of their ends.
+
+    Args:
+        begins: at which events another visit begins.
+    """
+    if not len(visit):
+        none = np.zeros(0, np.int64)
+        return none.astype(np.bool_), none, none
+    depth = np.cumsum(np.where(is_start, 1, -1))
+    first = np.flatnonzero(begins)
+    group = np.cumsum(begins) - 1
+    depth -= (depth[first] - np.where(is_start[first], 1, -1))[group]
+    fits = np.minimum.reduceat(depth, first) >= 0
+    fits &= depth[np.append(first[1:], len(depth)) - 1] == 0
+    nested: Bools = fits[group] & (visit != NO_VISIT)
+    outermost = np.flatnonzero(nested & is_start & (depth == 1))
+    over = np.flatnonzero(nested & (depth == 0))
+    return nested, outermost, over
 
 
 def _merged(subject: I64, start: I64, end: I64, bad: Bools) -> Stays:

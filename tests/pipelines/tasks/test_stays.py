@@ -89,6 +89,16 @@ def test_stays_inside_stays_are_one(tmp_path: Path) -> None:
     assert left_out["inside_another_stay"] == 2
 
 
+def test_stays_of_one_visit_inside_one_another_end_with_the_outermost(tmp_path: Path) -> None:
+    """A unit and its beds, all of one visit; the first stay without an end takes none of another's."""
+    unit = [*icu(1, 1, 4, 10), *icu(1, 1, 2, 10), *icu(1, 2, 3, 10), *icu(1, 6, 7, 10)]
+    labels, left_out = found(tmp_path / "beds", [*stay(1, 0, 9, 10), *unit], "icu_readmission")
+    assert labels == {(1, 4): True}
+    assert (left_out["inside_another_stay"], left_out["not_the_first"], left_out["no_end"]) == (2, 1, 0)
+    still_open = [*stay(1, 0, 9, 10), *icu(1, 1, None, 10), *icu(1, 2, 3, 10), (1, 2.5, DIED)]
+    assert found(tmp_path / "open", still_open, "icu_mortality")[0] == {(1, 2): True}
+
+
 def test_without_visits_the_next_end_is_the_stays(tmp_path: Path) -> None:
     events = [*stay(1, 0, 2), *stay(1, 5, None), *stay(1, 9, 10), (1, 9.5, DIED)]
     labels, left_out = found(tmp_path, events, "hospital_mortality")
