@@ -64,7 +64,8 @@ class NoteSettings(ModalitySettings):
         if isinstance(source, str) and not (SOURCES / f"{source}.yaml").is_file():
             filled["source"] = str(located(source, info))
         encoders = raw["encoders"] if isinstance(raw.get("encoders"), list) else [raw.get("encoder")]
-        named = [each["weights"] for each in encoders if isinstance(each, dict) and each.get("weights") is not None]
+        weights = [each.get("weights") for each in encoders if isinstance(each, dict)]
+        named = [path for path in weights if isinstance(path, str | Path)]
         if raw.get("tokenizer") is None and named:
             filled["tokenizer"] = folder_of(located(named[0], info))
         return filled

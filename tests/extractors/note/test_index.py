@@ -354,6 +354,7 @@ def test_a_tokenizer_without_its_vocabulary_is_one_line(tmp_path: Path, files: d
         ({"stride": 511}, "stride is 510 tokens at most"),
         ({"encoder": {"name": "random-dinov2", "width": 8}}, "takes images, and units of note are texts"),
         ({"strid": 5}, "strid"),
+        ({"encoder": {"name": "bert", "width": 8, "weights": 5}}, "encoder.weights: Input is not a valid path"),
         ({"crosswalk": {"file": "x.csv", "match": "path"}}, "note items are named by note_id, patient_id"),
         ({"rules": {"a": {"text": "x", "file": "y"}}}, "stands in the column `text`, or in the file"),
         ({"source": "nowhere"}, "there is no source"),
