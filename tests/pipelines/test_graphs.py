@@ -1,6 +1,7 @@
 """Visit graphs, held against a patient worked out by hand and against loops over rows."""
 
 from collections import defaultdict
+from datetime import UTC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -216,6 +217,14 @@ def test_days_since_the_visit_before() -> None:
     assert visits["type"].to_list() == ["A", "B", None, "B", "A"]
     by_start = visits_of(events_of(rows), "start")
     assert by_start["days_since_prev"].to_list() == [None, 1.0, 4.0, 2.5, None]
+
+
+def test_a_moment_with_a_time_zone_is_one_line(tmp_path: Path) -> None:
+    rows = [{"subject": 1, "visit": 1, "hours": 0, "code": "A", "kind": "visit_start"}]
+    _, graphs = make_graphs(tmp_path, events_of(rows))
+    assert len(graphs.of_subject(1, until=at(0))) == 1
+    with pytest.raises(TimeloomError, match="has a time zone"):
+        graphs.of_subject(1, until=at(0).replace(tzinfo=UTC))
 
 
 def test_days_do_not_hang_on_what_was_recorded_later() -> None:

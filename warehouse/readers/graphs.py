@@ -161,8 +161,12 @@ class VisitGraphs:
                 events and values are those of that moment.
 
         Raises:
-            TimeloomError: a file of the release is gone or damaged.
+            TimeloomError: `until` has a time zone, or a file of the release is gone or damaged.
         """
+        if until is not None and until.tzinfo is not None:
+            raise TimeloomError(
+                "`until` has a time zone and events have none", remedy="give the site's own time, without"
+            )
         number = int(bucket_of(np.array([subject_id]), self._release.manifest.buckets)[0])
         bucket = self._bucket(number)
         rows = np.flatnonzero(bucket.visits["subject_id"].to_numpy() == subject_id)
