@@ -26,7 +26,7 @@ test: $(VENV)/.tools  ## Run the checks, build the documentation and run every t
 	$(MAKE) --no-print-directory lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not proof"
 
-proof: $(VENV)/.tools  ## The tests that train models for many minutes: that a release can be learned from.
+proof: $(VENV)/.tools  ## The tests that take minutes each: that a release can be learned from, and nights with several networks.
 	$(BIN)/python -m pytest -n 2 --dist load -m proof
 
 check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.

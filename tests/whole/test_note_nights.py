@@ -13,7 +13,8 @@ from extractors.simulate import simulate
 from tests.support.notes import write_discharge
 from warehouse import Release
 
-pytestmark = pytest.mark.whole
+# In `make proof`: three nights with two networks of notes.
+pytestmark = [pytest.mark.whole, pytest.mark.proof]
 TEXT = "Xanthippe Quux was seen with a cough. "
 TWO = [{"name": "random-bert", "width": 24, "output": "sequence"}, {"name": "random-bert", "alias": "b", "width": 16}]
 ROWS: list[dict[str, Any]] = [
