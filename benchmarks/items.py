@@ -12,7 +12,6 @@ the best of some passes, by the clock or by the process's own time, whichever is
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import loader_data
 from loader_data import Kind
+from measure import work_folder
 
 from warehouse import Release
 
@@ -92,11 +92,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 M tokens instead of 16 M: under a minute")
     parser.add_argument("--work", type=Path, help="where data is kept for the next time")
     options = parser.parse_args()
-    if options.work is None:
-        with tempfile.TemporaryDirectory() as folder:
-            run(Path(folder), options.quick)
-    else:
-        run(options.work.resolve(), options.quick)
+    with work_folder(options.work) as folder:
+        run(folder, options.quick)
 
 
 if __name__ == "__main__":

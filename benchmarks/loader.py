@@ -17,7 +17,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ import loader_data
 import loader_peers
 import numpy as np
 import torch
+from measure import work_folder
 
 from warehouse import Release
 from warehouse.embeddings.store import close_stores
@@ -261,11 +261,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8 M tokens instead of 50 M")
     parser.add_argument("--work", type=Path, help="where environments and data are kept for the next time")
     options = parser.parse_args()
-    if options.work is None:
-        with tempfile.TemporaryDirectory() as folder:
-            run(Path(folder), options.quick)
-    else:
-        run(options.work.resolve(), options.quick)
+    with work_folder(options.work) as folder:
+        run(folder, options.quick)
 
 
 def run(work: Path, quick: bool) -> None:

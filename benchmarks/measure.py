@@ -4,9 +4,11 @@ import os
 import resource
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +71,16 @@ def resident(pid: int) -> int:
         except psutil.NoSuchProcess:
             continue
     return total
+
+
+@contextmanager
+def work_folder(asked: Path | None) -> Iterator[Path]:
+    """The folder that was asked for, which stays, or one that is gone in the end."""
+    if asked is not None:
+        yield asked.resolve()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
 
 
 def count(output: Path) -> tuple[int, list[str]]:

@@ -178,6 +178,27 @@ def foreign_number(fingerprint: str) -> int:
     return xxhash.xxh3_64_intdigest(fingerprint.encode())
 
 
+def nobodys_item(
+    modality: str,
+    identity: str,
+    paths: tuple[str, ...],
+    verdict: str,
+    units_expected: int | None = None,
+    **known: Any,
+) -> FoundItem:
+    """An item whose files name neither subject nor time: a crosswalk or a table does.
+
+    Args:
+        known: further fields of the item.
+    """
+    return FoundItem(modality, None, identity, paths, None, "", "day", None, verdict, units_expected, **known)
+
+
+def unread_item(modality: str, path: str, verdict: str) -> FoundItem:
+    """A file that has no more than a verdict."""
+    return nobodys_item(modality, identity_of([f"unread:{path}"]), (path,), verdict)
+
+
 def foreign_item(modality: str, verdict: str, files: int, total: int) -> FoundItem:
     """The one item for all files that are none of the modality.
 
@@ -185,7 +206,7 @@ def foreign_item(modality: str, verdict: str, files: int, total: int) -> FoundIt
         total: the sum of their `foreign_number`.
     """
     identity = identity_of([f"{files}:{total % (1 << 64)}"])
-    return FoundItem(modality, None, identity, (), None, "", "day", None, verdict, files)
+    return nobodys_item(modality, identity, (), verdict, files)
 
 
 def item_to_json(item: FoundItem) -> dict[str, Any]:

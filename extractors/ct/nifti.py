@@ -17,7 +17,7 @@ from extractors.ct.hounsfield import Measures, near_copies, without_padding
 from extractors.ct.nifti_slices import Axial, axial_of, slabs
 from extractors.dicom.files import MEMBER, SINGLE
 from extractors.dicom.pixels import MAX_SIDE
-from extractors.items import OK, FoundItem, VerdictError, identity_of
+from extractors.items import OK, FoundItem, VerdictError, identity_of, nobodys_item
 from extractors.nifti.header import NiftiHeader, is_named_nifti, read_nifti_header
 from warehouse.configuration import Settings
 
@@ -168,15 +168,10 @@ def nifti_items(
         verdict, units, geometry = _judged(volume, config, rule)
         more = {"near_copies": volume.near_copies, "stamps": [volume.stamp]}
         geometry |= {"format": FORMAT, **volume.geometry, **{name: value for name, value in more.items() if value}}
-        yield FoundItem(
+        yield nobodys_item(
             modality=modality,
-            raw_subject=None,
             identity=_identity(volume, geometry),
             paths=(volume.path,),
-            time=None,
-            time_source="",
-            time_precision="day",
-            available_time=None,
             verdict=verdict,
             units_expected=units,
             geometry=geometry,

@@ -31,6 +31,8 @@ from extractors.items import (
     foreign_item,
     foreign_number,
     identity_of,
+    nobodys_item,
+    unread_item,
 )
 from extractors.judging import judge_each
 from warehouse.errors import RawFileChangedError
@@ -90,15 +92,11 @@ def index(
         chunk=16,
     )
     items = [_tied(file, item) for file, item in zip(files, judged, strict=True)]
-    items += [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
+    items += [unread_item(MODALITY, entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
     if found.others:
         total = sum(foreign_number(_fingerprint(root / path)) for path in found.others)
         items.append(foreign_item(MODALITY, ECG.foreign, len(found.others), total))
     return sorted(items, key=lambda item: (item.paths, item.identity))
-
-
-def _unread(path: str, verdict: str) -> FoundItem:
-    return FoundItem(MODALITY, None, identity_of([f"unread:{path}"]), (path,), None, "", "day", None, verdict, None)
 
 
 def _rows(links: pl.DataFrame) -> dict[str, Row]:
@@ -194,15 +192,10 @@ def _judged(settings: EcgSettings, file: _File) -> FoundItem:
         verdict = error.verdict
     if before != state_of(root, file.path, file.kind):
         raise RawFileChangedError("a file of the ECGs")
-    return FoundItem(
+    return nobodys_item(
         modality=MODALITY,
-        raw_subject=None,
         identity=_identity(settings, file, content),
         paths=recording.files if recording is not None else (file.path,),
-        time=None,
-        time_source="",
-        time_precision="day",
-        available_time=None,
         verdict=verdict,
         units_expected=units,
         geometry=geometry | {"state": before, "judged": _stated(verdict, recording)},

@@ -7,6 +7,7 @@ header's unit.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from pathlib import Path
@@ -151,36 +152,41 @@ def _single(path: Path, header: Header, accept_assumed: tuple[str, ...], checksu
     signals: list[Signal] = [
         in_millivolts(np.asarray(physical[place], np.float64), header.units[place] or "mV") for place in places
     ]
-    leads, _ = named_leads([record.sig_name[place] for place in places], signals)
-    rate = plausible_rate(float(record.fs) * (a_frame.pop() if a_frame else 1))
-    return Recording(
-        leads=leads,
-        rate=rate,
-        files=(),
-        form="wfdb",
-        moment=_moment(described.base_date, described.base_time),
-        names_subject=False,
-        assumed=tuple(sorted(header.assumed)),
-        other_channels=len(record.sig_name) - len(places),
-        facts={"storage": sorted(set(map(str, record.fmt))), **facts},
-    )
+    rate = float(record.fs) * (a_frame.pop() if a_frame else 1)
+    moment = _moment(described.base_date, described.base_time)
+    return _recording(header, record.sig_name, places, signals, rate, moment, sorted(set(map(str, record.fmt))), facts)
 
 
 def _of_plain(record: PlainRecord, header: Header, checksums: bool) -> Recording:
     facts = _checked_sums(list(record.digital), list(record.sums)) if checksums else {}
     places = [place for place, name in enumerate(record.names) if standard_name(name) is not None]
     signals: list[Signal] = [in_millivolts(record.physical[place], record.units[place] or "mV") for place in places]
-    leads, _ = named_leads([record.names[place] for place in places], signals)
+    moment = _moment(record.day, record.clock)
+    return _recording(header, record.names, places, signals, record.rate, moment, ["16"], facts)
+
+
+def _recording(
+    header: Header,
+    names: Sequence[str],
+    places: Sequence[int],
+    signals: list[Signal],
+    rate: float,
+    moment: Moment | None,
+    storage: list[str],
+    facts: dict[str, Any],
+) -> Recording:
+    """A record of one segment. `places`: which of its channels are leads, with a signal each."""
+    leads, _ = named_leads([names[place] for place in places], signals)
     return Recording(
         leads=leads,
-        rate=plausible_rate(record.rate),
+        rate=plausible_rate(rate),
         files=(),
         form="wfdb",
-        moment=_moment(record.day, record.clock),
+        moment=moment,
         names_subject=False,
         assumed=tuple(sorted(header.assumed)),
-        other_channels=len(record.names) - len(places),
-        facts={"storage": ["16"], **facts},
+        other_channels=len(names) - len(places),
+        facts={"storage": storage, **facts},
     )
 
 

@@ -20,6 +20,7 @@ from extractors.items import (
     foreign_item,
     foreign_number,
     identity_of,
+    unread_item,
 )
 from extractors.note.kept import FILE, Kept
 from extractors.note.marks import marked
@@ -58,7 +59,7 @@ def index(
     """
     tokens = load_tokens(settings.tokenizer)
     found = find_files(settings)
-    items = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
+    items = [unread_item(MODALITY, entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
     with _folder(kept) as folder:
         with Passage(settings, tokens, folder) as passage:
             for number, file in enumerate(found.files):
@@ -69,7 +70,7 @@ def index(
                 except TimeloomError:
                     if settings.note_rules:
                         raise
-                    items.append(_unread(file.path, "failed_unreadable"))
+                    items.append(unread_item(MODALITY, file.path, "failed_unreadable"))
                 if progress is not None:
                     progress(number + 1, len(found.files))
         notes = marked(settings, passage.notes(), passage.signatures(), Kept(folder / FILE))
@@ -101,10 +102,6 @@ def _reading(settings: NoteSettings, tokens: Tokens) -> dict[str, Any]:
         "tokenizer": tokens.digest[:16],
         "marks": [tokens.first, tokens.last],
     }
-
-
-def _unread(path: str, verdict: str) -> FoundItem:
-    return FoundItem(MODALITY, None, identity_of([f"unread:{path}"]), (path,), None, "", "day", None, verdict, None)
 
 
 def _item(row: dict[str, Any], reading: dict[str, Any], tokens: str) -> FoundItem:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from extractors.extractor import Examined, Finding
-from extractors.items import BESIDE_FILES, OK, FoundItem, VerdictError, file_fingerprint, identity_of
+from extractors.items import BESIDE_FILES, OK, FoundItem, VerdictError, file_fingerprint, identity_of, nobodys_item
 from extractors.trees import Entry
 from extractors.vectors.files import Array, Held, VectorFile, blocks_of, open_vectors, places_of, units_of
 from extractors.vectors.settings import ENDINGS, ImportedConfig, VectorSettings, key_of_file
@@ -87,16 +87,11 @@ def _item(settings: VectorSettings, key: str, found: list[dict[str, Any]]) -> Fo
         verdict = TWICE if len(files) > 1 else value["verdict"]
     usable = verdict == OK
     geometry = {name: value[name] for name in ("digest", "coords", "patching", "squeezed") if usable}
-    return FoundItem(
+    return nobodys_item(
         modality=settings.modality,
-        raw_subject=None,
         # The name is part of it: two notes of one text are two items.
         identity=identity_of([f"vectors:{key}", str(value["digest"])]),
         paths=(value["path"],),
-        time=None,
-        time_source="",
-        time_precision="day",
-        available_time=None,
         verdict=verdict,
         units_expected=value["units"],
         geometry=geometry | {"key": key, "member": value["member"], "sha256": value["sha256"]},

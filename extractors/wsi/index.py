@@ -11,7 +11,16 @@ from typing import Any, get_args
 import polars as pl
 
 from extractors.crosswalk import references
-from extractors.items import BESIDE_FILES, OK, FoundItem, TimePrecision, VerdictError, identity_of
+from extractors.items import (
+    BESIDE_FILES,
+    OK,
+    FoundItem,
+    TimePrecision,
+    VerdictError,
+    identity_of,
+    nobodys_item,
+    unread_item,
+)
 from extractors.judging import judge_each
 from extractors.wsi.files import file_inside, files_of, find_slides, names_of, not_listed, search
 from extractors.wsi.focus import blurred_share
@@ -74,11 +83,11 @@ def index(
     """
     root, crosswalk, limits = settings.path, settings.crosswalk, Limits.of(settings)
     found = search(root)
-    beside = [_unread(entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
+    beside = [unread_item(MODALITY, entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
     if links is not None and crosswalk is not None and crosswalk.match == "path":
         manifest = links.rename({"match": "path", "subject_id": "raw_subject"})
         unlisted = not_listed(root, found.slides, set(manifest["path"].drop_nulls()))
-        beside = [*(_unread(path, "failed_no_subject") for path in unlisted), *beside]
+        beside = [*(unread_item(MODALITY, path, "failed_no_subject") for path in unlisted), *beside]
         advance = None if progress is None else (lambda done: progress(done, len(manifest)))
         return index_slides(root, manifest, advance, workers=workers, limits=limits, known=known) + beside
     names = [names_of(root / path) for path in found.slides]
@@ -98,10 +107,6 @@ def _untied(paths: list[str]) -> pl.DataFrame:
     return pl.DataFrame({"path": paths}, schema={"path": pl.String}).with_columns(
         *(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items()), pl.lit(None, pl.Float64).alias("mpp")
     )
-
-
-def _unread(path: str, verdict: str) -> FoundItem:
-    return FoundItem(MODALITY, None, identity_of([f"unread:{path}"]), (path,), None, "", "day", None, verdict, None)
 
 
 def index_slides(
@@ -221,15 +226,10 @@ def _judged(root: Path, limits: Limits, row: Mapping[str, Any]) -> FoundItem:
         verdict = "failed_unreadable"
     if state != _state(root, row):
         raise RawFileChangedError("a file of the slides")
-    return FoundItem(
+    return nobodys_item(
         modality=MODALITY,
-        raw_subject=None,
         identity=identity,
         paths=(relative,),
-        time=None,
-        time_source="",
-        time_precision="day",
-        available_time=None,
         verdict=verdict,
         units_expected=units,
         geometry=geometry | {"state": state, "judged": verdict},
