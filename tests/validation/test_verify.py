@@ -21,6 +21,9 @@ from warehouse.parquet import write_table
 from warehouse.schemas import LEDGER
 from warehouse.shards.file import read_shard
 
+# In `make test` alone: each test looks at a whole release.
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

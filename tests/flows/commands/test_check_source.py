@@ -29,6 +29,9 @@ from tests.support.raw.clinic import (
 )
 from warehouse.errors import TimeloomError
 
+# In `make test` alone: each test starts the command.
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def clinic(tmp_path: Path) -> Clinic:

@@ -29,6 +29,9 @@ from warehouse.publish import current_release, exclusive
 from warehouse.schemas import EVENTS
 from warehouse.sealed import read_sealed, write_sealed
 
+# In `make test` alone: each test converts a site.
+pytestmark = pytest.mark.whole
+
 REPOSITORY = Path(__file__).parents[3]
 BUCKETS = 16
 CONFIG = {

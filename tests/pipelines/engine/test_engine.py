@@ -29,6 +29,9 @@ from warehouse.layout import Layout
 from warehouse.manifest import Manifest
 from warehouse.publish import publish
 
+# In `make test` alone: worker processes are started, killed and waited for.
+pytestmark = pytest.mark.whole
+
 STAGE = StageFunction("toy", 1, "tests.support.nights.toy_stage:run")
 ENGINES: dict[str, Callable[[], Engine]] = {
     "local, 1 worker": lambda: LocalEngine(1),

@@ -19,6 +19,9 @@ from warehouse.readers.shuffle import step_sizes
 from warehouse.readers.stream import Step
 from warehouse.tokens import PAD, TokenType
 
+# In `make test` alone: ranks and readers walk over whole epochs.
+pytestmark = pytest.mark.whole
+
 # In a row of padding: what each field of a batch with a value a token holds.
 OF_PADDING = {
     "input_ids": PAD,
