@@ -152,7 +152,7 @@ def tasks_of() -> Any:
 
 def ours(folder: Path, buckets: int) -> None:
     """Runs the two stages, bucket by bucket; prints seconds and peak."""
-    from pipelines import derive, labels
+    from pipelines.papers import derive, labels
     from pipelines.tasks.members import LabelCodes
     from warehouse.layout import ReleaseLayout
 

@@ -6,15 +6,10 @@ Runs, `timeloom meds`, the versions in a manifest, the steps of the scheduler an
 from pipelines import (
     align,
     count,
-    derive,
-    digests,
-    duplicates,
     embed,
     encode,
-    graphs,
     group,
     index,
-    labels,
     lags,
     meds,
     metadata,
@@ -24,11 +19,11 @@ from pipelines import (
     subset,
     texts,
     tokenize,
-    triplets,
     vectors,
     vocabulary,
 )
 from pipelines.night import Stage
+from pipelines.papers import derive, digests, duplicates, graphs, labels, triplets
 
 STAGES: tuple[Stage, ...] = (
     meds.STAGE,

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from extractors.yaml_files import explain
 from pipelines.config import load_config
-from pipelines.derive import LISTS, derived_events
-from pipelines.labels import label_bucket, what_is_missing
+from pipelines.papers.derive import LISTS, derived_events
+from pipelines.papers.labels import label_bucket, what_is_missing
 from pipelines.tasks.attrition import NEGATIVE, POSITIVE, START, totals
 from pipelines.tasks.definition import PAGE, TaskConfig, load_task
 from pipelines.tasks.members import LabelCodes

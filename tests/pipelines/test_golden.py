@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from extractors.source import load_source
-from pipelines import graphs, pack, split, vocabulary
+from pipelines import pack, split, vocabulary
+from pipelines.papers import graphs
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
 from pipelines.stages import STAGES

@@ -42,7 +42,7 @@ def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
     return beam_site(tmp_path_factory.mktemp("beam"), export)
 
 
-# Those that are off in this site have nights of their own: tests/pipelines/test_clinifuse.py, test_vectors.py,
+# Those that are off in this site have nights of their own: tests/pipelines/papers/test_clinifuse.py, test_vectors.py,
 # tests/whole/test_imported_vectors.py and test_note_nights.py.
 KEPT = [stage for stage in stages.STAGES if stage.step != "clinifuse" and stage.name not in ("vectors", "texts")]
 

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from pipelines.align import CODE_COUNTS
-from pipelines.derive import LISTS, derived_events
-from pipelines.labels import label_bucket
 from pipelines.metadata import CODES
+from pipelines.papers.derive import LISTS, derived_events
+from pipelines.papers.labels import label_bucket
 from pipelines.tasks.attrition import totals
 from pipelines.tasks.definition import TaskConfig, built_in
 from pipelines.tasks.members import LabelCodes

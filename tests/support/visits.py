@@ -9,10 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import graphs
 from pipelines.align import CODE_COUNTS
 from pipelines.clinifuse.settings import GraphsConfig
 from pipelines.metadata import CODES
+from pipelines.papers import graphs
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, write_table
 from warehouse.readers.graphs import VisitGraphs

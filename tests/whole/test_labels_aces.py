@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from extractors.simulate import simulate
-from pipelines.labels import label_bucket
+from pipelines.papers.labels import label_bucket
 from pipelines.tasks.codes import resolve
 from pipelines.tasks.labelling import lists_of
 from pipelines.tasks.members import LabelCodes

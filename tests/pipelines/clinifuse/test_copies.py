@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.clinifuse.perceptual import near_pairs, perceptual_hash
 from pipelines.clinifuse.settings import DuplicatesConfig
-from pipelines.duplicates import copies_of, figures_of, near_pictures, near_texts
+from pipelines.papers.duplicates import copies_of, figures_of, near_pictures, near_texts
 
 RANDOM = np.random.default_rng(4)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from flows.commands.check_task import check, json_schema
-from pipelines import derive
 from pipelines.config import RunConfig, parse_config
+from pipelines.papers import derive
 from pipelines.tasks.codes import entries_of, unknown_systems
 from pipelines.tasks.definition import BUILT_IN, built_in, load_task
 from pipelines.tasks.settings import LabelsConfig

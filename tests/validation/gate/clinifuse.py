@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import graphs
 from pipelines.align import CODE_COUNTS
 from pipelines.clinifuse.settings import GraphsConfig, NodeRule
+from pipelines.papers import graphs
 from tests.support import releases
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame, write_table

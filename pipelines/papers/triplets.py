@@ -18,12 +18,12 @@ from pipelines.clinifuse.sentences import sentences_of
 from pipelines.clinifuse.settings import GraphsConfig, TripletsConfig
 from pipelines.clinifuse.studies import NO_TEXT, NO_VISIT, pair
 from pipelines.clinifuse.visits import read_events, visits_of
-from pipelines.digests import raw_params
-from pipelines.duplicates import scheme_of
 from pipelines.encode import RawParams, raw_items
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
+from pipelines.papers.digests import raw_params
+from pipelines.papers.duplicates import scheme_of
 from pipelines.profiles.choosing import parents_hash
 from pipelines.split import hashes_of
 from warehouse.errors import TimeloomError
@@ -298,7 +298,7 @@ def declare(night: Night) -> dict[str, Any]:
 STAGE = Stage(
     "triplets",
     version=2,
-    run="pipelines.triplets:run",
+    run="pipelines.papers.triplets:run",
     step="clinifuse",
     after=("index", "embed", "align", "metadata", "split", "duplicates"),
     plan=plan,

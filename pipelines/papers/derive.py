@@ -140,7 +140,7 @@ def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = N
 STAGE = Stage(
     "derive",
     version=2,
-    run="pipelines.derive:run",
+    run="pipelines.papers.derive:run",
     step="labels",
     after=("align", "metadata"),
     plan=plan,

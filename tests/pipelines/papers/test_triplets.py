@@ -6,11 +6,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipelines import triplets
 from pipelines.clinifuse.settings import GraphsConfig, TripletsConfig
 from pipelines.clinifuse.studies import pair
 from pipelines.clinifuse.visits import visits_of
 from pipelines.config import parse_config
+from pipelines.papers import triplets
 from tests.support.visits import at, events_of, items_of, write_events
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout

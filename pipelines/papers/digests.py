@@ -176,7 +176,7 @@ def _of_item(
 STAGE = Stage(
     "digests",
     version=1,
-    run="pipelines.digests:run",
+    run="pipelines.papers.digests:run",
     step="clinifuse",
     after=("index", "embed"),
     in_release=False,

@@ -10,10 +10,10 @@ from typing import Any, TypedDict
 import numpy as np
 import polars as pl
 
-from pipelines.derive import label_codes
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
+from pipelines.papers.derive import label_codes
 from pipelines.split import hashes_of
 from pipelines.tasks.attrition import Attrition
 from pipelines.tasks.codes import DERIVED, entries_of, systems_of
@@ -203,7 +203,7 @@ def declare(night: Night) -> dict[str, Any]:
 STAGE = Stage(
     "labels",
     version=2,
-    run="pipelines.labels:run",
+    run="pipelines.papers.labels:run",
     step="labels",
     after=("align", "metadata", "split", "derive"),
     plan=plan,

@@ -185,7 +185,7 @@ def declare(night: Night) -> dict[str, Any]:
 STAGE = Stage(
     "graphs",
     version=2,
-    run="pipelines.graphs:run",
+    run="pipelines.papers.graphs:run",
     step="clinifuse",
     after=("align", "metadata"),
     plan=plan,
