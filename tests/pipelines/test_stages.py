@@ -12,7 +12,16 @@ from pipelines.engine.local import LocalEngine
 from pipelines.night import Stage
 from tests.support.nights import toy_night_stage
 from tests.support.nights.site import Site, make_export, site_of_images
-from tests.support.nights.stage_contract import DyingEngine, KilledError, StageContract, beam_site, shuffled_site
+from tests.support.nights.stage_contract import (
+    DyingEngine,
+    Interrupted,
+    KilledError,
+    StageContract,
+    beam_site,
+    failed_site,
+    killed_site,
+    shuffled_site,
+)
 from validation.verify import verify_release
 from warehouse.embeddings.environments import close_stores
 
@@ -40,6 +49,16 @@ def shuffled(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
 @pytest.fixture(scope="module")
 def on_beam(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
     return beam_site(tmp_path_factory.mktemp("beam"), export)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Interrupted:
+    return killed_site(tmp_path_factory.mktemp("killed"), export, KEPT)
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Interrupted:
+    return failed_site(tmp_path_factory.mktemp("failed"), export, KEPT)
 
 
 # Those that are off in this site have nights of their own: tests/pipelines/papers/test_clinifuse.py, test_vectors.py,

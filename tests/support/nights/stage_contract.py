@@ -3,6 +3,8 @@
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,20 @@ class DyingEngine(LocalEngine):
         super().map(tasks, done)
 
 
+@dataclass
+class Interrupted:
+    """A site of which each run ended in another stage, in their order, and the next one went on from there.
+
+    Attributes:
+        stages: those in which a run ended, with all that it told then.
+    """
+
+    site: Site
+    stages: dict[str, list[str]]
+
+
 class StageContract:
-    """The contract. Fixtures: `kept_stage`, a folder `export`, and the sites `calm`, `shuffled` and `on_beam`."""
+    """The contract. Fixtures: `kept_stage`; the sites `calm`, `shuffled` and `on_beam`; `killed` and `failed`."""
 
     def test_it_is_declared_whole(self, kept_stage: Stage) -> None:
         place = stages.STAGES.index(kept_stage)
@@ -63,35 +77,52 @@ class StageContract:
     def test_both_engines_give_the_same_bytes(self, kept_stage: Stage, calm: Site, on_beam: Site) -> None:
         assert on_beam.hashes(kept_stage.name) == calm.hashes(kept_stage.name)
 
-    def test_a_kill_in_its_midst_is_made_good(
-        self, kept_stage: Stage, calm: Site, export: Path, tmp_path: Path
-    ) -> None:
-        site, engine = site_of_images(tmp_path / "site", export), DyingEngine(kept_stage.name)
-        with pytest.raises(KilledError):
-            site.night(engine)
-        close_stores()
-        assert engine.died
-        site.night()
-        close_stores()
-        assert site.manifest.content_hash == calm.manifest.content_hash
+    def test_a_kill_in_its_midst_is_made_good(self, kept_stage: Stage, calm: Site, killed: Interrupted) -> None:
+        assert kept_stage.name in killed.stages
+        assert killed.site.hashes(kept_stage.name) == calm.hashes(kept_stage.name)
+        assert killed.site.manifest.content_hash == calm.manifest.content_hash
 
-    def test_no_value_of_a_patient_is_told(
-        self, kept_stage: Stage, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        module, name = kept_stage.run.split(":")
-
-        def fails(*_: object) -> None:
-            raise ValueError(PATIENT)
-
-        monkeypatch.setattr(importlib.import_module(module), name, fails)
-        site = site_of_images(tmp_path / "site", export)
-        with pytest.raises(TimeloomError) as caught:
-            site.night()
-        close_stores()
-        messages = [str(caught.value), json.dumps(getattr(caught.value, "__notes__", []))]
-        messages += [path.read_text(errors="ignore") for path in site.layout.logs.glob("*.log")]
-        messages += [path.read_text(errors="ignore") for path in site.layout.work.rglob("*.error")]
+    def test_no_value_of_a_patient_is_told(self, kept_stage: Stage, failed: Interrupted) -> None:
+        messages = failed.stages[kept_stage.name]
         assert messages and not any(word in message for word in PATIENT.split() for message in messages)
+
+
+def killed_site(folder: Path, export: Path, stages: Sequence[Stage]) -> Interrupted:
+    """A site that was killed after the first task of each stage, and then had a whole night."""
+    killed = Interrupted(site_of_images(folder / "site", export), {})
+    for stage in stages:
+        engine = DyingEngine(stage.name)
+        with suppress(KilledError):
+            killed.site.night(engine)
+        close_stores()
+        if engine.died:
+            killed.stages[stage.name] = []
+    killed.site.night()
+    close_stores()
+    return killed
+
+
+def failed_site(folder: Path, export: Path, stages: Sequence[Stage]) -> Interrupted:
+    """A site on which each stage failed with a patient's name, and all that it said of it."""
+    failed = Interrupted(site_of_images(folder / "site", export), {})
+
+    def fails(*_: object) -> None:
+        raise ValueError(PATIENT)
+
+    for stage in stages:
+        module, name = stage.run.split(":")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeloomError) as caught:
+            patch.setattr(importlib.import_module(module), name, fails)
+            failed.site.night()
+        close_stores()
+        layout = failed.site.layout
+        failed.stages[stage.name] = [
+            str(caught.value),
+            json.dumps(getattr(caught.value, "__notes__", [])),
+            *(path.read_text(errors="ignore") for path in layout.logs.glob("*.log")),
+            *(path.read_text(errors="ignore") for path in layout.work.rglob("*.error")),
+        ]
+    return failed
 
 
 def shuffled_site(folder: Path, export: Path) -> Site:
