@@ -40,6 +40,8 @@ from warehouse.progress import Progress
 
 RETRIES = 2
 REFRESH_SECONDS = 2.0
+# Of what a step says, the columns of its table.
+STEP_COLUMNS = ("step", "ran", "linked", "resumed", "seconds", "cpu_seconds")
 
 
 class StepFailedError(TimeloomError):
@@ -192,8 +194,12 @@ def _say_served(*lines: str) -> None:
 def _show(outcome: RunOutcome) -> None:
     what = "published" if outcome.published else "unchanged, nothing published"
     with _for_looking():
-        steps = [{name: value for name, value in step.items() if name != "devices"} for step in outcome.steps]
-        create_table_artifact(steps, key="steps", description="Tasks run, linked, resumed, and seconds, a step")
+        steps = [{name: step[name] for name in STEP_COLUMNS} for step in outcome.steps]
+        create_table_artifact(
+            steps,
+            key="steps",
+            description="Tasks run, linked, resumed; seconds of the clock and of processors, a step",
+        )
         devices = [device for step in outcome.steps for device in step.get("devices", [])]
         if devices:
             create_table_artifact(devices, key="devices", description="Images encoded and how busy the devices were")

@@ -12,6 +12,7 @@ from extractors.source import load_source
 from extractors.tables.export import Export
 from pipelines.config import ModalityConfig, RunConfig
 from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.cost import Cost, used_here
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import StageFunction, Task
@@ -235,14 +236,17 @@ def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[Stage
         TimeloomError: a task failed, or the stage's check stops the run.
     """
     seen = night.seen_by(stage)
-    reports = []
+    reports: list[StageReport] = []
+    start = used_here()
 
     def prepare(stale: Sequence[Task]) -> None:
         for helper in stages:
             if helper.prepares == stage.name:
+                began = used_here()
                 tasks = list(helper.plan(night.seen_by(helper, stale)))
-                night.reports[helper.name] = run_stage(helper, tasks, night.context)
-                reports.append(night.reports[helper.name])
+                prepared = night.reports[helper.name] = run_stage(helper, tasks, night.context)
+                prepared.cost = used_here() - began + Cost(0.0, prepared.workers_seconds)
+                reports.append(prepared)
 
     def plan() -> list[Task]:
         return list(stage.plan(seen))
@@ -250,4 +254,7 @@ def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[Stage
     report = night.reports[stage.name] = run_stage(stage, plan(), night.context, prepare, plan)
     if stage.check:
         stage.check(report, seen)
+    report.cost = used_here() - start + Cost(0.0, report.workers_seconds)
+    for prepared in reports:
+        report.cost -= prepared.cost - Cost(0.0, prepared.workers_seconds)
     return [*reports, report]

@@ -21,7 +21,9 @@ HEADINGS = {
     ("subjects", "alone"): "in no other table",
     ("losses", "share"): "lost",
     ("joins", "share"): "missed share",
+    ("steps", "cpu_seconds"): "seconds of processors",
 }
+STEP_COLUMNS = ("step", "ran", "linked", "resumed", "seconds", "cpu_seconds")
 # Of the report's tables: what status shows, and which of their columns.
 TABLES: dict[str, tuple[str, ...]] = {
     "losses": ("part", "measure", "before", "now", "share", "result"),
@@ -70,9 +72,18 @@ def describe(root: Path) -> dict[str, Any]:
         },
         "profiles": {name: entry.model_dump() for name, entry in manifest.profiles.items()},
         "tables": {name: tables.get(name, {}).get("rows", []) for name in TABLES},
+        "steps": _steps(root, manifest.run_id),
         "unmapped_files": _unmapped(root, sorted(manifest.sources)),
         "report": str(current.report),
     }
+
+
+def _steps(root: Path, run_id: str) -> list[Row]:
+    """What each step of the release's run did and took, from its record; the last one, which wrote it, is not there."""
+    try:
+        return [dict(step) for step in read_sealed(Layout(root).lineage / f"{run_id}.json", older=True)["steps"]]
+    except (OSError, ValueError, LookupError, TypeError):  # `timeloom verify` says what is wrong with it
+        return []
 
 
 def _unmapped(root: Path, sources: list[str]) -> list[Row]:
@@ -137,6 +148,9 @@ def print_status(description: dict[str, Any], console: Console) -> None:
         if rows and columns:
             console.print()
             console.print(_table(name, rows, columns))
+    if description["steps"]:
+        console.print()
+        console.print(_table("steps", description["steps"], STEP_COLUMNS))
     if description["unmapped_files"]:
         console.print()
         console.print(_table("unmapped_files", description["unmapped_files"], ("table", "file")))

@@ -4,7 +4,6 @@ A run works in `work/<run>`; a killed run's folder is taken over, so that what i
 """
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines import stages as list_of_stages
 from pipelines.config import RunConfig
 from pipelines.engine.context import RunContext
+from pipelines.engine.cost import Cost, used_here
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
 from pipelines.night import Night, Stage, carry_out
@@ -44,7 +44,8 @@ class RunOutcome:
         release: the current release's id.
         published: a new one was published; False where nothing changed.
         quarantined: images that failed, and raw rows that made nothing and are no duplicates.
-        steps: per step, its tasks run, linked and resumed, and its seconds.
+        steps: per step, its tasks run, linked and resumed, its seconds by the clock and of processors; of a step with
+            several stages also the seconds of each.
         tokenised: by profile, the share of clinical events that became tokens.
         accepted: the parts of the release whose loss was agreed to, in words.
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
@@ -201,17 +202,22 @@ class Run:
     def carry_out(self, name: str, step: Callable[[], None]) -> dict[str, Any]:
         """Runs one step and says what it did."""
         before = set(self.night.reports)
-        start = time.monotonic()
+        start = used_here()
         step()
         new = [report for key, report in self.night.reports.items() if key not in before]
-        summary = {
+        cost = used_here() - start + Cost(0.0, sum(report.workers_seconds for report in new))
+        summary: dict[str, Any] = {
             "step": name,
             "ran": sum(report.ran for report in new),
             "linked": sum(report.linked for report in new),
             "resumed": sum(report.resumed for report in new),
-            "seconds": round(time.monotonic() - start, 2),
+            **cost.as_json(),
         }
-        self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed")
+        if len(new) > 1:
+            summary["stages"] = [{"stage": report.name, **report.cost.as_json()} for report in new]
+        self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed, {cost}")
+        for report in new if len(new) > 1 else ():
+            self.log.line(f"{name}: of it {report.name} {report.cost}")
         devices = []
         for stage in self.stages:
             if stage.figures and stage.name not in before and stage.name in self.night.reports:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from pipelines.engine.cost import Cost
 from pipelines.engine.task import Engine
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.progress import Progress
@@ -23,12 +24,19 @@ def counts_of(entry: "TaskEntry", kind: type[C]) -> C:
 
 @dataclass
 class StageReport:
-    """What a stage did: tasks run, linked from the release before, found finished by a killed run."""
+    """What a stage did: tasks run, linked from the release before, found finished by a killed run.
+
+    Attributes:
+        workers_seconds: processor seconds that its tasks took in other processes than this one.
+        cost: the whole of it, planning and looking at what was done included; without the stages that prepare it.
+    """
 
     name: str
     ran: int = 0
     linked: int = 0
     resumed: int = 0
+    workers_seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
     entries: "dict[str, TaskEntry]" = field(default_factory=dict)
 
     def total(self, name: str) -> int:

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pipelines.engine.cost import task_cost
 from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
 from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import hash_file, signature_of, write_json
@@ -36,7 +37,7 @@ def execute(task: Task) -> str:
             strong, fast = hash_file(path)
             files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
         entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts))
-        write_sealed(record, entry.model_dump(mode="json"))
+        write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()})
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.cost import elsewhere
 from pipelines.engine.task import StageFunction, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy
@@ -130,15 +131,26 @@ def run_stage(
             prepare(todo)
         context.engine.map(todo, done)
     report.ran = len(todo)
+    report.workers_seconds = elsewhere(_cost(task) for task in todo)
     changed = [task for task in todo if _failure(task).get("changed")] if plan_anew else []
     if plan_anew and changed:
         again = run_stage(stage, plan_anew(), context, prepare)
         ran = report.ran - len(changed) + again.ran
-        return replace(again, ran=ran, linked=report.linked, resumed=report.resumed)
+        worked = report.workers_seconds + again.workers_seconds
+        return replace(again, ran=ran, linked=report.linked, resumed=report.resumed, workers_seconds=worked)
     for task in todo:
         report.entries[task.key] = _outcome(task)
     report.entries = {task.key: report.entries[task.key] for task in tasks}
     return report
+
+
+def _cost(task: Task) -> dict[str, Any] | None:
+    """What a task cost, as its record says beside what a release keeps of it; None where it left no record."""
+    try:
+        cost: dict[str, Any] | None = json.loads(sealed_bytes(Path(task.record))).get("cost")
+    except (OSError, ValueError):
+        return None
+    return cost
 
 
 def _failure(task: Task) -> dict[str, Any]:

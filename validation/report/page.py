@@ -40,6 +40,7 @@ TIMINGS: dict[str, tuple[str, Format]] = {
     "linked": ("Linked", "count"),
     "resumed": ("Resumed", "count"),
     "seconds": ("Seconds", "tenths"),
+    "cpu_seconds": ("Seconds of processors", "tenths"),
 }
 
 
@@ -139,7 +140,7 @@ def write_report(
             scheme. `sources`: names. `artificial_links`: true where images were tied to subjects that they are not of.
             `texts`: true where the release holds texts.
             `encoders`: modality to entries of name, label, dim, weights_sha256. `steps`: entries of step, ran, linked,
-            resumed, seconds, or `timings`: step to seconds.
+            resumed, seconds, cpu_seconds, or `timings`: step to seconds.
 
     Raises:
         TimeloomError: the report cannot be written.

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
-from flows.commands.status import _unmapped
+from rich.console import Console
+
+from flows.commands.status import STEP_COLUMNS, _steps, _table, _unmapped
 from tests.support.raw.raw_tables import plan_meds
 from warehouse.layout import Layout
-from warehouse.sealed import read_sealed
+from warehouse.sealed import read_sealed, write_sealed
 
 MAPPING = "name: own\nsubject: pid\ntables: {t: {events: [{code: X, time: at}]}}\n"
 
@@ -28,6 +31,20 @@ def test_a_night_keeps_the_names_of_unmapped_files_in_the_private_folder(tmp_pat
     assert _unmapped(layout.root, [f"own/{first}/3", "own/t/0"]) == [{"table": first, "file": "other.csv"}]
     layout.unmapped_files.unlink()
     assert _unmapped(layout.root, [f"own/{first}/3"]) == []
+
+
+def test_the_time_of_each_step_stands_in_its_runs_record(tmp_path: Path) -> None:
+    step = {"step": "align", "ran": 3, "linked": 1, "resumed": 0, "seconds": 1.5, "cpu_seconds": 2.25, "stages": []}
+    write_sealed(Layout(tmp_path).lineage / "r1.json", {"steps": [step]})
+    found = _steps(tmp_path, "r1")
+    assert found == [step]
+    text = StringIO()
+    console = Console(width=100, file=text)
+    console.print(_table("steps", found, STEP_COLUMNS))
+    heading, row = text.getvalue().splitlines()[:2]
+    assert heading.split() == ["step", "ran", "linked", "resumed", "seconds", "seconds", "of", "processors"]
+    assert row.split() == ["align", "3", "1", "0", "1.5", "2.2"]
+    assert _steps(tmp_path, "r2") == [], "a run without a record"
 
 
 def test_status_needs_nothing_that_runs_need() -> None:

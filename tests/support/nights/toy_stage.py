@@ -6,6 +6,8 @@ It lives in a module of its own because worker processes import it by name.
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,18 @@ def who(params: dict[str, Any], base: Path) -> Result:
     with atomic_write(base / name) as temporary:
         temporary.write_text(str(os.getpid()))
     return Result({name: None})
+
+
+def busy(params: dict[str, Any], base: Path) -> Result:
+    """Keeps a processor busy for `params["seconds"]`, in a child process where `params["child"]` says so."""
+    stop = f"import time\nwhile time.process_time() < {params['seconds']}: pass"
+    if params.get("child"):
+        subprocess.run([sys.executable, "-c", stop], check=True)
+    else:
+        until = time.process_time() + params["seconds"]
+        while time.process_time() < until:
+            pass
+    return Result({})
 
 
 def toy_manifest(files: dict[str, FileEntry], release_id: str) -> Manifest:

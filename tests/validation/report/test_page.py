@@ -35,7 +35,7 @@ CONTEXT = {
     "release_id": "2026-11-21T02-00-00Z",
     "parent": "2026-11-20T02-00-00Z",
     "encoders": {"ct": [{"label": "random <b>", "dim": 1024, "weights_sha256": "ab" * 32}]},
-    "steps": [{"step": "pack", "ran": 3, "linked": 0, "resumed": 0, "seconds": 1.25}],
+    "steps": [{"step": "pack", "ran": 3, "linked": 0, "resumed": 0, "seconds": 1.25, "cpu_seconds": 2.5}],
 }
 MARKED = {"after_death": 5, "overlapping_visit": 3}
 
