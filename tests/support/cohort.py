@@ -176,7 +176,8 @@ def _items(facts: Sequence[Fact]) -> pl.DataFrame:
     return whole.with_columns(pl.lit(None).alias(name) for name in ITEMS.names if name not in whole.columns)
 
 
-def _timelines(facts: Sequence[Fact], unknown: Sequence[str], *, end: bool) -> pl.DataFrame:
+def timeline_frame(facts: Sequence[Fact], unknown: Sequence[str], *, end: bool) -> pl.DataFrame:
+    """Columns of TIMELINES: each subject's tokens, with its end."""
     rows = []
     for subject in sorted({fact.subject for fact in facts}):
         tokens = timeline([fact for fact in facts if fact.subject == subject], unknown)
@@ -213,7 +214,7 @@ def cohort(
     tree = ReleaseLayout(root / "work" / "made")
     splits = {subject: split_of(subject) for subject in range(1, subjects + 1)}
     items = _items(facts)
-    write_tables(tree, Content(_events(facts), items, _timelines(facts, unknown, end=end), splits, VOCABULARY))
+    write_tables(tree, Content(_events(facts), items, timeline_frame(facts, unknown, end=end), splits, VOCABULARY))
     frame = label_frame(labels)
     home = bucket_of(frame["subject_id"].to_numpy(), BUCKETS)
     for bucket in range(BUCKETS):

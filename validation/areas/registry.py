@@ -8,6 +8,7 @@ from validation.areas import (
     items,
     labels,
     ledger,
+    probes,
     shards,
     splits,
     subjects,
@@ -30,6 +31,7 @@ AREAS: tuple[Area, ...] = (
     splits.AREA,
     shards.AREA,
     labels.AREA,
+    probes.AREA,
     graphs.AREA,
     triplets.AREA,
 )

@@ -57,6 +57,11 @@ def at_death(tree: ReleaseLayout) -> None:
     write_labels(tree, labels, start=labels.height, positive=labels.height)
 
 
+def a_history_ahead(tree: ReleaseLayout) -> None:
+    """Right labels; tests/validation/measure/test_probes.py plants leaks. The test sets the figure."""
+    at_death(tree)
+
+
 def someone_lost(tree: ReleaseLayout) -> None:
     labels = right_labels(tree)
     write_labels(tree, labels, start=labels.height + 1, positive=labels.height)
@@ -79,6 +84,7 @@ MUTATIONS: Mapping[str, Callable[[ReleaseLayout], None]] = {
     "labels.difference": someone_lost,
     "labels.uncounted": a_label_gone,
     "labels.repeated": a_label_twice,
+    "probes.ahead": a_history_ahead,
 }
-FIGURES = {"labels.after_death"}
+FIGURES = {"labels.after_death", "probes.ahead"}
 KNOWN: Mapping[str, dict[str, Any]] = {name: {"labels": {TASK: ENTRY}} for name in MUTATIONS}

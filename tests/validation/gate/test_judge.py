@@ -125,8 +125,9 @@ def test_a_mutation_fails_exactly_its_expectation(tree: ReleaseLayout, name: str
         column = pl.lit(2).alias(name.split(".")[1])
         measured = with_area(measured, "shards", measured.areas["shards"].with_columns(column))
     if name in labels.FIGURES:
-        column = pl.lit(1, pl.Int64).alias(name.split(".")[1])
-        measured = with_area(measured, "labels", measured.areas["labels"].with_columns(column))
+        area, column = name.split(".")
+        figure = pl.lit(1, pl.Int64).alias(column)
+        measured = with_area(measured, area, measured.areas[area].with_columns(figure))
     judgement = judge(measured, None)
     expected = TOGETHER.get(name, {name})
     assert failed(judgement) == expected

@@ -1,6 +1,7 @@
 """The mean vector of all items of a modality that were available by each prediction time."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +32,30 @@ class Means:
     items: I64
 
 
-class BucketItems:
-    """A bucket's usable items, by modality."""
+@dataclass(frozen=True)
+class ItemRows:
+    """A bucket's usable items (i,), each at the first label of its subject that could have it.
 
-    def __init__(self, release: PinnedRelease, bucket: int, labels: LabelRows, clock: Clock) -> None:
-        self._release, self._bucket, self._labels = release, bucket, labels
+    They stand by label, then by time and key, so that a mean does not depend on the order of a file.
+
+    Attributes:
+        rows: the labels.
+        keys, modalities, stores: of each item.
+    """
+
+    rows: I64
+    keys: list[str]
+    modalities: list[str]
+    stores: list[str]
+
+    @classmethod
+    def read(cls, path: Path, labels: LabelRows, clock: Clock) -> "ItemRows":
+        """Args:
+        path: the bucket's items; its content was compared with its checksum.
+        clock: by which of its times an item is available.
+        """
         columns = ["subject_id", "modality", "item_key", "time", "available_time", "verdict", "store"]
-        table = read_columns(release.checked(release.files.items(bucket)), columns)
+        table = read_columns(path, columns)
         time = numbers_of(table["time"].cast(pa.int64()), NO_TIME)
         available = numbers_of(table["available_time"].cast(pa.int64()), NO_TIME)
         known = time if clock == "time" else np.where(available == NO_TIME, time, available)
@@ -46,13 +64,19 @@ class BucketItems:
         subject = numbers_of(table["subject_id"], -1)
         row = np.where(good, labels.first_knowing(subject, known), -1)
         wanted = np.flatnonzero(row >= 0)
-        # By label, then by time and key, so that a mean does not depend on the order of a file.
         keys = [table["item_key"][int(place)].as_py() for place in wanted]
         order = sorted(range(len(wanted)), key=lambda place: (row[wanted[place]], known[wanted[place]], keys[place]))
-        self._rows: I64 = row[wanted][order].astype(np.int64)
-        self._keys = [keys[place] for place in order]
         ordered = pa.array(wanted[order], pa.int64())
-        self._kinds = [table[name].take(ordered).to_pylist() for name in ("modality", "store")]
+        modalities, stores = (table[name].take(ordered).to_pylist() for name in ("modality", "store"))
+        return cls(row[wanted][order].astype(np.int64), [keys[place] for place in order], modalities, stores)
+
+
+class BucketItems:
+    """A bucket's usable items, by modality."""
+
+    def __init__(self, release: PinnedRelease, bucket: int, labels: LabelRows, clock: Clock) -> None:
+        self._release, self._bucket, self._labels = release, bucket, labels
+        self._items = ItemRows.read(release.checked(release.files.items(bucket)), labels, clock)
 
     def means(self, modality: str, encoder: EncoderEntry) -> Means:
         """The mean vectors of one modality by one of its encoders.
@@ -62,11 +86,11 @@ class BucketItems:
         """
         size = len(self._labels.time)
         means = Means(np.full((size, encoder.dim), np.nan, np.float32), np.zeros(size, np.int64))
-        kinds = zip(*self._kinds, strict=True)
+        kinds = zip(self._items.modalities, self._items.stores, strict=True)
         of_kind = np.array([place for place, kind in enumerate(kinds) if kind == (modality, encoder.store)], np.int64)
         if not len(of_kind):
             return means
-        places, rows = self._labels.later(self._rows[of_kind])
+        places, rows = self._labels.later(self._items.rows[of_kind])
         order = np.argsort(rows, kind="stable")
         places, rows = of_kind[places[order]], rows[order]
         found, starts, counts = np.unique(rows, return_index=True, return_counts=True)
@@ -88,7 +112,7 @@ class BucketItems:
         """(n, d) one vector an item, the mean of its units where it is a sequence."""
         distinct, inverse = np.unique(places, return_inverse=True)
         try:
-            arrays = store.get_many([self._keys[place] for place in distinct])
+            arrays = store.get_many([self._items.keys[place] for place in distinct])
         except KeyError:
             raise store.lacking() from None
         vectors = np.empty((len(distinct), dim), np.float32)

@@ -1,0 +1,164 @@
+"""The audit of histories and features: a right release has no row with a fault, and each planted leak is counted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.support.cohort import (
+    CODES,
+    ETHNICITIES,
+    PROFILE,
+    TASK,
+    Fact,
+    Label,
+    cohort,
+    draw,
+    moment,
+    timeline_frame,
+)
+from tests.support.releases import BUCKETS
+from tests.validation.gate.labels import ENTRY
+from validation.measure.probes import measure_probes
+from warehouse import Release
+from warehouse.embeddings.store import close_stores
+from warehouse.hashing import bucket_of
+from warehouse.layout import ReleaseLayout
+from warehouse.manifest import LabelsEntry
+from warehouse.parquet import write_table
+from warehouse.readers.tasks.counting import LabelRows
+from warehouse.readers.tasks.windows import LateFacts
+from warehouse.schemas import ITEMS, TIMELINES
+
+FEATURES, HISTORIES = "features by available_time", f"histories of {PROFILE}"
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    close_stores()
+
+
+def audited(release: Release, entry: LabelsEntry = ENTRY) -> dict[str, tuple[int, int]]:
+    tree = ReleaseLayout(release.path)
+    found = measure_probes(tree, BUCKETS, release.manifest.profiles, {TASK: entry})
+    return {what: (rows, ahead) for what, rows, ahead in found.iter_rows()}
+
+
+def moments(labels: Sequence[Label]) -> int:
+    return len({(label.subject, label.time) for label in labels})
+
+
+def between(labels: Sequence[Label], fact: Fact, early: int) -> int:
+    """Moments of labels from which a fact is told too early on, until it was known."""
+    assert fact.known is not None
+    of_subject = (label for label in labels if label.subject == fact.subject and early <= label.time < fact.known)
+    return len({label.time for label in of_subject})
+
+
+def told_early(release: Release, facts: Sequence[Fact], fact: Fact, early: int) -> None:
+    """Writes timelines in which a fact stands at an earlier moment; `data/` says nothing of it."""
+    tree = ReleaseLayout(release.path)
+    told = [replace(each, known=early) if each is fact else each for each in facts]
+    whole = timeline_frame(told, (), end=True)
+    home = bucket_of(whole["subject_id"].to_numpy(), BUCKETS)
+    for bucket in range(BUCKETS):
+        write_table(tree.timeline(PROFILE, bucket), whole.filter(pl.Series(home == bucket)), TIMELINES, "timelines")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_right_release_has_no_row_with_a_fault(tmp_path: Path, seed: int) -> None:
+    facts, labels = draw(seed)
+    release = cohort(tmp_path / "root", facts, labels)
+    rows = moments(labels)
+    assert rows > 20
+    assert audited(release) == {FEATURES: (rows, 0), HISTORIES: (rows, 0)}
+
+
+def test_by_time_histories_of_the_other_clock_are_not_looked_at(tmp_path: Path) -> None:
+    facts, labels = draw(1)
+    release = cohort(tmp_path / "root", facts, labels)
+    by_time = ENTRY.model_copy(update={"rules": {"clock": "time"}})
+    assert audited(release, by_time) == {"features by time": (moments(labels), 0)}
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_a_token_that_stands_too_early_is_found(tmp_path: Path, image: bool) -> None:
+    """Each late fact in turn is told at a moment at which something else became known."""
+    facts, labels = draw(3)
+    release = cohort(tmp_path / "root", facts, labels)
+    planted = 0
+    for fact in facts:
+        if (fact.modality is not None) != image or not (fact.modality or fact.code in CODES) or fact.known is None:
+            continue
+        others = [
+            other.known
+            for other in facts
+            if other.subject == fact.subject and other.known is not None and 0 <= other.known < fact.known
+        ]
+        wanted = max((between(labels, fact, early) for early in others), default=0)
+        if not wanted:
+            continue
+        early = next(early for early in others if between(labels, fact, early) == wanted)
+        # Another event of the same code that was known by then would have been told rightly.
+        same = [each for each in facts if (each.subject, each.code) == (fact.subject, fact.code) and each is not fact]
+        if same and not image:
+            continue
+        told_early(release, facts, fact, early)
+        assert audited(release)[HISTORIES] == (moments(labels), wanted)
+        planted += 1
+        if planted == 4:
+            return
+    assert planted
+
+
+def test_an_item_that_is_available_later_than_its_file_says_is_found(tmp_path: Path) -> None:
+    facts, labels = draw(5)
+    release = cohort(tmp_path / "root", facts, labels)
+    tree = ReleaseLayout(release.path)
+    late = [fact for fact in facts if fact.modality and fact.known is not None and between(labels, fact, 0)]
+    fact = late[0]
+    for bucket in range(BUCKETS):
+        items = pl.read_parquet(tree.items(bucket))
+        hit = pl.col("item_key") == fact.key
+        early = items.with_columns(
+            pl.when(hit).then(pl.lit(moment(0))).otherwise(pl.col("available_time")).alias("available_time")
+        )
+        write_table(tree.items(bucket), early, ITEMS, "items")
+    assert audited(release) == {FEATURES: (moments(labels), between(labels, fact, 0)), HISTORIES: (moments(labels), 0)}
+
+
+def test_a_reader_that_counts_what_comes_a_minute_later_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, labels = draw(6)
+    release = cohort(tmp_path / "root", facts, labels)
+    right = LabelRows.first_knowing
+    monkeypatch.setattr(LabelRows, "first_knowing", lambda rows, ids, known: right(rows, ids, known - 60_000_000))
+    leaks = {
+        (label.subject, label.time)
+        for label in labels
+        for fact in facts
+        if fact.subject == label.subject and fact.known == label.time + 1
+    }
+    found = audited(release)
+    assert found[HISTORIES] == (moments(labels), 0)
+    assert found[FEATURES] == (moments(labels), len(leaks)) and leaks
+
+
+def test_a_front_that_tells_what_was_not_known_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [Fact(1, "LOINC/2160-0", 0, 0), Fact(1, ETHNICITIES[0], 1, 9), Fact(2, "LOINC/2160-0", 0, 0)]
+    labels = [Label(1, 5, True), Label(1, 9, True), Label(2, 5, False)]
+    release = cohort(tmp_path / "root", facts, labels)
+    assert audited(release)[HISTORIES] == (3, 0)
+    monkeypatch.setattr(LateFacts, "as_known", lambda _late, places, _times, ids: (ids, np.ones(len(places), np.bool_)))
+    assert audited(release)[HISTORIES] == (3, 1)
+
+
+def test_without_labels_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    facts, labels = draw(2)
+    release = cohort(tmp_path / "root", facts, labels)
+    assert measure_probes(ReleaseLayout(release.path), BUCKETS, release.manifest.profiles, {}).is_empty()
