@@ -153,8 +153,8 @@ def _features(tree: ReleaseLayout, bucket: int, labels: pl.DataFrame, known: _Kn
     ahead: Bools = summed != by_then["drawn"].to_numpy()
     ahead |= ~np.isclose(facts.age, by_then["age"].to_numpy(), rtol=0, atol=1e-9, equal_nan=True)
     first = known.events.group_by("subject_id", "code").agg(pl.col("known").min())
-    told = pl.DataFrame({"row": facts.row, "code": facts.code}, schema={"row": pl.UInt32, "code": pl.Int64})
-    ahead[_early(told.join(asked, on="row").join(first, on=["subject_id", "code"], how="left"))] = True
+    shown = pl.DataFrame({"row": facts.row, "code": facts.code}, schema={"row": pl.UInt32, "code": pl.Int64})
+    ahead[_early(shown.join(asked, on="row").join(first, on=["subject_id", "code"], how="left"))] = True
     for path in existing([tree.items(bucket)]):
         items = ItemRows.read(path, rows, known.clock)
         places, of_labels = rows.later(items.rows)
@@ -164,9 +164,9 @@ def _features(tree: ReleaseLayout, bucket: int, labels: pl.DataFrame, known: _Kn
     return ahead
 
 
-def _early(told: pl.DataFrame) -> I64:
+def _early(shown: pl.DataFrame) -> I64:
     """Rows that tell what no event had told at `at`; `known` is null where none does."""
-    early: I64 = told.filter(pl.col("known").is_null() | (pl.col("known") > pl.col("at")))["row"].to_numpy()
+    early: I64 = shown.filter(pl.col("known").is_null() | (pl.col("known") > pl.col("at")))["row"].to_numpy()
     return early
 
 
@@ -269,8 +269,8 @@ def _histories(
         stood = _tokens(tokens, spans(tokens.starts[wanted], ends - tokens.starts[wanted]), makers)
         # Within a subject, since when all tokens up to each were known.
         since = np.full(len(tokens.ids), NO_TIME)
-        told = _since(stood, known, makers).select("place", pl.col("since").cum_max().over("subject_id"))
-        since[told["place"].to_numpy()] = told["since"].to_numpy()
+        shown = _since(stood, known, makers).select("place", pl.col("since").cum_max().over("subject_id"))
+        since[shown["place"].to_numpy()] = shown["since"].to_numpy()
         filled = np.flatnonzero((place >= 0) & (plan.ends > plan.starts))
         ahead[filled] = since[plan.ends[filled] - 1] > times[filled]
         ahead[_early(_fronts(tokens, asked, place, late, known, makers))] = True
@@ -330,10 +330,10 @@ def _fronts(
     times = asked["at"].to_numpy()[row]
     ids, kept = late.as_known(places, times, tokens.ids[places].astype(np.int64))
     kept &= tokens.types[places] == int(TokenType.DEMOGRAPHIC)
-    told = pl.DataFrame({"row": row[kept], "at": times[kept], "token": ids[kept]})
+    shown = pl.DataFrame({"row": row[kept], "at": times[kept], "token": ids[kept]})
     named = pl.DataFrame({"name": makers.names}).with_row_index("token").with_columns(pl.col("token").cast(pl.Int64))
     owners = asked.select(pl.col("row").cast(pl.Int64), "subject_id")
-    told = told.join(named.filter(~pl.col("name").str.ends_with("/UNKNOWN")), on="token").join(owners, on="row")
+    shown = shown.join(named.filter(~pl.col("name").str.ends_with("/UNKNOWN")), on="token").join(owners, on="row")
     first = known.events.group_by("subject_id", "code").agg(pl.col("known").min())
     of_code = first.join(makers.numbered, on="code").select("subject_id", "name", "known")
     timed = known.events.filter(pl.col("time") != NO_TIME)
@@ -341,7 +341,7 @@ def _fronts(
     aged = pl.col("name").str.starts_with(f"{AGE}/")
     return pl.concat(
         [
-            told.filter(~aged).join(of_code, on=["subject_id", "name"]).select("row", "at", "known"),
-            told.filter(aged).join(of_age, on="subject_id").select("row", "at", "known"),
+            shown.filter(~aged).join(of_code, on=["subject_id", "name"]).select("row", "at", "known"),
+            shown.filter(aged).join(of_age, on="subject_id").select("row", "at", "known"),
         ]
     )

@@ -62,8 +62,8 @@ def between(labels: Sequence[Label], fact: Fact, early: int) -> int:
 def told_early(release: Release, facts: Sequence[Fact], fact: Fact, early: int) -> None:
     """Writes timelines in which a fact stands at an earlier moment; `data/` says nothing of it."""
     tree = ReleaseLayout(release.path)
-    told = [replace(each, known=early) if each is fact else each for each in facts]
-    whole = timeline_frame(told, (), end=True)
+    moved = [replace(each, known=early) if each is fact else each for each in facts]
+    whole = timeline_frame(moved, (), end=True)
     home = bucket_of(whole["subject_id"].to_numpy(), BUCKETS)
     for bucket in range(BUCKETS):
         write_table(tree.timeline(PROFILE, bucket), whole.filter(pl.Series(home == bucket)), TIMELINES, "timelines")
