@@ -30,14 +30,14 @@ demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish 
 
 test: $(VENV)/.tools  ## Run the checks, build the documentation and run every test.
 	$(MAKE) --no-print-directory lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not proof"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not proof"
 
 proof: $(VENV)/.tools  ## The tests that take minutes each: that a release can be learned from, and nights with several networks.
 	$(BIN)/python -m pytest -n 2 --dist load -m proof
 
 check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not whole"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not whole"
 
 lint: $(VENV)/.tools  ## Check style, types and the order of the layers.
 	$(BIN)/ruff check .

@@ -48,11 +48,8 @@ class CodeList(Settings):
     @classmethod
     def _readable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         for entry in entries:
-            try:
-                re.compile(expression_of(entry))
-                pl.Series(["x"]).str.contains(expression_of(entry))
-            except (re.error, pl.exceptions.PolarsError) as error:
-                raise ValueError(f"{entry} is no regular expression") from error
+            if not _is_expression(expression_of(entry)):
+                raise ValueError(f"{entry} is no regular expression")
             if not systems_of([entry]) or _BARE.match(entry):
                 raise ValueError(f"{entry} names no code system: write it as ICD10CM/N17*")
         return entries
@@ -62,6 +59,17 @@ class CodeList(Settings):
         if not self.any and not self.lists:
             raise ValueError("a list needs codes: give any, or lists")
         return self
+
+
+@cache
+def _is_expression(text: str) -> bool:
+    """Whether Python and polars can read a regular expression; each bucket's task asks for all of them again."""
+    try:
+        re.compile(text)
+        pl.Series(["x"]).str.contains(text)
+    except (re.error, pl.exceptions.PolarsError):
+        return False
+    return True
 
 
 def expression_of(entry: str) -> str:
@@ -157,9 +165,12 @@ def resolve(names: Iterable[str], lists: Mapping[str, CodeList], codes: pl.Serie
     found = [pl.DataFrame(schema=MEMBERS)]
     for name in names:
         held, left_out = entries_of(name, lists)
-        inside, outside = (_below(_matching(nodes, entries), edges) for entries in (held, left_out))
-        members = inside.join(outside.select("code").unique(), on="code", how="anti")
-        members = members.filter(pl.col("code").is_in(codes.implode()))
+        members = _below(_matching(nodes, held), edges).filter(pl.col("code").is_in(codes.implode()))
+        if members.is_empty():
+            continue
+        outside = _below(_matching(nodes, left_out), edges)
+        if not outside.is_empty():
+            members = members.join(outside.select("code").unique(), on="code", how="anti")
         found.append(members.select("code", pl.lit(name).alias("list"), "node"))
     return pl.concat(found).sort("code", "list", "node")
 
@@ -177,7 +188,9 @@ def _below(nodes: pl.Series, edges: pl.DataFrame) -> pl.DataFrame:
     """`code`, `node`: the nodes themselves, and whatever has one of them as a parent, or as a parent's parent."""
     reached = pl.DataFrame({"code": nodes, "node": nodes})
     latest = reached
-    for _ in range(_DEPTH):
+    for _ in range(_DEPTH if len(edges) else 0):
+        if latest.is_empty():
+            break
         latest = (
             latest.rename({"code": "parent"})
             .join(edges, on="parent", how="inner")
@@ -185,8 +198,6 @@ def _below(nodes: pl.Series, edges: pl.DataFrame) -> pl.DataFrame:
             .unique()
             .join(reached, on=["code", "node"], how="anti")
         )
-        if latest.is_empty():
-            break
         reached = pl.concat([reached, latest])
     return reached
 
