@@ -217,7 +217,6 @@ STAGE = Stage(
     "align",
     version=5,
     run="pipelines.align:run",
-    step="align",
     after=("meds", "lags", "embed"),
     in_conversion=True,
     plan=plan,

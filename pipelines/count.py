@@ -113,4 +113,4 @@ def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
     return tree.token_counts(name, bucket).with_name(f"{bucket_name(bucket)}.values.parquet")
 
 
-STAGE = Stage("count", 3, "pipelines.count:run", step="vocabulary", after=("align", "embed", "split"), plan=plan)
+STAGE = Stage("count", 3, "pipelines.count:run", after=("align", "embed", "split"), plan=plan)

@@ -252,7 +252,6 @@ STAGE = Stage(
     "embed",
     version=3,
     run="pipelines.embed:run",
-    step="embed",
     after=("meds", "index", "vectors"),
     plan=plan,
     ready=ready,

@@ -296,7 +296,6 @@ STAGE = Stage(
     "encode",
     version=2,
     run="pipelines.encode:run",
-    step="embed",
     after=("index",),
     prepares="embed",
     in_release=False,

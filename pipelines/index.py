@@ -290,4 +290,4 @@ def public_geometry(item: FoundItem, deid: Deidentifier, extractor: Extractor) -
     }
 
 
-STAGE = Stage("index", 7, "pipelines.index:run", step="extract", after=("scan", "group"), in_release=False, plan=plan)
+STAGE = Stage("index", 7, "pipelines.index:run", after=("scan", "group"), in_release=False, plan=plan)

@@ -415,7 +415,6 @@ STAGE = Stage(
     "meds",
     version=4,
     run="pipelines.meds:run",
-    step="extract",
     in_release=False,
     in_conversion=True,
     plan=plan,

@@ -223,7 +223,6 @@ STAGE = Stage(
     "metadata",
     version=3,
     run="pipelines.metadata:run",
-    step="align",
     after=("meds", "align"),
     in_conversion=True,
     plan=plan,

@@ -42,7 +42,6 @@ class Stage(StageFunction):
     """A stage of a night; `pipelines.stages.STAGES` lists them in order.
 
     Attributes:
-        step: which step of the scheduler it belongs to; the stages of a step stand together in the list.
         after: the stages whose reports its `plan`, `check` and `declare` read.
         plan: gives the tasks, all of them: the engine finds those that are out of date.
         ready: raises what can be known to be wrong before any work is done.
@@ -57,7 +56,6 @@ class Stage(StageFunction):
         figures: what it says of its workers.
     """
 
-    step: str
     after: tuple[str, ...] = ()
     plan: "Callable[[Night], Iterable[Task]]"
     ready: "Callable[[Night], None] | None" = None

@@ -349,7 +349,6 @@ STAGE = Stage(
     "pack",
     version=2,
     run="pipelines.pack:run",
-    step="pack",
     after=("embed", "split", "vocabulary", "tokenize", "subset"),
     plan=plan,
     declare=declare,

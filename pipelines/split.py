@@ -325,7 +325,6 @@ STAGE = Stage(
     "split",
     version=3,
     run="pipelines.split:run",
-    step="split",
     after=("align",),
     plan=plan,
     ready=ready,

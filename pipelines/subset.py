@@ -142,4 +142,4 @@ def figures(subset: pl.DataFrame, budgets: tuple[int, ...]) -> list[dict[str, in
     ]
 
 
-STAGE = Stage("subset", 1, "pipelines.subset:run", step="pack", after=("split", "tokenize"), plan=plan)
+STAGE = Stage("subset", 1, "pipelines.subset:run", after=("split", "tokenize"), plan=plan)

@@ -107,4 +107,4 @@ def declare(night: Night) -> dict[str, Any]:
     return {"texts": sum(counts)}
 
 
-STAGE = Stage("texts", 1, "pipelines.texts:run", step="embed", after=("index", "embed"), plan=plan, declare=declare)
+STAGE = Stage("texts", 1, "pipelines.texts:run", after=("index", "embed"), plan=plan, declare=declare)

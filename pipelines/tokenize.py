@@ -116,7 +116,6 @@ STAGE = Stage(
     "tokenize",
     version=5,
     run="pipelines.tokenize:run",
-    step="tokenize",
     after=("align", "embed", "vocabulary"),
     plan=plan,
 )

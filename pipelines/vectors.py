@@ -363,7 +363,6 @@ STAGE = Stage(
     "vectors",
     version=1,
     run="pipelines.vectors:run",
-    step="extract",
     after=("scan", "group", "index"),
     in_release=False,
     plan=plan,

@@ -192,7 +192,6 @@ STAGE = Stage(
     "vocabulary",
     version=2,
     run="pipelines.vocabulary:run",
-    step="vocabulary",
     after=("count",),
     plan=plan,
     lasting=("vocabularies/*/*",),

@@ -44,8 +44,8 @@ class RunOutcome:
         release: the current release's id.
         published: a new one was published; False where nothing changed.
         quarantined: images that failed, and raw rows that made nothing and are no duplicates.
-        steps: per step, its tasks run, linked and resumed, its seconds by the clock and of processors; of a step with
-            several stages also the seconds of each.
+        steps: per step that had work, its tasks run, linked and resumed, its seconds by the clock and of processors; of
+            one that another stage prepares also the seconds of each.
         tokenised: by profile, the share of clinical events that became tokens.
         accepted: the parts of the release whose loss was agreed to, in words.
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
@@ -194,13 +194,17 @@ class Run:
 
     @property
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
-        """Name and function of each step, in order: those of the stages, then the judgement and the publication."""
-        named = dict.fromkeys(stage.step for stage in self.stages)
-        work: list[tuple[str, Callable[[], None]]] = [(name, partial(self._work, name)) for name in named]
+        """Name and function of each step, in order: the stages, then the judgement and the publication.
+
+        A stage that prepares another one is no step of its own.
+        """
+        work: list[tuple[str, Callable[[], None]]] = [
+            (stage.name, partial(self._work, stage)) for stage in self.stages if not stage.prepares
+        ]
         return [*work, ("validate", self._validate), ("publish", self._publish)]
 
     def carry_out(self, name: str, step: Callable[[], None]) -> dict[str, Any]:
-        """Runs one step and says what it did."""
+        """Runs one step and says what it did; one without any task is not listed among what the run did."""
         before = set(self.night.reports)
         start = used_here()
         step()
@@ -213,6 +217,9 @@ class Run:
             "resumed": sum(report.resumed for report in new),
             **cost.as_json(),
         }
+        if new and not any(report.entries for report in new):
+            # The configuration asks for nothing of it.
+            return summary
         if len(new) > 1:
             summary["stages"] = [{"stage": report.name, **report.cost.as_json()} for report in new]
         self.log.line(f"{name}: {summary['ran']} run, {summary['linked']} linked, {summary['resumed']} resumed, {cost}")
@@ -230,16 +237,13 @@ class Run:
         self.summaries.append(summary)
         return summary
 
-    def _work(self, step: str) -> None:
-        """Carries out the stages of a step."""
-        stages = [stage for stage in self.stages if stage.step == step]
-        if self.stages[0] in stages:
-            for stage in self.stages:
-                if stage.ready:
-                    stage.ready(self.night.seen_by(stage))
-        for stage in stages:
-            if not stage.prepares:
-                carry_out(stage, self.night, self.stages)
+    def _work(self, stage: Stage) -> None:
+        """Carries out a stage; before the first one, what can be known to be wrong with any is looked at."""
+        if stage is self.stages[0]:
+            for each in self.stages:
+                if each.ready:
+                    each.ready(self.night.seen_by(each))
+        carry_out(stage, self.night, self.stages)
         self.night.fingerprints.save()
 
     @property

@@ -141,7 +141,6 @@ STAGE = Stage(
     "derive",
     version=2,
     run="pipelines.papers.derive:run",
-    step="labels",
     after=("align", "metadata"),
     plan=plan,
     ready=ready,

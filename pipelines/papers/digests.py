@@ -177,7 +177,6 @@ STAGE = Stage(
     "digests",
     version=1,
     run="pipelines.papers.digests:run",
-    step="clinifuse",
     after=("index", "embed"),
     in_release=False,
     plan=plan,

@@ -218,7 +218,6 @@ STAGE = Stage(
     "duplicates",
     version=1,
     run="pipelines.papers.duplicates:run",
-    step="clinifuse",
     after=("index", "split", "digests"),
     plan=plan,
     declare=declare,

@@ -186,7 +186,6 @@ STAGE = Stage(
     "graphs",
     version=2,
     run="pipelines.papers.graphs:run",
-    step="clinifuse",
     after=("align", "metadata"),
     plan=plan,
     ready=ready,

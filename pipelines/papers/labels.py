@@ -204,7 +204,6 @@ STAGE = Stage(
     "labels",
     version=2,
     run="pipelines.papers.labels:run",
-    step="labels",
     after=("align", "metadata", "split", "derive"),
     plan=plan,
     check=check,

@@ -299,7 +299,6 @@ STAGE = Stage(
     "triplets",
     version=2,
     run="pipelines.papers.triplets:run",
-    step="clinifuse",
     after=("index", "embed", "align", "metadata", "split", "duplicates"),
     plan=plan,
     declare=declare,

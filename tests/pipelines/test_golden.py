@@ -243,13 +243,13 @@ def examples() -> list[str]:
 
 def listed() -> list[str]:
     """The list of stages as a table, and a diagram of what each stage reads."""
-    rows = ["| stage | step | version | reads what these did | what it does |", "|---|---|---|---|---|"]
+    rows = ["| stage | version | reads what these did | what it does |", "|---|---|---|---|"]
     for stage in STAGES:
         module = importlib.import_module(stage.run.partition(":")[0])
         assert module.__doc__ is not None
         first = " ".join(module.__doc__.partition("\n\n")[0].split()).partition(": ")[2]
         after = ", ".join(stage.after) or "raw files"
-        rows.append(f"| `{stage.name}` | {stage.step} | {stage.version} | {after} | {first} |")
+        rows.append(f"| `{stage.name}` | {stage.version} | {after} | {first} |")
     arrows = [f"  {name} --> {stage.name}" for stage in STAGES for name in stage.after]
     helpers = [f"  {stage.name} -. before .-> {stage.prepares}" for stage in STAGES if stage.prepares]
     return ["\n".join(rows) + "\n", "\n".join(["```mermaid", "flowchart LR", *arrows, *helpers, "```"]) + "\n"]

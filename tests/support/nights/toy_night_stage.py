@@ -50,7 +50,6 @@ STAGE = Stage(
     "toy",
     version=1,
     run="tests.support.nights.toy_night_stage:run",
-    step="toy",
     after=("align",),
     plan=plan,
     declare=declared,
