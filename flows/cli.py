@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.checks import check_source, check_task
+from flows.commands import releases
 from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.debugging import debugging, set_debug
 from flows.extras import require
@@ -409,6 +410,7 @@ def simulate(
 app.command("check-source")(check_source)
 app.command("check-task")(check_task)
 app.command("features")(features)
+app.command("gc")(releases.gc)
 
 
 @app.command()

@@ -169,6 +169,28 @@ class EmbeddingConfig(Settings):
     decode_timeout: float = Field(default=600.0, gt=0)
 
 
+class KeepConfig(Settings):
+    """What `timeloom gc` leaves. The current release, the one before it, those that the gate compares with and those
+    that a reader holds stay in any case.
+
+    Attributes:
+        daily, weekly, monthly: of so many days, weeks and months in which a release was made, the latest one of each.
+        releases: ids of releases that stay, however old they are.
+        segments: of so many releases, the latest, segments and what was found in images stay, so that those nights can
+            be made again after the raw files have changed.
+        logs: logs of runs that stay, the latest.
+        nightly: every run ends by collecting.
+    """
+
+    daily: int = Field(default=7, ge=0)
+    weekly: int = Field(default=4, ge=0)
+    monthly: int = Field(default=12, ge=0)
+    releases: tuple[str, ...] = ()
+    segments: int = Field(default=2, ge=1)
+    logs: int = Field(default=90, ge=0)
+    nightly: bool = True
+
+
 class RunConfig(Settings):
     """A whole run.
 
@@ -182,6 +204,7 @@ class RunConfig(Settings):
         graphs: graphs of visits; none where not given.
         duplicates: copies among pictures and texts; none are looked for where not given.
         triplets: images, text and record of studies; none where not given.
+        keep: which releases stay; all of them where not given.
     """
 
     name: str = "timeloom"
@@ -200,6 +223,7 @@ class RunConfig(Settings):
     duplicates: DuplicatesConfig | None = None
     triplets: TripletsConfig | None = None
     limits: LimitsConfig = LimitsConfig()
+    keep: KeepConfig | None = None
     workers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")

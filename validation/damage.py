@@ -168,8 +168,8 @@ def _of_records(root: Root, folder: Path, name: str) -> Iterator[Damage]:
             known.add(relative)
             if not root.is_of(folder / relative, entry):
                 yield Damage.of(f"{name}/{relative}", folder / relative)
-    # A run that was killed leaves files whose records were never written.
-    unfinished = any(root.layout.work.glob("*/release"))
+    # A run that was killed leaves files whose records were never written, or were removed before them.
+    unfinished = any(root.layout.work.glob("*"))
     for path in paths:
         if path.suffix in (".segment", ".parquet") and path.name not in known and not unfinished:
             yield Damage(f"{name}/{path.stem}.json", True)

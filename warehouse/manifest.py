@@ -308,7 +308,8 @@ class LossEntry(BaseModel):
 class Manifest(BaseModel):
     """manifest.json. `content_hash` covers every file outside quality/, whatever made it and when.
 
-    `root` is what was fixed when the root was made: root.json is remade of it.
+    `root` is what was fixed when the root was made: root.json is remade of it. `records` are the names, without their
+    endings, of the segments and private files that it was made of.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -338,6 +339,7 @@ class Manifest(BaseModel):
     contents: tuple[ContentEntry, ...] = ()  # none in a release that was made before they were counted
     accepted_losses: tuple[LossEntry, ...] = ()
     root: dict[str, Any] | None = None  # none in a release of an older timeloom
+    records: tuple[str, ...] = ()  # likewise
 
     @field_validator("encoders", mode="before")
     @classmethod

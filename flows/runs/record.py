@@ -8,8 +8,9 @@ from typing import Any
 
 from extractors.deid import Deidentifier, load_key
 from flows.runs.root import root_settings
+from pipelines.engine.context import Standing
 from pipelines.night import Night, Stage
-from warehouse.files import hash_file, sha256_json
+from warehouse.files import hash_file, put_in_place, sha256_json
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
     Deidentification,
@@ -58,14 +59,33 @@ def make_manifest(
         run_id=run_id,
         buckets=config.buckets,
         deid=Deidentification(**config.deid.model_dump(), key_fingerprint=deid.key_fingerprint),
-        config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers", "embedding"})),
+        config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers", "embedding", "keep"})),
         stages={stage.name: stage.version for stage in stages},
         content_hash=content_hash(files),
         tasks=tasks,
         files=files,
         root=root_settings(config, night.trial_subjects, key),
+        records=tuple(sorted(records_of(night, stages))),
         **declared,
     )
+
+
+def records_of(night: Night, stages: Sequence[Stage]) -> set[str]:
+    """The names, without their endings, of what the stages left outside the release: segments, and what stands in the
+    private folder."""
+    reports = [night.reports.get(stage.name) for stage in stages if not stage.in_release]
+    return {Path(name).stem for report in reports if report for name in report.hashes()}
+
+
+def share_with(before: Standing, tree: ReleaseLayout, manifest: Manifest) -> None:
+    """Makes files that the release before has too, byte by byte, links to its own: they take no disk twice."""
+    for name, entry in manifest.files.items():
+        theirs = before.manifest.files.get(name)
+        if theirs is None or theirs.sha256 != entry.sha256:
+            continue
+        source, made = before.path / name, tree.path / name
+        if theirs.is_of(source) and not source.samefile(made):
+            put_in_place(source, made)
 
 
 def with_report(manifest: Manifest, tree: ReleaseLayout) -> Manifest:

@@ -14,16 +14,25 @@ from types import TracebackType
 from typing import Any
 
 from extractors.deid import Deidentifier
+from flows.keeping.collect import collect, recorded_files, records_kept, remove, stores_of
 from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.paths import configured
-from flows.runs.record import make_manifest, quarantined, record_lineage, same_release, with_report
+from flows.runs.record import (
+    make_manifest,
+    quarantined,
+    record_lineage,
+    records_of,
+    same_release,
+    share_with,
+    with_report,
+)
 from flows.runs.root import bind_root, forget_scratch, is_used
 from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines import stages as list_of_stages
 from pipelines.config import RunConfig
-from pipelines.engine.context import RunContext
+from pipelines.engine.context import RunContext, Standing
 from pipelines.engine.cost import Cost, used_here
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
@@ -50,6 +59,7 @@ class RunOutcome:
         accepted: the parts of the release whose loss was agreed to, in words.
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
         withheld: why tasks have no labels, a line each.
+        collected: what of older nights was removed, in words; empty where nothing was.
     """
 
     release: str
@@ -61,6 +71,7 @@ class RunOutcome:
     accepted: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     withheld: list[str] = field(default_factory=list)
+    collected: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +93,8 @@ class RunOutcome:
             lines.append(f"{len(self.damaged)} damaged or lost files were made anew: {named}")
         lines += [f"loss agreed to: {part}" for part in self.accepted]
         lines += self.withheld
+        if self.collected:
+            lines.append(self.collected)
         return [*lines, f"report: {self.report}"]
 
 
@@ -93,6 +106,7 @@ class _State:
     unchanged: bool = False  # equal to the current release, and that one is whole
     published: bool = False
     damaged: list[str] = field(default_factory=list)
+    collected: str = ""
 
 
 class Run:
@@ -321,25 +335,39 @@ class Run:
             self.log.line("nothing changed, nothing published")
         else:
             manifest = with_report(manifest, self._tree)
+            if self.previous is not None and self.context.previous_path is not None:
+                share_with(Standing(self.previous, self.context.previous_path), self._tree, manifest)
             # First, so that no kill leaves a release without its lineage: a run that is taken over writes it again.
             record_lineage(self.layout, manifest, self.config.name, self.summaries)
             publish(self.layout, self._tree.path, manifest)
             self._state.published = True
             self.log.line(f"published {manifest.release_id}")
-        shutil.rmtree(self.staging, ignore_errors=True)
+        # The run's folder stands until then: it says that files without a record may be there.
         self._forget_old_segments()
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self._collect()
 
     def _forget_old_segments(self) -> None:
-        reports = [self.night.reports.get(stage.name) for stage in self.stages if not stage.in_release]
-        kept = {Path(name).stem for report in reports if report for name in report.hashes()}
-        folders = (self.layout.segments, self.layout.private / "items", *self.layout.private_records)
-        for path in (path for folder in folders for path in folder.glob("*")):
-            if path.stem in kept:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        kept = records_of(self.night, self.stages)
+        if self.config.keep is not None:
+            kept |= records_kept(self.layout, self.config.keep)
+        for path in list(recorded_files(self.layout)):
+            if path.stem not in kept:
+                remove(path)
+
+    def _collect(self) -> None:
+        """Removes what the configuration does not keep. The night is done: what stops this is said, and no failure."""
+        keep = self.config.keep
+        if keep is None or not keep.nightly:
+            return
+        try:
+            collection = collect(self.layout, keep, self.config.limits.window, stores_of(self.config), apply=True)
+            said = collection.line() if collection.gone else ""
+        except (TimeloomError, OSError) as error:
+            said = f"collecting stopped: {error if isinstance(error, TimeloomError) else type(error).__name__}"
+        if said:
+            self.log.line(said)
+            self._state.collected = said
 
     def outcome(self) -> RunOutcome:
         """How the run ended."""
@@ -361,6 +389,7 @@ class Run:
             withheld=[
                 f"task {name} has no labels: {line}" for name, task in manifest.labels.items() for line in task.withheld
             ],
+            collected=self._state.collected,
         )
 
 

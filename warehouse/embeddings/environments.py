@@ -24,6 +24,8 @@ READER_ROOM_BYTES = 1 << 30
 # inherits the table and LMDB's own memory of open paths; it must close its copies (which leaves the parent's alone,
 # as readers hold no lock) before it can open anything.
 _environments: dict[tuple[int, str], lmdb.Environment] = {}
+# The file that each of them was opened for: another one may take its path.
+_files: dict[tuple[int, str], tuple[int, int]] = {}
 _guard = threading.RLock()
 
 # How often a map was given up: an address into a map holds for the generation in which it was found.
@@ -116,6 +118,23 @@ def _close_reader(path: Path) -> None:
             _close(environment)
 
 
+def renewed(path: Path) -> bool:
+    """Whether another file has taken a store's place since this process opened it, as a compaction's does; if so it is
+    opened anew when it is next read."""
+    with _guard:
+        identity = _identity(path)
+        if identity not in _environments or not path.is_file() or _files.get(identity) == _file(path):
+            return False
+        _close_reader(path)
+        return True
+
+
+def _file(path: Path) -> tuple[int, int]:
+    """Which file stands at a path."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _open_reader(path: Path) -> lmdb.Environment:
     with _guard:
         identity = _identity(path)
@@ -129,6 +148,7 @@ def _open_reader(path: Path) -> lmdb.Environment:
         size = path.stat().st_size
         if size == 0:
             raise StoreDamagedError(path, "the file is empty")
+        _files[identity] = _file(path)
         map_size = (size // PAGE_BYTES) * PAGE_BYTES + READER_ROOM_BYTES
         environment = lmdb.open(
             str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=map_size, max_spare_txns=8

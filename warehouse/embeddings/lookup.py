@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from warehouse.arrays import I64
 from warehouse.embeddings.addresses import FORMS, VectorAddresses, address_limit, addresses_of, forms_of, new_marks
-from warehouse.embeddings.environments import generation, reading, staying_open
+from warehouse.embeddings.environments import generation, reading, renewed, staying_open
 from warehouse.embeddings.memory import address_of, plain_reads, rows_at
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.embeddings.value import (
@@ -115,13 +115,14 @@ def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: I6
     limit = address_limit(now)
     places, found = list[int](), list[tuple[int, int, int]]()
     for store, store_places in stores:
-        half_page = store.page_bytes // 2
+        half_page, lacking = store.page_bytes // 2, False
         store_places.sort(key=keys.__getitem__)  # in the order of the file
         with reading(store.path, store.real) as transaction:
             for place in store_places:
                 value = transaction.get(keys[place].encode("ascii"))
                 if value is None:
-                    raise store.lacking()
+                    lacking = True
+                    break
                 form, size = plain.get(bytes(value[:PLAIN_BYTES]), (0, 0))
                 address = address_of(value)
                 if form and half_page < len(value) >= size and address < limit:
@@ -129,6 +130,10 @@ def _search(keys: Sequence[str], width: int, stores: Stores, now: int, noted: I6
                     found.append((form, address, check_value(value, store.path)))
                 else:
                     loose[place], noted[place] = _vector(decode(value, store.path)[1], store, width), 0
+        if lacking:
+            if renewed(store.path):  # the generation is another one now, and the caller begins anew
+                return
+            raise store.lacking()
     if found:
         noted[places] = new_marks(now, np.array(found, np.uint64).view(np.int64))
 

@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from warehouse.embeddings.environments import close_stores, reading
+from warehouse.embeddings.environments import close_stores, reading, renewed
 from warehouse.embeddings.value import (
     BESIDE,
     HEADER_BYTES,
@@ -78,9 +78,11 @@ class EmbeddingStore:
         """
         with reading(self.path) as transaction:
             value = transaction.get(key.encode("ascii"))
-            if value is None:
-                raise KeyError(key)
-            return decode(value, self.path)[1]
+            if value is not None:
+                return decode(value, self.path)[1]
+        if renewed(self.path):
+            return self.get(key)
+        raise KeyError(key)
 
     def get_many(self, keys: Sequence[str]) -> list[Array]:
         """The arrays stored under `keys`, in that order, checked; in one transaction, read in the keys' order on disk.
@@ -95,9 +97,13 @@ class EmbeddingStore:
             for place in sorted(range(len(encoded)), key=encoded.__getitem__):
                 value = transaction.get(encoded[place])
                 if value is None:
-                    raise KeyError(keys[place])
+                    break
                 result[place] = decode(value, self.path)[1]
-        return result
+            else:
+                return result
+        if renewed(self.path):
+            return self.get_many(keys)
+        raise KeyError(keys[place])
 
     @cached_property
     def real(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy.typing as npt
 import polars as pl
 
+from warehouse import leases
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
@@ -37,7 +38,9 @@ class PinnedRelease:
 
     @classmethod
     def open(cls, root: Path | str, release: str | None = None) -> Self:
-        """The release that `current` points at now, or the one named.
+        """The release that `current` points at now, or the one named: any that is still kept.
+
+        `timeloom gc` leaves it alone until this process ends, or `close` is called.
 
         Raises:
             TimeloomError: nothing is published, no such release, or its manifest is damaged.
@@ -51,9 +54,21 @@ class PinnedRelease:
             found = ReleaseLayout(layout.releases.resolve() / release)
             if not found.path.is_dir():
                 raise TimeloomError(
-                    f"there is no release {release}", remedy="see `timeloom status` for those there are"
+                    f"there is no release {release}",
+                    remedy="`timeloom status --releases` says which there are; `timeloom backfill` may make it again",
                 )
+        if not leases.hold(found.path):
+            raise TimeloomError(f"release {found.path.name} was removed while it was opened", remedy="open another one")
         return cls(layout, found, read_manifest(found.manifest))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A process that is handed a release holds it too."""
+        self.__dict__.update(state)
+        leases.hold(self.path)
+
+    def close(self) -> None:
+        """This process reads the release no more, nor any frame or dataset of it: `timeloom gc` may remove it."""
+        leases.give_up(self.path)
 
     @property
     def path(self) -> Path:

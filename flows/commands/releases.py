@@ -1,0 +1,54 @@
+"""Commands about the releases of a root: which stay, how two differ, how a past one is made again."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.terminal import say
+from flows.debugging import set_debug
+from flows.extras import require
+from flows.options import Debug, Json, Root
+
+
+def gc(
+    place: Annotated[
+        Path, typer.Argument(metavar="ROOT|CONFIG", help="The warehouse's folder, or the YAML of its runs.")
+    ] = Path("timeloom-demo/warehouse"),
+    root: Root = None,
+    daily: Annotated[
+        int | None, typer.Option(help="Of so many days with a release, the latest stays.", min=0, show_default="7")
+    ] = None,
+    weekly: Annotated[
+        int | None, typer.Option(help="Of so many weeks with a release, the latest stays.", min=0, show_default="4")
+    ] = None,
+    monthly: Annotated[
+        int | None, typer.Option(help="Of so many months with a release, the latest stays.", min=0, show_default="12")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--yes", "--apply", help="Remove it. Without this, nothing is written.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what nobody needs any more, and how much disk it takes; with --yes, remove it.
+
+    Old releases go, and what stood for them alone: segments, folders of killed runs, logs, stores of encoders that no
+    release names, vectors of items that no release has. The current release stays, the one before it, those that the
+    gate compares the next night with, those that a reader holds open, and those that `keep` of the configuration says:
+    daily 7, weekly 4, monthly 12 where it says nothing. The lineage stays whole. It may be killed at any moment: each
+    release that stays is whole, and the next call goes on.
+
+    Exit codes: 0 done, or nothing to do; 1 nothing was removed, and one line says why: a night is at work, say.
+    """
+    set_debug(debug)
+    require("pipeline", "collecting")
+    from flows.commands.gc import carry_out, described, print_collection, read_kept
+
+    kept = read_kept(place, root, {"daily": daily, "weekly": weekly, "monthly": monthly})
+    collection = carry_out(kept, apply=apply)
+    if as_json:
+        print(json.dumps(described(collection)))
+    else:
+        print_collection(collection, kept, say)
