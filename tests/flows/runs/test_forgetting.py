@@ -18,8 +18,9 @@ LEFT = {
 
 def test_what_no_task_of_a_night_has_is_forgotten(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "warehouse")
-    nothing: Any = None
-    run = Run(nothing, tmp_path, layout, nothing)
+    config: Any = SimpleNamespace(keep=None)
+    no_engine: Any = None
+    run = Run(config, tmp_path, layout, no_engine)
     folders = dict(zip(LEFT, (layout.segments, layout.scanned, layout.grouped, layout.digests), strict=True))
     for stage, names in LEFT.items():
         folders[stage].mkdir(parents=True)
