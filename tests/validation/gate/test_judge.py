@@ -151,12 +151,15 @@ def test_data_docs_are_written_without_values_and_fetch_nothing(tree: ReleaseLay
     judge(measure(tree), tree.quality / "data_docs")
     pages = list((tree.quality / "data_docs").rglob("*.html"))
     assert {page.name for page in pages} >= {"index.html", "events.html", "shards.html"}
+    # Fonts and pictures of theirs are no part of a release.
+    assert {path.suffix for path in (tree.quality / "data_docs").rglob("*") if path.is_file()} == {".html"}
     texts = [page.read_text(encoding="utf-8") for page in pages]
     assert any("raw rows are exactly events" in text for text in texts)
     for text in texts:
         assert "<script" not in text
         assert 'rel="stylesheet" href="http' not in text
         assert 'src="http' not in text
+        assert "static/" not in text
         # A number that stands alone: Data Docs' own identifiers and moments may hold any digits.
         assert not re.search(r"(?<![\w.-])(?<!\d:)190(?!\w)", text)
 
