@@ -384,10 +384,35 @@ def simulate(
         bool,
         typer.Option(help="Plant a patient for each rule of the tasks besides; truth/labels.csv holds the answers."),
     ] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            help="A hospital of any size, to try a machine with: tables drawn by columns, a million patients in "
+            "minutes, images as ready vectors, and large.yaml, which `timeloom run` takes."
+        ),
+    ] = False,
+    night: Annotated[
+        str,
+        typer.Option(
+            help="Of --large, which export: first; next (1 % of the patients changed, spread over all); one (one "
+            "patient has a visit more); reordered (the same rows in another order)."
+        ),
+    ] = "first",
+    compressed: Annotated[bool, typer.Option(help="Of --large: write the tables as .csv.gz.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a simulated cancer hospital as a hospital would export it: tables, CT, slides, ECGs, x-rays, notes."""
     set_debug(debug)
+    if large:
+        from flows.commands.large import simulate_to
+
+        require("pipeline", "large simulated hospitals")
+        if modalities is not None or task_cases:
+            raise TimeloomError("--large has neither --modalities nor --task-cases", "leave them out")
+        with StageProgress() as progress:
+            said = simulate_to(out, subjects, seed, imaging_share, night, compressed, progress)
+        say(said)
+        return
     require("images", "simulated images")
     from extractors.simulate import simulate as write_hospital
     from flows.runs.paths import local_folder

@@ -39,6 +39,16 @@ class Clinic:
         self._daily_bloods(visit, ("blood count", "renal"), {})
         return visit
 
+    def intensive_stay(self, day: int) -> Visit:
+        """A week in intensive care: pneumonia with sepsis, and bloods every two hours."""
+        visit = self._stay(day, 7)
+        visit.diagnoses += ["J18.9", "A41.9", "J96.01"]
+        visit.medications += [(codes.CEFTRIAXONE, visit.start + HOUR + n * DAY) for n in range(6)]
+        for collected in range(visit.start + 20 * MINUTE, visit.end - 4 * HOUR, 2 * HOUR):
+            self._tube(visit, collected, ("renal", "glucose"))
+        self._daily_bloods(visit, ("blood count", "chemistry", "infection"), {})
+        return visit
+
     def emergency_visit(self, day: int) -> Visit:
         """A visit to the emergency room for fever or pain."""
         start = day * DAY + int(self.rng.integers(0, 20 * 60)) * MINUTE
