@@ -165,7 +165,7 @@ def _days(draw: np.random.Generator, subject: I64, kind: I64, nights: I64, subje
     days = np.floor(_within(nights + gaps, subject, subjects)).astype(np.int64)
     spare = np.floor(_WINDOW - of_nights - np.bincount(subject, gaps, subjects)).astype(np.int64)
     begins = FIRST_DAY + np.where(spare > 0, (draw.random(subjects) * spare).astype(np.int64), spare)
-    return begins[subject] + days
+    return np.asarray(begins[subject] + days, dtype=np.int64)
 
 
 def _counted(counts: I64) -> tuple[I64, I64]:

@@ -7,13 +7,13 @@ time and what follows what is still that of `extractors.simulate.visits`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
 from extractors.simulate.codes import CANCERS, CONDITIONS, TESTS, Drug
-from extractors.simulate.record import DAY, MINUTE, Visit, day_number
+from extractors.simulate.record import DAY, HOUR, Visit, day_number
 from extractors.simulate.visits import Clinic
 
 I64 = npt.NDArray[np.int64]
@@ -141,7 +141,7 @@ def library() -> Library:
         start=np.asarray([visit.start - _DAY * DAY for visit in visits]),
         end=np.asarray([visit.end - _DAY * DAY for visit in visits]),
         patient_class=np.asarray([CLASSES.index(visit.kind) for visit in visits]),
-        events=3 + sum(np.diff(rows.starts) for rows in laid.values()),
+        events=np.sum([np.diff(rows.starts) for rows in laid.values()], axis=0) + 3,
         rows=laid,
         diagnoses=known + [_category(n) for n in range(FURTHER["diagnoses"])],
         diagnoses_icd9=icd9,
@@ -183,27 +183,27 @@ def _visits() -> tuple[list[Visit], I64]:
             made.append(make())
 
     everyone = range(groups)
-    add(Kind.EMERGENCY, everyone, lambda: clinic.emergency_visit(_DAY))
-    add(Kind.ACUTE, everyone, lambda: clinic.acute_stay(_DAY))
-    add(Kind.INTENSIVE, everyone, lambda: clinic.intensive_stay(_DAY))
+    death = (_DAY + 7) * DAY + 5 * HOUR
+    add(Kind.EMERGENCY, everyone, partial(clinic.emergency_visit, _DAY))
+    add(Kind.ACUTE, everyone, partial(clinic.acute_stay, _DAY))
+    add(Kind.INTENSIVE, everyone, partial(clinic.intensive_stay, _DAY))
     for group, condition in enumerate(CONDITIONS):
-        add(Kind.CHRONIC, [group], lambda c=condition: clinic.chronic_check(_DAY, c))
+        add(Kind.CHRONIC, [group], partial(clinic.chronic_check, _DAY, condition))
     for group, cancer in enumerate(CANCERS):
         code = cancer.diagnoses[0]
         spread = cancer.metastases[0] if cancer.metastases else None
-        later = cancer.regimens[-1]
-        add(Kind.CONSULTATION, [group], lambda d=code: clinic.first_consultation(_DAY, d))
-        add(Kind.FOLLOW_UP, [group], lambda d=code, c=cancer: clinic.follow_up(_DAY, d, None, c.maintenance))
-        add(Kind.METASTATIC, [group], lambda d=code, m=spread: clinic.follow_up(_DAY, d, m, None))
-        add(Kind.FIRST_LINE, [group], lambda d=code, r=cancer.regimens[0]: clinic.cycle(_DAY, r, d, False))
-        add(Kind.LATER_LINE, [group], lambda d=code, r=later: clinic.cycle(_DAY, r, d, False))
-        add(Kind.FEVER, [group], lambda d=code: clinic.neutropenic_fever(_DAY, d))
-        add(Kind.KIDNEY, [group], lambda d=code: clinic.kidney_injury(_DAY, d))
-        add(Kind.TERMINAL, [group], lambda d=code: clinic.terminal_stay((_DAY + 7) * DAY + 5 * 60 * MINUTE, d))
+        add(Kind.CONSULTATION, [group], partial(clinic.first_consultation, _DAY, code))
+        add(Kind.FOLLOW_UP, [group], partial(clinic.follow_up, _DAY, code, None, cancer.maintenance))
+        add(Kind.METASTATIC, [group], partial(clinic.follow_up, _DAY, code, spread, None))
+        add(Kind.FIRST_LINE, [group], partial(clinic.cycle, _DAY, cancer.regimens[0], code, False))
+        add(Kind.LATER_LINE, [group], partial(clinic.cycle, _DAY, cancer.regimens[-1], code, False))
+        add(Kind.FEVER, [group], partial(clinic.neutropenic_fever, _DAY, code))
+        add(Kind.KIDNEY, [group], partial(clinic.kidney_injury, _DAY, code))
+        add(Kind.TERMINAL, [group], partial(clinic.terminal_stay, death, code))
         first[[Kind.OPERATION, Kind.RADIATION], group] = first[Kind.FOLLOW_UP, group]
         if cancer.surgery:
-            add(Kind.OPERATION, [group], lambda d=code, c=cancer: clinic.operation(_DAY, c, d))
+            add(Kind.OPERATION, [group], partial(clinic.operation, _DAY, cancer, code))
         if cancer.radiation:
-            add(Kind.RADIATION, [group], lambda d=code, c=cancer: clinic.radiation(_DAY, c, d))
-    add(Kind.TERMINAL, [len(CANCERS)], lambda: clinic.terminal_stay((_DAY + 7) * DAY + 5 * 60 * MINUTE, "I50.9"))
+            add(Kind.RADIATION, [group], partial(clinic.radiation, _DAY, cancer, code))
+    add(Kind.TERMINAL, [len(CANCERS)], partial(clinic.terminal_stay, death, "I50.9"))
     return made, first

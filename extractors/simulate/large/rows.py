@@ -83,10 +83,10 @@ def _further(draw: np.random.Generator, name: str, number: int) -> I64:
     """Further codes, the n-th about as often as 1 / (n + 20)."""
     made = library()
     kind, known = {
-        "diagnoses": ("diagnoses", made.diagnoses),
-        "medications": ("drugs", made.drugs),
-        "labs": ("tests", made.tests),
+        "diagnoses": ("diagnoses", len(made.diagnoses)),
+        "medications": ("drugs", len(made.drugs)),
+        "labs": ("tests", len(made.tests)),
     }[name]
     size = FURTHER[kind]
     among = np.floor(20 * (1 + size / 20) ** draw.random(number) - 20).astype(np.int64)
-    return len(known) - size + np.clip(among, 0, size - 1)
+    return np.asarray(known - size + np.clip(among, 0, size - 1), dtype=np.int64)
