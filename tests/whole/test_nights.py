@@ -31,6 +31,20 @@ def site(tmp_path: Path, export: Path) -> Site:
     return site_of_tables(tmp_path, export)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
+    """The same site after its first night. Change nothing: copy it."""
+    site = site_of_tables(tmp_path_factory.mktemp("published"), export)
+    assert site.night().published
+    return site
+
+
+@pytest.fixture
+def after_a_night(published: Site, tmp_path: Path) -> Site:
+    """A copy of that site, to go on with."""
+    return published.copy(tmp_path)
+
+
 @pytest.fixture
 def ct_site(tmp_path: Path, export: Path) -> Site:
     """A site with the CT of two patients."""
@@ -126,8 +140,8 @@ def test_lost_vectors_are_made_again(ct_site: Site) -> None:
     opens(ct_site.layout)
 
 
-def test_a_file_that_was_lost_is_published_again(site: Site) -> None:
-    site.night()
+def test_a_file_that_was_lost_is_published_again(after_a_night: Site) -> None:
+    site = after_a_night
     release = current_release(site.layout)
     assert release is not None
     lost = release.events(1)
@@ -158,8 +172,8 @@ def test_a_date_without_a_time_is_the_end_of_its_day(ct_site: Site) -> None:
     assert items["available_time"].to_list() == items["time"].to_list()
 
 
-def test_a_scheme_that_comes_back_moves_nobody(site: Site) -> None:
-    site.night()
+def test_a_scheme_that_comes_back_moves_nobody(after_a_night: Site) -> None:
+    site = after_a_night
     before = site.splits()
     site.config["profiles"] = {"second": {"rules": "mehrt"}}
     site.config["splits"] = {"other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}
@@ -186,8 +200,8 @@ def test_a_profile_that_comes_back_keeps_its_ids(site: Site) -> None:
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["current is gone", "current is a directory"])
-def test_a_root_without_its_pointer_is_no_new_root(site: Site, copied: bool) -> None:
-    site.night()
+def test_a_root_without_its_pointer_is_no_new_root(after_a_night: Site, copied: bool) -> None:
+    site = after_a_night
     release = site.layout.current.resolve()
     site.layout.current.unlink()
     if copied:
@@ -196,8 +210,8 @@ def test_a_root_without_its_pointer_is_no_new_root(site: Site, copied: bool) -> 
         site.night()
 
 
-def test_two_overlapping_exports_count_each_row_once(site: Site) -> None:
-    site.night()
+def test_two_overlapping_exports_count_each_row_once(after_a_night: Site) -> None:
+    site = after_a_night
     alone = Release.open(site.layout.root).events().select("subject_id", "time", "code", "numeric_value").collect()
     shutil.copytree(site.folder / "tables", site.folder / "again")
     site.layout = Layout(site.folder / "both")
@@ -221,8 +235,8 @@ def test_two_equal_files_that_nobody_mapped_are_both_accounted_for(site: Site) -
             assert b"DOE_JANE" not in path.read_bytes(), path
 
 
-def test_a_trial_and_the_whole_do_not_share_a_root(site: Site) -> None:
-    site.night()
+def test_a_trial_and_the_whole_do_not_share_a_root(after_a_night: Site) -> None:
+    site = after_a_night
     with pytest.raises(TimeloomError, match="--limit"):
         site.night(limit=5)
     site.layout = Layout(site.folder / "trial")
@@ -252,8 +266,8 @@ def test_publishing_twice_in_one_run_is_harmless(site: Site) -> None:
     opens(site.layout)
 
 
-def test_a_flipped_bit_is_not_published_again(site: Site) -> None:
-    site.night()
+def test_a_flipped_bit_is_not_published_again(after_a_night: Site) -> None:
+    site = after_a_night
     release = current_release(site.layout)
     assert release is not None
     path = release.events(2)
@@ -265,8 +279,8 @@ def test_a_flipped_bit_is_not_published_again(site: Site) -> None:
     opens(site.layout)
 
 
-def test_healing_that_was_killed_is_finished(site: Site) -> None:
-    site.night()
+def test_healing_that_was_killed_is_finished(after_a_night: Site) -> None:
+    site = after_a_night
     release = current_release(site.layout)
     assert release is not None
     release.events(1).unlink()
@@ -287,8 +301,8 @@ def test_a_first_run_that_failed_binds_nothing(site: Site) -> None:
     site.night()
 
 
-def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_taken_back(site: Site) -> None:
-    site.night()
+def test_ids_that_were_merged_across_splits_are_set_aside_until_the_merge_is_taken_back(after_a_night: Site) -> None:
+    site = after_a_night
     before = site.splits()
     raw = pl.read_csv(site.folder / "tables" / "patients.csv")["patient_id"]
     deid = parse_config(site.config, site.folder, "test").deid
@@ -333,15 +347,15 @@ def test_events_of_a_split_are_those_of_the_scheme_that_is_named(site: Site) -> 
         release.events("train", "third")
 
 
-def test_a_vocabulary_is_not_carried_to_another_scheme(site: Site) -> None:
-    site.night()
+def test_a_vocabulary_is_not_carried_to_another_scheme(after_a_night: Site) -> None:
+    site = after_a_night
     site.config["splits"] = {"other": {"train": 0.5, "tuning": 0.25, "held_out": 0.25}}
     with pytest.raises(TimeloomError, match="the vocabulary of mehrt was fitted with scheme mehrt, not other"):
         site.night()
 
 
-def test_a_damaged_ledger_of_another_scheme_is_not_carried_on(site: Site) -> None:
-    site.night()
+def test_a_damaged_ledger_of_another_scheme_is_not_carried_on(after_a_night: Site) -> None:
+    site = after_a_night
     site.config["profiles"] = {"second": {"rules": "mehrt"}}
     site.config["splits"] = {"other": {"train": 0.85, "tuning": 0.05, "held_out": 0.1}}
     site.night()

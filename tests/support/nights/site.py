@@ -1,7 +1,9 @@
 """A simulated hospital and its warehouse, which live through nights run in this process."""
 
 import shutil
+import subprocess
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,13 @@ class Site:
         config = parse_config(self.config, self.folder, "test")
         running = engine or LocalEngine(1)
         return Run(config, self.folder, self.layout, running, limit=limit, accept_loss=accept_loss)
+
+    def copy(self, folder: Path) -> "Site":
+        """A copy of its root, its tables and its configuration, to be changed; files that releases share stay links."""
+        for name in ("tables", "warehouse", "warehouse.private"):
+            if (self.folder / name).exists():
+                subprocess.run(["cp", "-a", self.folder / name, folder / name], check=True)
+        return Site(folder, deepcopy(self.config))
 
     @property
     def manifest(self) -> Manifest:
