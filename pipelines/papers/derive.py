@@ -1,7 +1,8 @@
 """derive: one bucket's events → events that labels alone are made of. Schema in: EVENTS. Schema out: DERIVED.
 
-Stages of acute kidney injury, lines of therapy, neutropenic fever. They stand in a folder of their own, and in no
-timeline, vocabulary or shard: they are worked out in hindsight, so that a model that saw them would know the answer.
+Stages of acute kidney injury, lines of therapy, neutropenic fever by codes and by values. They stand in a folder of
+their own, and in no timeline, vocabulary or shard: they are worked out in hindsight, so that a model that saw them
+would know the answer.
 """
 
 from collections import Counter
@@ -23,14 +24,16 @@ from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import empty_frame, write_table
 from warehouse.schemas import DERIVED
 
-LISTS = ("creatinine", "antineoplastic", "neutropenia", "pancytopenia", "fever")
+LISTS = ("creatinine", "antineoplastic", "neutropenia", "pancytopenia", "fever", "neutrophils", "temperature")
 
 
 class Counts(TypedDict):
-    """What a task tells: derived events by kind, and what became of creatinine."""
+    """What a task tells: derived events by kind, and what became of measured values."""
 
     derived: dict[str, int]
     creatinine: dict[str, int]
+    neutrophils: dict[str, int]
+    temperature: dict[str, int]
 
 
 class Params(TypedDict):
@@ -114,10 +117,18 @@ def derived_events(
         low = low | holds["pancytopenia"]
     pairs = fever.neutropenic_fever(facts.rows, low, holds["fever"], rules.neutropenic_fever.days)
     found.append(_events(facts, pairs, fever.CODE))
+    measured = {name: Counter[str]() for name in ("neutrophils", "temperature")}
+    if all(holds[name].any() for name in measured):
+        neutrophils, temperature = (np.flatnonzero(holds[name]) for name in measured)
+        pairs, measured = fever.febrile_neutropenia(facts, neutrophils, temperature, rules.neutropenic_fever)
+        found.append(_events(facts, pairs, fever.CODE_OF_VALUES))
     events = pl.concat(found).sort("subject_id", "time", "code", "available_time")
     kinds = events["code"].str.replace(r"//\d+$", "").value_counts().sort("code")
     return events, Counts(
-        derived={str(kind): int(number) for kind, number in kinds.iter_rows()}, creatinine=dict(sorted(used.items()))
+        derived={str(kind): int(number) for kind, number in kinds.iter_rows()},
+        creatinine=dict(sorted(used.items())),
+        neutrophils=dict(sorted(measured["neutrophils"].items())),
+        temperature=dict(sorted(measured["temperature"].items())),
     )
 
 
@@ -139,7 +150,7 @@ def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = N
 
 STAGE = Stage(
     "derive",
-    version=2,
+    version=3,
     run="pipelines.papers.derive:run",
     after=("align", "metadata"),
     plan=plan,

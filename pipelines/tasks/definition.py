@@ -18,6 +18,8 @@ PAGE = "docs/tasks.md"
 _FOLDER = Path(__file__).parent / "definitions"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 DEATH, BIRTH = "death", "birth"
+# What a list is for that a release may lack: where nothing is an order, nothing gives way.
+ORDER = "order"
 # A list of codes, by its name in codes.yaml, in `labels.codes` or, behind the task's name, in the task's own `codes`.
 ListName = Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}\.)?[a-z0-9_]{1,64}$")]
 # By the kind of stay, the lists of its start and its end.
@@ -54,6 +56,9 @@ class Index(Settings):
         requires: what must be known by then. A first event without it has no label: no later one takes its place,
             unless `first_of` is `qualifying`.
         first_of: the first of `all` such events, or of those that are `qualifying`, which meet `requires`.
+        orders: a list of codes of what is ordered and not yet given. A first event that is one gives way to the first
+            that is none, where that comes within `order_days`; an order that nothing follows counts.
+        order_days: days that an order waits for what is given.
         washin_days: days that the record must reach back before it.
         min_age: years, by the calendar; null asks for no age.
     """
@@ -65,6 +70,8 @@ class Index(Settings):
     within: Literal["hospital"] | None = None
     requires: tuple[Requirement, ...] = ()
     first_of: Literal["all", "qualifying"] = "all"
+    orders: ListName | None = None
+    order_days: int = Field(default=7, ge=0)
     washin_days: int = Field(default=0, ge=0)
     min_age: int | None = Field(default=None, ge=0, le=120)
 
@@ -76,6 +83,8 @@ class Index(Settings):
             raise ValueError("within goes with stay: icu and at: end or first_end")
         if self.at == "first_end" and self.within is None:
             raise ValueError("first_end needs within")
+        if self.orders is not None and (self.stay is not None or self.which != "first"):
+            raise ValueError("orders gives way to a first event: it goes with event and which: first")
         return self
 
 
@@ -100,8 +109,8 @@ class FollowUp(Settings):
 
     Attributes:
         clock: an event behind the horizon's end by its `time`, or by the task's `clock`.
-        register_days: days after the last discharge from hospital up to which a register knows each death; null for
-            none.
+        register_days: of tasks whose outcome is death alone: days after the last discharge from hospital up to which a
+            register knows each death; null for none.
     """
 
     clock: Literal["time", "clock"] = "time"
@@ -161,6 +170,8 @@ class TaskConfig(Settings):
             raise ValueError("horizon_days is missing: only a stay has an end of its own")
         if self.index.at == "end" and self.horizon_days is None:
             raise ValueError("horizon_days is missing: behind the end of a stay nothing else ends the window")
+        if self.follow_up.register_days is not None and {outcome.codes for outcome in self.outcomes} != {DEATH}:
+            raise ValueError("follow_up.register_days: a register of deaths proves no absence of another outcome")
         if fixed := sorted(self.codes.keys() & FIXED):
             raise ValueError(f"codes.{fixed[0]} holds for every task: write it under labels.codes")
         return self
@@ -172,8 +183,9 @@ class TaskConfig(Settings):
             return renamed.get(name, name)
 
         requires = [need.model_copy(update={"codes": named(need.codes)}) for need in self.index.requires]
-        event = None if self.index.event is None else named(self.index.event)
-        index = self.index.model_copy(update={"requires": tuple(requires), "event": event})
+        events = {key: getattr(self.index, key) for key in ("event", "orders")}
+        renamed_events = {key: None if name is None else named(name) for key, name in events.items()}
+        index = self.index.model_copy(update={"requires": tuple(requires), **renamed_events})
         outcomes = tuple(part.model_copy(update={"codes": named(part.codes)}) for part in self.outcomes)
         update = {"index": index, "outcomes": outcomes, "exclude": tuple(map(named, self.exclude)), "codes": {}}
         return self.model_copy(update=update)
@@ -199,6 +211,8 @@ class TaskConfig(Settings):
             named["hospital_end"] = "follow-up"
         if self.index.min_age is not None or self.index.washin_days:
             named[BIRTH] = "age" if self.index.min_age is not None else "wash-in"
+        if self.index.orders is not None:
+            named[self.index.orders] = ORDER
         named[DEATH] = "death"
         if self.index.stay is not None:
             # Whether somebody is in such a stay already hangs on its end.

@@ -1,15 +1,24 @@
-"""Neutropenic fever: neutropenia and fever on different lines of one visit, or within some days of one another.
+"""Neutropenic fever, by codes and by measured values: neutropenia and fever in one visit, or near one another.
 
-Source: ICD-10-CM, D70 (`use additional code for any associated fever`) with R50.81; there is no single code.
+Sources: ICD-10-CM, D70 (`use additional code for any associated fever`) with R50.81; there is no single code. By
+values: a temperature of 38.3 °C once, or of 38.0 °C for an hour, within a day of neutrophils below 1.0 × 10⁹/L.
 """
 
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
 import polars as pl
 
-from pipelines.tasks.facts import NO_VISIT, Rows
+from pipelines.tasks.facts import NO_VISIT, Facts, Rows
 from pipelines.tasks.instants import DAY
-from warehouse.arrays import Bools
+from pipelines.tasks.settings import FeverConfig, MeasuredConfig
+from warehouse.arrays import F64, I64, Bools
 
-CODE = "DERIVED//NEUTROPENIC_FEVER"
+CODE, CODE_OF_VALUES = "DERIVED//NEUTROPENIC_FEVER", "DERIVED//FEBRILE_NEUTROPENIA"
+_HOUR, _MINUTE = 3_600_000_000, 60_000_000
+# Degrees that are written with one decimal, and converted from Fahrenheit: 100.9 °F is 38.3 °C.
+_DECIMALS = 1
 
 
 def neutropenic_fever(rows: Rows, neutropenia: Bools, fever: Bools, days: int) -> pl.DataFrame:
@@ -21,22 +30,56 @@ def neutropenic_fever(rows: Rows, neutropenia: Bools, fever: Bools, days: int) -
         neutropenia, fever: which rows (n,) are of each.
         days: at most so many lie between two that are not of one visit.
     """
-    columns = {
-        "subject": rows.subject,
-        "time": rows.time,
-        "low": rows.low("time"),
-        "available": rows.available,
-        "precision": rows.precision,
-        "visit": rows.visit,
-    }
-    frame = pl.DataFrame(columns)
+    frame = _frame(rows)
     first, second = frame.filter(pl.Series(neutropenia)), frame.filter(pl.Series(fever))
-    if first.is_empty() or second.is_empty():
-        return frame.select("subject", "time", "available", "precision").clear()
     of_visit = first.filter(pl.col("visit") != NO_VISIT).join(
         second.filter(pl.col("visit") != NO_VISIT), on=["subject", "visit"], suffix="_other"
     )
-    pairs = [of_visit.drop("visit")]
+    return _at_the_later(pl.concat([of_visit.select(_PAIR), _near(first, second, days * DAY)]))
+
+
+def febrile_neutropenia(
+    facts: Facts, neutrophils: I64, temperature: I64, rules: FeverConfig
+) -> tuple[pl.DataFrame, dict[str, Counter[str]]]:
+    """The same of measured values, at the later of the two; and of either list how many could not be used, by reason.
+
+    Args:
+        neutrophils, temperature: rows (n,) of each list.
+    """
+    counted, count = _in_unit(facts, neutrophils, rules.neutrophils)
+    degrees, degree = _in_unit(facts, temperature, rules.temperature)
+    rows = facts.rows
+    low = _frame(rows.take(neutrophils[counted])).filter(pl.Series(count[counted] < rules.neutrophils_below))
+    values = np.round(degree[degrees], _DECIMALS)
+    hot = _held(_frame(rows.take(temperature[degrees])).with_columns(pl.Series("value", values)), rules)
+    reasons = {
+        name: _reasons(facts, places, usable, value)
+        for name, places, usable, value in (
+            ("neutrophils", neutrophils, counted, count), ("temperature", temperature, degrees, degree)
+        )
+    }  # fmt: skip
+    return _at_the_later(_near(low, hot, rules.hours * _HOUR)), reasons
+
+
+def _frame(rows: Rows) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "subject": rows.subject,
+            "time": rows.time,
+            "low": rows.low("time"),
+            "available": rows.available,
+            "precision": rows.precision,
+            "visit": rows.visit,
+        }
+    )
+
+
+_PAIR = ["subject", *(f"{name}{end}" for end in ("", "_other") for name in ("time", "low", "available", "precision"))]
+
+
+def _near(first: pl.DataFrame, second: pl.DataFrame, within: int) -> pl.DataFrame:
+    """Pairs of one subject that lie at most so many µs apart: of each the nearest before it, or at its moment."""
+    pairs = []
     for earlier, later in ((first, second), (second, first)):
         # The nearest before each: what the later of the two may have happened after it at the least.
         nearest = later.sort("time").join_asof(
@@ -48,9 +91,12 @@ def neutropenic_fever(rows: Rows, neutropenia: Bools, fever: Bools, days: int) -
             coalesce=False,
             check_sortedness=False,
         )
-        near = nearest.filter(pl.col("low") - pl.col("time_other") <= days * DAY)
-        pairs.append(near.select(of_visit.drop("visit").columns))
-    later_first = pl.concat(pairs).with_columns(
+        pairs.append(nearest.filter(pl.col("low") - pl.col("time_other") <= within).select(_PAIR))
+    return pl.concat(pairs)
+
+
+def _at_the_later(pairs: pl.DataFrame) -> pl.DataFrame:
+    later = pairs.with_columns(
         pl.when(pl.col("time_other") > pl.col("time"))
         .then("precision_other")
         .otherwise("precision")
@@ -60,8 +106,68 @@ def neutropenic_fever(rows: Rows, neutropenia: Bools, fever: Bools, days: int) -
     )
     # Of the pairs that end at one moment the one that was known first.
     return (
-        later_first.group_by("subject", "time")
+        later.group_by("subject", "time")
         .agg(pl.col("available").min(), pl.col("precision").min())
         .select("subject", "time", "available", "precision")
         .sort("subject", "time")
     )
+
+
+def _held(degrees: pl.DataFrame, rules: FeverConfig) -> pl.DataFrame:
+    """Temperatures that are a fever: high enough alone, or since so many minutes, with none below in between.
+
+    Two that lie more than `hours` apart do not tell what was between them.
+    """
+    ordered = degrees.sort("subject", "time", "available").with_columns(
+        (
+            (pl.col("value") < rules.temperature_held)
+            | (pl.col("time").diff().over("subject") > rules.hours * _HOUR).fill_null(True)
+        )
+        .cum_sum()
+        .over("subject")
+        .alias("run")
+    )
+    run = ["subject", "run"]
+    warm = ordered.filter(pl.col("value") >= rules.temperature_held)
+    since = pl.col("time").min().over(run)
+    held = pl.col("time") - since >= rules.held_minutes * _MINUTE
+    alone = pl.col("value") >= rules.temperature_once
+    # That it was held is known with the last of the values that say so.
+    known = pl.when(alone).then("available").otherwise(pl.col("available").cum_max().over(run)).alias("available")
+    return warm.with_columns(known).filter(alone | held)
+
+
+def _in_unit(facts: Facts, places: I64, rules: MeasuredConfig) -> tuple[Bools, F64]:
+    """Which rows (n,) can be used, and their values in the rules' unit (n,).
+
+    The unit is that of the row; without one, that of its code.
+    """
+    rows = facts.rows.take(places)
+    spelled = [unit.lower().replace("µ", "u").replace("μ", "u").replace(" ", "") for unit in facts.units]
+    units = [rules.units.get(unit) for unit in spelled]
+    scale = np.array([*(unit[0] if unit else np.nan for unit in units), 1.0])
+    shift = np.array([*(unit[1] if unit else np.nan for unit in units), 0.0])
+    scales, shifts = scale[rows.unit], shift[rows.unit]
+    for code, unit in rules.of_codes.items():
+        without = (facts.codes == code).to_numpy()[rows.code] & (rows.unit < 0)
+        scales, shifts = (np.where(without, number, kept) for number, kept in zip(unit, (scales, shifts), strict=True))
+    value = (rows.value + shifts) * scales
+    least, most = rules.plausible
+    return (value >= least) & (value <= most) & ~rows.flagged, value
+
+
+def _reasons(facts: Facts, places: I64, usable: Bools, value: F64) -> Counter[str]:
+    """How many of some rows were used, and how many could not be, by reason."""
+    rows = facts.rows.take(places)
+    reasons: Mapping[str, Bools] = {
+        "used": usable,
+        "flagged": rows.flagged,
+        "no_number": np.isnan(rows.value),
+        "unknown_unit": np.isnan(value),
+        "implausible": np.ones(len(rows), np.bool_),
+    }
+    left, found = np.ones(len(rows), np.bool_), Counter[str]()
+    for reason, holds in reasons.items():
+        found[reason] = int((left & holds).sum())
+        left &= ~holds
+    return found

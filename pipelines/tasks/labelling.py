@@ -173,10 +173,9 @@ class _Labelling:
         found, attrition = (self._of_stays if index.stay is not None else of_events)(index)
         return found.with_horizon(self.task.horizon_days), attrition
 
-    def _events(self, index: Index) -> tuple[I64, I64]:
-        """Subject and moment (n,) of every index event, each moment once."""
-        assert index.event is not None
-        rows = self.facts.rows.take(self.bucket.holds(index.event))
+    def _moments(self, events: Bools) -> tuple[I64, I64]:
+        """Subject and moment (m,) of some events (n,), each moment once."""
+        rows = self.facts.rows.take(events)
         once = np.unique(np.stack([rows.subject, rows.at(self.task.clock)]), axis=1)
         return once[0], once[1]
 
@@ -197,28 +196,39 @@ class _Labelling:
             met &= self._met(requirement, subject, moment)
         return met
 
-    def _first(self, index: Index) -> tuple[Candidates, Attrition]:
-        """Every subject, at the first index event."""
-        subject, moment = self._events(index)
-        everyone = np.arange(len(self.facts.subjects))
-        first = np.full(len(everyone), NEVER)
+    def _first_moments(self, index: Index, events: Bools) -> I64:
+        """Of each subject (s,) the first of some events (n,), or the first of those that qualify; NEVER without one."""
+        subject, moment = self._moments(events)
+        first = np.full(len(self.facts.subjects), NEVER)
         np.minimum.at(first, subject, moment)
         if index.first_of == "qualifying":
             met = self._all_met(index, subject, moment)
-            qualifying = np.full(len(everyone), NEVER)
+            qualifying = np.full(len(first), NEVER)
             np.minimum.at(qualifying, subject[met], moment[met])
             first = np.where(qualifying == NEVER, first, qualifying)
+        return first
+
+    def _first(self, index: Index) -> tuple[Candidates, Attrition]:
+        """Every subject, at the first index event."""
+        assert index.event is not None
+        events = self.bucket.holds(index.event)
+        first = self._first_moments(index, events)
+        if index.orders is not None:
+            given = self._first_moments(index, events & ~self.bucket.holds(index.orders))
+            first = np.where(given <= shifted(first, index.order_days), given, first)
+        everyone = np.arange(len(first))
         attrition = Attrition(self.bucket.split_of(everyone))
         for requirement in index.requires:
             known = self._when(requirement.codes).by(everyone, np.full(len(everyone), NEVER))
             attrition.remove(f"no_{bare(requirement.codes)}", ~known)
-        attrition.remove(f"no_{bare(index.event or '')}", first == NEVER)
+        attrition.remove(f"no_{bare(index.event)}", first == NEVER)
         self._require(index, everyone, first, attrition)
         return Candidates.of(everyone, first), attrition
 
     def _each(self, index: Index) -> tuple[Candidates, Attrition]:
         """Every index event."""
-        subject, moment = self._events(index)
+        assert index.event is not None
+        subject, moment = self._moments(self.bucket.holds(index.event))
         attrition = Attrition(self.bucket.split_of(subject))
         self._require(index, subject, moment, attrition)
         return Candidates.of(subject, moment), attrition

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import polars as pl
 
 from pipelines.tasks.codes import DERIVED, OLDER, CodeList, entries_of, systems_of, unknown_systems
-from pipelines.tasks.definition import BIRTH, DEATH, TaskConfig, bare
+from pipelines.tasks.definition import BIRTH, DEATH, ORDER, TaskConfig, bare
 
 # What each derived event is made of, as lists of codes.
 MADE_OF = {
     "AKI_KDIGO": ("creatinine",),
     "LOT": ("antineoplastic",),
     "NEUTROPENIC_FEVER": ("neutropenia", "fever"),
+    "FEBRILE_NEUTROPENIA": ("neutrophils", "temperature"),
 }
 
 
@@ -49,7 +50,7 @@ def missing_of(
     for name, purpose in purposes.items():
         sources = lists_below([name], lists) if is_derived(name, lists) else [name]
         for source in sources:
-            if source not in held:
+            if source not in held and purpose != ORDER:
                 lacking[source] = purpose
     outcomes = [name for name, purpose in purposes.items() if purpose == "outcome"]
     # A composite has an outcome as long as one of its parts has a code.

@@ -40,16 +40,61 @@ class KdigoConfig(Settings):
     otherwise: str = Field(default="median_year", pattern="^(median_year|none)$")
 
 
-class FeverConfig(Settings):
-    """Neutropenic fever.
+# A unit: a value plus the second number, times the first, is in the unit of the rules.
+Unit = tuple[float, float]
+_FAHRENHEIT: Unit = (5 / 9, -32.0)
+
+
+class MeasuredConfig(Settings):
+    """What a measured value is in one unit.
 
     Attributes:
-        days: neutropenia and fever lie at most so far apart, where they are not of one visit.
+        units: by how a unit is spelled in small letters; a row of another unit is set aside.
+        of_codes: the unit of a code whose row has none; of other codes it is the rules' own.
+        plausible: the least and the most that a value may be; others are set aside and counted.
+    """
+
+    units: dict[str, Unit]
+    of_codes: dict[str, Unit] = Field(default_factory=dict)
+    plausible: tuple[float, float]
+
+
+class FeverConfig(Settings):
+    """Neutropenic fever, by codes and by measured values.
+
+    Attributes:
+        days: of codes, neutropenia and fever lie at most so far apart, where they are not of one visit.
         pancytopenia: pancytopenia by chemotherapy counts as neutropenia.
+        hours: of values, so far apart.
+        neutrophils_below: 10⁹/L.
+        temperature_once: °C of one value that is a fever.
+        temperature_held: °C that is one where `held_minutes` later nothing below was measured.
+        held_minutes: see there.
+        neutrophils, temperature: what values are in 10⁹/L and in °C.
     """
 
     days: int = Field(default=3, ge=0)
     pancytopenia: bool = False
+    hours: int = Field(default=24, ge=1)
+    neutrophils_below: float = Field(default=1.0, gt=0)
+    temperature_once: float = 38.3
+    temperature_held: float = 38.0
+    held_minutes: int = Field(default=60, ge=1)
+    neutrophils: MeasuredConfig = MeasuredConfig(
+        units={
+            **dict.fromkeys(("10*9/l", "10^9/l", "10*3/ul", "10^3/ul", "k/ul", "thou/ul"), (1.0, 0.0)),
+            **dict.fromkeys(("/ul", "cells/ul", "{cells}/ul", "#/ul"), (0.001, 0.0)),
+        },
+        plausible=(0.0, 200.0),
+    )
+    temperature: MeasuredConfig = MeasuredConfig(
+        units={
+            **dict.fromkeys(("cel", "c", "°c", "degc", "celsius"), (1.0, 0.0)),
+            **dict.fromkeys(("[degf]", "f", "°f", "degf", "fahrenheit"), _FAHRENHEIT),
+        },
+        of_codes={"CHART/223761": _FAHRENHEIT, "ED_VITAL/TEMPERATURE": _FAHRENHEIT},
+        plausible=(30.0, 45.0),
+    )
 
 
 class LinesConfig(Settings):

@@ -90,6 +90,10 @@ def test_a_site_adds_a_task_by_a_file(tmp_path: Path) -> None:
         ({"tasks": {"aki_kdigo": {"codes": {"creatinine": {"any": ["LOINC/1"]}}}}}, "creatinine is read by no rule"),
         ({"tasks": {"mortality": {"index": {"stay": "icu"}}}}, "either an event or a stay"),
         ({"tasks": {"mortality": {"horizon_days": None}}}, "horizon_days is missing"),
+        ({"tasks": {"aki_icd": {"follow_up": {"register_days": 365}}}}, "a register of deaths proves no absence"),
+        ({"tasks": {"progression_proxy": {"follow_up": {"register_days": 1}}}}, "a register of deaths proves no"),
+        ({"tasks": {"icu_mortality": {"index": {"orders": "orders"}}}}, "orders gives way to a first event"),
+        ({"tasks": {"mortality": {"index": {"which": "each"}}}}, "orders gives way to a first event"),
     ],
 )
 def test_what_is_wrong_is_one_line(labels: dict[str, Any], said: str) -> None:

@@ -230,3 +230,64 @@ def test_derived_events_count_when_they_could_be_known(tmp_path: Path) -> None:
     events: list[Event] = [*treated(1), (1, 400, "LOINC/718-7"), lab(-1, 0.9), lab(-0.1, 1.2, available_time=0.1)]
     assert list(label(write_bucket(tmp_path, events), "aki_kdigo")[0].values()) == [True]
     assert label(write_bucket(tmp_path, events), "aki_kdigo", clock="time")[0] == {}
+
+
+NEUTROPHILS, DEGREES = "LOINC/751-8", "LOINC/8310-5"
+HOUR = 1 / 24
+
+
+def measured(day: float, code: str, value: float, unit: str | None = None, **columns: Any) -> Event:
+    return 1, day, code, {"numeric_value": value, "unit": unit, **columns}
+
+
+@pytest.mark.parametrize(
+    ("count", "temperatures", "day"),
+    [
+        (measured(0, NEUTROPHILS, 0.9), [measured(0.5, DEGREES, 38.3, "Cel")], 0.5),
+        (measured(0.5, NEUTROPHILS, 0.9), [measured(0, DEGREES, 38.3, "Cel")], 0.5),  # whichever is later
+        (measured(0, NEUTROPHILS, 1.0), [measured(0.5, DEGREES, 39, "Cel")], None),  # below 1.0
+        (measured(0, NEUTROPHILS, 0.9), [measured(0.5, DEGREES, 38.2, "Cel")], None),
+        (measured(0, NEUTROPHILS, 0.9), [measured(1, DEGREES, 39, "Cel")], 1),  # a day apart
+        (measured(0, NEUTROPHILS, 0.9), [measured(1 + HOUR / 60, DEGREES, 39, "Cel")], None),
+        # 38.0 for an hour, not for less, and not where it fell in between.
+        (measured(0, NEUTROPHILS, 0.9), [measured(h * HOUR, DEGREES, 38.0, "Cel") for h in (2, 3)], 3 * HOUR),
+        (measured(0, NEUTROPHILS, 0.9), [measured(h * HOUR, DEGREES, 38.0, "Cel") for h in (2, 2.9)], None),
+        (
+            measured(0, NEUTROPHILS, 0.9),
+            [measured(h * HOUR, DEGREES, value, "Cel") for h, value in ((2, 38.1), (2.5, 37.9), (3, 38.1))],
+            None,
+        ),
+        # Of two values that lie days apart nobody knows what was between them.
+        (measured(3, NEUTROPHILS, 0.9), [measured(day, DEGREES, 38.0, "Cel") for day in (0, 3)], None),
+        # Units: 900 in a µL; 100.9 °F is 38.3 °C; codes of MIMIC-IV without a unit.
+        (measured(0, NEUTROPHILS, 900, "/uL"), [measured(0.5, DEGREES, 100.9, "[degF]")], 0.5),
+        (measured(0, "MIMIC_LAB/52075", 0.9, "K/uL"), [measured(0.5, "CHART/223761", 100.9)], 0.5),
+        (measured(0, NEUTROPHILS, 0.9), [measured(0.5, "CHART/223762", 38.3)], 0.5),
+        (measured(0, NEUTROPHILS, 0.9), [measured(0.5, "CHART/223762", 100.9)], None),  # 100.9 °C
+        (measured(0, NEUTROPHILS, 0.9, "%"), [measured(0.5, DEGREES, 39, "Cel")], None),
+        (measured(0, NEUTROPHILS, 0.5, value_flag="<"), [measured(0.5, DEGREES, 39, "Cel")], None),
+    ],
+)
+def test_neutropenic_fever_by_values(
+    tmp_path: Path, count: Event, temperatures: list[Event], day: float | None
+) -> None:
+    frame = derived(write_bucket(tmp_path, [count, *temperatures]))
+    assert set(frame["code"]) <= {"DERIVED//FEBRILE_NEUTROPENIA"}
+    assert days_of(frame) == ([] if day is None else [pytest.approx(day)])
+
+
+def test_a_fever_that_was_held_is_known_with_its_last_value(tmp_path: Path) -> None:
+    warm = [
+        measured(2 * HOUR, DEGREES, 38.0, "Cel", available_time=1.0),
+        measured(3 * HOUR, DEGREES, 38.0, "Cel"),
+    ]
+    frame = derived(write_bucket(tmp_path, [measured(0, NEUTROPHILS, 0.2), *warm]))
+    assert (days_of(frame), days_of(frame, "available_time")) == ([pytest.approx(3 * HOUR)], [1.0])
+
+
+def test_a_task_takes_fever_by_codes_or_by_values(tmp_path: Path) -> None:
+    events = [*treated(1), measured(30, NEUTROPHILS, 0.2), measured(30.5, DEGREES, 39, "Cel"), (1, 400, "LOINC/718-7")]
+    tree = write_bucket(tmp_path, events)
+    either = [{"codes": "neutropenic_fever"}, {"codes": "neutropenic_fever_lab"}]
+    assert list(label(tree, "neutropenic_fever")[0].values()) == [False]
+    assert list(label(tree, "neutropenic_fever", outcomes=either)[0].values()) == [True]

@@ -342,7 +342,7 @@ def test_a_death_that_becomes_known_later_proves_no_life(tmp_path: Path, task: s
     died: Event = (1, 150, "MEDS_DEATH", {"available_time": 390})
     events: list[Event] = [*treated(1), (1, 10, "HOSPITAL_DISCHARGE/HOME"), died, (1, 400, SEEN), *treated(2)]
     tree = write_bucket(tmp_path, [*events, (2, 10, "HOSPITAL_DISCHARGE/HOME"), (2, 370, "MEDS_DEATH")])
-    for follow_up in ({}, {"register_days": 365}):
+    for follow_up in ({}, {"register_days": 365} if task == "mortality" else {}):
         labels, left_out = label(tree, task, follow_up=follow_up)
         assert (answers(labels), left_out["censored"]) == ({2: False}, 1)
 
@@ -365,6 +365,35 @@ def test_a_register_of_deaths_reaches_a_year_beyond_discharge(tmp_path: Path) ->
     tree = write_bucket(tmp_path, events)
     assert answers(label(tree, "mortality")[0]) == {}
     assert answers(label(tree, "mortality", follow_up={"register_days": 365})[0]) == {1: False}
+
+
+@pytest.mark.parametrize(
+    ("order", "given", "treated_at"),
+    [
+        (0, 2, 2),  # the order gives way
+        (0, 7, 7),
+        (0, 8, 0),  # nothing is given within a week of it
+        (0, None, 0),
+        (3, 1, 1),  # what is given comes first
+    ],
+)
+def test_an_order_gives_way_to_what_is_given(tmp_path: Path, order: int, given: int | None, treated_at: int) -> None:
+    """Of drugs the administration decides, not its order; radiation that nobody orders is given itself."""
+    ordered, drug = "PRESCRIPTION_START/MAIN/NDC/123", "EMAR/ADMINISTERED/CISPLATIN"
+    events: list[Event] = [*treated(1)[:2], (1, order, ordered), (1, 400, SEEN)]
+    events += [] if given is None else [(1, given, drug)]
+    tree = write_bucket(tmp_path, events, {ordered: ["RXNORM/2555"], drug: ["RXNORM/2555"]})
+    assert label(tree, "mortality")[0] == {(1, DAY0 + timedelta(days=treated_at)): False}
+    index = {"orders": None}
+    first = order if given is None else min(order, given)
+    assert label(tree, "mortality", index=index)[0] == {(1, DAY0 + timedelta(days=first)): False}
+
+
+def test_an_order_of_one_patient_waits_for_none_of_anothers(tmp_path: Path) -> None:
+    ordered = "PRESCRIPTION_START/MAIN/NDC/123"
+    events: list[Event] = [*treated(1)[:2], (1, 0, ordered), (1, 400, SEEN), *treated(2, 2), (2, 400, SEEN)]
+    tree = write_bucket(tmp_path, events, {ordered: ["RXNORM/2555"]})
+    assert label(tree, "mortality")[0] == {(1, DAY0): False, (2, DAY0 + timedelta(days=2)): False}
 
 
 def test_a_parent_makes_a_code_what_it_is(tmp_path: Path) -> None:
