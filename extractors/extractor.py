@@ -41,6 +41,12 @@ class ModalitySettings(SubjectReading, Settings):
         return {}
 
     @property
+    def cut(self) -> str:
+        """Of items that are cut into units in several ways, the one by which they are compared; empty where they are
+        not."""
+        return ""
+
+    @property
     def keeps_texts(self) -> bool:
         """Whether items have texts that become part of a release."""
         return False
@@ -98,7 +104,8 @@ class Extractor:
         index: a function of settings, the crosswalk (columns of `read_crosswalk`, or None), progress (done and total
             files; 0 is unknown) and worker processes, which gives every item with its verdict. Without a crosswalk it
             judges the files alone, also where runs need one.
-        read_units: a function of a UnitRequest and a number of units, which gives an item's units in batches.
+        read_units: a function of a UnitRequest and a number of units, which gives an item's units in batches. Where an
+            item's geometry has several ways under CUTS, it gives the units of the one that is named under CUT.
         units_a_batch: units that `read_units` is asked for at a time.
         too_many_failed: the verdict of an item too few of whose units can be read.
         needs_crosswalk: its files name no subject of their own.

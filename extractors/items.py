@@ -13,6 +13,10 @@ import xxhash
 
 TimePrecision = Literal["us", "s", "min", "day"]
 
+# Of the geometry of items that encoders cut into units in different ways: the way that is taken, and by name each way,
+# with its `units`.
+CUT, CUTS = "cut", "cuts"
+
 OK = "ok"
 TWO_SUBJECTS = "failed_two_subjects"
 ABSENT = "failed_missing_file"
@@ -171,6 +175,15 @@ class UnitRequest:
     geometry: Mapping[str, Any]
     start: int = 0
     stop: int | None = None
+
+
+def cut_in(geometry: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """An item's geometry for who takes it cut in one way, without the others.
+
+    Raises:
+        KeyError: it is not cut in this way.
+    """
+    return {**geometry, CUT: way, CUTS: {way: geometry[CUTS][way]}}
 
 
 def foreign_number(fingerprint: str) -> int:

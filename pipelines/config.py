@@ -137,7 +137,7 @@ def _misfit(modality: str, block: ModalityConfig) -> str | None:
             elif block.vectors_alone:
                 fault = f"modalities.{modality} has vectors and no files that {encoder.name} could read: give `path`"
             else:
-                fault = settings_at_odds(encoder.name, modality, block)
+                fault = settings_at_odds(encoder, modality, block)
         except TimeloomError as error:
             return str(error)
         if fault is not None:

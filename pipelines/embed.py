@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 import polars as pl
 
+from embedders.encoders.spec import cut_for
 from pipelines.aligning.bound import within_bound
 from pipelines.encode import EncoderParams, StoreParams, stores_of, usable_items
 from pipelines.engine.context import StageReport, counts_of
@@ -59,6 +60,17 @@ def plan(night: Night) -> list[Task]:
     hashes = _bucket_hashes([Path(path) for path in segments], config.buckets)
     tied = tied_stores(night.report("vectors"), layout.segments)
     vectors = bucket_hashes(tied)
+    encoders = {
+        name: [
+            EncoderParams(
+                config=encoder.model_dump(mode="json"),
+                entry=entry.model_dump(mode="json"),
+                cut=cut_for(encoder, name),
+            )
+            for encoder, entry in zip(block.all_encoders, made_by[name], strict=True)
+        ]
+        for name, block in config.modalities.items()
+    }
     return [
         make_task(
             STAGE,
@@ -73,13 +85,7 @@ def plan(night: Night) -> list[Task]:
                 folders={name: str(block.path) for name, block in config.modalities.items()},
                 root=str(layout.root),
                 private=str(layout.private),
-                encoders={
-                    name: [
-                        EncoderParams(config=config.model_dump(mode="json"), entry=entry.model_dump(mode="json"))
-                        for config, entry in zip(block.all_encoders, made_by[name], strict=True)
-                    ]
-                    for name, block in config.modalities.items()
-                },
+                encoders=encoders,
                 tied=tied,
             ),
             intact="pipelines.embed:has_vectors",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import polars as pl
 
 from embedders.encoders.spec import EncoderConfig, EncoderSpec, encoder_spec, store_spec
+from extractors.items import CUTS
 from pipelines.aligning.bound import within_bound
 from pipelines.engine.context import StageReport
 from pipelines.engine.task import Result, Task, make_task
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 
 
 class EncoderParams(TypedDict):
-    """One encoder of a modality: as configured, and as the manifest names it."""
+    """One encoder of a modality: as configured, as the manifest names it, and the way in which its items are cut."""
 
     config: dict[str, Any]
     entry: dict[str, Any]
+    cut: str
 
 
 class RawParams(TypedDict):
@@ -126,11 +128,12 @@ class Imported(TypedDict):
 
 @dataclass(frozen=True)
 class Store:
-    """The store of one encoder of a modality, and what fills it."""
+    """The store of one encoder of a modality, and what fills it; `cut` is the way in which its items are cut."""
 
     modality: str
     config: EncoderConfig
     entry: EncoderEntry
+    cut: str
     folder: Path
     tied: Tied | None  # of imported vectors alone
 
@@ -143,7 +146,7 @@ class Store:
         from embedders.running import importing
         from embedders.running.store_bucket import outcomes
 
-        expected = _units_of(items)
+        expected = _units_of(items, self.cut)
         if self.tied is None:
             known = outcomes(self.bucket(bucket), expected, self.entry.dim)
         else:
@@ -159,12 +162,24 @@ def stores_of(params: StoreParams, modality: str) -> list[Store]:
         entry = EncoderEntry.model_validate(given["entry"])
         config = EncoderConfig.model_validate(given["config"])
         tied = params["tied"].get(f"{modality}/{entry.store}")
-        stores.append(Store(modality, config, entry, layout.embeddings(modality, entry.store), tied))
+        folder = layout.embeddings(modality, entry.store)
+        stores.append(Store(modality, config, entry, given["cut"], folder, tied))
     return sorted(stores, key=lambda store: store.entry.store)
 
 
-def _units_of(items: pl.DataFrame) -> dict[str, int]:
-    return dict(items.select("item_key", pl.col("units_expected").fill_null(0)).iter_rows())
+def _units_of(items: pl.DataFrame, cut: str = "") -> dict[str, int]:
+    """By item, how many units it has for who takes it cut in one way, or whatever the way.
+
+    Raises:
+        TimeloomError: an item is not cut so.
+    """
+    units = pl.col("units_expected").fill_null(0)
+    if cut:
+        units = pl.col("geometry").str.json_path_match(f'$["{CUTS}"]["{cut}"]["units"]').cast(pl.Int32)
+    found = items.select("item_key", units.alias("units"))
+    if found["units"].null_count():
+        raise TimeloomError("items were not cut into units as an encoder takes them", remedy="run again with --rehash")
+    return dict(found.iter_rows())
 
 
 def is_done(params: Params, base: Path) -> bool:
@@ -199,7 +214,10 @@ def run(params: Params, base: Path) -> Result:
                 imports.append(_import(params, store, by_bucket))
                 continue
             spec, encoder = _spec(store), _encoder(store, params["device"])
-            buckets += [Bucket(store.bucket(bucket), spec, items, encoder) for bucket, items in todo.items()]
+            buckets += [
+                Bucket(store.bucket(bucket), spec, [item.cut_in(store.cut) for item in wanted], encoder)
+                for bucket, wanted in todo.items()
+            ]
     _, figures = embed_buckets(buckets, RunnerSettings(**params["embedding"]))
     return Result({}, {**figures.counts(), "imported": imports})
 

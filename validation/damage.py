@@ -186,6 +186,7 @@ def of_private(root: Root) -> Iterator[Damage]:
             yield Damage.of(f"private/{path.name}", path)
     for folder in layout.private_records:
         yield from _of_records(root, folder, f"private/{folder.name}")
+    yield from _of_kept(layout.grouped)
     for path in sorted(layout.segments.glob("*-*.json")):
         record = load_record(path)
         places = record.counts.get("places") if record is not None else None
@@ -193,6 +194,17 @@ def of_private(root: Root) -> Iterator[Damage]:
             found = private_paths(private, path.name)
             if not root.is_of(found, FileEntry.model_validate(places)):
                 yield Damage.of(f"private/items/{found.name}", found)
+
+
+def _of_kept(folder: Path) -> Iterator[Damage]:
+    """What an index left for the reader of its items, such as notes' tokens."""
+    for path in sorted(folder.glob("*.json")):
+        record = load_record(path)
+        kept: dict[str, str] = record.counts.get("kept", {}) if record is not None else {}
+        for name, checksum in kept.items():
+            file = folder / path.stem / name
+            if not file.is_file() or xxh3_file(file) != checksum:
+                yield Damage.of(f"private/{folder.name}/{path.stem}/{name}", file)
 
 
 def of_key(root: Root) -> Iterator[Damage]:

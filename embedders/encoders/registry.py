@@ -24,6 +24,7 @@ class Network:
         pretrained: it takes weights, and its vectors are as wide as its hidden layers.
         form: what it takes, as `embedders.inputs.common.PreprocessSpec.form` says it.
         inputs: fields of the modality's PreprocessSpec that it was made for, where they are not the usual ones.
+        inputs_of: `module:name` of a function of an EncoderConfig that gives such fields where its files decide them.
         described_by: `module:name` of a function of a checkpoint's path that gives sizes that only the checkpoint
             knows; they are laid over `architecture`.
         places: the field of the PreprocessSpec that is no larger than the checkpoint's number of places, and where its
@@ -40,10 +41,19 @@ class Network:
     pretrained: bool = True
     form: str = "image"
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs_of: str = ""
     described_by: str = ""
     places: tuple[str, str] | None = None
     tokens: str = ""
     plain: str = "embedders.encoders.heads:plain_transformer"
+
+    def inputs_by(self, config: Any) -> dict[str, Any]:
+        """What `inputs_of` gives.
+
+        Raises:
+            TimeloomError: the files do not say it.
+        """
+        return dict(_imported(self.inputs_of)(config)) if self.inputs_of else {}
 
     def model(self, config: Any, spec: Any) -> "nn.Module":
         """The network with its weights, on the CPU."""
@@ -108,6 +118,7 @@ _CSFM: dict[str, Any] = {
 
 _BERT: dict[str, Any] = {
     "form": "text",
+    "inputs_of": "embedders.inputs.note:vocabulary_of",
     "tokens": "embedders.encoders.bert:bert_tokens",
     "plain": "embedders.encoders.bert:plain_bert",
 }

@@ -38,6 +38,7 @@ class EncoderConfig(Settings):
     `alias`: what profiles and readers call it; the name of its network where not given. Nothing stored depends on it.
     `width`: the vectors' length. `weights`: a local .safetensors file or folder, for the real encoders; or `hub_id`
     with `revision`, a full commit, where the site sets `allow_download`. `seed`: of the random encoder's weights.
+    `tokenizer`: of networks that read texts, a folder with their vocabulary where it does not lie with the weights.
     `device`: auto takes the GPU where the machine has one, and the CPU for the random encoder. `precision`: auto is
     bf16 on a GPU and float32 on the CPU. `compile`: whether torch.compile is used; auto is yes on a GPU. `output`: one
     mean per item, or its units' vectors: one each, or all tokens of networks that have some. `batch_size`: units of one
@@ -49,6 +50,7 @@ class EncoderConfig(Settings):
     alias: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     width: int = Field(gt=0)
     weights: LocatedPath | None = None
+    tokenizer: LocatedPath | None = None
     hub_id: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     allow_download: bool = False
@@ -78,7 +80,7 @@ class EncoderConfig(Settings):
         if self.imported is not None:
             if (self.name, self.width) != (self.imported.name, self.imported.width):
                 raise ValueError("`imported` says name and width: leave them out beside it")
-            for key in ("weights", "hub_id", "revision", "batch_size"):
+            for key in ("weights", "tokenizer", "hub_id", "revision", "batch_size"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"imported vectors take no {key}")
             if self.output == "sequence" and self.imported.shape == "item":
@@ -188,7 +190,25 @@ def preprocess_of(name: str, modality: str) -> PreprocessSpec:
     return replace(preprocess, **network.inputs)
 
 
-def settings_at_odds(name: str, modality: str, settings: Settings) -> str | None:
+def inputs_of(config: EncoderConfig, modality: str) -> PreprocessSpec:
+    """How the units of a modality become an encoder's input, as far as that hangs on no size of its weights.
+
+    Raises:
+        TimeloomError: as `preprocess_of`; or the encoder's files do not say what they must.
+    """
+    return replace(preprocess_of(config.name, modality), **NETWORKS[config.name].inputs_by(config))
+
+
+def cut_for(config: EncoderConfig, modality: str) -> str:
+    """The way in which a modality's items must be cut for an encoder; empty where they are cut in one way alone.
+
+    Raises:
+        TimeloomError: as `inputs_of`.
+    """
+    return "" if config.imported else getattr(inputs_of(config, modality), "cut", "")
+
+
+def settings_at_odds(config: EncoderConfig, modality: str, settings: Settings) -> str | None:
     """Which of a modality's settings is not what a network was made for, in words; None where all are.
 
     A field that settings and PreprocessSpec share, as a signal's rate, decides what is read and what is expected.
@@ -196,7 +216,10 @@ def settings_at_odds(name: str, modality: str, settings: Settings) -> str | None
     Raises:
         TimeloomError: as `preprocess_of`.
     """
+    name = config.name
     preprocess = preprocess_of(name, modality)
+    if config.tokenizer is not None and not NETWORKS[name].inputs_of:
+        return f"{name} reads no texts: leave `tokenizer` of modalities.{modality}.encoder out"
     for key in sorted(preprocess.__dataclass_fields__.keys() & type(settings).model_fields.keys()):
         wanted = getattr(preprocess, key)
         if getattr(settings, key) != wanted:
@@ -245,7 +268,7 @@ def describe(
     config: EncoderConfig, modality: str, weights: str | None, _architecture: Mapping[str, Any] | None = None
 ) -> EncoderSpec:
     """As `encoder_spec`, of weights whose hash is known."""
-    network, preprocess = NETWORKS[config.name], preprocess_of(config.name, modality)
+    network, preprocess = NETWORKS[config.name], inputs_of(config, modality)
     architecture = dict(_architecture or network.architecture_of(config.checkpoint()))
     if config.pretrained and architecture["hidden_size"] != config.width:
         raise TimeloomError(

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from embedders.inputs.common import PHANTOMS
 from extractors.note.read import NO_TOKEN
+from extractors.note.settings import TextEncoder, encoder_folder
+from extractors.note.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +22,20 @@ PHANTOM_TOKENS = 32
 class NoteSpec:
     """Windows of tokens, filled up to the length that the encoder has places for; nothing attends to what was filled.
 
-    How a text becomes tokens and windows is the extractor's matter, and part of what an item is known by.
+    How tokens become windows is the extractor's matter, and part of what an item is known by. Whose tokens they are is
+    part of what an encoder is known by.
     """
 
     kind: ClassVar[str] = "NoteSpec"
     form: ClassVar[str] = "text"
 
     length: int = 512
+    vocabulary: str = ""
+
+    @property
+    def cut(self) -> str:
+        """The way in which items must be cut, as their geometry names it."""
+        return self.vocabulary
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,3 +70,12 @@ class NoteSpec:
         ids = 5 + (place * (7 + 2 * number) + place * place // (3 + number)) % 90
         units: npt.NDArray[Any] = np.where(place < side - 8 * number, ids, NO_TOKEN)
         return units.astype(np.int32)
+
+
+def vocabulary_of(config: TextEncoder) -> dict[str, str]:
+    """The field of NoteSpec that an encoder's own files decide.
+
+    Raises:
+        TimeloomError: its folder has no vocabulary.
+    """
+    return {"vocabulary": load_vocabulary(encoder_folder(config)).name}

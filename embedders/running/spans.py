@@ -7,7 +7,7 @@ the same bits whoever decoded what, in whichever batch a unit was encoded, and w
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from extractors.items import OK, VerdictError, file_on_disk
+from extractors.items import CUTS, OK, VerdictError, cut_in, file_on_disk
 from extractors.modalities import EXTRACTORS
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
@@ -42,6 +42,12 @@ class ItemToEmbed:
     def units_that_may_fail(self) -> float:
         """A share of the units: what the configuration says of slides, `geometry["max_failed_tiles"]`, or a tenth."""
         return float(self.geometry.get("max_failed_tiles", MAX_FAILED_SHARE)) * self.units_expected
+
+    def cut_in(self, way: str) -> "ItemToEmbed":
+        """The item as it is for who takes it cut in one way; an empty name takes it as it is."""
+        if not way:
+            return self
+        return replace(self, geometry=cut_in(self.geometry, way), units_expected=self.geometry[CUTS][way]["units"])
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 from extractors.note.rows import rows_of
-from extractors.note.settings import NoteSettings, folder_of
+from extractors.note.settings import NoteSettings, encoder_folder
 from extractors.note.tables import ASKED_FOR, files_of, open_table
 from extractors.note.texts import text_path
-from extractors.note.tokens import load_tokens, vocabulary_of
+from extractors.note.vocabulary import folder_of, load_vocabulary, pieces_of
 from warehouse.errors import TimeloomError
 
 
 def check(settings: NoteSettings) -> None:
-    """Holds the rules against the tables, the tables against the files that they name, and loads the vocabulary.
+    """Holds the rules against the tables, the tables against the files that they name, and loads the vocabularies.
 
     Raises:
         TimeloomError: no rule says which tables hold notes; one is missing, lacks a column, or names files that are not
@@ -23,7 +23,7 @@ def check(settings: NoteSettings) -> None:
             f"{ASKED_FOR} does not say which tables hold notes",
             remedy=f"give {ASKED_FOR}.source, a source that has `note` rules, or {ASKED_FOR}.rules",
         )
-    _check_vocabulary(settings)
+    _check_vocabularies(settings)
     tables = 0
     for table, rule in settings.note_rules.items():
         named, absent = 0, 0
@@ -47,48 +47,53 @@ def check(settings: NoteSettings) -> None:
         )
 
 
-def _check_vocabulary(settings: NoteSettings) -> None:
-    tokens = load_tokens(settings.tokenizer)
-    folders = {settings.tokenizer: None} if settings.tokenizer else {}
-    encoders = getattr(settings, "all_encoders", ())  # of a run's block, which has some
+def _check_vocabularies(settings: NoteSettings) -> None:
+    """Each encoder's vocabulary against its model, and the general one against those that encoders read."""
+    read = set()
+    encoders = [encoder for encoder in getattr(settings, "all_encoders", ()) if encoder.imported is None]
     for encoder in encoders:
-        if encoder.weights is None:
-            continue
-        folder = folder_of(encoder.weights)
-        folders[folder] = None
-        if not vocabulary_of(folder) or load_tokens(folder).digest == tokens.digest:
-            continue
-        if len(encoders) > 1:
+        folder = encoder_folder(encoder)
+        vocabulary = load_vocabulary(folder)
+        read.add(vocabulary.digest)
+        trained_with = None if encoder.weights is None else folder_of(encoder.weights)
+        if trained_with and pieces_of(trained_with) and load_vocabulary(trained_with).digest != vocabulary.digest:
             raise TimeloomError(
-                f"the encoder {encoder.called} of notes was trained with another vocabulary than {ASKED_FOR}.tokenizer",
-                remedy="notes are cut into one vocabulary's tokens: encoders of another need a root of their own",
+                f"the tokenizer of the encoder {encoder.called} of notes is not the one that lies with its weights",
+                remedy="leave its `tokenizer` out, or give the folder of its weights",
             )
+        for model in dict.fromkeys((folder, trained_with)):
+            if model is not None:
+                _check_sizes(settings, model, vocabulary.size)
+    if settings.tokenizer is None:
+        return
+    usual = load_vocabulary(settings.tokenizer)
+    if not encoders:
+        _check_sizes(settings, settings.tokenizer, usual.size)
+    elif usual.digest not in read:
         raise TimeloomError(
-            f"{ASKED_FOR}.tokenizer is not the one that lies with the encoder's weights",
+            f"{ASKED_FOR}.tokenizer is none that lies with the weights of an encoder, and they all have one",
             remedy=f"leave {ASKED_FOR}.tokenizer out, or give the encoder's folder",
         )
-    for folder in folders:
-        _check_sizes(settings, folder / "config.json", tokens.size)
 
 
 def _check_sizes(settings: NoteSettings, model: Path, size: int) -> None:
-    """Holds a vocabulary of so many pieces, and a window, against a model's config.json, where there is one."""
-    if not model.is_file():
+    """Holds a vocabulary of so many ids, and a window, against the config.json of a model's folder, if it has one."""
+    if not (model / "config.json").is_file():
         return
     try:
-        said = json.loads(model.read_text(encoding="utf-8"))
+        said = json.loads((model / "config.json").read_text(encoding="utf-8"))
         places, known = int(said.get("max_position_embeddings", 512)), int(said.get("vocab_size", size))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TimeloomError(
-            f"config.json of {ASKED_FOR}.tokenizer is none of a BERT model", remedy="copy the model's folder again"
+            f"{ASKED_FOR}: config.json of {model.name} is none of a BERT model", remedy="copy the model's folder again"
         ) from error
     if size > known:
         raise TimeloomError(
-            f"the vocabulary of {ASKED_FOR}.tokenizer has {size:,} pieces, and its model {known:,}",
+            f"{ASKED_FOR}: the vocabulary has {size:,} pieces, and its model {model.name} has {known:,}",
             remedy="give the vocabulary that the model was trained with",
         )
     if settings.window > places:
         raise TimeloomError(
-            f"{ASKED_FOR}.window is {settings.window} tokens, and the encoder has places for {places}",
+            f"{ASKED_FOR}.window is {settings.window} tokens, and {model.name} has places for {places}",
             remedy=f"set {ASKED_FOR}.window to {places} or less",
         )

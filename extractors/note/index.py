@@ -3,7 +3,7 @@
 One pass reads each table. Of a text only its tokens are kept, in the private folder; what an item says are numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,8 @@ import polars as pl
 from extractors.extractor import KEPT
 from extractors.items import (
     BESIDE_FILES,
+    CUT,
+    CUTS,
     FoundItem,
     TimePrecision,
     file_fingerprint,
@@ -24,16 +26,18 @@ from extractors.items import (
 )
 from extractors.note.kept import FILE, Kept
 from extractors.note.marks import marked
-from extractors.note.passage import Passage
+from extractors.note.passage import COUNTED, Passage, counted
 from extractors.note.settings import NOTE, NoteSettings
 from extractors.note.tables import find_files
 from extractors.note.tokens import Tokens, load_tokens
+from extractors.note.vocabulary import Vocabulary
 from warehouse.errors import RawFileChangedError, TimeloomError
 
 MODALITY = "note"
-# Numbers and marks that an item has where they are more than nothing.
-_COUNTED = (
-    "tokens_cut", "blanks", "mojibake", "of_visit", "addendum", "parent", "parent_absent", "exact_copies",
+# What is said of an item by its first vocabulary; and numbers and marks that it has where they are more than nothing.
+_OF_PRIMARY = ("tokens", "tokens_cut")
+_MARKED = (
+    "blanks", "mojibake", "of_visit", "addendum", "parent", "parent_absent", "exact_copies",
     "near_copies", "copied_from", "stored_early", "time_unreadable", "no_visit", "id_repeated",
 )  # fmt: skip
 
@@ -57,11 +61,12 @@ def index(
         TimeloomError: a table that the settings name is missing, is no text in its encoding, or lacks a column.
         RawFileChangedError: a file is not the same before and after it was read.
     """
-    tokens = load_tokens(settings.tokenizer)
+    loaded = map(load_tokens, settings.cut_by)
+    cutters = {tokens.vocabulary.name: tokens for tokens in loaded}
     found = find_files(settings)
     items = [unread_item(MODALITY, entry.path, BESIDE_FILES[entry.kind]) for entry in found.beside]
     with _folder(kept) as folder:
-        with Passage(settings, tokens, folder) as passage:
+        with Passage(settings, cutters, folder) as passage:
             for number, file in enumerate(found.files):
                 try:
                     passage.add(file)
@@ -73,9 +78,9 @@ def index(
                     items.append(unread_item(MODALITY, file.path, "failed_unreadable"))
                 if progress is not None:
                     progress(number + 1, len(found.files))
-        notes = marked(settings, passage.notes(), passage.signatures(), Kept(folder / FILE))
-        reading = _reading(settings, tokens)
-        items += [_item(row, reading, str(folder / FILE)) for row in notes.iter_rows(named=True)]
+        primary, tokens_of = next(iter(cutters)), Kept(folder / FILE).tokens
+        notes = marked(settings, passage.notes(), passage.signatures(), lambda place: tokens_of(place, primary))
+        items += [_item(row, cutters, settings, str(folder / FILE)) for row in notes.iter_rows(named=True)]
     others = sorted(set(found.others) - set(notes["path"]))  # text files that a table names are notes
     if others:
         total = sum(foreign_number(_fingerprint(settings.path / path)) for path in others)
@@ -93,27 +98,26 @@ def _folder(kept: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _reading(settings: NoteSettings, tokens: Tokens) -> dict[str, Any]:
-    """How a note becomes windows; part of what its vectors are known by."""
-    return {
-        "window": settings.window,
-        "stride": settings.stride,
-        "at_most": settings.at_most,
-        "tokenizer": tokens.digest[:16],
-        "marks": [tokens.first, tokens.last],
-    }
+def _item(row: dict[str, Any], cutters: Mapping[str, Tokens], settings: NoteSettings, kept: str) -> FoundItem:
+    """An item of a note.
 
-
-def _item(row: dict[str, Any], reading: dict[str, Any], tokens: str) -> FoundItem:
+    By which vocabularies it is cut is no part of its identity: an encoder that comes or goes makes no other item of it.
+    """
     geometry: dict[str, Any] = {"table": row["table"], "note": row["note"]}
     if row["kind"]:
         geometry["kind"] = row["kind"]
-    geometry |= {name: row[name] for name in _COUNTED if row[name]}
+    geometry |= {name: row[name] for name in _MARKED if row[name]}
     parts = [f"note:{row['table']}:{row['note']}", f"text:{row['letters']}"]
-    if row["tokens"]:
-        geometry |= {"tokens": row["tokens"], "reading": reading}
-        geometry |= {"stamp": row["stamp"], KEPT: tokens, "place": [row["batch"], row["row"]]}
-        parts.append(f"reading:{sorted(reading.items())}")
+    units = None
+    if any(row[counted("tokens", name)] for name in cutters):
+        windows = {"window": settings.window, "stride": settings.stride, "at_most": settings.at_most}
+        cuts = {name: _cut(row, tokens.vocabulary) | windows for name, tokens in cutters.items()}
+        primary = next(iter(cuts))
+        geometry |= {name: cuts[primary][name] for name in _OF_PRIMARY if name in cuts[primary]}
+        geometry |= {CUT: primary, CUTS: cuts}
+        geometry |= {"stamp": row["stamp"], KEPT: kept, "place": [row["batch"], row["row"]]}
+        parts.append(f"windows:{sorted(windows.items())}")
+        units = cuts[primary]["units"]
     return FoundItem(
         modality=MODALITY,
         raw_subject=row["subject"],
@@ -124,10 +128,18 @@ def _item(row: dict[str, Any], reading: dict[str, Any], tokens: str) -> FoundIte
         time_precision=_precision(row["precision"]),
         available_time=row["available"],
         verdict=row["verdict"],
-        units_expected=row["windows"] or None,
+        units_expected=units,
         geometry=geometry,
         names={"note_id": row["id"] or ""},
     )
+
+
+def _cut(row: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """How a note is cut by a vocabulary: what is counted of it, and the marks around each window."""
+    found = {what: row[counted(what, vocabulary.name)] for what in COUNTED}
+    if not found["tokens_cut"]:
+        del found["tokens_cut"]
+    return found | {"marks": list(vocabulary.around)}
 
 
 def _precision(text: str | None) -> TimePrecision:

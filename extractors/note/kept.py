@@ -2,9 +2,10 @@
 
 A table of notes is mostly one gzipped CSV, which can be read from its start alone, and the notes of a bucket lie all
 over it. So one pass cuts every text into tokens, and what encoders need of a note is then a slice of a mapped file.
+Each vocabulary has columns of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -17,22 +18,36 @@ import pyarrow as pa
 from warehouse.files import atomic_write
 
 FILE = "notes.arrow"
+I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
-# One row a note. `ends`: of each window, where its text begins and ends, in letters of the note.
-KEPT = pa.schema([("tokens", pa.list_(pa.uint32())), ("spans", pa.list_(pa.int32())), ("text", pa.large_string())])
+_TEXT = pa.field("text", pa.large_string())
+
+
+def _columns_of(vocabulary: str) -> list[pa.Field]:
+    """Tokens; and of each window where its text begins and ends, in letters of the note."""
+    return [
+        pa.field(f"tokens/{vocabulary}", pa.list_(pa.uint32())),
+        pa.field(f"spans/{vocabulary}", pa.list_(pa.int32())),
+    ]
 
 
 class KeptWriter:
-    """Writes the notes of a folder; what it wrote is there when it is left without an error."""
+    """Writes the notes of a folder, a row each; what it wrote is there when it is left without an error.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        vocabularies: their names.
+    """
+
+    def __init__(self, folder: Path, vocabularies: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
+        self._vocabularies = tuple(vocabularies)
+        self._schema = pa.schema([*(field for name in vocabularies for field in _columns_of(name)), _TEXT])
         self._batches = 0
 
     def __enter__(self) -> Self:
         self._atomic = atomic_write(self.path)
-        self._writer = pa.ipc.new_file(str(self._atomic.__enter__()), KEPT)
+        self._writer = pa.ipc.new_file(str(self._atomic.__enter__()), self._schema)
         return self
 
     def __exit__(
@@ -41,10 +56,18 @@ class KeptWriter:
         self._writer.close()
         self._atomic.__exit__(kind, error, trace)
 
-    def add(self, tokens: Sequence[U32], spans: Sequence[npt.NDArray[np.int32]], texts: Sequence[str | None]) -> int:
-        """Some notes; gives the number of their batch, in which each note's place is its row."""
-        columns = [_lists(tokens, pa.uint32()), _lists(spans, pa.int32()), pa.array(texts, pa.large_string())]
-        self._writer.write_batch(pa.record_batch(columns, KEPT))
+    def add(self, cuts: Mapping[str, tuple[Sequence[U32], Sequence[I32]]], texts: Sequence[str | None]) -> int:
+        """Some notes; gives the number of their batch, in which each note's place is its row.
+
+        Args:
+            cuts: by vocabulary, the notes' tokens and spans.
+            texts: null where they are not kept.
+        """
+        columns: list[pa.Array] = []
+        for name in self._vocabularies:
+            tokens, spans = cuts[name]
+            columns += [_lists(tokens, pa.uint32()), _lists(spans, pa.int32())]
+        self._writer.write_batch(pa.record_batch([*columns, pa.array(texts, _TEXT.type)], self._schema))
         self._batches += 1
         return self._batches - 1
 
@@ -65,24 +88,23 @@ class Kept:
     def _batch(self, number: int) -> pa.RecordBatch:
         return self._file.get_batch(number)
 
-    def tokens(self, place: Sequence[int]) -> U32:
+    def tokens(self, place: Sequence[int], vocabulary: str) -> U32:
         """A note's tokens (n,)."""
-        found: U32 = _values(self._batch(place[0]).column(0), place[1])
+        found: U32 = self._values(place, f"tokens/{vocabulary}")
         return found
 
-    def spans(self, place: Sequence[int]) -> npt.NDArray[np.int32]:
+    def spans(self, place: Sequence[int], vocabulary: str) -> I32:
         """(windows, 2): where the text of each window begins and ends."""
-        found: npt.NDArray[np.int32] = _values(self._batch(place[0]).column(1), place[1])
+        found: I32 = self._values(place, f"spans/{vocabulary}")
         return found.reshape(-1, 2)
 
     def text(self, place: Sequence[int]) -> str | None:
         """A note's text, where it is kept."""
-        found: str | None = self._batch(place[0]).column(2)[place[1]].as_py()
+        found: str | None = self._batch(place[0]).column(_TEXT.name)[place[1]].as_py()
         return found
 
-
-def _values(lists: pa.ListArray, row: int) -> Any:
-    return lists[row].values.to_numpy(zero_copy_only=False)
+    def _values(self, place: Sequence[int], column: str) -> Any:
+        return self._batch(place[0]).column(column)[place[1]].values.to_numpy(zero_copy_only=False)
 
 
 @lru_cache(maxsize=4)

@@ -1,25 +1,28 @@
 """What notes are to one another: addenda, summaries of one visit, copies. It is marked on each."""
 
+from collections.abc import Callable, Sequence
+
 import polars as pl
 
 from extractors.items import OK
 from extractors.note.copies import U32, groups_of
-from extractors.note.kept import Kept
 from extractors.note.settings import NoteSettings
 from extractors.note.tables import parents_of
 
 OTHER_SUMMARY = "refused_other_summary"
 LEAST_OF_A_KIND = 11  # notes; a rarer kind may tell of a patient
 _WHEN = ("available", "time")
+TokensOf = Callable[[Sequence[int]], U32]
 
 
-def marked(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, kept: Kept) -> pl.DataFrame:
+def marked(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, tokens_of: TokensOf) -> pl.DataFrame:
     """Notes with columns note (the id, or what tells one without), addendum, parent, parent_absent, id_repeated,
     of_visit, exact_copies, near_copies, copied_from; of several summaries of a visit the verdict.
 
     Args:
         notes: columns as `Passage.notes` gives them.
         signatures: of those that have tokens, in order.
+        tokens_of: the tokens of a note, by its place in the kept file.
     """
     parts = [pl.col(name).cast(pl.String).fill_null("") for name in ("subject", "time", "kind", "hash")]
     without_id = pl.when(pl.col("tokens") > 0).then(pl.concat_str(parts, separator="\n"))
@@ -29,7 +32,7 @@ def marked(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, kept: K
     notes = notes.with_row_index("place").with_columns(
         note.alias("note"), (pl.col("id").is_not_null() & several).alias("id_repeated")
     )
-    notes = _copied(settings, _of_visits(settings, _with_parents(settings, notes)), signatures, kept)
+    notes = _copied(settings, _of_visits(settings, _with_parents(settings, notes)), signatures, tokens_of)
     rare = pl.len().over("kind") < LEAST_OF_A_KIND
     return notes.with_columns(pl.when(~rare).then("kind").alias("kind")).sort("place")
 
@@ -66,13 +69,13 @@ def _of_visits(settings: NoteSettings, notes: pl.DataFrame) -> pl.DataFrame:
     return notes.with_columns(pl.when(other).then(pl.lit(OTHER_SUMMARY)).otherwise("verdict").alias("verdict"))
 
 
-def _copied(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, kept: Kept) -> pl.DataFrame:
+def _copied(settings: NoteSettings, notes: pl.DataFrame, signatures: U32, tokens_of: TokensOf) -> pl.DataFrame:
     """How many other notes say exactly the same, how many others nearly, and which of the same subject did so first."""
     said = notes.filter(pl.col("tokens") > 0).sort("place")
     different = said.with_row_index("signature").unique("hash", keep="first", maintain_order=True)
     places = different.select("batch", "row").rows()
     group = groups_of(
-        signatures[different["signature"].to_numpy()], lambda number: kept.tokens(places[number]), settings.near
+        signatures[different["signature"].to_numpy()], lambda number: tokens_of(places[number]), settings.near
     )
     ties = different.select("hash").with_columns(pl.Series("group", group, dtype=pl.Int64))
     said = said.select("place", "hash", "subject", "note", pl.coalesce(*_WHEN).alias("when"))

@@ -1,5 +1,6 @@
 """One pass over tables of notes: texts in, tokens into a kept file, and a row a note of what else is known of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,19 +26,34 @@ _NO_TOKENS = np.empty(0, np.uint32)
 _KNOWN: dict[str, pl.DataType | type[pl.DataType]] = {
     "table": pl.String, "path": pl.String, "stamp": pl.String, "record": pl.Int64, "verdict": pl.String,
     "hash": pl.String, "letters": pl.String, "blanks": pl.UInt32, "mojibake": pl.UInt32, "tokens": pl.Int64,
-    "tokens_cut": pl.Int64, "windows": pl.Int32, "batch": pl.Int64, "row": pl.Int64, "summary": pl.Boolean,
-    "is_addendum": pl.Boolean, "subject": pl.String, "id": pl.String, "visit": pl.String, "no_visit": pl.Boolean,
-    "kind": pl.String, "parent": pl.String, "time": pl.Datetime("us"), "precision": pl.String, "source": pl.String,
-    "available": pl.Datetime("us"), "stored_early": pl.Boolean, "time_unreadable": pl.Boolean,
+    "batch": pl.Int64, "row": pl.Int64, "summary": pl.Boolean, "is_addendum": pl.Boolean, "subject": pl.String,
+    "id": pl.String, "visit": pl.String, "no_visit": pl.Boolean, "kind": pl.String, "parent": pl.String,
+    "time": pl.Datetime("us"), "precision": pl.String, "source": pl.String, "available": pl.Datetime("us"),
+    "stored_early": pl.Boolean, "time_unreadable": pl.Boolean,
 }  # fmt: skip
+# And of every note and vocabulary, as `counted` names it.
+COUNTED = ("units", "tokens", "tokens_cut")
+_PLACED = ("batch", "row")
+
+
+def counted(what: str, vocabulary: str) -> str:
+    """The column of what is counted of COUNTED by one vocabulary."""
+    return f"{what}/{vocabulary}"
 
 
 class Passage:
-    """The notes that were met so far."""
+    """The notes that were met so far.
 
-    def __init__(self, settings: NoteSettings, tokens: Tokens, folder: Path) -> None:
-        self._settings, self._tokens = settings, tokens
-        self._writer = KeptWriter(folder)
+    Args:
+        cutters: the tokenizer of each vocabulary, by its name. Notes are compared by the tokens of the first, which the
+            column `tokens` counts.
+    """
+
+    def __init__(self, settings: NoteSettings, cutters: Mapping[str, Tokens], folder: Path) -> None:
+        self._settings, self._cutters = settings, cutters
+        self._writer = KeptWriter(folder, tuple(cutters))
+        of_cuts = {counted(what, name): pl.Int64 for name in cutters for what in COUNTED}
+        self._schema: dict[str, pl.DataType | type[pl.DataType]] = {**_KNOWN, **of_cuts}
         self._frames: list[pl.DataFrame] = []
         self._signatures: list[U32] = []
 
@@ -51,11 +67,11 @@ class Passage:
         self._writer.__exit__(kind, error, trace)
 
     def notes(self) -> pl.DataFrame:
-        """A row a note, columns _KNOWN, in the order of their tables."""
-        return pl.concat(self._frames) if self._frames else pl.DataFrame(schema=_KNOWN)
+        """A row a note, columns _KNOWN and those of COUNTED, in the order of their tables."""
+        return pl.concat(self._frames) if self._frames else pl.DataFrame(schema=self._schema)
 
     def signatures(self) -> U32:
-        """The signatures of those that have tokens, in the same order (n, BANDS * ROWS)."""
+        """The signatures of those that have `tokens`, in the same order (n, BANDS * ROWS)."""
         return np.concatenate([np.empty((0, BANDS * ROWS), np.uint32), *self._signatures])
 
     def add(self, file: NoteFile) -> None:
@@ -122,33 +138,39 @@ class Passage:
         nobody = pl.lit(self._settings.subject_ids.of(rows["subject"]).is_null())
         verdict = (
             pl.when(pl.col("verdict") != OK).then("verdict")
-            .when(pl.col("tokens") == 0).then(pl.lit(EMPTY))
+            .when(pl.sum_horizontal(counted("tokens", name) for name in self._cutters) == 0).then(pl.lit(EMPTY))
             .when(pl.lit(says_whose) & nobody).then(pl.lit("failed_no_subject"))
             .when(pl.lit(says_when and says_whose) & pl.col("time").is_null()).then(pl.lit("failed_no_time"))
             .otherwise(pl.lit(OK))
         )  # fmt: skip
         rows = rows.with_columns(verdict.alias("verdict"))
-        self._frames.append(rows.select(pl.col(name).cast(kind) for name, kind in _KNOWN.items()))
+        self._frames.append(rows.select(pl.col(name).cast(kind) for name, kind in self._schema.items()))
 
     def _cut(self, texts: list[str]) -> list[pl.Series]:
-        """Texts (n,) as tokens into the kept file: of each how many tokens and windows it has, how many tokens are
-        behind the last window, and where it is kept."""
-        counted: dict[str, list[int]] = {name: [] for name in ("tokens", "tokens_cut", "windows", "batch", "row")}
-        for start, encodings in self._tokens.of(texts):
-            tokens = [np.array(encoding.ids, np.uint32) for encoding in encodings]
-            cuts = [self._windows(encoding) for encoding in encodings]
+        """Texts (n,) as tokens into the kept file: of each what COUNTED says by each vocabulary, and where it is."""
+        known: dict[str, list[int]] = {name: [] for name in self._schema if "/" in name or name in _PLACED}
+        primary = next(iter(self._cutters))
+        for parts in zip(*(cutter.of(texts) for cutter in self._cutters.values()), strict=True):
+            cuts = {}
+            for name, (_, encodings) in zip(self._cutters, parts, strict=True):
+                tokens = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+                windows = [self._windows(encoding) for encoding in encodings]
+                cuts[name] = tokens, [spans for spans, _ in windows]
+                known[counted("tokens", name)] += map(len, tokens)
+                known[counted("tokens_cut", name)] += [behind for _, behind in windows]
+                known[counted("units", name)] += [len(spans) // 2 for spans, _ in windows]
+            tokens, start = cuts[primary][0], parts[0][0]
             stored = texts[start : start + len(tokens)] if self._settings.keep_text else [None] * len(tokens)
-            batch = self._writer.add(tokens, [spans for spans, _ in cuts], stored)
-            counted["tokens"] += [len(found) for found in tokens]
-            counted["tokens_cut"] += [behind for _, behind in cuts]
-            counted["windows"] += [len(spans) // 2 for spans, _ in cuts]
-            counted["batch"] += [batch] * len(tokens)
-            counted["row"] += range(len(tokens))
-            filled = [found for found in tokens if len(found)]
-            if filled:
-                ends = np.cumsum([len(found) for found in filled])
-                self._signatures.append(signatures_of(np.concatenate(filled), ends))
-        return [pl.Series(name, values, dtype=pl.Int64) for name, values in counted.items()]
+            known["batch"] += [self._writer.add(cuts, stored)] * len(tokens)
+            known["row"] += range(len(tokens))
+            self._sign([found for found in tokens if len(found)])
+        known["tokens"] = known[counted("tokens", primary)]
+        return [pl.Series(name, values, dtype=pl.Int64) for name, values in known.items()]
+
+    def _sign(self, filled: list[U32]) -> None:
+        if filled:
+            ends = np.cumsum([len(found) for found in filled])
+            self._signatures.append(signatures_of(np.concatenate(filled), ends))
 
     def _windows(self, encoding: Any) -> tuple[Any, int]:
         """Of each window where its text begins and ends in letters, flat, and how many tokens are behind the last.

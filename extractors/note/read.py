@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extractors.extractor import KEPT
-from extractors.items import UnitBatch, UnitRequest, VerdictError
+from extractors.items import CUT, CUTS, UnitBatch, UnitRequest, VerdictError
 from extractors.note.kept import Kept, open_kept
 from extractors.note.settings import MARKS
 from warehouse.files import signature_of
@@ -63,16 +63,18 @@ def read_text_of(request: UnitRequest) -> str:
 
 
 def read_tokens_of(request: UnitRequest) -> npt.NDArray[np.uint32]:
-    """All tokens of a note (n,), those behind its last window too.
+    """All tokens of a note (n,) by the vocabulary that the request names, those behind its last window too.
 
     Raises:
         VerdictError: failed_changed, as by `read_windows`.
     """
-    return _kept(request).tokens(request.geometry["place"])
+    return _kept(request).tokens(request.geometry["place"], request.geometry[CUT])
 
 
 def read_windows(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
     """Windows [start, stop) of a note in batches (n, window) of int32: [CLS], tokens, [SEP], and NO_TOKEN behind them.
+
+    The tokens are those of the vocabulary that the request's geometry names under CUT.
 
     `places` holds the number of the window's first token in the note, and where its text begins and ends in letters.
 
@@ -80,11 +82,12 @@ def read_windows(request: UnitRequest, batch_size: int) -> Iterator[UnitBatch]:
         VerdictError: failed_changed, where the note's file is not as it was indexed.
     """
     kept = _kept(request)
-    reading, place = request.geometry["reading"], request.geometry["place"]
-    tokens, spans = kept.tokens(place).astype(np.int32), kept.spans(place)
-    window = int(reading["window"])
-    starts, _ = starts_of(len(tokens), window, int(reading["stride"]), int(reading["at_most"]))
-    first, last = reading["marks"]
+    vocabulary, place = request.geometry[CUT], request.geometry["place"]
+    cut = request.geometry[CUTS][vocabulary]
+    tokens, spans = kept.tokens(place, vocabulary).astype(np.int32), kept.spans(place, vocabulary)
+    window = int(cut["window"])
+    starts, _ = starts_of(len(tokens), window, int(cut["stride"]), int(cut["at_most"]))
+    first, last = cut["marks"]
     stop = len(starts) if request.stop is None else min(request.stop, len(starts))
     for begin in range(request.start, stop, batch_size):
         numbers = np.arange(begin, min(begin + batch_size, stop), dtype=np.int64)

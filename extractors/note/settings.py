@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from extractors.extractor import KEPT, Extractor, ModalitySettings
+from extractors.note.vocabulary import each_once, folder_of, has_vocabulary, load_vocabulary, vocabulary_files
 from extractors.note_rule import NoteRule
 from extractors.reading import Reading, TableReading, laid_over
 from extractors.source import SOURCES, Source, load_source
@@ -17,7 +18,6 @@ NOTED = (
     "tokens_cut", "mojibake", "stored_early", "time_unreadable", "no_visit", "id_repeated", "of_visit", "addendum",
     "parent_absent", "exact_copies", "near_copies",
 )  # fmt: skip
-WEIGHTS = ".safetensors"
 MARKS = 2  # of a window's tokens: [CLS] before the text, [SEP] behind it
 
 
@@ -30,8 +30,10 @@ class NoteSettings(ModalitySettings):
         reading: how this site wrote its tables and text files, laid over what the source says of it.
         partial: not all text files that a table names are there. Without it, one that is missing stops the run before
             any work.
-        tokenizer: a folder with vocab.txt, or with a WordPiece tokenizer.json; the encoder's weights where they are
-            such a folder. Without either, words are cut into letters, three at a time: for demonstrations.
+        tokenizer: a folder with vocab.txt, or with a WordPiece tokenizer.json, for encoders that name none and have
+            none with their weights. Without any, words are cut into letters, three at a time: for demonstrations.
+        vocabularies: such folders, null for letters, one for each vocabulary that an encoder reads; a run fills them
+            in.
         window: tokens of one window, the two marks around the text included; BERT has places for 512.
         stride: tokens from the start of one window to that of the next; windows overlap where it is less than they
             hold.
@@ -46,6 +48,7 @@ class NoteSettings(ModalitySettings):
     reading: Reading = Reading()
     partial: bool = False
     tokenizer: LocatedPath | None = None
+    vocabularies: tuple[LocatedPath | None, ...] = ()
     window: int = Field(default=512, ge=8, le=8192)
     stride: int = Field(default=384, ge=1)
     at_most: int = Field(default=8, ge=1, le=1000)
@@ -56,18 +59,23 @@ class NoteSettings(ModalitySettings):
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, raw: Any, info: ValidationInfo) -> Any:
-        """A source's file by its whole path, and the tokenizer that lies with the encoder's weights."""
+        """A source's file by its whole path, the encoders' tokenizers, and the vocabularies of all of them."""
         if not isinstance(raw, dict):
             return raw
         filled = dict(raw)
         source = raw.get("source")
         if isinstance(source, str) and not (SOURCES / f"{source}.yaml").is_file():
             filled["source"] = str(located(source, info))
-        encoders = raw["encoders"] if isinstance(raw.get("encoders"), list) else [raw.get("encoder")]
-        weights = [each.get("weights") for each in encoders if isinstance(each, dict)]
-        named = [path for path in weights if isinstance(path, str | Path)]
-        if raw.get("tokenizer") is None and named:
-            filled["tokenizer"] = folder_of(located(named[0], info))
+        usual = None if raw.get("tokenizer") is None else located(raw["tokenizer"], info)
+        encoders = []
+        if isinstance(raw.get("encoders"), list):
+            encoders = filled["encoders"] = [_with_tokenizer(each, usual, info) for each in raw["encoders"]]
+        elif "encoder" in raw:
+            filled["encoder"] = _with_tokenizer(raw["encoder"], usual, info)
+            encoders = [filled["encoder"]]
+        reading = [each for each in encoders if isinstance(each, dict) and not each.get("imported")]
+        if reading:
+            filled["vocabularies"] = each_once(_folder(each, info) for each in reading)
         return filled
 
     @model_validator(mode="after")
@@ -75,7 +83,7 @@ class NoteSettings(ModalitySettings):
         if self.stride > self.window - MARKS:
             raise ValueError(f"stride is {self.window - MARKS} tokens at most: more would leave text out")
         for encoder in getattr(self, "all_encoders", ()):  # of a run's block, which has some
-            if self.tokenizer is None and encoder.pretrained:
+            if encoder.pretrained and encoder_folder(encoder) is None:
                 raise ValueError(
                     f"{encoder.name} needs `tokenizer`, the folder of the vocabulary that it was trained with"
                 )
@@ -108,9 +116,20 @@ class NoteSettings(ModalitySettings):
         found: dict[str, Path] = {}
         if self.source is not None and not (SOURCES / f"{self.source}.yaml").is_file():
             found["source"] = Path(self.source)
-        if self.tokenizer is not None:
-            found |= {f"tokenizer/{path.name}": path for path in vocabulary_files(self.tokenizer)}
+        for number, folder in enumerate(self.cut_by):
+            if folder is not None:
+                found |= {f"vocabularies.{number}/{path.name}": path for path in vocabulary_files(folder)}
         return found
+
+    @property
+    def cut_by(self) -> tuple[Path | None, ...]:
+        """The folders of the vocabularies that notes are cut by; None stands for letters."""
+        return self.vocabularies or (self.tokenizer,)
+
+    @property
+    def cut(self) -> str:
+        """The name of the first of them."""
+        return load_vocabulary(self.cut_by[0]).name
 
     @property
     def keeps_texts(self) -> bool:
@@ -123,15 +142,35 @@ class NoteSettings(ModalitySettings):
         return self.window - MARKS
 
 
-def folder_of(weights: Path) -> Path:
-    """The folder of a model, by its weights: that, or a file in it."""
-    return weights.parent if weights.suffix == WEIGHTS else weights
+class TextEncoder(Protocol):
+    """What notes need to know of an encoder's configuration."""
+
+    tokenizer: Path | None
+    weights: Path | None
 
 
-def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a tokenizer's folder that say how it reads; those that are there."""
-    names = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "config.json")
-    return [folder / name for name in names if (folder / name).is_file()]
+def encoder_folder(encoder: TextEncoder) -> Path | None:
+    """The folder of an encoder's vocabulary: the one that it names, else its weights'; None where it has neither."""
+    if encoder.tokenizer is not None or encoder.weights is None:
+        return encoder.tokenizer
+    return folder_of(encoder.weights)
+
+
+def _folder(encoder: dict[str, Any], info: ValidationInfo) -> Path | None:
+    """The same of an encoder as it stands in a file."""
+    for key in ("tokenizer", "weights"):
+        if isinstance(encoder.get(key), str | Path):
+            path: Path = located(encoder[key], info)
+            return folder_of(path) if key == "weights" else path
+    return None
+
+
+def _with_tokenizer(encoder: Any, usual: Path | None, info: ValidationInfo) -> Any:
+    """An encoder, as it stands in a file, with the usual tokenizer where it has no vocabulary of its own."""
+    if usual is None or not isinstance(encoder, dict) or encoder.get("imported") or encoder.get("tokenizer"):
+        return encoder
+    folder = _folder(encoder, info)
+    return encoder if folder is not None and has_vocabulary(folder) else {**encoder, "tokenizer": str(usual)}
 
 
 # A window is 2 KB, and costs nothing once its note's tokens are read.

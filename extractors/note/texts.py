@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 
 from extractors.items import VerdictError
-from extractors.note.tokens import BLANKS
+from extractors.note.vocabulary import BLANKS
 
 # A letter or a digit; underscores, lines and bullets alone say nothing.
 _SAYS_SOMETHING = r"[\p{L}\p{N}]"

@@ -74,14 +74,16 @@ def compared(config: DuplicatesConfig) -> list[str]:
 
 
 def plan(night: Night) -> list[Task]:
-    """One task a bucket, up to date as long as its usable items are the same."""
+    """One task a bucket, up to date as long as its usable items are the same, and texts are cut by what they were."""
     config = night.config.duplicates
     if config is None:
         return []
     night.report("embed")
     folder = night.layout.digests
     settings = config.model_dump(mode="json", include={"images", "texts", "least_tokens", "least_deviation"})
-    rules = sha256_json([STAGE.name, STAGE.version, settings])[:12]
+    blocks = night.config.modalities
+    cuts = {name: blocks[name].cut for name in compared(config) if name in blocks and blocks[name].cut}
+    rules = sha256_json([STAGE.name, STAGE.version, settings, *([cuts] if cuts else [])])[:12]
     tasks = []
     for bucket in range(night.config.buckets):
         path = night.tree.items(bucket)

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from embedders.encoders.spec import EncoderConfig, cut_for, store_spec
 from extractors.note.check import check
 from pipelines.config import RunConfig, parse_config
 from pipelines.profiles.choosing import items_with_vectors
@@ -109,29 +110,63 @@ def notes_of(folder: Path, *encoders: dict[str, Any], **block: Any) -> Any:
     return parse_config(raw, folder, "run.yaml").modalities["note"]
 
 
+def bert(folder: Path, pieces: str, vocabulary: str = "vocab.txt", weights: str = ".") -> dict[str, Any]:
+    """An encoder of a folder with a vocabulary, or without one where it has no pieces."""
+    words = [*MARKS, *pieces.split()]
+    whole = {"model": {"type": "WordPiece", "vocab": {word: number for number, word in enumerate(words)}}}
+    folder.mkdir()
+    if pieces:
+        content = "\n".join(words) + "\n" if vocabulary == "vocab.txt" else json.dumps(whole)
+        (folder / vocabulary).write_text(content, encoding="utf-8")
+    return {"name": "bert", "alias": folder.name, "width": 768, "weights": str(folder / weights)}
+
+
 @pytest.mark.parametrize("weights", [".", "model.safetensors"])
 @pytest.mark.parametrize("vocabulary", ["vocab.txt", "tokenizer.json"])
-def test_encoders_of_notes_read_one_vocabulary(tmp_path: Path, weights: str, vocabulary: str) -> None:
-    encoders = []
+def test_encoders_of_notes_read_each_its_own_vocabulary(tmp_path: Path, weights: str, vocabulary: str) -> None:
+    made = [("first", "seen ."), ("second", "seen . again"), ("third", "seen ."), ("bare", "")]
+    first, second, third, bare = (bert(tmp_path / name, pieces, vocabulary, weights) for name, pieces in made)
+    letters = {"name": "random-bert", "alias": "letters", "width": 8}
+
+    def cut_by(*encoders: dict[str, Any], **block: Any) -> list[str | None]:
+        notes = notes_of(tmp_path, *encoders, **block)
+        check(notes)
+        assert [cut_for(each, "note") for each in notes.all_encoders], "each has a vocabulary"
+        return [folder and folder.name for folder in notes.cut_by]
+
+    assert cut_by(first, third) == ["first"], "one vocabulary in two folders"
+    assert cut_by(first, second, third, letters) == ["first", "second", None]
+    assert cut_by(letters, second) == [None, "second"]
+    assert cut_by(first, bare, tokenizer=second["weights"].removesuffix("model.safetensors")) == ["first", "second"]
+    assert cut_by(first, {**bare, "tokenizer": str(tmp_path / "third")}) == ["first"]
+    assert cut_by(first, letters, tokenizer=str(tmp_path / "second")) == ["first", "second"]
+    with pytest.raises(TimeloomError, match="tokenizer is none that lies with the weights of an encoder"):
+        check(notes_of(tmp_path, first, tokenizer=str(tmp_path / "second")))
+    with pytest.raises(TimeloomError, match="tokenizer of the encoder first of notes is not the one that lies with"):
+        check(notes_of(tmp_path, {**first, "tokenizer": str(tmp_path / "second")}))
+    with pytest.raises(TimeloomError, match=r"the tokenizer bare of modalities.note has no vocabulary"):
+        check(notes_of(tmp_path, first, bare))
+
+
+def test_a_tokenizer_is_of_networks_that_read_texts() -> None:
+    with pytest.raises(TimeloomError, match=r"random-dinov2 reads no texts: leave `tokenizer` of modalities.ct"):
+        config_of({"encoder": {**RANDOM, "tokenizer": "words"}})
+
+
+def test_an_encoder_of_another_vocabulary_has_another_store(tmp_path: Path) -> None:
     for name, pieces in (("first", "seen ."), ("second", "seen . again"), ("third", "seen .")):
-        words = [*MARKS, *pieces.split()]
-        whole = {"model": {"type": "WordPiece", "vocab": {word: number for number, word in enumerate(words)}}}
-        content = "\n".join(words) + "\n" if vocabulary == "vocab.txt" else json.dumps(whole)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / vocabulary).write_text(content, encoding="utf-8")
-        encoders.append({"name": "bert", "alias": name, "width": 768, "weights": str(tmp_path / name / weights)})
-    check(notes_of(tmp_path, encoders[0], encoders[2]))
-    with pytest.raises(TimeloomError, match="the encoder second of notes was trained with another vocabulary"):
-        check(notes_of(tmp_path, encoders[0], encoders[1]))
-    with pytest.raises(TimeloomError, match="tokenizer is not the one that lies with the encoder's weights"):
-        check(notes_of(tmp_path, encoders[0], tokenizer=str(tmp_path / "second")))
+        bert(tmp_path / name, pieces)
+    config = EncoderConfig(name="random-bert", width=8)
+    configs = [config, *(config.model_copy(update={"tokenizer": tmp_path / at}) for at in ("first", "second", "third"))]
+    stores = [store_spec(each, "note").store_name for each in configs]
+    assert len(set(stores)) == 3 and stores[1] == stores[3], "by what is in the vocabulary, wherever it lies"
 
 
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({"vocab_size": 6}, "has 7 pieces, and its model 6"),
-        ({"vocab_size": 7, "max_position_embeddings": 128}, "window is 512 tokens, and the encoder has places for 128"),
+        ({"vocab_size": 6}, "has 7 pieces, and its model model has 6"),
+        ({"vocab_size": 7, "max_position_embeddings": 128}, "window is 512 tokens, and model has places for 128"),
     ],
 )
 def test_a_tokenizer_elsewhere_is_held_against_the_encoder(tmp_path: Path, sizes: dict[str, int], said: str) -> None:

@@ -26,9 +26,11 @@ from flows.runs.settings import RunSettings
 from pipelines.aligning.segments import SegmentReader
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import load_record
+from pipelines.group import has_kept
 from pipelines.index import has_places
 from tests.support.nights.damage import HARMS, files_of, flip, kind_of
 from tests.support.nights.site import Site, site_of_images
+from tests.support.notes import write_discharge
 from validation import verify
 from validation.areas import registry
 from validation.damage import RESTORE_KEY, find_damage
@@ -109,6 +111,11 @@ def unbelieved_places(layout: Layout, path: Path) -> bool:
     return not has_places(params, layout.segments)
 
 
+def unbelieved_kept(layout: Layout, path: Path) -> bool:
+    params: Any = {"out": f"{path.parent.name}.parquet"}
+    return not has_kept(params, layout.grouped)
+
+
 def unbelieved_hashes(layout: Layout, _: Path) -> bool:
     return not Fingerprints(layout.private)._known
 
@@ -175,6 +182,7 @@ KINDS = {
     "private/scanned/MODALITY-HASH.parquet": Row(unbelieved_output),
     "private/grouped/MODALITY-HASH.json": Row(unbelieved_record),
     "private/grouped/MODALITY-HASH.parquet": Row(unbelieved_output),
+    "private/grouped/MODALITY-HASH/notes.arrow": Row(unbelieved_kept),
     "private/digests/N-HASH-HASH.json": Row(unbelieved_record),
     "private/digests/N-HASH-HASH.parquet": Row(unbelieved_output),
     "private/items/items-MODALITY-HASH.parquet": Row(unbelieved_places),
@@ -188,7 +196,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def published(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A root with CT and slides, one of which cannot be read, two profiles, and two releases."""
+    """A root with notes, CT and slides, one of which cannot be read, two profiles, and two releases."""
     folder = tmp_path_factory.mktemp("damage")
     for name in ("tables", "ct", "slides"):
         shutil.copytree(export / name, folder / "hospital" / name)
@@ -197,6 +205,12 @@ def published(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     raw[len(raw) // 3 : len(raw) // 2] = bytes(len(raw) // 2 - len(raw) // 3)
     slide.write_bytes(raw)
     site = site_of_images(folder, folder / "hospital")
+    subjects = pl.read_csv(folder / "hospital" / "tables" / "patients.csv", n_rows=6).to_series()
+    rows = [{"note_id": f"{number}", "subject_id": patient, "text": f"Seen {number}, no pain", "hadm_id": number,
+             "charttime": "2021-03-04 05:06:07"} for number, patient in enumerate(subjects)]  # fmt: skip
+    write_discharge(folder / "hospital" / "notes", rows)
+    notes = {"path": str(folder / "hospital" / "notes"), "source": "mimic-iv"}
+    site.config["modalities"]["note"] = notes | {"encoder": {"name": "random-bert", "width": 16}}
     site.config["deid"] = {"mode": "expert"}
     site.config["profiles"] |= {"ethos": {"rules": "ethos", "values": "pair"}}
     site.config |= {"graphs": {}, "duplicates": {"images": ["ct", "wsi"]}, "triplets": {}}

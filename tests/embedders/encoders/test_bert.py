@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from embedders.encoders.build import build_encoder, encoder_spec
 from embedders.encoders.spec import EncoderConfig
 from extractors.note.read import NO_TOKEN
+from extractors.note.vocabulary import Marks
 from warehouse.errors import TimeloomError
 
 SIZES = {
@@ -41,6 +42,8 @@ def checkpoint(folder: Path, names: str = "now", **config: Any) -> tuple[Path, t
         }
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **SIZES, **config}), encoding="utf-8")
+    words = [*Marks(), *(f"word{number}" for number in range(115))]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     return folder, model
 
 
@@ -114,7 +117,9 @@ def test_the_store_knows_weights_sizes_and_pool(tmp_path: Path) -> None:
             (deeper, "bert", "mean"),
         )
     ]  # fmt: skip
-    assert len({spec.store_name for spec in specs}) == 4
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    specs.append(encoder_spec(config_of(folder), "note"))
+    assert len({spec.store_name for spec in specs}) == 5, "the last reads other tokens"
     assert specs[0].architecture["pool"] == "class token" and specs[1].architecture["pool"] == "mean"
     assert specs[0].preprocess.shape == (2, 40) and specs[3].architecture["num_hidden_layers"] == 3
 

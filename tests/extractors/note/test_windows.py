@@ -8,7 +8,8 @@ import pytest
 
 from extractors.items import FoundItem, UnitBatch, UnitRequest, VerdictError
 from extractors.note.read import NO_TOKEN, read_windows, starts_of
-from extractors.note.tokens import letters, load_tokens
+from extractors.note.tokens import load_tokens
+from extractors.note.vocabulary import letters, load_vocabulary
 from tests.support.notes import found_in, write_discharge
 
 WORDS = [
@@ -108,7 +109,7 @@ def test_accents_and_chinese_are_the_model_s(
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
     assert ids(folder, "F\u00fcr \u4e2d\u4e2d") == expected
-    assert (load_tokens(folder).digest == load_tokens(model(tmp_path / "usual", words)).digest) is usual
+    assert (load_vocabulary(folder).digest == load_vocabulary(model(tmp_path / "usual", words)).digest) is usual
 
 
 def test_a_vocabulary_in_tokenizer_json_is_the_same(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_vocabulary_in_tokenizer_json_is_the_same(tmp_path: Path) -> None:
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     content = json.dumps({"model": {"type": "WordPiece", "vocab": vocabulary}})
     (tmp_path / "whole" / "tokenizer.json").write_text(content, encoding="utf-8")
-    assert load_tokens(tmp_path / "whole").digest == load_tokens(plain).digest
+    assert load_vocabulary(tmp_path / "whole").digest == load_vocabulary(plain).digest
 
 
 def naive_windows(tokens: int, room: int, stride: int, at_most: int) -> list[tuple[int, int]]:
