@@ -42,7 +42,7 @@ _ENDINGS: Mapping[str, str] = {
     ".tsv": "CSV", ".yaml": "YAML", ".yml": "YAML", ".txt": "text", ".md": "text", ".log": "text",
     ".doc": "Microsoft Office", ".docx": "Microsoft Office", ".xlsx": "Microsoft Office", ".pptx": "Microsoft Office",
     ".npz": "NumPy", ".pt": "PyTorch", ".pth": "PyTorch", ".pkl": "pickle", ".exe": "program", ".dll": "program",
-    ".mat": "MATLAB",
+    ".mat": "MATLAB", ".safetensors": "safetensors",
 }  # fmt: skip
 # A WFDB header's first line: the record's name, the number of its signals, and perhaps their frequency and length.
 _WFDB = re.compile(rb"(?:#[^\n]*\r?\n|\r?\n)*[\w/.-]+ +\d{1,4}(?: +\d[\d./()e+-]*(?: +\d+[^\n]*)?)?\r?\n")

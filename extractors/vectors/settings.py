@@ -16,6 +16,8 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "npy": (".npy",),
     "parquet": (".parquet",),
 }
+# What `extractors.kinds` calls files of these formats.
+KINDS = frozenset(("HDF5", "safetensors", "NumPy", "Parquet"))
 BY_NAME, BY_PATH, BY_FOLDER = "file_name", "path", "folder"
 
 

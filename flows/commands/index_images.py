@@ -19,12 +19,17 @@ from extractors.dicom.files import MEMBER
 from extractors.items import OK, VERDICTS, FoundItem
 from extractors.kinds import kinds_of
 from extractors.modalities import EXTRACTORS, extractor_of
+from extractors.vectors import settings as vectors
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write
 from warehouse.modalities import MODALITIES
 from warehouse.progress import Progress
 
 QUARANTINED = 2
+_VECTORS = (
+    f" If these are {vectors.VECTORS.reads}, a run takes them in the place of an encoder:"
+    " modalities.<name>.encoder: {imported: ...} (docs/imported-vectors.md)."
+)
 _COLUMNS = (
     "modality", "verdict", "units", "files", "bytes", "time_tag", "time_precision", "time", "available_time",
     "first_file", "name",
@@ -97,7 +102,8 @@ def _in_words(names: list[str], usable: list[FoundItem], read: int, others: dict
         found = f"Files of usable items: {read:,}." + (f" Of the others: {lying}." if lying else "")
         return found + _noted_in_words(usable) + _lacking_in_words(usable)
     reads = "; ".join(f"{MODALITIES[name].title} from {EXTRACTORS[name].reads}" for name in names)
-    return f"Nothing is usable. Found: {lying or 'no file'}. Read would be {reads}."
+    found = f"Nothing is usable. Found: {lying or 'no file'}. Read would be {reads}."
+    return found + _VECTORS if vectors.KINDS & others.keys() else found
 
 
 def _noted(items: Iterable[FoundItem]) -> Counter[str]:

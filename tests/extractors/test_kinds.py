@@ -46,6 +46,7 @@ CASES = {
     "second": ((540).to_bytes(4, "little") + b"n+2\0\r\n\x1a\n" + bytes(400), "NIfTI"),
     "brain.nii.gz": (gzip.compress(nifti()), "NIfTI (gzip)"),
     "waves.h5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+    "slide.safetensors": ((40).to_bytes(8, "little") + b'{"features":{"dtype":"F16"}}', "safetensors"),
     "block.mat": (b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n", "HDF5"),
     "100.hea": (HEA, "WFDB"),
     "commented.hea": (b"# made by a device\n" + HEA, "WFDB"),

@@ -120,6 +120,7 @@ def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(t
     found = "Found: 2 EDF, 2 HDF5, 1 NIfTI."
     done = index(foreign)
     assert done.returncode == 2 and found in " ".join(done.stdout.split()) and "CT from DICOM" in done.stdout
+    assert "modalities.<name>.encoder: {imported: ...} (docs/imported-vectors.md)." in done.stdout
     assert index(foreign, "--modality", "wsi").returncode == 2, "no slide, and not a folder without files"
     described = json.loads(index(foreign, "--json").stdout)
     assert described["not_read"] == {"EDF": 2, "HDF5": 2, "NIfTI": 1} and described["usable"] == 0
@@ -127,6 +128,7 @@ def test_files_that_nobody_reads_are_counted_by_kind_and_nothing_usable_is_two(t
     done = index(foreign)
     assert done.returncode == 0
     assert "Files of usable items: 6. Of the others: 2 EDF, 2 HDF5, 1 NIfTI." in " ".join(done.stdout.split())
+    assert "imported" not in done.stdout
 
 
 def test_nifti_is_judged_and_wants_a_crosswalk(tmp_path: Path) -> None:
