@@ -1,10 +1,13 @@
 """align: one bucket's rows of every segment, and its images, become one file in the total order.
 
-Schema in: segments (CONVERTED) and items (ITEMS). Schema out: EVENTS, SUBJECTS, code counts. A large bucket is done a
-range of subjects at a time, so that memory does not grow with it.
+Schema in: segments (CONVERTED) and items (ITEMS). Schema out: EVENTS, SUBJECTS, code counts, CONTENTS. A large bucket
+is done a range of subjects at a time, so that memory does not grow with it. Subjects of whom every row and item is as
+it was are copied from the release before, with the bytes that they would get if they were made again.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,26 +16,40 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.events.converted import AVAILABILITY
+from pipelines.aligning.bucket_rows import BucketRows
+from pipelines.aligning.cells import KeptCells, row_group_bounds
 from pipelines.aligning.columns import NONE_8, NONE_32
 from pipelines.aligning.conflicts import CONFLICTS, differing_statics, find_conflicts
-from pipelines.aligning.gather import Gathered
-from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
+from pipelines.aligning.contents import ContentSums
+from pipelines.aligning.gather import Gathered, Wanted, read_contents
+from pipelines.aligning.left_out import (
+    ACCOUNT,
+    LeftOut,
+    account_of,
+    conflicts_of_account,
+    counts_of_account,
+    further_births_and_deaths,
+    with_account,
+)
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
+from pipelines.carrying.cells import Contents
 from pipelines.embed import Counts as EmbedCounts
 from pipelines.engine.context import RunContext, StageReport, counts_of
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.lags import awaited
 from pipelines.meds import Counts as MedsCounts
 from pipelines.night import Night, Stage
 from pipelines.trial import trial_bound
-from warehouse.arrays import I64
+from warehouse.arrays import I64, U8
 from warehouse.errors import TimeloomError
 from warehouse.items import each_once
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.modalities import INDEXED
 from warehouse.parquet import read_frame, write_table, write_tables
-from warehouse.schemas import EVENTS, SUBJECTS
+from warehouse.schemas import CONTENTS, EVENTS, SUBJECTS
 
+CODES = {"code": pl.String, "events": pl.Int64}
 CODE_COUNTS = pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)])
 
 
@@ -99,6 +116,7 @@ def tasks_of(
                         "path": str(layout.segments / counts_of(entry, MedsCounts)["segment"]),
                         "source": source,
                         "kinds": counts_of(entry, MedsCounts)["kinds"],
+                        "rules": counts_of(entry, MedsCounts)["rules"],
                         "rows": index["rows"],
                         "pieces": index["pieces"],
                         "codes": counts_of(entry, MedsCounts)["blobs"]["codes"],
@@ -119,49 +137,94 @@ def tasks_of(
                 inputs=[sorted(inputs), known, happened],
                 params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
                 weight=rows,
+                carrying=Carrying(rules=[bound, INDEXED]),
             )
         )
     return tasks
 
 
-def run(params: Params, base: Path) -> Result:
+def run(params: Params, base: Path, former: Former | None) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = each_once(read_frame(tree.items(bucket))) if params["items"] else None
     set_aside = LeftOut()
-    gathered = Gathered.read(params["segments"], images, params["lags"], params["trial_bound"], set_aside.put)
-    aligned = Aligned(gathered, set_aside)
-    events, subjects, codes = tree.events(bucket), tree.subjects(bucket), tree.codes_of(bucket)
-    written = {events: write_tables(events, map(aligned.take, gathered.ranges()), EVENTS, "data")}
-    statistics = with_images(aligned.subjects(), images)
-    written[subjects] = write_table(subjects, statistics, SUBJECTS, "subjects")
-    written[codes] = write_table(codes, aligned.codes(), CODE_COUNTS, "codes")
+    kept = _kept(params, bucket, images, former)
+    wanted, sums = None, ContentSums()
+    if kept is not None:
+        wanted = Wanted(kept.now.subjects[kept.changed], int(kept.now.rows[kept.changed].sum()))
+    gathered = Gathered.read(
+        params["segments"],
+        images,
+        params["lags"],
+        params["trial_bound"],
+        set_aside.put,
+        sums=sums if kept is None else None,
+        wanted=wanted,
+    )
+    now = sums.total() if kept is None else kept.now
+    aligned = Aligned(gathered, set_aside, now)
+    events, subjects, codes, contents = (
+        tree.events(bucket), tree.subjects(bucket), tree.codes_of(bucket), tree.contents(bucket)
+    )  # fmt: skip
+    groups = aligned.cells()
+    if kept is None or former is None:
+        written = {events: write_tables(events, groups, EVENTS, "data")}
+        carried = Carried()
+    else:
+        written = {events: kept.write(events, groups)}
+        carried = Carried.of(kept, former.tree, bucket)
+    statistics = pl.concat([aligned.subjects(), carried.statistics]).sort("subject_id")
+    account = pl.concat([set_aside.account(), carried.account])
+    counted = aligned.codes() + carried.codes
+    written[subjects] = write_table(subjects, with_images(statistics, images), SUBJECTS, "subjects")
+    written[codes] = write_table(
+        codes, pl.DataFrame(sorted(counted.items()), CODES, orient="row"), CODE_COUNTS, "codes"
+    )
+    written[contents] = write_table(contents, with_account(now.frame(), account), CONTENTS, "contents")
     counts: Counts = {
-        "set_aside": set_aside.counts,
-        "conflicts": dict(sorted(aligned.conflicts.items())),
-        "availability": aligned.availability(),
+        "set_aside": counts_of_account(account),
+        "conflicts": dict.fromkeys(sorted(CONFLICTS), 0) | conflicts_of_account(account),
+        "availability": dict(sorted((aligned.availability() + carried.availability).items())),
         "events": written[events],
         "subjects": len(statistics),
     }
     return Result({str(path.relative_to(base)): rows for path, rows in written.items()}, counts)
 
 
+def _kept(params: Params, bucket: int, images: pl.DataFrame | None, former: Former | None) -> KeptCells | None:
+    """What may be copied from the release before; nothing in a trial, which has an account of those left out."""
+    if former is None or params["trial_bound"] is not None:
+        return None
+    now = read_contents(params["segments"], images, params["lags"])
+    before = Contents.of_frame(read_frame(former.tree.contents(bucket)))
+    kept = KeptCells.of(now, before, former.tree.events(bucket))
+    return kept if (kept.kept >= 0).any() else None
+
+
 class Aligned:
     """Takes a bucket's ranges one by one, and adds up what is said of them.
 
     Args:
-        set_aside: takes the account of events that are left out.
+        set_aside: takes the account of events that are left out or contradict others.
+        contents: of the bucket, whose cells are row groups.
     """
 
-    def __init__(self, gathered: Gathered, set_aside: LeftOut) -> None:
-        self._gathered, self._set_aside = gathered, set_aside
+    def __init__(self, gathered: Gathered, set_aside: LeftOut, contents: Contents) -> None:
+        self._gathered, self._set_aside, self._contents = gathered, set_aside, contents
         self._codes = np.zeros(len(gathered.texts.codes), np.int64)
         self._availability = np.zeros(NONE_8 + 1, np.int64)
         self._statistics = [NO_STATISTICS]
-        self.conflicts: Counter[str] = Counter()
 
-    def take(self, places: I64 | None) -> pa.Table:
-        """Some subjects' rows, or all, as events in the total order: columns of EVENTS."""
+    def cells(self) -> Iterator[pa.Table]:
+        """The events in the total order, a cell at a time: columns of EVENTS."""
+        firsts = self._contents.subjects[self._contents.starts]
+        for places in self._gathered.ranges(firsts):
+            events, conflict = self._take(places)
+            for begin, end in row_group_bounds(events, self._gathered.texts, firsts):
+                yield events.part(begin, end).table(self._gathered.texts, conflict[begin:end], CONFLICTS)
+
+    def _take(self, places: I64 | None) -> tuple[BucketRows, U8]:
+        """Some subjects' rows, or all, as events in the total order, and the contradiction of each (n,)."""
         rows, texts = self._gathered.rows, self._gathered.texts
         order, again = rows.order(texts, places)
         # Equal rows of a table are one row that stands there twice; of equal images, each is one.
@@ -174,30 +237,51 @@ class Aligned:
         surplus = further_births_and_deaths(events, texts)
         if surplus.any():
             self._set_aside.put_surplus("further_birth_or_death", events, surplus, texts)
-            self.conflicts["further_birth_or_death"] += int(surplus.sum())
+            self._set_aside.put_conflict("further_birth_or_death", events.subject[surplus])
             events, differing = events.take(np.flatnonzero(~surplus)), differing[~surplus]
         conflict, found = find_conflicts(events, texts, differing)
-        self.conflicts.update(found)
+        for name, marked in found.items():
+            self._set_aside.put_conflict(name, events.subject[marked])
         self._codes += np.bincount(events.code, minlength=len(self._codes))
         self._availability += np.bincount(events.availability, minlength=len(self._availability))
         self._statistics.append(subject_statistics(events, texts))
-        return events.table(texts, conflict, CONFLICTS)
+        return events, conflict
 
-    def codes(self) -> pa.Table:
-        """How many events each code has, columns of CODE_COUNTS."""
+    def codes(self) -> Counter[str]:
+        """How many events each code has."""
         used_codes = np.flatnonzero(self._codes)
-        return pa.table(
-            {"code": self._gathered.texts.codes.take(pa.array(used_codes)), "events": self._codes[used_codes]}
-        )
+        names = self._gathered.texts.codes.take(pa.array(used_codes)).to_pylist()
+        return Counter(dict(zip(names, self._codes[used_codes].tolist(), strict=True)))
 
-    def availability(self) -> dict[str, int]:
+    def availability(self) -> Counter[str]:
         """How many events are known to be available how."""
         counts = zip(AVAILABILITY, self._availability.tolist(), strict=False)
-        return {name: number for name, number in sorted(counts) if number}
+        return Counter({name: number for name, number in counts if number})
 
     def subjects(self) -> pl.DataFrame:
         """What is said of each subject, columns of NO_STATISTICS."""
         return pl.concat(self._statistics)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the release before says of the subjects that are copied from it; nothing where none is."""
+
+    statistics: pl.DataFrame = field(default_factory=lambda: NO_STATISTICS)
+    account: pl.DataFrame = field(default_factory=lambda: ACCOUNT)
+    codes: Counter[str] = field(default_factory=Counter)
+    availability: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, kept: KeptCells, before: ReleaseLayout, bucket: int) -> "Carried":
+        """Of the kept cells of a bucket."""
+        theirs = pl.col("subject_id").is_in(kept.kept_subjects)
+        return cls(
+            read_frame(before.subjects(bucket)).filter(theirs).select(NO_STATISTICS.columns),
+            account_of(read_frame(before.contents(bucket)).filter(theirs)),
+            Counter(kept.counted("code")),
+            Counter(kept.counted("availability")),
+        )
 
 
 def has_events(report: StageReport, night: Night) -> None:
@@ -215,7 +299,7 @@ def has_events(report: StageReport, night: Night) -> None:
 
 STAGE = Stage(
     "align",
-    version=5,
+    version=6,
     run="pipelines.align:run",
     after=("meds", "lags", "embed"),
     in_conversion=True,

@@ -75,6 +75,10 @@ class ReleaseLayout:
         """Events per code of one bucket."""
         return self.path / "codes" / f"{bucket_name(bucket)}.parquet"
 
+    def contents(self, bucket: int) -> Path:
+        """What each subject of one bucket is made of, as a hash: what the next release is compared with."""
+        return self.path / "contents" / f"{bucket_name(bucket)}.parquet"
+
     def token_counts(self, profile: str, bucket: int) -> Path:
         return self.path / "vocabularies" / profile / "counts" / f"{bucket_name(bucket)}.parquet"
 

@@ -44,12 +44,15 @@ class TaskEntry(BaseModel):
         fingerprint: SHA-256 over stage, version, parameters and the hashes of the inputs.
         files: paths relative to the task's base directory.
         counts: what the stage counted; JSON, no patient's value.
+        rules: SHA-256 over all of the fingerprint that is no subject's content; null where the task copies no subject
+            from the release before, and in a release of an older timeloom.
     """
 
     model_config = ConfigDict(frozen=True)
     fingerprint: str
     files: dict[str, FileEntry]
     counts: dict[str, Any] = Field(default_factory=dict)
+    rules: str | None = None
 
 
 class Deidentification(BaseModel):

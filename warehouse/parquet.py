@@ -174,13 +174,28 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
         ) from error
 
 
+def row_groups(file: pq.ParquetFile, rows: int = 1 << 18) -> Iterator[list[int]]:
+    """The row groups of a file, as many at a time as have about so many rows: what is done for each of them costs more
+    than a small one is worth."""
+    held: list[int] = []
+    number = 0
+    for group in range(file.num_row_groups):
+        held.append(group)
+        number += file.metadata.row_group(group).num_rows
+        if number >= rows:
+            yield held
+            held, number = [], 0
+    if held:
+        yield held
+
+
 def subjects_together(
-    path: Path, read: Callable[[pq.ParquetFile, int], pa.Table], rows: int, dictionaries: Collection[str] = ()
+    path: Path, read: Callable[[pq.ParquetFile, list[int]], pa.Table], rows: int, dictionaries: Collection[str] = ()
 ) -> Iterator[pa.Table]:
     """A file whose rows stand together by `subject_id`, whole subjects and about so many rows at a time.
 
     Args:
-        read: gives a row group as a table with `subject_id`.
+        read: gives row groups as a table with `subject_id`.
         dictionaries: columns that are read as dictionaries.
 
     Raises:
@@ -191,8 +206,8 @@ def subjects_together(
             path, page_checksum_verification=True, read_dictionary=list(dictionaries), pre_buffer=True
         ) as file:
             held: list[pa.Table] = []
-            for group in range(file.num_row_groups):
-                held.append(read(file, group))
+            for groups in row_groups(file, rows):
+                held.append(read(file, groups))
                 if sum(table.num_rows for table in held) >= rows:
                     table = pa.concat_tables(held)
                     ids = table["subject_id"].to_numpy()

@@ -77,6 +77,29 @@ SUBJECTS = pa.schema(
     ]
 )
 
+# What each subject of a bucket is made of: how many rows were read of it, a hash of them and of its items in two
+# halves, and what was said of it. The next release copies the subjects of whom these are the same.
+CONTENTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("low", pa.uint64(), nullable=False),
+        pa.field("high", pa.uint64(), nullable=False),
+        pa.field(
+            "account",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("reason", pa.string()),
+                        pa.field("source", pa.string()),
+                        *(pa.field(name, pa.int64()) for name in ("rows", "events", "timed")),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+
 # Append-only: a row, once in a release, stands in every later one with the same split.
 SPLIT_LEDGER = pa.schema(
     [

@@ -23,9 +23,6 @@ BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
 # Numbered as they rank.
 KINDS = sorted(KIND_RANK, key=KIND_RANK.__getitem__)
 
-# Parquet's writer gives up a dictionary of its own that is larger, and never one that it is handed.
-_DICTIONARY_BYTES = 1 << 20
-
 
 def _table(ranked: Sequence[int]) -> U8:
     """Ranks by number, that of none being 0."""
@@ -102,6 +99,10 @@ class BucketRows:
         """The rows at these places, in their order."""
         return BucketRows(**{field.name: getattr(self, field.name).take(places) for field in fields(self)})
 
+    def part(self, begin: int, end: int) -> "BucketRows":
+        """The rows from one place to another, which are not copied."""
+        return BucketRows(**{field.name: getattr(self, field.name)[begin:end] for field in fields(self)})
+
     def order(self, texts: BucketTexts, places: I64 | None) -> tuple[I64, Bools]:
         """Some rows' numbers, or all, in the total order of their events (m,), and which equal the one before (m,)."""
         selected = slice(None) if places is None else places
@@ -155,16 +156,16 @@ class BucketRows:
         columns = {
             "subject_id": pa.array(self.subject),
             "time": _times(self.time),
-            "code": _named(self.code, texts.codes),
+            "code": _chosen(self.code, texts.codes),
             "numeric_value": masked(self.number, self.has_number),
-            "text_value": _texts(self.text, texts.values),
+            "text_value": _chosen(self.text, texts.values),
             "available_time": _times(self.available),
             "time_precision": _named(self.precision, PRECISIONS),
             "kind": _named(self.kind, KINDS),
-            "unit": _named(self.unit, texts.units),
-            "source": _named(self.source, texts.sources),
+            "unit": _chosen(self.unit, texts.units),
+            "source": _chosen(self.source, pa.array(texts.sources, pa.string())),
             "visit_id": masked(self.visit, self.has_visit),
-            "item_key": _named(self.item, texts.items),
+            "item_key": _chosen(self.item, texts.items),
             "availability": _named(self.availability, AVAILABILITY),
             "value_flag": _named(np.where(self.contradicts, self.flag - CONTRADICTS, self.flag), FLAGS),
             "conflict": _named(conflict, conflicts),
@@ -188,22 +189,15 @@ def _times(times: I64) -> pa.Array:
     return masked(times.view("datetime64[us]"), times != NO_TIME)
 
 
-def _named(numbers: npt.NDArray[Any], names: pa.Array | Sequence[str]) -> pa.Array:
-    values = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
-    named = numbers != np.iinfo(numbers.dtype).max
-    return pa.DictionaryArray.from_arrays(masked(numbers, named), values, safe=False)
+def _named(numbers: U8, names: Sequence[str]) -> pa.Array:
+    named = masked(numbers, numbers != NONE_8)
+    return pa.DictionaryArray.from_arrays(named, pa.array(names, pa.string()), safe=False)
 
 
-def _texts(numbers: U32, values: pa.Array) -> pa.Array:
-    """As `_named`, with the texts alone that stand there; in full where a dictionary of the bucket's would be large."""
-    if values.nbytes > _DICTIONARY_BYTES:
-        return values.take(masked(numbers, numbers != NONE_32))
-    used = occurring(numbers, len(values))
-    # In the order of the rows, which does not hang on the order of the pieces, as that of `values` does.
-    first = np.empty(len(values) + 1, np.int64)
-    first[np.minimum(numbers, len(values))[::-1]] = np.arange(len(numbers))[::-1]
-    used = used[np.argsort(first[used])]
-    return _named(renumbered(numbers, len(values), used, np.arange(len(used))), values.take(pa.array(used)))
+def _chosen(numbers: npt.NDArray[Any], values: pa.Array) -> pa.Array:
+    """As `_named`, with the texts alone that stand there, in the order of the rows: they hang on no row beside them."""
+    encoded = masked(numbers, numbers != np.iinfo(numbers.dtype).max).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(encoded.indices, values.take(encoded.dictionary), safe=False)
 
 
 def _text_ranks(numbers: U32, values: pa.Array) -> U32:

@@ -55,8 +55,8 @@ def differing_statics(events: BucketRows, texts: BucketTexts) -> Bools:
     return differs
 
 
-def find_conflicts(events: BucketRows, texts: BucketTexts, differing: Bools) -> tuple[U8, dict[str, int]]:
-    """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and how many events each marks.
+def find_conflicts(events: BucketRows, texts: BucketTexts, differing: Bools) -> tuple[U8, dict[str, I64]]:
+    """The contradiction of each event (n,) as a number in CONFLICTS, NONE_8 for none, and the places that each marks.
 
     Args:
         events: in the total order.
@@ -81,7 +81,7 @@ def find_conflicts(events: BucketRows, texts: BucketTexts, differing: Bools) -> 
     for number, name in reversed(list(enumerate(CONFLICTS))):
         conflict[marks[name]] = number
     _put_in_order(events, conflict)
-    return conflict, {name: len(places) for name, places in marks.items()}
+    return conflict, marks
 
 
 def _put_in_order(events: BucketRows, conflict: U8) -> None:

@@ -19,9 +19,11 @@ from extractors.events.values import FLAGS
 from pipelines.aligning.bound import within_bound
 from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
+from pipelines.aligning.contents import ContentSums, SegmentHashes
 from pipelines.aligning.item_events import image_events
 from pipelines.aligning.segments import SCHEMA, SegmentReader
 from pipelines.aligning.texts import unite, without_nulls
+from pipelines.carrying.cells import Contents
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
 from warehouse.modalities import MODALITIES
 
@@ -50,6 +52,19 @@ class SourceRows:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Subjects (s,) of whom alone rows are gathered, and how many rows these are."""
+
+    subjects: I64
+    rows: int
+
+    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of a batch that are theirs."""
+        kept = pc.is_in(batch.column("subject_id"), value_set=pa.array(self.subjects))
+        return batch.filter(kept)
+
+
+@dataclass(frozen=True)
 class Gathered:
     """A bucket's rows, and what their numbers stand for."""
 
@@ -64,24 +79,34 @@ class Gathered:
         lags: dict[str, dict[str, int]],
         limit: str | None,
         put_aside: PutAside,
+        *,
+        sums: ContentSums | None = None,
+        wanted: Wanted | None = None,
     ) -> "Gathered":
         """Reads every piece, leaving out the subjects outside `limit`, whose events go to `put_aside`.
 
         Args:
             lags: by source and code, microseconds.
+            sums: gets the hashes of all that is read, where it is given.
+            wanted: the subjects whose rows are kept; all where not given.
         """
+        if items is not None and wanted is not None:
+            items = items.filter(pl.col("subject_id").is_in(wanted.subjects))
         images, keys = image_events(items) if items is not None else ([], [])
-        columns = PieceColumns(sum(segment["rows"] for segment in segments) + len(keys))
+        rows = sum(segment["rows"] for segment in segments) + len(keys) if wanted is None else wanted.rows
+        columns = PieceColumns(rows)
+        if sums is not None and items is not None:
+            sums.add_items(items)
         blocks = []
         for segment in segments:
             start = columns.rows
             with SegmentReader(Path(segment["path"])) as reader:
-                batches: Iterable[pa.RecordBatch] = map(reader.blob, segment["pieces"])
-                if limit is not None:
-                    batches = _within(batches, limit, segment["source"], put_aside)
-                for batch in batches:
-                    columns.add(batch)
                 codes, units = reader.texts(segment["codes"]), reader.texts(segment["units"])
+                hashes = SegmentHashes(segment, codes, lags) if sums is not None else None
+                for batch in _batches(reader, segment, limit, put_aside):
+                    if sums is not None and hashes is not None:
+                        sums.add(batch.column("subject_id").to_numpy(), hashes.of(batch))
+                    columns.add(batch if wanted is None else wanted.of(batch))
             blocks.append(SourceRows(segment["source"], segment["kinds"], codes, units, slice(start, columns.rows)))
         for modality, batch in images:
             start = columns.rows
@@ -133,19 +158,48 @@ class Gathered:
         _settle(narrow, texts, lags)
         return cls(narrow, texts)
 
-    def ranges(self) -> Iterator[I64 | None]:
-        """The rows of one range of subjects after the other; None for all of them."""
+    def ranges(self, cells: I64) -> Iterator[I64 | None]:
+        """The rows of one range of subjects after the other; None for all of them.
+
+        Args:
+            cells: the first subject of each cell (c,), ascending; a cell lies in one range.
+        """
         subjects = self.rows.subject
         if len(subjects) <= RANGE_ROWS:
             if len(subjects):
                 yield None
             return
-        distinct, counts = np.unique(subjects, return_counts=True)
-        part = (np.cumsum(counts) - 1) // RANGE_ROWS
-        bounds = distinct[np.flatnonzero(np.diff(part, append=part[-1] + 1))]
-        of_row = np.searchsorted(bounds, subjects).astype(np.uint32)
-        for number in range(len(bounds)):
-            yield np.flatnonzero(of_row == number)
+        cell = (np.searchsorted(cells, subjects, side="right") - 1).astype(np.uint32)
+        part = (np.cumsum(np.bincount(cell, minlength=len(cells))) - 1) // RANGE_ROWS
+        of_row = part[cell]
+        for number in np.unique(part).tolist():
+            places = np.flatnonzero(of_row == number)
+            if len(places):
+                yield places
+
+
+def read_contents(
+    segments: list[dict[str, Any]],
+    items: pl.DataFrame | None,
+    lags: dict[str, dict[str, int]],
+) -> Contents:
+    """What each subject is made of, without keeping a row; arguments are those of `Gathered.read`."""
+    sums = ContentSums()
+    if items is not None:
+        sums.add_items(items)
+    for segment in segments:
+        with SegmentReader(Path(segment["path"])) as reader:
+            hashes = SegmentHashes(segment, reader.texts(segment["codes"]), lags)
+            for batch in map(reader.blob, segment["pieces"]):
+                sums.add(batch.column("subject_id").to_numpy(), hashes.of(batch))
+    return sums.total()
+
+
+def _batches(
+    reader: SegmentReader, segment: dict[str, Any], limit: str | None, put_aside: PutAside
+) -> Iterable[pa.RecordBatch]:
+    batches = map(reader.blob, segment["pieces"])
+    return batches if limit is None else _within(batches, limit, segment["source"], put_aside)
 
 
 def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_aside: PutAside) -> list[pa.RecordBatch]:

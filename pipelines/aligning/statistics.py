@@ -10,6 +10,7 @@ from warehouse.modalities import INDEXED
 NO_STATISTICS = pl.DataFrame(
     schema={"subject_id": pl.Int64, "events": pl.Int64, "static_events": pl.Int64, "mean_interval_days": pl.Float64}
 )
+_DAY_US = 86_400_000_000
 
 
 def subject_statistics(events: BucketRows, texts: BucketTexts) -> pl.DataFrame:
@@ -36,8 +37,10 @@ def subject_statistics(events: BucketRows, texts: BucketTexts) -> pl.DataFrame:
     if len(with_time):
         gaps[with_time] = np.add.reduceat(distinct, firsts, dtype=np.int64) - 1
         span[with_time] = at[ends - 1] - at[firsts]
-    days = pl.when(pl.col("gaps") > 0).then(pl.col("span") / pl.col("gaps") / 86_400_000_000)
-    return pl.DataFrame(counted | {"gaps": gaps, "span": span}).select(*counted, days.alias("mean_interval_days"))
+    # By numpy: polars divides a single row, and by a constant, otherwise than many rows.
+    days = span / np.where(gaps > 0, gaps, 1) / _DAY_US
+    frame = pl.DataFrame(counted | {"mean_interval_days": days})
+    return frame.with_columns(pl.when(pl.Series(gaps > 0)).then("mean_interval_days"))
 
 
 def with_images(statistics: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:

@@ -22,7 +22,9 @@ def read_events(path: Path, columns: Sequence[str], rows: int = PART_ROWS) -> It
     """
     texts = [name for name in columns if name in _TEXTS]
     wanted = list(columns)
-    for table in subjects_together(path, lambda file, group: file.read_row_group(group, columns=wanted), rows, texts):
+    for table in subjects_together(
+        path, lambda file, groups: file.read_row_groups(groups, columns=wanted), rows, texts
+    ):
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         yield frame.with_columns(pl.col(texts).cast(pl.String)).filter(pl.col("time").is_not_null())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.engine.cost import task_cost
+from pipelines.engine.former import whole_former
 from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
 from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import hash_file, signature_of, write_json
@@ -27,7 +28,8 @@ def execute(task: Task) -> str:
     try:
         module, name = task.function.split(":")
         try:
-            result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base))
+            former = () if task.rules is None else (whole_former(task.before),)
+            result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base), *former)
         finally:
             # In any case: half a file may also be what made the task fail.
             _hold_to_plan(task)
@@ -36,7 +38,7 @@ def execute(task: Task) -> str:
             path = Path(task.base) / relative
             strong, fast = hash_file(path)
             files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
-        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts))
+        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts), rules=task.rules)
         write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()})
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):

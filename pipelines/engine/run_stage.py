@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.cost import elsewhere
+from pipelines.engine.former import with_former
 from pipelines.engine.task import StageFunction, Task
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy
@@ -129,7 +130,7 @@ def run_stage(
     if todo:
         if prepare is not None:
             prepare(todo)
-        context.engine.map(todo, done)
+        context.engine.map([with_former(task, context) for task in todo], done)
     report.ran = len(todo)
     report.workers_seconds = elsewhere(_cost(task) for task in todo)
     changed = [task for task in todo if _failure(task).get("changed")] if plan_anew else []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypedDict
@@ -11,6 +12,8 @@ from warehouse.files import sha256_json
 
 # Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
 DEBUG_VARIABLE = "TIMELOOM_DEBUG"
+# Bytes are the same only as these write them.
+LIBRARIES = tuple(f"{name} {version(name)}" for name in ("pyarrow", "polars", "numpy"))
 
 
 class WorkerLostError(TimeloomError):
@@ -68,6 +71,12 @@ class Task:
             the task has run, the task leaves no record.
         checked_when_read: its files hold checksums that are compared whenever a part of them is read, so that only
             their sizes are looked at before they are reused.
+        rules: a hash of all that the outcome of every subject depends on besides the subject's own content. Where it
+            is given, the function is called with a third argument, the task's `Former` outcome, or None.
+        rules_before: what `rules` the former outcome must have, so that what it holds of an unchanged subject is what
+            this task would make.
+        reads_before: further files of the release before that the function reads then, relative to it.
+        before: where the former outcome stands; filled in by the engine, see `pipelines.engine.former`.
     """
 
     stage: str
@@ -81,6 +90,25 @@ class Task:
     weight: int = 0
     raw_files: Mapping[str, RawFile] = field(default_factory=dict)
     checked_when_read: bool = False
+    rules: str | None = None
+    rules_before: str | None = None
+    reads_before: Sequence[str] = ()
+    before: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """What lets a task copy unchanged subjects from the release before.
+
+    Attributes:
+        rules: JSON, all that the outcome of every subject depends on besides the subject's own content.
+        before: what `rules` are for the content of the release before; the same ones where not given.
+        reads: files of the release before that the function reads besides those that the task made of it.
+    """
+
+    rules: Any
+    before: Any = None
+    reads: Sequence[str] = ()
 
 
 def make_task(
@@ -94,6 +122,7 @@ def make_task(
     intact: str | None = None,
     weight: int = 0,
     raw_files: Mapping[str, RawFile] | None = None,
+    carrying: Carrying | None = None,
 ) -> Task:
     """A task whose outputs belong to the release.
 
@@ -101,7 +130,17 @@ def make_task(
         settings: JSON that changes what the task makes.
         inputs: content hashes of what it reads.
         params: paths and settings, handed to the function.
+        carrying: where given, the function is handed the former outcome too.
     """
+
+    def rules_hash(rules: Any) -> str:
+        return sha256_json([stage.name, stage.version, *LIBRARIES, rules])
+
+    carried: dict[str, Any] = {}
+    if carrying is not None:
+        rules = rules_hash(carrying.rules)
+        before = rules if carrying.before is None else rules_hash(carrying.before)
+        carried = {"rules": rules, "rules_before": before, "reads_before": tuple(carrying.reads)}
     return Task(
         stage=stage.name,
         function=stage.run,
@@ -113,6 +152,7 @@ def make_task(
         intact=intact,
         weight=weight,
         raw_files=raw_files or {},
+        **carried,
     )
 
 

@@ -171,15 +171,15 @@ def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_R
         TimeloomError: the file is missing, truncated or corrupt.
     """
     columns = [*_COLUMNS, *(_VALUES if values else ())]
-    for table in subjects_together(path, lambda file, group: _read_group(file, group, columns), rows, _TEXTS):
+    for table in subjects_together(path, lambda file, groups: _read_groups(file, groups, columns), rows, _TEXTS):
         yield from Part.of(table, codes).slices(rows)
 
 
-def _read_group(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
-    """Columns of a row group, and the items of its events; only images are asked for theirs."""
-    table = file.read_row_group(group, columns=columns)
+def _read_groups(file: pq.ParquetFile, groups: list[int], columns: Sequence[str]) -> pa.Table:
+    """Columns of row groups, and the items of their events; only images are asked for theirs."""
+    table = file.read_row_groups(groups, columns=columns)
     if any("image" in chunk.dictionary.to_pylist() for chunk in table["kind"].chunks):
-        items = file.read_row_group(group, columns=["item_key"])["item_key"]
+        items = file.read_row_groups(groups, columns=["item_key"])["item_key"]
     else:
         items = pa.nulls(len(table), pa.dictionary(pa.int32(), pa.string()))
     return table.append_column("item_key", items)

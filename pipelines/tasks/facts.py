@@ -20,6 +20,7 @@ from pipelines.aligning.conflicts import earliest, latest
 from pipelines.tasks.instants import NEVER
 from warehouse.arrays import F64, I32, I64, NO_TIME, U8, Bools, numbers_of
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.parquet import row_groups
 
 NO_VISIT = np.iinfo(np.int64).min
 _COLUMNS = ("subject_id", "time", "available_time", "time_precision", "code", "visit_id")
@@ -158,8 +159,8 @@ def _groups(path: Path, *, values: bool) -> Iterator[pa.Table]:
     try:
         file = pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True)
         columns = [name for name in wanted if name in file.schema_arrow.names]
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
+        for groups in row_groups(file):
+            yield file.read_row_groups(groups, columns=columns).unify_dictionaries()
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(f"cannot read {path.parent.name}/{path.name}", remedy=REPAIR) from error
 

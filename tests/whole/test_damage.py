@@ -158,7 +158,7 @@ RELEASE = {
          "quality/report.html", "quality/NAME.parquet", "quality/NAME.png", "quality/data_docs/FILE",
          "derived/N.parquet", "labels/TASK/N.parquet", "attrition/N.parquet", "duplicates/copies.parquet",
          "triplets/N.parquet", "triplets/funnel/N.parquet", "graphs/codes.parquet", "graphs/visits/N.parquet",
-         "graphs/nodes/N.parquet", "graphs/edges/N.parquet"],
+         "graphs/nodes/N.parquet", "graphs/edges/N.parquet", "contents/N.parquet"],
         Row(),
     ),
 }  # fmt: skip

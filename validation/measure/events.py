@@ -13,6 +13,7 @@ from validation.measure.annotations import FAULTS, NO_ANNOTATIONS, count_annotat
 from validation.measure.reading import collect, existing, gather, scan, unreadable
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
+from warehouse.parquet import row_groups
 from warehouse.schemas import ITEMS
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
@@ -78,8 +79,7 @@ def _breaks(path: Path, validate: Callable[[pa.Table], None]) -> bool:
     """Whether any row group of a Parquet file breaks a MEDS schema."""
     try:
         file = pq.ParquetFile(path)
-        groups = range(file.metadata.num_row_groups)
-        tables = (file.read_row_group(group) for group in groups) if groups else iter([file.read()])
+        tables = (file.read_row_groups(groups) for groups in row_groups(file)) if file.num_row_groups else [file.read()]
         for table in tables:
             validate(table)
     except (OSError, pa.ArrowException) as error:

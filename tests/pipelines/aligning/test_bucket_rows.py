@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from extractors.events.converted import AVAILABILITY, CONVERTED
 from extractors.events.times import PRECISIONS
 from extractors.events.values import FLAGS
+from pipelines.aligning import cells
 from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, groups
 from pipelines.aligning.columns import NONE_8, NONE_32, PieceColumns, masked, occurring, renumbered
 from pipelines.aligning.gather import Gathered
@@ -138,16 +139,16 @@ def test_only_the_texts_that_stand_there_are_written() -> None:
     assert sorted(table["text_value"].chunk(0).dictionary.to_pylist()) == ["a", "c"]
 
 
-@pytest.mark.parametrize(("length", "is_dictionary"), [(100, True), (600_000, False)])
-def test_large_texts_are_written_in_full(length: int, is_dictionary: bool) -> None:
+@pytest.mark.parametrize(("bytes_", "lengths"), [(1 << 20, [4]), (250, [3, 1]), (1, [1, 2, 1])])
+def test_a_cell_of_large_texts_becomes_several_row_groups(
+    bytes_: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "TEXT_BYTES", bytes_)
     usual = dict.fromkeys(COLUMNS) | FIRST | {"row_hash": 1, "rule": 0}
-    rows = [usual | {"text_value": text and text * length} for text in ("a", None, "b", "a")]
+    rows = [usual | {"text_value": text and text * 100} for text in ("a", "b", None, "c")]
     events, texts = narrow(frame_of(rows))
-    for places in (np.arange(4), np.array([1])):
-        # Alike in every range, since a file's row groups have one schema.
-        table = events.take(places).table(texts, np.full(len(places), NONE_8, np.uint8), ())
-        assert pa.types.is_dictionary(table.schema.field("text_value").type) == is_dictionary
-    assert written(rows, np.array([3, 2, 1, 0])).equals(frame_of(rows[::-1]).select(EVENTS.names))
+    bounds = list(cells.row_group_bounds(events, texts, np.array([FIRST["subject_id"]])))
+    assert [end - begin for begin, end in bounds] == lengths
 
 
 # --- reading

@@ -316,7 +316,8 @@ def test_the_marks_are_those_of_a_plain_search(
     schema = {**pl.DataFrame(pl.from_arrow(EVENTS.empty_table())).schema, "row_hash": pl.UInt64()}
     frame = sort_events(pl.DataFrame(rows, schema=schema))
     events, texts = narrow(frame.with_columns(pl.lit(0).alias("rule")))
-    found, counts = find_conflicts(events, texts, differing_statics(events, texts))
+    found, marked = find_conflicts(events, texts, differing_statics(events, texts))
+    counts = {name: len(places) for name, places in marked.items()}
 
     def reasons(event: dict[str, Any]) -> list[str]:
         at, subject = (event["time"] - hour) // timedelta(hours=1), event["subject_id"]

@@ -23,6 +23,7 @@ from pipelines.aligning.segments import SCHEMA, Piece, SegmentReader, read_frame
 from pipelines.config import RunConfig
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
+from pipelines.engine.former import Former
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import run_stage
 from pipelines.engine.task import Result, Task
@@ -181,15 +182,18 @@ def align_one(
     bucket: int,
     items: pl.DataFrame = NO_ITEMS,
     lags: dict[str, dict[str, int]] | None = None,
+    former: Former | None = None,
+    base: Path | None = None,
 ) -> Result:
     """The align stage on one bucket; `segments` are accounts by segment file. Writes below `work`/release."""
-    base = work / "release"
+    base = base or work / "release"
     write_table(ReleaseLayout(base).items(bucket), items, ITEMS, "items")
     found = [
         {
             "path": str(work / name),
             "source": counts["table"],
             "kinds": counts["kinds"],
+            "rules": counts["rules"],
             "rows": counts["buckets"][str(bucket)]["rows"],
             "pieces": counts["buckets"][str(bucket)]["pieces"],
             "codes": counts["blobs"]["codes"],
@@ -199,7 +203,7 @@ def align_one(
         if str(bucket) in counts["buckets"]
     ]
     return align.run(
-        {"bucket": bucket, "segments": found, "trial_bound": None, "lags": lags or {}, "items": True}, base
+        {"bucket": bucket, "segments": found, "trial_bound": None, "lags": lags or {}, "items": True}, base, former
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from warehouse.arrays import F32, I32, I64, NO_TIME, Bools, numbers_of
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.parquet import row_groups
 from warehouse.readers.tasks.labels import Clock
 
 BIRTH = "MEDS_BIRTH"
@@ -103,7 +104,7 @@ class EventRows:
 
 
 def event_rows(path: Path, units: Units, clock: Clock, subjects: I64 | None = None) -> Iterator[EventRows]:
-    """A bucket's events, a row group at a time.
+    """A bucket's events, some subjects at a time.
 
     Args:
         path: its content was compared with its checksum.
@@ -115,8 +116,8 @@ def event_rows(path: Path, units: Units, clock: Clock, subjects: I64 | None = No
     """
     try:
         with pq.ParquetFile(path, read_dictionary=["code", "kind"], pre_buffer=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=list(_COLUMNS))
+            for groups in row_groups(file):
+                table = file.read_row_groups(groups, columns=list(_COLUMNS)).unify_dictionaries()
                 if subjects is not None:
                     owners = table["subject_id"].to_numpy()
                     place = np.minimum(np.searchsorted(subjects, owners), max(len(subjects) - 1, 0))

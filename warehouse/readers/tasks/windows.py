@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from warehouse.arrays import I64, NO_TIME, U8, Bools, numbers_of
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.parquet import row_groups
 from warehouse.readers.tasks.prompts import PromptIds
 from warehouse.tokens import TokenType
 
@@ -202,9 +203,9 @@ def _first_known(path: Path, subjects: I64, codes: list[str]) -> I64:
     known = np.full(len(subjects) * len(codes), _NEVER)
     try:
         with pq.ParquetFile(path, read_dictionary=["code"], page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
+            for groups in row_groups(file):
                 columns = ["subject_id", "code", "time", "available_time"]
-                table = file.read_row_group(group, columns=columns, use_threads=False)
+                table = file.read_row_groups(groups, columns=columns, use_threads=False)
                 column = table["code"].unify_dictionaries().combine_chunks()
                 asked = pc.index_in(column.dictionary.cast(pa.string()), value_set=pa.array(codes, pa.string()))
                 code = np.asarray(asked.fill_null(-1))[np.asarray(column.indices)]

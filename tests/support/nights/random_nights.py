@@ -1,0 +1,177 @@
+"""A small hospital whose tables change at random from night to night, and its nights without the gate."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extractors.simulate import simulate
+from flows.runs import gate
+from pipelines.carrying import cells
+from pipelines.engine import run_stage
+from pipelines.engine.task import Task
+from tests.support.nights.site import Site
+from warehouse.manifest import Manifest, TaskEntry
+
+CELL_ROWS = 150
+CONFIG = {
+    "buckets": 2,
+    "limits": {"unparsable_times": 0.5, "quarantined": 1.0, "malformed": 1.0},
+}
+TABLES = ("labs", "diagnoses", "medications", "encounters", "patients", "deaths", "procedures")
+
+
+class Hospital:
+    """Tables in memory.
+
+    Args:
+        folder: where `tables` is written.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.draw = random.Random(seed)
+        export = folder / "export"
+        simulate(export, subjects=24, seed=seed, modalities=("note",))
+        self.folder = folder / "tables"
+        self.folder.mkdir()
+        self.heads, self.rows, self.gone = {}, {}, {}
+        for table in TABLES:
+            head, *rows = (export / "tables" / f"{table}.csv").read_text(encoding="utf-8").splitlines()
+            self.heads[table], self.rows[table], self.gone[table] = head.split(","), [r.split(",") for r in rows], []
+        for rest in sorted((export / "tables").iterdir()):
+            if rest.stem not in TABLES:
+                shutil.copy(rest, self.folder)
+        self.edits: tuple[Callable[[], None], ...] = (
+            self.change_value, self.change_code, self.move_row, self.add_row, self.repeat_row, self.take_row,
+            self.take_subject, self.bring_back, self.new_subject, self.second_death, self.shift_time, self.reorder,
+        )  # fmt: skip
+        self.write()
+
+    def write(self) -> None:
+        """The tables as files."""
+        for table, rows in self.rows.items():
+            lines = [",".join(row) for row in (self.heads[table], *rows)]
+            (self.folder / f"{table}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def change(self) -> list[str]:
+        """Some edits, and their names."""
+        chosen = self.draw.choices(self.edits, k=self.draw.randint(0, 3))
+        for edit in chosen:
+            edit()
+        self.write()
+        return [edit.__name__ for edit in chosen]
+
+    def _row(self, table: str) -> int:
+        return self.draw.randrange(len(self.rows[table]))
+
+    def _set(self, table: str, row: int, column: str, text: str) -> None:
+        self.rows[table][row][self.heads[table].index(column)] = text
+
+    def _patients(self) -> list[str]:
+        return sorted({row[0] for row in self.rows["patients"]})
+
+    def change_value(self) -> None:
+        self._set("labs", self._row("labs"), "value", f"{self.draw.uniform(1, 200):.1f}")
+
+    def change_code(self) -> None:
+        self._set("diagnoses", self._row("diagnoses"), "code", self.draw.choice(["C34.1", "E11.9", "I10", "Z99.8"]))
+
+    def shift_time(self) -> None:
+        row = self._row("medications")
+        self._set("medications", row, "start_time", f"2019-0{self.draw.randint(1, 9)}-11 07:00:00")
+
+    def move_row(self) -> None:
+        table = self.draw.choice(("labs", "diagnoses"))
+        self._set(table, self._row(table), "patient_id", self.draw.choice(self._patients()))
+
+    def add_row(self) -> None:
+        row = self._row("labs")
+        self.rows["labs"].append(list(self.rows["labs"][row]))
+        self._set("labs", -1, "lab_id", f"L9{self.draw.randrange(10**9):09d}")
+        self._set("labs", -1, "result_time", self.draw.choice(["", "2021-03-03 03:03:00"]))
+
+    def repeat_row(self) -> None:
+        table = self.draw.choice(TABLES[:4])
+        self.rows[table].append(list(self.rows[table][self._row(table)]))
+
+    def take_row(self) -> None:
+        table = self.draw.choice(TABLES[:3])
+        self.gone[table].append(self.rows[table].pop(self._row(table)))
+
+    def take_subject(self) -> None:
+        patients = self._patients()
+        if len(patients) < 12:
+            return
+        patient = self.draw.choice(patients)
+        for table, rows in self.rows.items():
+            place = self.heads[table].index("patient_id")
+            self.gone[table] += [row for row in rows if row[place] == patient]
+            self.rows[table] = [row for row in rows if row[place] != patient]
+
+    def bring_back(self) -> None:
+        for table, gone in self.gone.items():
+            self.rows[table] += gone
+            self.gone[table] = []
+
+    def new_subject(self) -> None:
+        patient, other = f"P{self.draw.randrange(10**6):06d}", self.draw.choice(self._patients())
+        for table, rows in self.rows.items():
+            place = self.heads[table].index("patient_id")
+            self.rows[table] += [[*row[:place], patient, *row[place + 1 :]] for row in rows if row[place] == other]
+
+    def second_death(self) -> None:
+        day = f"2023-0{self.draw.randint(1, 9)}-02"
+        self.rows["deaths"].append([self.draw.choice(self._patients()), f"{day} 10:00:00", day])
+
+    def reorder(self) -> None:
+        self.draw.shuffle(self.rows["labs"])
+
+
+class Nights:
+    """Nights over such a hospital; what the release before has of a task is handed on or not."""
+
+    def __init__(self, folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch, self.hospital, self.folder = monkeypatch, Hospital(folder, seed), folder
+        monkeypatch.setattr(cells, "CELL_ROWS", CELL_ROWS)
+        monkeypatch.setattr(gate, "judge_release", lambda _tree, manifest, *_: manifest)
+        self.carried = 0
+        self._with_former = run_stage.with_former
+        self._site("carried").night()
+
+    def _site(self, name: str) -> Site:
+        site = Site(self.folder / name, CONFIG)
+        site.config["sources"] = [{"source": "simulated-hospital", "path": str(self.hospital.folder)}]
+        return site
+
+    def carry(self) -> tuple[Manifest, Manifest]:
+        """A night on the tables as they are, and the same night with everything made anew: their manifests.
+
+        Both follow the same release, since splits, vocabularies and lags are appended to.
+        """
+        anew = self.folder / "anew"
+        shutil.rmtree(anew, ignore_errors=True)
+        shutil.copytree(self.folder / "carried", anew, symlinks=True)
+        manifests = []
+        for name in ("carried", "anew"):
+            with self.monkeypatch.context() as patched:
+                if name == "anew":
+                    patched.setattr(run_stage, "_linked", _nothing)
+                    patched.setattr(run_stage, "with_former", lambda task, _: task)
+                else:
+                    patched.setattr(run_stage, "with_former", self._counted)
+                site = self._site(name)
+                site.night()
+                manifests.append(site.manifest)
+        return manifests[0], manifests[1]
+
+    def _counted(self, task: Task, context: run_stage.RunContext) -> Task:
+        told = self._with_former(task, context)
+        self.carried += told.before is not None
+        return told
+
+
+def _nothing(_task: Task, _context: run_stage.RunContext) -> TaskEntry | None:
+    return None
