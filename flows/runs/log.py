@@ -18,7 +18,7 @@ class RunLog:
     def line(self, text: str) -> None:
         """One line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
 
     def failure(self, error: BaseException) -> None:
         """Where an error came from. A library's message may quote a patient's value, so only ours are kept."""
