@@ -32,7 +32,7 @@ test: $(VENV)/.tools  ## Run the checks, build the documentation and run every t
 	$(MAKE) --no-print-directory lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not proof"
 
-proof: $(VENV)/.tools  ## The tests that take minutes each: that a release can be learned from, and nights with several networks.
+proof: $(VENV)/.tools  ## The tests that take minutes each: learning from a release, nights with several networks, servers that are killed.
 	$(BIN)/python -m pytest -n 2 --dist load -m proof
 
 check: $(VENV)/.tools  ## The quick loop: lint and the tests that are not marked `whole`, in about two minutes.

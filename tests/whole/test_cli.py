@@ -1,5 +1,6 @@
 """The command: exit codes, one clear line for every kind of bad input, JSON for programs, an instant --help."""
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from extractors.simulate import simulate
+from flows import cli
 from warehouse.layout import Layout
 from warehouse.manifest import read_manifest
 from warehouse.modalities import INDEXED, MODALITIES
@@ -57,10 +59,13 @@ class Site:
         }
         self.config.write_text(yaml.safe_dump(plain | changes))
 
+    @property
+    def command(self) -> list[str]:
+        """What runs a night on it."""
+        return ["run", str(self.config), "--root", str(self.root), "--workers", "1", "--direct", "--json"]
+
     def run(self, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return timeloom(
-            "run", self.config, "--root", self.root, "--workers", 1, "--direct", "--json", *more, **environment
-        )
+        return timeloom(*self.command, *more, **environment)
 
     def state(self) -> tuple[str, list[str], str]:
         """What `current` says, every release, and the current one's content hash; fails where it is not readable."""
@@ -68,6 +73,26 @@ class Site:
         assert current is not None
         names = sorted(path.name for path in (self.root / "releases").iterdir())
         return str(self.root.joinpath("current").readlink()), names, read_manifest(current.manifest).content_hash
+
+
+# A process of its own imports for a second, and before it publishes for five: where it is not what is tested, the
+# command's entry point is called in this one.
+InThisProcess = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    """Runs the command in this process."""
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.setattr(sys, "argv", ["timeloom", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -246,10 +271,12 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), BAD_INPUT, ids=[spoil.__name__ for spoil, _ in BAD_INPUT])
-def test_bad_input_is_one_line_and_touches_nothing(spoil: Callable[[Site], None], said: list[str], site: Site) -> None:
+def test_bad_input_is_one_line_and_touches_nothing(
+    spoil: Callable[[Site], None], said: list[str], site: Site, here: InThisProcess
+) -> None:
     before = site.state()
     spoil(site)
-    done = site.run()
+    done = here(*site.command)
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -262,23 +289,23 @@ def test_bad_input_is_one_line_and_touches_nothing(spoil: Callable[[Site], None]
     assert site.state() == before
 
 
-def test_a_good_run_after_bad_ones_publishes(site: Site, tmp_path: Path) -> None:
+def test_a_good_run_after_bad_ones_publishes(site: Site, tmp_path: Path, here: InThisProcess) -> None:
     alone = Site(site.folder, tmp_path / "root of its own")
     spoil = (alone.tables / "labs.csv").read_text()
     (alone.tables / "labs.csv").write_text("")
-    assert alone.run().returncode == 1
+    assert here(*alone.command).returncode == 1
     assert not (alone.root / "current").is_symlink()
     (alone.tables / "labs.csv").write_text(spoil)
-    assert alone.run().returncode == 2
+    assert here(*alone.command).returncode == 2
     assert alone.state()[2] == site.state()[2], "what the failed run left behind changes nothing"
 
 
-def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path, here: InThisProcess) -> None:
     alone = Site(site.folder, tmp_path / "root of its own")
     (alone.folder / "ct" / "series").mkdir(parents=True)
     (alone.folder / "ct" / "series" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 500)
     alone.configure(modalities={"ct": CT})
-    done = alone.run()
+    done = here(*alone.command)
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""
     status = json.loads(timeloom("status", "--root", alone.root, "--json").stdout)
@@ -286,25 +313,20 @@ def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path) -> None:
     assert (verdict["modality"], verdict["verdict"]) == ("CT", "failed_unreadable")
 
 
-FULL_DISK = """
-import errno, os
-_fsync = os.fsync
-def fsync(descriptor):
-    if os.environ["FULL_AT"] in os.readlink(f"/proc/self/fd/{descriptor}"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    _fsync(descriptor)
-os.fsync = fsync
-"""
-
-
 @pytest.mark.parametrize("where", ["fingerprints.json", "/data/", "/tasks/", "manifest.json", "publishing.json"])
-def test_a_full_disk_is_one_line_and_touches_nothing(where: str, site: Site) -> None:
+def test_a_full_disk_is_one_line_and_touches_nothing(
+    where: str, site: Site, here: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        if where in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     before = site.state()
     with (site.tables / "labs.csv").open("a") as file:
         file.write("L999999999999,P000001,E0000010001,6690-2,2016-02-29 08:51:00,2016-02-29 12:31:00,9.9,10*3/uL\n")
-    (site.folder / "path").mkdir()
-    (site.folder / "path" / "sitecustomize.py").write_text(FULL_DISK)
-    done = site.run(PYTHONPATH=str(site.folder / "path"), FULL_AT=where)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        done = here(*site.command)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("timeloom: the disk is full; free space and run again; it resumes")

@@ -104,6 +104,9 @@ def serving(folder: Path) -> Iterator[Callable[..., Serving]]:
             each.process.wait(timeout=60)
 
 
+# In `make proof`: it waits for minutes to begin. tests/flows/test_serve.py has each decision without a server, and in
+# test_nightly.py a schedule fires.
+@pytest.mark.proof
 def test_roots_are_served_side_by_side_and_outlive_their_servers(serving: Callable[..., Serving], folder: Path) -> None:
     first = serving("first", "--cron", "* * * * *", "--timezone", "Europe/Vienna")
     second = serving("second", "--cron", "30 3 * * *")

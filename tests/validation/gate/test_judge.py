@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,15 @@ pytestmark = pytest.mark.whole
 EXPECTATIONS = {area.name_of(expectation): expectation for area in AREAS for expectation in area.expectations}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLayout:
+    """A right release. Change nothing: copy it."""
+    return patients.make_tree(tmp_path_factory.mktemp("made") / "release")
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> ReleaseLayout:
-    return patients.make_tree(tmp_path / "release")
+def tree(made: ReleaseLayout, tmp_path: Path) -> ReleaseLayout:
+    return ReleaseLayout(shutil.copytree(made.path, tmp_path / "release"))
 
 
 def measure(tree: ReleaseLayout, fractions: dict[str, float] | None = None, **known: Any) -> Measurements:
