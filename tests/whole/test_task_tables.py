@@ -32,10 +32,9 @@ def test_of_the_demo(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     ran = subprocess.run([*COMMAND, "demo", "--root", str(root)], cwd=REPOSITORY, capture_output=True, check=False)
     assert ran.returncode == 2, "the demo's damaged images are quarantined"
-    # Keys of subjects are drawn anew for each root, and so are splits; whom rules leave out stays.
-    _, attrition = printed("tasks.py", root / "warehouse").split("\n\n")
-    assert f"\n{attrition}\n```" in page()
-    assert printed("probes.py", root / "warehouse").startswith("hospital_mortality: label ")
+    assert f"```\n{printed('tasks.py', root / 'warehouse')}\n```" in page()
+    side = printed("probes.py", root / "warehouse", "--label", "3", "--length", "6")
+    assert f"```\n{side}\n```" in page()
 
 
 @pytest.mark.skipif(DATA is None, reason="no real data: set TIMELOOM_DATA to its folder")
