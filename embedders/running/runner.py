@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,7 +129,8 @@ def embed_buckets(
         source = Decoders(settings.decoders, settings.memory_mb << 20, settings.decode_timeout)
     runner = _Runner(buckets, settings, source, progress)
     try:
-        with _one_thread():
+        # Without a bucket nothing asks for torch, which takes seconds and 200 MB to import.
+        with _one_thread() if buckets else nullcontext():
             outcomes, figures = runner.run()
             source.close()  # a decoder at work would make the device's peak look lower than it is
             figures.measure_peaks()

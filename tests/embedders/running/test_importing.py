@@ -1,5 +1,7 @@
 """Imported vectors in stores: equal bit for bit, made again where their file changed, and nowhere else."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,3 +189,14 @@ def test_the_record_of_a_store_is_written_once_and_compared(files: Path, tmp_pat
     assert (tmp_path / RECORD).read_bytes() == written and str(files).encode() not in written
     with pytest.raises(TimeloomError, match="belongs to another encoder, uni2-h, imported"):
         record_import(store_spec(encoder(files, version="2"), "wsi"), {}, tmp_path)
+
+
+def test_a_night_of_imported_vectors_alone_does_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from embedders.running.runner import RunnerSettings, embed_buckets\n"
+        "outcomes, figures = embed_buckets([], RunnerSettings(decoders=0))\n"
+        "assert not outcomes and figures.counts()['items'] == 0\n"
+        "assert 'torch' not in sys.modules, 'it takes seconds to import'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
