@@ -1,8 +1,9 @@
-"""Which codes of a release belong to which lists, worked out once a night and again, for its bucket, by each task."""
+"""Which codes of a release belong to which lists, worked out once a night by each process that needs it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import polars as pl
 
 from pipelines.tasks.codes import MEMBERS, CodeList, edges_of, read_mappings, resolve
 from pipelines.tasks.settings import LabelsConfig
-from warehouse.files import sha256_json
+from warehouse.files import sha256_json, signature_of
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_columns, read_frame
 
@@ -37,9 +38,10 @@ class LabelCodes:
 
     @classmethod
     def of_params(cls, params: Mapping[str, Any], tree: ReleaseLayout) -> "LabelCodes":
-        """As `params` gives it."""
-        lists = {name: CodeList.model_validate(entry) for name, entry in params["lists"].items()}
-        return cls(tree, lists, tuple(map(Path, params["mappings"])), tuple(params["parents_of_none"]))
+        """As `params` gives it. What a process works out of a release's codes serves all of its buckets."""
+        files = [str(tree.codes), *params["mappings"]]
+        seen = json.dumps([signature_of(Path(path).stat()) for path in files if Path(path).exists()])
+        return _worked_out(json.dumps(dict(params), sort_keys=True), tree.path, seen)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -86,3 +88,17 @@ class LabelCodes:
         """A hash of `members_of`, worked out of the whole release's."""
         _ = self.members
         return sha256_json([column.to_list() for column in self.members_of(bucket, names)])
+
+
+@lru_cache(maxsize=2)
+def _worked_out(params: str, tree: Path, _seen: str) -> LabelCodes:
+    """As `params` gives it, with the members of the whole release.
+
+    Args:
+        _seen: what the file system says of the files that it is made of: others are read anew.
+    """
+    given = json.loads(params)
+    lists = {name: CodeList.model_validate(entry) for name, entry in given["lists"].items()}
+    made = LabelCodes(ReleaseLayout(tree), lists, tuple(map(Path, given["mappings"])), tuple(given["parents_of_none"]))
+    _ = made.members
+    return made
