@@ -279,21 +279,7 @@ def meds(
     raise typer.Exit(2 if converted.quarantined else 0)
 
 
-@app.command()
-def status(
-    root: Warehouse = DEMO / "warehouse",
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say what is published, from what, and with which verdicts."""
-    set_debug(debug)
-    from flows.commands.status import describe, print_status
-
-    description = describe(root)
-    if as_json:
-        print(json.dumps(description))
-    else:
-        print_status(description, console)
+app.command("status")(releases.status)
 
 
 @app.command()

@@ -303,6 +303,9 @@ STAGE = Stage(
     run="pipelines.align:run",
     after=("meds", "lags", "embed"),
     in_conversion=True,
+    keys=("buckets",),
     plan=plan,
     check=has_events,
+    settings_are=("trial", "columns of items"),
+    inputs_are=("rows of tables", "lags", "items"),
 )

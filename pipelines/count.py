@@ -113,4 +113,13 @@ def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
     return tree.token_counts(name, bucket).with_name(f"{bucket_name(bucket)}.values.parquet")
 
 
-STAGE = Stage("count", 3, "pipelines.count:run", after=("align", "embed", "split"), plan=plan)
+STAGE = Stage(
+    "count",
+    3,
+    "pipelines.count:run",
+    after=("align", "embed", "split"),
+    keys=("profiles",),
+    plan=plan,
+    settings_are=("token rules", "scheme"),
+    inputs_are=("events and items", "splits", "parents of its codes"),
+)

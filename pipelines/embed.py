@@ -259,8 +259,11 @@ STAGE = Stage(
     version=3,
     run="pipelines.embed:run",
     after=("meds", "index", "vectors"),
+    keys=("modalities", "buckets"),
     plan=plan,
     ready=ready,
     declare=declare,
     quarantined=failed_items,
+    settings_are=("trial", "encoders"),
+    inputs_are=("items and vectors",),
 )

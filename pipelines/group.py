@@ -298,4 +298,4 @@ def whole_items(path: Path, rows: list[int] | None = None) -> list[FoundItem]:
     return items
 
 
-STAGE = Stage("group", 5, "pipelines.group:run", after=("scan",), in_release=False, plan=plan)
+STAGE = Stage("group", 5, "pipelines.group:run", after=("scan",), in_release=False, keys=("modalities",), plan=plan)

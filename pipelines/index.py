@@ -290,4 +290,12 @@ def public_geometry(item: FoundItem, deid: Deidentifier, extractor: Extractor) -
     }
 
 
-STAGE = Stage("index", 7, "pipelines.index:run", after=("scan", "group"), in_release=False, plan=plan)
+STAGE = Stage(
+    "index",
+    7,
+    "pipelines.index:run",
+    after=("scan", "group"),
+    in_release=False,
+    keys=("modalities", "deid", "buckets"),
+    plan=plan,
+)

@@ -122,4 +122,13 @@ def awaited(lags: pl.DataFrame, wanted: dict[str, set[str]]) -> dict[str, dict[s
     return {source: {code: lag for code, lag in of.items() if lag is not None} for source, of in found.items()}
 
 
-STAGE = Stage("lags", 1, "pipelines.lags:run", after=("meds",), in_conversion=True, plan=plan)
+STAGE = Stage(
+    "lags",
+    1,
+    "pipelines.lags:run",
+    after=("meds",),
+    in_conversion=True,
+    plan=plan,
+    settings_are=("percentile", "least rows"),
+    inputs_are=("rows of tables", "lags before"),
+)

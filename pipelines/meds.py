@@ -417,6 +417,7 @@ STAGE = Stage(
     run="pipelines.meds:run",
     in_release=False,
     in_conversion=True,
+    keys=("sources", "deid", "buckets"),
     plan=plan,
     ready=ready,
     check=check,

@@ -225,5 +225,6 @@ STAGE = Stage(
     run="pipelines.metadata:run",
     after=("meds", "align"),
     in_conversion=True,
+    keys=("name",),
     plan=plan,
 )

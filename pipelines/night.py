@@ -54,9 +54,11 @@ class Stage(StageFunction):
         declare: fields of the manifest that the stage knows.
         quarantined: how many rows or items the stage could not use.
         figures: what it says of its workers.
+        keys: of the configuration's, the first words of those that its tasks depend on.
     """
 
     after: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     plan: "Callable[[Night], Iterable[Task]]"
     ready: "Callable[[Night], None] | None" = None
     check: "Callable[[StageReport, Night], None] | None" = None

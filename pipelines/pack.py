@@ -350,6 +350,9 @@ STAGE = Stage(
     version=2,
     run="pipelines.pack:run",
     after=("embed", "split", "vocabulary", "tokenize", "subset"),
+    keys=("profiles", "pack_groups"),
     plan=plan,
     declare=declare,
+    settings_are=("shard header", "plan", "plan's name", "group", "budgets"),
+    inputs_are=("timelines", "splits", "tiers of budgets"),
 )

@@ -328,4 +328,4 @@ def _hashed(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape"))
 
 
-STAGE = Stage("scan", 3, "pipelines.scan:run", in_release=False, plan=plan)
+STAGE = Stage("scan", 3, "pipelines.scan:run", in_release=False, keys=("modalities",), plan=plan)

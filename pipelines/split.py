@@ -326,9 +326,12 @@ STAGE = Stage(
     version=3,
     run="pipelines.split:run",
     after=("align",),
+    keys=("splits", "merges"),
     plan=plan,
     ready=ready,
     check=check,
     declare=declare,
     lasting=("splits/*/ledger.parquet", "splits/*/freeze.json"),
+    settings_are=("fractions", "first scheme"),
+    inputs_are=("subjects", "ledger", "freeze", "merges"),
 )

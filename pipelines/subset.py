@@ -142,4 +142,13 @@ def figures(subset: pl.DataFrame, budgets: tuple[int, ...]) -> list[dict[str, in
     ]
 
 
-STAGE = Stage("subset", 1, "pipelines.subset:run", after=("split", "tokenize"), plan=plan)
+STAGE = Stage(
+    "subset",
+    1,
+    "pipelines.subset:run",
+    after=("split", "tokenize"),
+    keys=("profiles",),
+    plan=plan,
+    settings_are=("plan",),
+    inputs_are=("timelines", "splits"),
+)

@@ -107,4 +107,14 @@ def declare(night: Night) -> dict[str, Any]:
     return {"texts": sum(counts)}
 
 
-STAGE = Stage("texts", 1, "pipelines.texts:run", after=("index", "embed"), plan=plan, declare=declare)
+STAGE = Stage(
+    "texts",
+    1,
+    "pipelines.texts:run",
+    after=("index", "embed"),
+    keys=("modalities",),
+    plan=plan,
+    declare=declare,
+    settings_are=("modalities",),
+    inputs_are=("items",),
+)

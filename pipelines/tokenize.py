@@ -117,5 +117,8 @@ STAGE = Stage(
     version=5,
     run="pipelines.tokenize:run",
     after=("align", "embed", "vocabulary"),
+    keys=("profiles",),
     plan=plan,
+    settings_are=("token rules",),
+    inputs_are=("events and items", "vocabulary of its codes", "parents of its codes"),
 )

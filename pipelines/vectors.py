@@ -365,6 +365,7 @@ STAGE = Stage(
     run="pipelines.vectors:run",
     after=("scan", "group", "index"),
     in_release=False,
+    keys=("modalities", "deid"),
     plan=plan,
     check=check,
 )

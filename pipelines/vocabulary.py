@@ -193,6 +193,9 @@ STAGE = Stage(
     version=2,
     run="pipelines.vocabulary:run",
     after=("count",),
+    keys=("profiles",),
     plan=plan,
     lasting=("vocabularies/*/*",),
+    settings_are=("token rules", "settings"),
+    inputs_are=("counts", "left out", "vocabulary before"),
 )

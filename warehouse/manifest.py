@@ -46,6 +46,7 @@ class TaskEntry(BaseModel):
         counts: what the stage counted; JSON, no patient's value.
         rules: SHA-256 over all of the fingerprint that is no subject's content; null where the task copies no subject
             from the release before, and in a release of an older timeloom.
+        because: by name, a short hash of each part of the fingerprint; none in a release of an older timeloom.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,7 @@ class TaskEntry(BaseModel):
     files: dict[str, FileEntry]
     counts: dict[str, Any] = Field(default_factory=dict)
     rules: str | None = None
+    because: dict[str, str] = Field(default_factory=dict)
 
 
 class Deidentification(BaseModel):
@@ -312,7 +314,8 @@ class Manifest(BaseModel):
     """manifest.json. `content_hash` covers every file outside quality/, whatever made it and when.
 
     `root` is what was fixed when the root was made: root.json is remade of it. `records` are the names, without their
-    endings, of the segments and private files that it was made of.
+    endings, of the segments and private files that it was made of. `keys` has a short hash of the value of each key of
+    its configuration.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -343,6 +346,7 @@ class Manifest(BaseModel):
     accepted_losses: tuple[LossEntry, ...] = ()
     root: dict[str, Any] | None = None  # none in a release of an older timeloom
     records: tuple[str, ...] = ()  # likewise
+    keys: dict[str, str] = Field(default_factory=dict)  # likewise
 
     @field_validator("encoders", mode="before")
     @classmethod

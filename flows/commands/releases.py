@@ -1,15 +1,72 @@
 """Commands about the releases of a root: which stay, how two differ, how a past one is made again."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.commands.terminal import say
+from flows.commands.terminal import console, say
 from flows.debugging import set_debug
 from flows.extras import require
-from flows.options import Debug, Json, Root
+from flows.options import Debug, Json, Root, Warehouse
+from warehouse.errors import TimeloomError
+
+
+def status(
+    root: Warehouse = Path("timeloom-demo/warehouse"),
+    release: Annotated[
+        str | None, typer.Option(help="The id of a release; the current one if not given.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--releases", help="Name all releases that are there, and no more.")] = False,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            "--why",
+            metavar="PATH",
+            help="Of a file inside the release, such as data/0007.parquet: what made it of what, and since when it "
+            "stands unchanged.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --why: the YAML of the runs. What a night now would find changed is told too; raw files that "
+            "changed are read for it.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is published, from what, and with which verdicts; of any release that is there, and of any of its files.
+
+    Writes nothing. No value of a patient is shown, and small counts are hidden as in the report.
+    """
+    set_debug(debug)
+    from flows.commands.status import describe, describe_releases, print_releases, print_status
+
+    if config is not None and path is None:
+        raise TimeloomError("--config is for --why", remedy="name a file of the release with --why")
+    found: Any
+    if path is not None:
+        require("pipeline", "what made a file")
+        from flows.commands.why import print_why, why
+
+        found = why(root, path, release, config)
+        show = partial(print_why, found, say)
+    elif every:
+        found = describe_releases(root)
+        show = partial(print_releases, found, console)
+    else:
+        found = describe(root, release)
+        show = partial(print_status, found, console)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show()
 
 
 def gc(

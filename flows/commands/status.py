@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.keeping.choice import opened, released
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, read_manifest
@@ -45,18 +46,15 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def describe(root: Path) -> dict[str, Any]:
-    """The current release as JSON. Small cells are null, and `withheld` names them, as in the report.
+def describe(root: Path, release: str | None = None) -> dict[str, Any]:
+    """A release as JSON, the current one where none is named. Small cells are null, and `withheld` names them, as in
+    the report.
 
     Raises:
-        TimeloomError: no such root, no release in it, or its report is gone.
+        TimeloomError: no such root, no such release in it, or its report is gone.
     """
-    if not root.is_dir():
-        raise TimeloomError(f"there is no warehouse at {root}", "run `timeloom demo`, or give --root")
-    current = current_release(Layout(root))
-    if current is None:
-        raise TimeloomError(f"{root} has no release yet", "run `timeloom run` or `timeloom demo`")
-    manifest = read_manifest(current.manifest)
+    layout, manifest = opened(root, release)
+    current = ReleaseLayout(layout.releases.resolve() / manifest.release_id)
     tables = _report_tables(current, manifest)
     return {
         "release": manifest.release_id,
@@ -84,6 +82,39 @@ def _steps(root: Path, run_id: str) -> list[Row]:
         return [dict(step) for step in read_sealed(Layout(root).lineage / f"{run_id}.json", older=True)["steps"]]
     except (OSError, ValueError, LookupError, TypeError):  # `timeloom verify` says what is wrong with it
         return []
+
+
+def describe_releases(root: Path) -> list[Row]:
+    """Every release of a root that can be opened, the latest first.
+
+    Raises:
+        TimeloomError: no such root, or no release in it.
+    """
+    layout, _ = opened(root, None)
+    current = current_release(layout)
+    found = []
+    for name in released(layout):
+        manifest = read_manifest(layout.releases / name / "manifest.json")
+        found.append(
+            {
+                "release": name,
+                "parent": manifest.parent,
+                "created_at": manifest.created_at,
+                "content_hash": manifest.content_hash,
+                "bytes": sum(entry.bytes for entry in manifest.files.values()),
+                "current": current is not None and current.path.name == name,
+            }
+        )
+    return found
+
+
+def print_releases(rows: list[Row], console: Console) -> None:
+    """The same for a person."""
+    columns = ("release", "created_at", "content_hash", "bytes", "current")
+    shown = [
+        row | {"content_hash": row["content_hash"][:16], "current": "current" if row["current"] else ""} for row in rows
+    ]
+    console.print(_table("releases", shown, columns))
 
 
 def _unmapped(root: Path, sources: list[str]) -> list[Row]:

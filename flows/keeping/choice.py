@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.config import KeepConfig
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
-from warehouse.manifest import read_manifest
+from warehouse.manifest import Manifest, read_manifest
 from warehouse.publish import current_release
+
+if TYPE_CHECKING:
+    from pipelines.config import KeepConfig
 
 _STAMP = "%Y-%m-%dT%H-%M-%SZ"
 
@@ -30,6 +34,29 @@ def released(layout: Layout) -> list[str]:
     return [name for *_, name in sorted(named, reverse=True)]
 
 
+def opened(root: Path, release: str | None) -> tuple[Layout, Manifest]:
+    """A release of a root, by its id; the current one where none is given.
+
+    Raises:
+        TimeloomError: no such root or release, no release in it, or its manifest is damaged.
+    """
+    layout = Layout(root)
+    if not root.is_dir():
+        raise TimeloomError(f"there is no warehouse at {root}", "run `timeloom demo`, or give --root")
+    if release is None:
+        current = current_release(layout)
+        if current is None:
+            raise TimeloomError(f"{root} has no release yet", "run `timeloom run` or `timeloom demo`")
+        return layout, read_manifest(current.manifest)
+    if not (layout.releases / release).is_dir():
+        known = released(layout)
+        raise TimeloomError(
+            f"there is no release {release}",
+            remedy=f"the latest are {', '.join(known[:3])}; `timeloom status --releases` names all",
+        )
+    return layout, read_manifest(layout.releases / release / "manifest.json")
+
+
 def lineage_of(layout: Layout, most: int) -> list[str]:
     """The current release and those that it goes back to, as far as they are there, the latest first.
 
@@ -50,7 +77,7 @@ def lineage_of(layout: Layout, most: int) -> list[str]:
     return found
 
 
-def chosen(layout: Layout, keep: KeepConfig, window: int) -> dict[str, str]:
+def chosen(layout: Layout, keep: "KeepConfig", window: int) -> dict[str, str]:
     """The releases that stay, and why; readers apart.
 
     Args:

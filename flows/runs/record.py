@@ -1,6 +1,6 @@
 """What a run writes down of itself: the manifest of its release, and its line in the lineage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +8,9 @@ from typing import Any
 
 from extractors.deid import Deidentifier, load_key
 from flows.runs.root import root_settings
+from pipelines.config import RunConfig
 from pipelines.engine.context import Standing
+from pipelines.engine.task import short_hash
 from pipelines.night import Night, Stage
 from warehouse.files import hash_file, put_in_place, sha256_json
 from warehouse.layout import Layout, ReleaseLayout
@@ -59,15 +61,38 @@ def make_manifest(
         run_id=run_id,
         buckets=config.buckets,
         deid=Deidentification(**config.deid.model_dump(), key_fingerprint=deid.key_fingerprint),
-        config_hash=sha256_json(config.model_dump(mode="json", exclude={"root", "workers", "embedding", "keep"})),
+        config_hash=sha256_json(declared_keys(config)),
         stages={stage.name: stage.version for stage in stages},
         content_hash=content_hash(files),
         tasks=tasks,
         files=files,
         root=root_settings(config, night.trial_subjects, key),
         records=tuple(sorted(records_of(night, stages))),
+        keys=key_hashes(config),
         **declared,
     )
+
+
+def declared_keys(config: RunConfig) -> dict[str, Any]:
+    """What a configuration says of releases: not where they lie, how they are made, nor how long they stay."""
+    return config.model_dump(mode="json", exclude={"root", "workers", "embedding", "keep"})
+
+
+def key_hashes(config: RunConfig) -> dict[str, str]:
+    """By each key of a configuration, as `profiles.mehrt.context`, a short hash of its value."""
+    return {key: short_hash(value) for key, value in _leaves(declared_keys(config), "")}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if _of_blocks(value) else ()
+    if not parts:
+        yield key, value
+    for name, part in parts:
+        yield from _leaves(part, f"{key}.{name}" if key else str(name))
+
+
+def _of_blocks(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict) for part in value)
 
 
 def records_of(night: Night, stages: Sequence[Stage]) -> set[str]:

@@ -38,7 +38,13 @@ def execute(task: Task) -> str:
             path = Path(task.base) / relative
             strong, fast = hash_file(path)
             files[relative] = FileEntry(sha256=strong, bytes=path.stat().st_size, rows=rows, xxh3=fast)
-        entry = TaskEntry(fingerprint=task.fingerprint, files=files, counts=dict(result.counts), rules=task.rules)
+        entry = TaskEntry(
+            fingerprint=task.fingerprint,
+            files=files,
+            counts=dict(result.counts),
+            rules=task.rules,
+            because=dict(task.because),
+        )
         write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()})
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):

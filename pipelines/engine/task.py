@@ -16,6 +16,11 @@ DEBUG_VARIABLE = "TIMELOOM_DEBUG"
 LIBRARIES = tuple(f"{name} {version(name)}" for name in ("pyarrow", "polars", "numpy"))
 
 
+def short_hash(value: Any) -> str:
+    """What tells that a JSON value is another one than before; no more than that."""
+    return sha256_json(value)[:8]
+
+
 class WorkerLostError(TimeloomError):
     """A process died and nobody knows why; the next try may succeed."""
 
@@ -47,11 +52,23 @@ class StageFunction:
     Attributes:
         version: a change of the stage's output raises it: older outputs are then out of date.
         run: `module:name` of a function (params, base) -> Result.
+        settings_are, inputs_are: what the elements of a task's settings and inputs are, in words; of one name, the
+            whole of them. `timeloom status --why` tells them apart by it.
     """
 
     name: str
     version: int
     run: str
+    settings_are: tuple[str, ...] = ("settings",)
+    inputs_are: tuple[str, ...] = ("inputs",)
+
+    def because(self, settings: Any, inputs: Any) -> dict[str, str]:
+        """By what it is, a short hash of each part that a task's fingerprint is of; the version apart."""
+        found: dict[str, str] = {}
+        for names, parts in ((self.settings_are, settings), (self.inputs_are, inputs)):
+            whole = len(names) == 1
+            found |= {name: short_hash(part) for name, part in zip(names, [parts] if whole else parts, strict=True)}
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class Task:
         weight: how much work it is, against the others of its stage: the heaviest start first.
         raw_files: by path, the raw files that it reads, as they were before they were hashed. If one is not so after
             the task has run, the task leaves no record.
+        because: by name, a short hash of each part of the fingerprint.
         checked_when_read: its files hold checksums that are compared whenever a part of them is read, so that only
             their sizes are looked at before they are reused.
         rules: a hash of all that the outcome of every subject depends on besides the subject's own content. Where it
@@ -89,6 +107,7 @@ class Task:
     intact: str | None = None
     weight: int = 0
     raw_files: Mapping[str, RawFile] = field(default_factory=dict)
+    because: Mapping[str, str] = field(default_factory=dict)
     checked_when_read: bool = False
     rules: str | None = None
     rules_before: str | None = None
@@ -153,6 +172,7 @@ def make_task(
         weight=weight,
         raw_files=raw_files or {},
         **carried,
+        because=stage.because(settings, inputs),
     )
 
 

@@ -153,6 +153,9 @@ STAGE = Stage(
     version=3,
     run="pipelines.papers.derive:run",
     after=("align", "metadata"),
+    keys=("labels",),
     plan=plan,
     ready=ready,
+    settings_are=("derived",),
+    inputs_are=("events", "lists of codes"),
 )

@@ -181,5 +181,6 @@ STAGE = Stage(
     run="pipelines.papers.digests:run",
     after=("index", "embed"),
     in_release=False,
+    keys=("duplicates", "modalities"),
     plan=plan,
 )

@@ -219,6 +219,9 @@ STAGE = Stage(
     version=1,
     run="pipelines.papers.duplicates:run",
     after=("index", "split", "digests"),
+    keys=("duplicates",),
     plan=plan,
     declare=declare,
+    settings_are=("duplicates", "scheme"),
+    inputs_are=("digests", "splits"),
 )

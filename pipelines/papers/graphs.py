@@ -187,7 +187,10 @@ STAGE = Stage(
     version=2,
     run="pipelines.papers.graphs:run",
     after=("align", "metadata"),
+    keys=("graphs",),
     plan=plan,
     ready=ready,
     declare=declare,
+    settings_are=("graphs",),
+    inputs_are=("events and crosswalks",),
 )

@@ -205,7 +205,10 @@ STAGE = Stage(
     version=2,
     run="pipelines.papers.labels:run",
     after=("align", "metadata", "split", "derive"),
+    keys=("labels",),
     plan=plan,
     check=check,
     declare=declare,
+    settings_are=("tasks", "withheld", "scheme", "derived"),
+    inputs_are=("events", "derived events", "members of codes", "splits"),
 )

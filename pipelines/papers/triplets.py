@@ -300,6 +300,9 @@ STAGE = Stage(
     version=2,
     run="pipelines.papers.triplets:run",
     after=("index", "embed", "align", "metadata", "split", "duplicates"),
+    keys=("triplets", "graphs", "duplicates"),
     plan=plan,
     declare=declare,
+    settings_are=("triplets", "scheme", "graphs", "texts kept"),
+    inputs_are=("events and items", "splits", "copies", "parents of its codes"),
 )
