@@ -421,6 +421,7 @@ def simulate(
 app.command("check-source")(check_source)
 app.command("check-task")(check_task)
 app.command("features")(features)
+app.command("diff")(releases.diff)
 app.command("gc")(releases.gc)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.terminal import console, say
+from flows.commands.terminal import StageProgress, console, say
 from flows.debugging import set_debug
 from flows.extras import require
 from flows.options import Debug, Json, Root, Warehouse
@@ -67,6 +67,33 @@ def status(
         print(json.dumps(found))
     else:
         show()
+
+
+def diff(
+    before: Annotated[str, typer.Argument(help="The id of a release; `timeloom status --releases` names them.")],
+    after: Annotated[
+        str | None, typer.Argument(help="The id of a later one; the current release if not given.")
+    ] = None,
+    root: Warehouse = Path("timeloom-demo/warehouse"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a release has otherwise than another: patients, events by table and code, splits, vocabularies, shards,
+    images, encoders, and the keys of the configuration.
+
+    Files that both have are not read. Counts of 1 to 10 are hidden, as in the report, unless patients are simulated.
+    A changed event counts as one that was removed and one that was added. Writes nothing.
+    """
+    set_debug(debug)
+    require("pipeline", "comparisons of releases")
+    from flows.commands.diff import compare, print_difference
+
+    with StageProgress(quiet=as_json) as progress:
+        found = compare(root, before, after, progress)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print_difference(found, console)
 
 
 def gc(

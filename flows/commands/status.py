@@ -114,7 +114,7 @@ def print_releases(rows: list[Row], console: Console) -> None:
     shown = [
         row | {"content_hash": row["content_hash"][:16], "current": "current" if row["current"] else ""} for row in rows
     ]
-    console.print(_table("releases", shown, columns))
+    console.print(table_of("releases", shown, columns))
 
 
 def _unmapped(root: Path, sources: list[str]) -> list[Row]:
@@ -154,7 +154,7 @@ def _shown(row: Row, name: str) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _table(table_name: str, rows: list[Row], columns: tuple[str, ...]) -> Table:
+def table_of(table_name: str, rows: list[Row], columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         numeric = any(isinstance(row.get(name), int | float) for row in rows)
@@ -178,12 +178,12 @@ def print_status(description: dict[str, Any], console: Console) -> None:
         rows = description["tables"][name]
         if rows and columns:
             console.print()
-            console.print(_table(name, rows, columns))
+            console.print(table_of(name, rows, columns))
     if description["steps"]:
         console.print()
-        console.print(_table("steps", description["steps"], STEP_COLUMNS))
+        console.print(table_of("steps", description["steps"], STEP_COLUMNS))
     if description["unmapped_files"]:
         console.print()
-        console.print(_table("unmapped_files", description["unmapped_files"], ("table", "file")))
+        console.print(table_of("unmapped_files", description["unmapped_files"], ("table", "file")))
     console.print()
     console.print(f"report: {description['report']}")
