@@ -422,6 +422,7 @@ app.command("check-source")(check_source)
 app.command("check-task")(check_task)
 app.command("features")(features)
 app.command("diff")(releases.diff)
+app.command("backfill")(releases.backfill)
 app.command("gc")(releases.gc)
 
 

@@ -183,6 +183,11 @@ class Layout:
         return self.root / "work"
 
     @property
+    def past(self) -> Path:
+        """Where past nights are made again."""
+        return self.root / "backfill"
+
+    @property
     def conversion(self) -> Path:
         """What `timeloom meds` keeps from one conversion to the next."""
         return self.root / "conversion"

@@ -1,6 +1,7 @@
 """Commands about the releases of a root: which stay, how two differ, how a past one is made again."""
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from flows.commands.terminal import StageProgress, console, say
 from flows.debugging import set_debug
 from flows.extras import require
-from flows.options import Debug, Json, Root, Warehouse
+from flows.options import Debug, Json, Limit, Root, Warehouse, Workers
 from warehouse.errors import TimeloomError
 
 
@@ -94,6 +95,43 @@ def diff(
         print(json.dumps(found))
     else:
         print_difference(found, console)
+
+
+def backfill(
+    config: Annotated[Path, typer.Argument(help="The YAML of that night's run, over that night's export.")],
+    release: Annotated[str, typer.Argument(help="The id of the release, also of one that is gone.")],
+    root: Root = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Put a release that is gone back, where it comes out as it was.")
+    ] = False,
+    workers: Workers = None,
+    limit: Limit = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a past night again, beside the releases, and hold its data to the hash that it had.
+
+    It reads the raw files of that night; of one that has changed since, the segment that was made of it, as long as
+    that is kept (`keep.segments`). It goes on from the release that the night continued, so that one must be there.
+    `current` and the releases stay as they are, but for what --restore puts back.
+
+    Exit codes: 0 the data is that of then; 2 it is not, and a line says what differs; 1 it cannot be made, and one line
+    says what is missing.
+    """
+    set_debug(debug)
+    require("pipeline", "runs")
+    from flows.commands.backfill import backfill as make_again
+    from flows.commands.backfill import print_rebuilt
+    from flows.runs.settings import RunSettings
+
+    settings = RunSettings(config, root, workers=workers, limit=limit)
+    with StageProgress(quiet=as_json) as progress:
+        found = make_again(settings, release, restore=restore, progress=progress)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print_rebuilt(found, say)
+    raise typer.Exit(0 if found.same else 2)
 
 
 def gc(

@@ -277,6 +277,9 @@ class _Collector:
             if path.name not in (self._resumable, self.aside.name):
                 self._count("work", path)
                 self._delete(path)
+        if self.layout.past.is_dir():
+            self._count("work", self.layout.past)
+            self._delete(self.layout.past)
 
     def logs(self) -> None:
         """Removes the oldest logs. A run's name is the time when it began."""

@@ -24,6 +24,8 @@ from warehouse.manifest import (
 from warehouse.publish import new_release_id
 from warehouse.sealed import write_sealed
 
+# Keys of a configuration that say nothing of releases: where they lie, how they are made, how long they stay.
+NOT_DECLARED = {"root", "workers", "embedding", "keep"}
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = (
     "content_hash",
@@ -61,7 +63,7 @@ def make_manifest(
         run_id=run_id,
         buckets=config.buckets,
         deid=Deidentification(**config.deid.model_dump(), key_fingerprint=deid.key_fingerprint),
-        config_hash=sha256_json(declared_keys(config)),
+        config_hash=sha256_json(config.model_dump(mode="json", exclude=NOT_DECLARED)),
         stages={stage.name: stage.version for stage in stages},
         content_hash=content_hash(files),
         tasks=tasks,
@@ -73,26 +75,22 @@ def make_manifest(
     )
 
 
-def declared_keys(config: RunConfig) -> dict[str, Any]:
-    """What a configuration says of releases: not where they lie, how they are made, nor how long they stay."""
-    return config.model_dump(mode="json", exclude={"root", "workers", "embedding", "keep"})
-
-
 def key_hashes(config: RunConfig) -> dict[str, str]:
-    """By each key of a configuration, as `profiles.mehrt.context`, a short hash of its value."""
-    return {key: short_hash(value) for key, value in _leaves(declared_keys(config), "")}
+    """By each key of a configuration, as `profiles.mehrt.context`, a short hash of its value; where files lie apart, as
+    their content counts."""
+    return {key: short_hash(value) for key, value in _leaves(config.model_dump(exclude=NOT_DECLARED), "")}
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if _of_blocks(value) else ()
+    is_list = isinstance(value, list | tuple)
+    if isinstance(value, Path) or (is_list and any(isinstance(part, Path) for part in value)):
+        return
+    of_blocks = is_list and any(isinstance(part, dict) for part in value)
+    parts = list(value.items() if isinstance(value, dict) else enumerate(value) if of_blocks else ())
     if not parts:
         yield key, value
     for name, part in parts:
         yield from _leaves(part, f"{key}.{name}" if key else str(name))
-
-
-def _of_blocks(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(part, dict) for part in value)
 
 
 def records_of(night: Night, stages: Sequence[Stage]) -> set[str]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from extractors.deid import Deidentifier
 from flows.keeping.collect import collect, recorded_files, records_kept, remove, stores_of
@@ -145,7 +145,7 @@ class Run:
         self._state = _State()
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         Deidentifier(self.config.deid, b"")
         self._stack.enter_context(exclusive(self.layout))
         try:
@@ -185,23 +185,34 @@ class Run:
         self.log = RunLog(self.layout.logs / f"{self.run_id}.log")
         self.log.line(f"run {self.run_id} {'resumed' if left else 'started'}")
         standing, lenders = standing_releases(self.layout, repair=self.repair)
-        self.previous = standing.manifest if standing else None
         if self.accept_loss:
-            gate.check_names(self.accept_loss, self.previous)
+            gate.check_names(self.accept_loss, standing.manifest if standing else None)
+        self._begin(standing, Fingerprints(self.layout.private, rehash=self.rehash), lenders if self.repair else None)
+
+    def _begin(
+        self, standing: Standing | None, fingerprints: Fingerprints, older: Sequence[Standing] | None = None
+    ) -> None:
+        """Makes what the stages share.
+
+        Args:
+            standing: the release that this run continues.
+            older: what a repair may take from.
+        """
+        self.previous = standing.manifest if standing else None
         self.context = RunContext(
             engine=self.engine,
             staging=self.staging,
             previous=self.previous,
             previous_path=standing.path if standing else None,
             progress=self.progress,
-            older=lenders if self.repair else None,
+            older=older,
         )
         self.night = Night(
             config=self.config,
             base=self.base,
             layout=self.layout,
             context=self.context,
-            fingerprints=Fingerprints(self.layout.private, rehash=self.rehash),
+            fingerprints=fingerprints,
             trial_subjects=self.limit_subjects,
             log=self.log.line,
         )
@@ -264,14 +275,16 @@ class Run:
     def _tree(self) -> ReleaseLayout:
         return self.night.tree
 
-    def _tasks(self) -> dict[str, TaskEntry]:
-        """By `stage/key`, the tasks whose files belong to the release."""
-        return {
+    def tasks(self) -> dict[str, TaskEntry]:
+        """By `stage/key`, the tasks whose files belong to the release, once all stages have run; what it carries on is
+        there too."""
+        made = {
             f"{stage.name}/{key}": entry
             for stage in self.stages
             if stage.in_release
             for key, entry in self.night.reports[stage.name].entries.items()
         }
+        return made | self._carry_forward(made)
 
     def _carry_forward(self, tasks: dict[str, TaskEntry]) -> dict[str, TaskEntry]:
         """What stages declare as lasting and this run did not make: ledgers of schemes, vocabularies of profiles.
@@ -296,8 +309,7 @@ class Run:
 
     def _validate(self) -> None:
         """Judges the staging tree; an unchanged one was judged when it was published."""
-        tasks = self._tasks()
-        tasks |= self._carry_forward(tasks)
+        tasks = self.tasks()
         self._state.manifest = make_manifest(self.night, self.stages, self.run_id, None, tasks)
         put_back(self.context, self.layout, self._tree, self._state.manifest)
         stores = [f"stores of {task}" for task in self.context.unsound]

@@ -22,7 +22,7 @@ from warehouse.modalities import INDEXED, MODALITIES
 from warehouse.publish import current_release
 
 COMMANDS = ("demo", "run", "meds", "status", "verify", "repair", "report", "simulate", "check-source", "index", "serve")
-COMMANDS += ("gc",)
+COMMANDS += ("diff", "backfill", "gc")
 HEAVY = ("torch", "transformers", "prefect", "great_expectations", "apache_beam", "matplotlib", "openslide", "polars")
 PROGRESS = re.compile(r"\w+: \d+ of \d+")
 
