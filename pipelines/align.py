@@ -6,7 +6,7 @@ it was are copied from the release before, with the bytes that they would get if
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from extractors.events.converted import AVAILABILITY
 from pipelines.aligning.bucket_rows import BucketRows
-from pipelines.aligning.cells import KeptCells, row_group_bounds
+from pipelines.aligning.cells import row_group_bounds
 from pipelines.aligning.columns import NONE_8, NONE_32
 from pipelines.aligning.conflicts import CONFLICTS, differing_statics, find_conflicts
 from pipelines.aligning.contents import ContentSums
@@ -33,6 +33,7 @@ from pipelines.aligning.left_out import (
 )
 from pipelines.aligning.statistics import NO_STATISTICS, subject_statistics, with_images
 from pipelines.carrying.cells import Contents
+from pipelines.carrying.kept import KeptCells
 from pipelines.embed import Counts as EmbedCounts
 from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.former import Former
@@ -143,7 +144,7 @@ def tasks_of(
     return tasks
 
 
-def run(params: Params, base: Path, former: Former | None) -> Result:
+def run(params: Params, base: Path, former: Former | None = None) -> Result:
     """Aligns one bucket."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     images = each_once(read_frame(tree.items(bucket))) if params["items"] else None
@@ -168,10 +169,10 @@ def run(params: Params, base: Path, former: Former | None) -> Result:
     )  # fmt: skip
     groups = aligned.cells()
     if kept is None or former is None:
-        written = {events: write_tables(events, groups, EVENTS, "data")}
+        written = {events: _write(events, groups)}
         carried = Carried()
     else:
-        written = {events: kept.write(events, groups)}
+        written = {events: kept.write(events, groups, _write)}
         carried = Carried.of(kept, former.tree, bucket)
     statistics = pl.concat([aligned.subjects(), carried.statistics]).sort("subject_id")
     account = pl.concat([set_aside.account(), carried.account])
@@ -189,6 +190,10 @@ def run(params: Params, base: Path, former: Former | None) -> Result:
         "subjects": len(statistics),
     }
     return Result({str(path.relative_to(base)): rows for path, rows in written.items()}, counts)
+
+
+def _write(path: Path, groups: Iterable[pa.Table]) -> int:
+    return write_tables(path, groups, EVENTS, "data")
 
 
 def _kept(params: Params, bucket: int, images: pl.DataFrame | None, former: Former | None) -> KeptCells | None:

@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+import polars as pl
 import pyarrow as pa
 
+from pipelines.carrying.subjects import Changes, reads
 from pipelines.engine.context import RunContext
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
-from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
+from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_hash_before, parents_of
+from pipelines.profiles.counting import LEFT_OUT, VALUES, count_part
 from pipelines.profiles.counting import Counts as TokenCounts
-from pipelines.profiles.counting import count_part
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import hashes_of
+from warehouse.arrays import I64
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import TOKEN_COUNTS
@@ -78,6 +82,7 @@ def tasks_of(
     """
     tree = ReleaseLayout(context.staging / "release")
     parents = parents_of(tree, profile)
+    rules = [profile.token_rules(), profile.scheme, sorted(stores.items())]
     return [
         make_task(
             STAGE,
@@ -85,20 +90,37 @@ def tasks_of(
             context.staging,
             settings=[profile.token_rules(), profile.scheme],
             inputs=[hashes, splits.get(bucket), parents_hash(tree, bucket, parents)],
+            carrying=Carrying(
+                rules=[*rules, parents_hash(tree, bucket, parents)],
+                before=[*rules, parents_hash_before(context, bucket, parents)],
+                reads=reads(bucket, scheme=str(profile.scheme), items=True),
+            ),
             params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
         )
         for bucket, hashes in inputs.items()
     ]
 
 
-def run(params: Params, base: Path) -> Result:
+def run(params: Params, base: Path, former: Former | None = None) -> Result:
     """Counts a bucket's tokens and values by split."""
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
-    splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
-    splits = splits.select("subject_id", "split")
-    parts = chosen_parts(tree, bucket, profile, params["stores"])
-    counts = TokenCounts.together([count_part(chosen, splits, profile) for chosen in parts])
+
+    def counted(tree: ReleaseLayout, subjects: I64 | None = None) -> TokenCounts:
+        splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
+        parts = chosen_parts(tree, bucket, profile, params["stores"], subjects=subjects)
+        return TokenCounts.together(
+            [count_part(chosen, splits.select("subject_id", "split"), profile) for chosen in parts]
+        )
+
+    changes = None
+    if former is not None and profile.scheme is not None:
+        changes = Changes.of(tree, former.tree, bucket, stores=params["stores"], scheme=profile.scheme)
+    if former is None or changes is None:
+        counts = counted(tree)
+    else:
+        before, now = counted(former.tree, changes.before), counted(tree, changes.now)
+        counts = _former_counts(former, name, bucket, profile).mended(before, now)
     path = tree.token_counts(name, bucket)
     files: dict[str, int | None] = {}
     files[str(path.relative_to(base))] = write_table(path, counts.tokens, TOKEN_COUNTS, "token counts")
@@ -108,6 +130,15 @@ def run(params: Params, base: Path) -> Result:
     return Result(files, Counts(left_out=[list(row) for row in counts.left_out.iter_rows()]))
 
 
+def _former_counts(former: Former, name: str, bucket: int, profile: ProfileConfig) -> TokenCounts:
+    """What the release before has counted."""
+    values = pl.DataFrame(schema=VALUES)
+    if profile.values != "codes_only":
+        values = read_frame(values_path(former.tree, name, bucket))
+    left_out = pl.DataFrame(former.counts["left_out"], schema=LEFT_OUT, orient="row")
+    return TokenCounts(read_frame(former.tree.token_counts(name, bucket)), values, left_out)
+
+
 def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
     """A bucket's value counts."""
     return tree.token_counts(name, bucket).with_name(f"{bucket_name(bucket)}.values.parquet")
@@ -115,7 +146,7 @@ def values_path(tree: ReleaseLayout, name: str, bucket: int) -> Path:
 
 STAGE = Stage(
     "count",
-    3,
+    4,
     "pipelines.count:run",
     after=("align", "embed", "split"),
     keys=("profiles",),

@@ -1,19 +1,28 @@
 """tokenize: one bucket's events → its subjects' timelines as token ids. Schema in: EVENTS. Schema out: TIMELINES."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 
+from pipelines.carrying.cells import Contents
+from pipelines.carrying.kept import KeptCells
+from pipelines.carrying.subjects import reads, subjects_of_other_items
 from pipelines.engine.context import RunContext
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
-from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_of
+from pipelines.profiles.choosing import UNKNOWN, chosen_parts, parents_hash, parents_hash_before, parents_of
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoded, TimelineWriter
 from pipelines.vocabulary import slice_hash
+from warehouse.arrays import I64
+from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_tables
 from warehouse.schemas import TIMELINES
@@ -78,43 +87,110 @@ def tasks_of(
                 parents_hash(tree, bucket, parents),
             ],
             params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
+            carrying=_carrying(context, name, bucket, profile, vocabulary, parents, stores),
         )
         for bucket, hashes in inputs.items()
     ]
 
 
-def run(params: Params, base: Path) -> Result:
+def _carrying(
+    context: RunContext,
+    name: str,
+    bucket: int,
+    profile: ProfileConfig,
+    vocabulary: pl.DataFrame,
+    parents: pl.DataFrame | None,
+    stores: Mapping[str, str],
+) -> Carrying:
+    """A subject's tokens depend on the rules, and on the ids and breaks of the tokens that its bucket may need: those
+    that the release before needed are to be what they were."""
+    tree, former, needed = ReleaseLayout(context.staging / "release"), context.former_tree, UNKNOWN
+    rules = [profile.token_rules(), sorted(stores.items())]
+    if former is not None and former.token_counts(name, bucket).is_file():
+        with suppress(TimeloomError):
+            needed = slice_hash(tree, name, bucket, profile, vocabulary, former)
+    relative = ReleaseLayout(Path())
+    return Carrying(
+        [*rules, slice_hash(tree, name, bucket, profile, vocabulary), parents_hash(tree, bucket, parents)],
+        [*rules, needed, parents_hash_before(context, bucket, parents)],
+        [*reads(bucket, items=True), str(relative.vocabulary(name)), str(relative.quantiles(name))],
+    )
+
+
+def run(params: Params, base: Path, former: Former | None = None) -> Result:
     """Writes one bucket's timelines."""
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
-    profile = ProfileConfig.model_validate(params["settings"])
+    profile, stores = ProfileConfig.model_validate(params["settings"]), params["stores"]
     made: Counts = {"tokens": 0, "unknown": 0, "largest_id": 0, "values_without_quantiles": 0}
-    tables = (_counted(timeline, made) for timeline in timelines(tree, bucket, name, profile, params["stores"]))
+    now, kept = Contents.of_frame(read_frame(tree.contents(bucket))), None
+    if former is not None:
+        before = Contents.of_frame(read_frame(former.tree.contents(bucket)))
+        others = subjects_of_other_items(tree, former.tree, bucket, stores)
+        kept = KeptCells.of(now, before, former.tree.timeline(name, bucket), others)
+    subjects = None if kept is None else now.subjects[kept.changed]
+    firsts = now.subjects[now.starts]
+    tables = (
+        cell
+        for timeline in timelines(tree, bucket, name, profile, stores, subjects, firsts)
+        for cell in _counted(timeline, made).cells(firsts)
+    )
     path = tree.timeline(name, bucket)
-    rows = write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
+    if kept is None or former is None:
+        rows = _write(path, tables)
+    else:
+        rows = kept.write(path, tables, _write)
+        _count_kept(kept, made)
+        if former.counts["values_without_quantiles"]:
+            gone = np.setdiff1d(before.subjects, kept.kept_subjects)
+            those = timelines(former.tree, bucket, name, profile, stores, gone)
+            less = sum(timeline.without_breaks for timeline in those)
+            made["values_without_quantiles"] += former.counts["values_without_quantiles"] - less
     return Result({str(path.relative_to(base)): rows}, made)
 
 
+def _write(path: Path, tables: Iterable[pa.Table]) -> int:
+    return write_tables(path, tables, TIMELINES, "timelines", ENCODINGS, fast=("token_id",))
+
+
 def timelines(
-    tree: ReleaseLayout, bucket: int, name: str, profile: ProfileConfig, stores: Mapping[str, str]
+    tree: ReleaseLayout,
+    bucket: int,
+    name: str,
+    profile: ProfileConfig,
+    stores: Mapping[str, str],
+    subjects: I64 | None = None,
+    firsts: I64 | None = None,
 ) -> Iterator[Encoded]:
-    """A bucket's timelines, some subjects at a time."""
+    """A bucket's timelines, some subjects at a time.
+
+    Args:
+        subjects: ids, ascending, of those who are wanted; all where not given.
+        firsts: ids, ascending, that a part may begin at; every one where not given.
+    """
     ids = Ids(read_frame(tree.vocabulary(name)))
     encoder = TimelineWriter(profile, ids, read_frame(tree.quantiles(name)))
-    for chosen in chosen_parts(tree, bucket, profile, stores, ids):
+    for chosen in chosen_parts(tree, bucket, profile, stores, ids, subjects, firsts):
         yield encoder.encode(chosen)
 
 
-def _counted(encoded: Encoded, made: Counts) -> pa.Table:
+def _counted(encoded: Encoded, made: Counts) -> Encoded:
     made["tokens"] += len(encoded)
     made["unknown"] += int((encoded.ids == UNK).sum())
     made["largest_id"] = max(made["largest_id"], int(encoded.ids.max(initial=0)))
     made["values_without_quantiles"] += encoded.without_breaks
-    return encoded.table()
+    return encoded
+
+
+def _count_kept(kept: KeptCells, made: Counts) -> None:
+    ids = kept.numbers("token_id")
+    made["tokens"] += len(ids)
+    made["unknown"] += int((ids == UNK).sum())
+    made["largest_id"] = max(made["largest_id"], int(ids.max(initial=0)))
 
 
 STAGE = Stage(
     "tokenize",
-    version=5,
+    version=6,
     run="pipelines.tokenize:run",
     after=("align", "embed", "vocabulary"),
     keys=("profiles",),

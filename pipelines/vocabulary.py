@@ -173,13 +173,25 @@ def run(params: Params, base: Path) -> Result:
     )
 
 
-def slice_hash(tree: ReleaseLayout, name: str, bucket: int, profile: ProfileConfig, vocabulary: pl.DataFrame) -> str:
-    """A hash of the ids and breaks that one bucket's timelines may need, and of no others."""
-    tokens = read_frame(tree.token_counts(name, bucket)).select(pl.col("token").unique())
+def slice_hash(
+    tree: ReleaseLayout,
+    name: str,
+    bucket: int,
+    profile: ProfileConfig,
+    vocabulary: pl.DataFrame,
+    counted: ReleaseLayout | None = None,
+) -> str:
+    """A hash of the ids and breaks that one bucket's timelines may need, and of no others.
+
+    Args:
+        counted: the release whose bucket is asked for; `tree` where not given.
+    """
+    counted = counted or tree
+    tokens = read_frame(counted.token_counts(name, bucket)).select(pl.col("token").unique())
     breaks = None
     wanted = [tokens, fixed_tokens(profile, empty_frame(QUANTILES)).select("token")]
     if profile.values != "codes_only":
-        pairs = read_frame(values_path(tree, name, bucket)).select("code", "unit").unique()
+        pairs = read_frame(values_path(counted, name, bucket)).select("code", "unit").unique()
         quantiles = read_frame(tree.quantiles(name)).join(pairs, on=["code", "unit"], how="semi", nulls_equal=True)
         breaks = [quantiles[column].to_list() for column in ("code", "unit", "breaks")]
         if profile.values == "fused":

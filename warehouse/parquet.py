@@ -9,8 +9,10 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from warehouse.arrays import I64
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import atomic_write
 
@@ -174,14 +176,21 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
         ) from error
 
 
-def row_groups(file: pq.ParquetFile, rows: int = 1 << 18) -> Iterator[list[int]]:
+def row_groups(file: pq.ParquetFile, rows: int = 1 << 18, subjects: I64 | None = None) -> Iterator[list[int]]:
     """The row groups of a file, as many at a time as have about so many rows: what is done for each of them costs more
-    than a small one is worth."""
+    than a small one is worth.
+
+    Args:
+        subjects: ids, ascending: row groups in which none of them can stand are left out.
+    """
     held: list[int] = []
     number = 0
     for group in range(file.num_row_groups):
+        said = file.metadata.row_group(group)
+        if subjects is not None and not _may_hold(said, subjects):
+            continue
         held.append(group)
-        number += file.metadata.row_group(group).num_rows
+        number += said.num_rows
         if number >= rows:
             yield held
             held, number = [], 0
@@ -189,14 +198,33 @@ def row_groups(file: pq.ParquetFile, rows: int = 1 << 18) -> Iterator[list[int]]
         yield held
 
 
+def _may_hold(group: pq.RowGroupMetaData, subjects: I64) -> bool:
+    """Whether a row group, whose first column is the subject's id, may have a row of some of them."""
+    said = group.column(0).statistics
+    first, behind = np.searchsorted(subjects, [said.min, said.max + 1]) if said is not None else (0, len(subjects))
+    return bool(first < behind)
+
+
+def of_subjects(table: pa.Table, subjects: I64 | None) -> pa.Table:
+    """The rows of some subjects; all where None."""
+    return table if subjects is None else table.filter(pc.is_in(table["subject_id"], value_set=pa.array(subjects)))
+
+
 def subjects_together(
-    path: Path, read: Callable[[pq.ParquetFile, list[int]], pa.Table], rows: int, dictionaries: Collection[str] = ()
+    path: Path,
+    read: Callable[[pq.ParquetFile, list[int]], pa.Table],
+    rows: int,
+    dictionaries: Collection[str] = (),
+    subjects: I64 | None = None,
+    firsts: I64 | None = None,
 ) -> Iterator[pa.Table]:
     """A file whose rows stand together by `subject_id`, whole subjects and about so many rows at a time.
 
     Args:
         read: gives row groups as a table with `subject_id`.
         dictionaries: columns that are read as dictionaries.
+        subjects: ids, ascending, of those whose rows are wanted; all where not given.
+        firsts: ids, ascending, that a table may begin at; every one where not given.
 
     Raises:
         TimeloomError: the file is missing, truncated or corrupt.
@@ -206,13 +234,14 @@ def subjects_together(
             path, page_checksum_verification=True, read_dictionary=list(dictionaries), pre_buffer=True
         ) as file:
             held: list[pa.Table] = []
-            for groups in row_groups(file, rows):
-                held.append(read(file, groups))
+            for groups in row_groups(file, rows, subjects):
+                held.append(of_subjects(read(file, groups), subjects))
                 if sum(table.num_rows for table in held) >= rows:
                     table = pa.concat_tables(held)
                     ids = table["subject_id"].to_numpy()
                     # Of the last subject more may come.
-                    whole = int(np.searchsorted(ids, ids[-1]))
+                    last = ids[-1] if firsts is None else firsts[np.searchsorted(firsts, ids[-1], side="right") - 1]
+                    whole = int(np.searchsorted(ids, last))
                     held = [table.slice(whole)]
                     if whole:
                         yield table.slice(0, whole)

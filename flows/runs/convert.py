@@ -183,7 +183,7 @@ def _put(night: Night, out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for stage in CONVERSION:
         for relative in night.reports[stage.name].hashes() if stage.in_release else ():
-            if not relative.startswith(("codes/", "subjects/")):
+            if not relative.startswith(("codes/", "contents/", "subjects/")):
                 link_or_copy(night.tree.path / relative, new / relative)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():

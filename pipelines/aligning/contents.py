@@ -63,8 +63,8 @@ class ContentSums:
         starts = np.searchsorted(place[order], np.arange(len(subject)))
         sums = np.add.reduceat(np.concatenate(self._sums)[order], starts, axis=0)
         rows = np.add.reduceat(np.concatenate(self._rows)[order], starts)
-        there = rows > 0
-        return Contents.of(subject[there], sums[there], rows[there])
+        present = rows > 0
+        return Contents.of(subject[present], sums[present], rows[present])
 
 
 class SegmentHashes:

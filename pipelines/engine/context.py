@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from pipelines.engine.cost import Cost
 from pipelines.engine.task import Engine
 from warehouse.errors import REPAIR, TimeloomError
+from warehouse.layout import ReleaseLayout
 from warehouse.progress import Progress
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ class RunContext:
     taken: dict[str, str | None] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
     unsound: list[str] = field(default_factory=list)
+
+    @property
+    def former_tree(self) -> ReleaseLayout | None:
+        """The current release, whose files may be damaged."""
+        return ReleaseLayout(self.previous_path) if self.previous_path is not None else None
 
     @property
     def damaged(self) -> list[str]:

@@ -13,17 +13,21 @@ import numpy as np
 import polars as pl
 
 from extractors.events.times import PRECISIONS
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.carrying.subjects import Changes, carried, mended, reads
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.tasks import fever, kidney, lines
 from pipelines.tasks.codes import read_mappings
 from pipelines.tasks.facts import Facts, read_facts
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.settings import DerivedConfig
+from warehouse.arrays import I64
 from warehouse.layout import ReleaseLayout, bucket_name
-from warehouse.parquet import empty_frame, write_table
+from warehouse.parquet import empty_frame, read_frame, write_table
 from warehouse.schemas import DERIVED
 
+ORDER = ["subject_id", "time", "code", "available_time", "numeric_value", "time_precision"]
 LISTS = ("creatinine", "antineoplastic", "neutropenia", "pancytopenia", "fever", "neutrophils", "temperature")
 
 
@@ -76,30 +80,59 @@ def plan(night: Night) -> list[Task]:
             settings=settings,
             inputs=[events[str(ReleaseLayout(Path()).events(bucket))], codes.hash_of(bucket, LISTS)],
             params=Params(bucket=bucket, settings=settings, codes=codes.params),
+            carrying=Carrying(rules_of(night, bucket), rules_before(night, bucket), reads(bucket)),
         )
         for bucket in range(night.config.buckets)
     ]
 
 
-def run(params: Params, base: Path) -> Result:
+def rules_of(night: Night, bucket: int) -> list[Any]:
+    """What a subject's derived events depend on besides the subject's events."""
+    settings = night.config.labels.derived.model_dump(mode="json")
+    return [STAGE.version, settings, label_codes(night).hash_of(bucket, LISTS)]
+
+
+def rules_before(night: Night, bucket: int) -> list[Any]:
+    """As `rules_of`, for the codes of the release before."""
+    former = night.context.former_tree
+    return [*rules_of(night, bucket)[:-1], label_codes(night).hash_before(former, bucket, LISTS)]
+
+
+def run(params: Params, base: Path, former: Former | None = None) -> Result:
     """Writes one bucket's derived events."""
-    tree = ReleaseLayout(base)
-    codes = LabelCodes.of_params(params["codes"], tree)
-    bucket, rules = params["bucket"], DerivedConfig.model_validate(params["settings"])
-    frame, counts = derived_events(tree, bucket, codes.members_of(bucket, LISTS), rules)
+    tree, bucket = ReleaseLayout(base), params["bucket"]
+    rules = DerivedConfig.model_validate(params["settings"])
+
+    def derived(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[pl.DataFrame, Counts]:
+        codes = LabelCodes.of_params(params["codes"], tree)
+        return derived_events(tree, bucket, codes.members_of(bucket, LISTS), rules, subjects)
+
+    changes = Changes.of(tree, former.tree, bucket) if former is not None else None
+    if former is None or changes is None:
+        frame, counts = derived(tree)
+    else:
+        (frame, now), (_, before) = derived(tree, changes.now), derived(former.tree, changes.before)
+        frame = carried(read_frame(former.tree.derived(bucket)), frame, changes, ORDER)
+        counts = Counts(
+            derived=mended(former.counts["derived"], before["derived"], now["derived"]),
+            creatinine=mended(former.counts["creatinine"], before["creatinine"], now["creatinine"]),
+            neutrophils=mended(former.counts["neutrophils"], before["neutrophils"], now["neutrophils"]),
+            temperature=mended(former.counts["temperature"], before["temperature"], now["temperature"]),
+        )
     path = tree.derived(bucket)
     return Result({str(path.relative_to(base)): write_table(path, frame, DERIVED, "derived events")}, counts)
 
 
 def derived_events(
-    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig
+    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig, subjects: I64 | None = None
 ) -> tuple[pl.DataFrame, Counts]:
     """A bucket's derived events, columns of DERIVED in the order of subject, time and code; and what is said of them.
 
     Args:
         members: `code`, `list`, `node` of the bucket's codes.
+        subjects: ids, ascending, of those who are wanted; all where not given.
     """
-    facts = read_facts(tree.events(bucket), members["code"].unique(), values=True)
+    facts = read_facts(tree.events(bucket), members["code"].unique(), values=True, subjects=subjects)
     of: dict[str, list[str]] = {name: members.filter(pl.col("list") == name)["code"].to_list() for name in LISTS}
     holds = {name: facts.holds(of[name]) for name in LISTS}
     found = [empty_frame(DERIVED)]
@@ -118,17 +151,17 @@ def derived_events(
     pairs = fever.neutropenic_fever(facts.rows, low, holds["fever"], rules.neutropenic_fever.days)
     found.append(_events(facts, pairs, fever.CODE))
     measured = {name: Counter[str]() for name in ("neutrophils", "temperature")}
-    if all(holds[name].any() for name in measured):
+    if any(holds[name].any() for name in measured):
         neutrophils, temperature = (np.flatnonzero(holds[name]) for name in measured)
         pairs, measured = fever.febrile_neutropenia(facts, neutrophils, temperature, rules.neutropenic_fever)
         found.append(_events(facts, pairs, fever.CODE_OF_VALUES))
-    events = pl.concat(found).sort("subject_id", "time", "code", "available_time")
+    events = pl.concat(found).sort(ORDER)
     kinds = events["code"].str.replace(r"//\d+$", "").value_counts().sort("code")
     return events, Counts(
         derived={str(kind): int(number) for kind, number in kinds.iter_rows()},
-        creatinine=dict(sorted(used.items())),
-        neutrophils=dict(sorted(measured["neutrophils"].items())),
-        temperature=dict(sorted(measured["temperature"].items())),
+        creatinine=mended(used, {}, {}),
+        neutrophils=mended(measured["neutrophils"], {}, {}),
+        temperature=mended(measured["temperature"], {}, {}),
     )
 
 

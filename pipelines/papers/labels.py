@@ -10,18 +10,21 @@ from typing import Any, TypedDict
 import numpy as np
 import polars as pl
 
+from pipelines.carrying.subjects import Changes, carried, reads
 from pipelines.engine.context import StageReport, counts_of
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
-from pipelines.papers.derive import label_codes
+from pipelines.papers.derive import label_codes, rules_before, rules_of
 from pipelines.split import hashes_of
-from pipelines.tasks.attrition import Attrition
+from pipelines.tasks.attrition import Attrition, mended_tables
 from pipelines.tasks.codes import DERIVED, entries_of, systems_of
 from pipelines.tasks.definition import BIRTH, TaskConfig
 from pipelines.tasks.facts import read_facts
 from pipelines.tasks.labelling import BucketLabels, empty_labels, lists_of
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.notices import missing_of, namespaces_of, older_codes
+from warehouse.arrays import I64
 from warehouse.files import sha256_json
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import LabelsEntry
@@ -75,6 +78,12 @@ def plan(night: Night) -> list[Task]:
                 codes.hash_of(bucket, names),
                 splits.get(bucket),
             ],
+            carrying=Carrying(
+                [rules, withheld, scheme, of_derived, codes.hash_of(bucket, names), rules_of(night, bucket)],
+                [rules, withheld, scheme, of_derived]
+                + [codes.hash_before(night.context.former_tree, bucket, names), rules_before(night, bucket)],
+                [*reads(bucket, scheme=scheme), str(relative.derived(bucket))],
+            ),
             params=Params(
                 bucket=bucket,
                 tasks={name: task.model_dump(mode="json") for name, task in config.read_tasks.items()},
@@ -104,27 +113,43 @@ def what_is_missing(task: TaskConfig, codes: LabelCodes) -> tuple[list[str], lis
     return ([], [*decisive, *further]) if task.absent == "accept" else (decisive, further)
 
 
-def run(params: Params, base: Path) -> Result:
+def run(params: Params, base: Path, former: Former | None = None) -> Result:
     """Writes the labels of every task of one bucket, and who was left out."""
     tree, bucket = ReleaseLayout(base), params["bucket"]
     tasks = {name: TaskConfig.model_validate(task) for name, task in params["tasks"].items()}
-    codes = LabelCodes.of_params(params["codes"], tree)
-    splits = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
-    derived = read_frame(tree.derived(bucket))
-    made = label_bucket(tree, bucket, tasks, codes, splits, derived, params["withheld"])
+
+    def labelled(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+        codes = LabelCodes.of_params(params["codes"], tree)
+        splits = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
+        derived = read_frame(tree.derived(bucket))
+        made = label_bucket(tree, bucket, tasks, codes, splits, derived, params["withheld"], subjects)
+        tables = pl.concat([attrition.table(name) for name, (_, attrition) in made.items()])
+        return {name: labels for name, (labels, _) in made.items()}, tables
+
+    changes = Changes.of(tree, former.tree, bucket, scheme=params["scheme"]) if former is not None else None
+    if former is None or changes is None:
+        labels, attrition = labelled(tree)
+    else:
+        (labels, attrition), (_, before) = labelled(tree, changes.now), labelled(former.tree, changes.before)
+        for name, new in labels.items():
+            labels[name] = carried(read_frame(former.tree.labels(name, bucket)), new, changes, LABELS.names)
+        attrition = mended_tables(read_frame(former.tree.attrition(bucket)), before, attrition)
     files: dict[str, int | None] = {}
-    for name, (labels, _) in made.items():
+    for name, frame in labels.items():
         path = tree.labels(name, bucket)
-        files[str(path.relative_to(base))] = write_table(path, labels, LABELS, f"labels of {name}")
-    tables = [attrition.table(name) for name, (_, attrition) in made.items()]
+        files[str(path.relative_to(base))] = write_table(path, frame, LABELS, f"labels of {name}")
     path = tree.attrition(bucket)
-    files[str(path.relative_to(base))] = write_table(path, pl.concat(tables), ATTRITION, "attrition")
-    return Result(files, Counts(left={name: left_by_rule(attrition) for name, (_, attrition) in made.items()}))
+    files[str(path.relative_to(base))] = write_table(path, attrition, ATTRITION, "attrition")
+    return Result(files, Counts(left=left_by_rule(attrition)))
 
 
-def left_by_rule(attrition: Attrition) -> dict[str, int]:
-    """How many are left behind each rule, all splits together."""
-    return {rule: int(left.sum()) for rule, _, left in attrition.rows}
+def left_by_rule(attrition: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """By task, how many are left behind each rule, all splits together; of columns of ATTRITION."""
+    left: dict[str, dict[str, int]] = {}
+    summed = attrition.group_by("task", "step", "rule", maintain_order=True).agg(pl.col("left").sum())
+    for task, _, rule, number in summed.iter_rows():
+        left.setdefault(task, {})[rule] = number
+    return left
 
 
 def label_bucket(
@@ -135,6 +160,7 @@ def label_bucket(
     splits: pl.DataFrame,
     derived: pl.DataFrame,
     withheld: list[str],
+    subjects: I64 | None = None,
 ) -> dict[str, tuple[pl.DataFrame, Attrition]]:
     """By task, the labels of a bucket and who was left out.
 
@@ -142,11 +168,12 @@ def label_bucket(
         splits: `subject_id`, `split`.
         derived: columns of DERIVED.
         withheld: tasks whose labels cannot be made.
+        subjects: ids, ascending, of those who are wanted; all where not given.
     """
     names = lists_of(tasks)
     members = codes.members_of(bucket, names, derived["code"].unique())
     births = members.filter(pl.col("list") == BIRTH)["code"]
-    facts = read_facts(tree.events(bucket), members["code"].unique(), derived, births=births)
+    facts = read_facts(tree.events(bucket), members["code"].unique(), derived, births=births, subjects=subjects)
     bucket_labels = BucketLabels(facts, members, splits)
     made = {}
     for name, task in tasks.items():

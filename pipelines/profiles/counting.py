@@ -36,6 +36,21 @@ class Counts:
             _summed([part.left_out for part in parts], LEFT_OUT),
         )
 
+    def mended(self, before: "Counts", now: "Counts") -> "Counts":
+        """These counts without those of some subjects as they were, and with those of some as they are."""
+        return Counts(
+            _mended(self.tokens, before.tokens, now.tokens, COUNTED),
+            _mended(self.values, before.values, now.values, VALUES),
+            _mended(self.left_out, before.left_out, now.left_out, LEFT_OUT),
+        )
+
+
+def _mended(
+    frame: pl.DataFrame, before: pl.DataFrame, now: pl.DataFrame, schema: dict[str, type[pl.DataType]]
+) -> pl.DataFrame:
+    less = before.with_columns(-pl.col("count"))
+    return _summed([each.select(schema.keys()) for each in (frame, less, now)], schema).filter(pl.col("count") != 0)
+
 
 def _summed(frames: list[pl.DataFrame], schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     keys = [name for name in schema if name != "count"]
@@ -134,7 +149,8 @@ def _values(chosen: Chosen, rows: I64, groups: I64, split: I64, profile: Profile
             "split": split[holding].astype(np.int8),
             "code": groups[holding],
             "unit": part.unit.place[rows[holding]],
-            "value": compared(part, rows[holding]),
+            # A zero is written without its sign, whichever of the two comes first.
+            "value": compared(part, rows[holding]) + np.float32(0),
         }
     )
     counted = frame.group_by(pl.all()).agg(pl.len().cast(pl.Int64).alias("count"))

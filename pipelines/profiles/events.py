@@ -135,11 +135,18 @@ class Part:
             flag=texts.get("value_flag"),
         )
 
-    def slices(self, rows: int = PART_ROWS) -> Iterator["Part"]:
-        """The part in pieces of about so many rows and whole subjects, views of its arrays."""
+    def slices(self, rows: int = PART_ROWS, firsts: I64 | None = None) -> Iterator["Part"]:
+        """The part in pieces of about so many rows and whole subjects, views of its arrays.
+
+        Args:
+            firsts: ids, ascending, that a piece may begin at; every one where not given.
+        """
         number = max(1, round(len(self) / rows))
-        wanted = np.arange(1, number) * (len(self) // number)
-        cuts = np.unique(np.concatenate([[0], np.searchsorted(self.starts, wanted), [len(self.subjects)]]))
+        wanted = np.searchsorted(self.starts, np.arange(1, number) * (len(self) // number))
+        if firsts is not None:
+            ids = self.subjects[np.minimum(wanted, len(self.subjects) - 1)]
+            wanted = np.searchsorted(self.subjects, firsts[np.searchsorted(firsts, ids, side="right") - 1])
+        cuts = np.unique(np.concatenate([[0], wanted, [len(self.subjects)]]))
         for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             begin, end = int(self.starts[low]), int(self.starts[high])
             taken = slice(begin, end)
@@ -159,20 +166,34 @@ class Part:
             )
 
 
-def read_parts(path: Path, codes: pl.Series, *, values: bool, rows: int = PART_ROWS) -> Iterator[Part]:
+def read_parts(
+    path: Path,
+    codes: pl.Series,
+    *,
+    values: bool,
+    rows: int = PART_ROWS,
+    subjects: I64 | None = None,
+    firsts: I64 | None = None,
+) -> Iterator[Part]:
     """A bucket's events, some subjects at a time, checksums verified.
 
     Args:
         codes: the bucket's distinct codes, in order.
         values: whether numbers, units and flags are read.
         rows: about so many rows a part; a subject is never divided.
+        subjects: ids, ascending, of those who are wanted; all where not given.
+        firsts: ids, ascending, that a part may begin at; every one where not given.
 
     Raises:
         TimeloomError: the file is missing, truncated or corrupt.
     """
     columns = [*_COLUMNS, *(_VALUES if values else ())]
-    for table in subjects_together(path, lambda file, groups: _read_groups(file, groups, columns), rows, _TEXTS):
-        yield from Part.of(table, codes).slices(rows)
+
+    def read(file: pq.ParquetFile, groups: list[int]) -> pa.Table:
+        return _read_groups(file, groups, columns)
+
+    for table in subjects_together(path, read, rows, _TEXTS, subjects, firsts):
+        yield from Part.of(table, codes).slices(rows, firsts)
 
 
 def _read_groups(file: pq.ParquetFile, groups: list[int], columns: Sequence[str]) -> pa.Table:

@@ -4,7 +4,8 @@ The order of tokens: `[BOS]`, demographics without a time, then the events, each
 what is recorded at their time (MEHRT §2.1; equal times are hidden from it), values behind their codes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -146,6 +147,29 @@ class Encoded:
                 "item_key": pa.DictionaryArray.from_arrays(keys, distinct),
             }
         )
+
+    def cells(self, firsts: I64) -> Iterator[pa.Table]:
+        """As `table`, a cell of subjects at a time.
+
+        Args:
+            firsts: the first subject of each cell, ascending.
+        """
+        cell = np.searchsorted(firsts, self.subject, side="right")
+        begins = np.flatnonzero(np.append(True, cell[1:] != cell[:-1])) if len(cell) else np.zeros(0, np.int64)
+        tokens = np.append(0, np.cumsum(self.lengths))
+        for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(cell)], strict=False):
+            first, last = tokens[begin], tokens[end]
+            low, high = np.searchsorted(self.image_places, [first, last])
+            yield replace(
+                self,
+                subject=self.subject[begin:end],
+                lengths=self.lengths[begin:end],
+                ids=self.ids[first:last],
+                types=self.types[first:last],
+                times=self.times[first:last],
+                image_places=self.image_places[low:high] - first,
+                image_keys=self.image_keys[low:high],
+            ).table()
 
 
 def _outside(length: int, places: I64) -> Bools:

@@ -71,6 +71,15 @@ class Attrition:
         )
 
 
+def mended_tables(former: pl.DataFrame, before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """A bucket's attrition tables without those of some subjects as they were, and with those of some as they are.
+
+    The rows of all three are the same rules and splits in the same order.
+    """
+    numbers = ("removed", "left")
+    return former.with_columns(former[name] - before[name] + now[name] for name in numbers)
+
+
 def totals(tables: pl.DataFrame) -> pl.DataFrame:
     """The sum of the attrition tables of several buckets."""
     return (

@@ -20,7 +20,7 @@ from pipelines.aligning.conflicts import earliest, latest
 from pipelines.tasks.instants import NEVER
 from warehouse.arrays import F64, I32, I64, NO_TIME, U8, Bools, numbers_of
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.parquet import row_groups
+from warehouse.parquet import of_subjects, row_groups
 
 NO_VISIT = np.iinfo(np.int64).min
 _COLUMNS = ("subject_id", "time", "available_time", "time_precision", "code", "visit_id")
@@ -120,6 +120,7 @@ def read_facts(
     *,
     births: pl.Series | None = None,
     values: bool = False,
+    subjects: I64 | None = None,
 ) -> Facts:
     """The events of some codes.
 
@@ -129,6 +130,7 @@ def read_facts(
         derived: derived events of its subjects, columns of DERIVED, where they are wanted too.
         births: those of the codes that are a birth, with which no record begins.
         values: read numbers and units too.
+        subjects: ids, ascending, of those who are wanted; all where not given.
 
     Raises:
         TimeloomError: a file is missing or damaged.
@@ -139,28 +141,28 @@ def read_facts(
     # A code that was not asked for has the place -1.
     born = np.append(born, False)
     statistics, parts = [], [_no_rows()]
-    for table in _groups(path, values=values):
+    for table in _groups(path, subjects, values=values):
         code = _places(table["code"], codes.to_arrow().cast(pa.large_string()))
         statistics.append(_statistics(table, born[code]))
         parts.append(_rows(table, code, units))
     if derived is not None:
-        table = derived.to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = of_subjects(derived.to_arrow(compat_level=pl.CompatLevel.oldest()), subjects)
         parts.append(_rows(table, _places(table["code"], codes.to_arrow().cast(pa.large_string())), units))
-    subjects, first, last, known = _merged(statistics)
+    everyone, first, last, known = _merged(statistics)
     rows = Rows.joined(parts)
-    place = np.searchsorted(subjects, rows.subject)
+    place = np.searchsorted(everyone, rows.subject)
     placed = Rows(place, *(getattr(rows, field.name) for field in fields(Rows)[1:]))
-    return Facts(subjects, first, last, known, placed, codes, tuple(units))
+    return Facts(everyone, first, last, known, placed, codes, tuple(units))
 
 
-def _groups(path: Path, *, values: bool) -> Iterator[pa.Table]:
+def _groups(path: Path, subjects: I64 | None, *, values: bool) -> Iterator[pa.Table]:
     wanted = [*_COLUMNS, *(_VALUES if values else ())]
     texts = ["code", "time_precision", *(("unit", "value_flag") if values else ())]
     try:
         file = pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True)
         columns = [name for name in wanted if name in file.schema_arrow.names]
-        for groups in row_groups(file):
-            yield file.read_row_groups(groups, columns=columns).unify_dictionaries()
+        for groups in row_groups(file, subjects=subjects):
+            yield of_subjects(file.read_row_groups(groups, columns=columns).unify_dictionaries(), subjects)
     except (OSError, pa.ArrowException) as error:
         raise TimeloomError(f"cannot read {path.parent.name}/{path.name}", remedy=REPAIR) from error
 

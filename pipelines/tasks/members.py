@@ -11,6 +11,7 @@ import polars as pl
 
 from pipelines.tasks.codes import MEMBERS, CodeList, edges_of, read_mappings, resolve
 from pipelines.tasks.settings import LabelsConfig
+from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json, signature_of
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_columns, read_frame
@@ -88,6 +89,20 @@ class LabelCodes:
         """A hash of `members_of`, worked out of the whole release's."""
         _ = self.members
         return sha256_json([column.to_list() for column in self.members_of(bucket, names)])
+
+    def hash_before(self, former: ReleaseLayout | None, bucket: int, names: Sequence[str]) -> str | None:
+        """As `hash_of`, of the codes that the bucket had in another release; None where nobody can tell."""
+        _ = self.members
+        try:
+            codes = read_columns(former.codes_of(bucket), ["code"])["code"] if former is not None else None
+        except TimeloomError:
+            codes = None
+        if codes is None:
+            return None
+        wanted = pl.Series("code", codes, dtype=pl.String)
+        held = pl.col("list").is_in(list(names)) & pl.col("code").is_in(wanted.implode())
+        found = self.members.filter(held).sort("code", "list", "node")
+        return sha256_json([column.to_list() for column in found])
 
 
 @lru_cache(maxsize=2)

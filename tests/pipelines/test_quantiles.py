@@ -20,6 +20,7 @@ from pipelines.profiles import built_in
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.values import Breaks, fit
 from pipelines.split import SUBJECT_SPLITS
+from tests.support.tokens.contents import write_contents
 from tests.support.tokens.timelines import events, fitted, named_tokens
 from warehouse.errors import TimeloomError
 from warehouse.files import xxh3_file
@@ -176,6 +177,7 @@ class Nights:
             write_table(tree.items(bucket), ITEMS.empty_table(), ITEMS, "items")
             counts = frame.group_by("code").agg(pl.len().cast(pl.Int64).alias("events")).sort("code")
             write_table(tree.codes_of(bucket), counts, CODE_COUNTS, "codes")
+            write_contents(tree, bucket, frame)
         assigned = pl.DataFrame(list(splits.items()), schema=["subject_id", "split"], orient="row")
         scheme = self.profile.scheme
         path = tree.subject_splits if scheme is None else tree.scheme_subjects(scheme)

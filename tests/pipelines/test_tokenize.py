@@ -18,6 +18,7 @@ from pipelines.profiles.fitting import extend
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import SUBJECT_SPLITS
 from tests.support.tokens import timelines
+from tests.support.tokens.contents import write_contents
 from tests.support.tokens.timelines import left_out, named_tokens, usable
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame, write_table
@@ -293,6 +294,7 @@ def release(base: Path, buckets: dict[int, pl.DataFrame], splits: dict[int, str]
         write_table(tree.items(bucket), ITEMS.empty_table(), ITEMS, "items")
         codes = frame.group_by("code").agg(pl.len().cast(pl.Int64).alias("events"))
         write_table(tree.codes_of(bucket), codes, CODE_COUNTS, "codes")
+        write_contents(tree, bucket, frame)
     assigned = pl.DataFrame(list(splits.items()), schema=["subject_id", "split"], orient="row")
     write_table(tree.subject_splits, assigned, SUBJECT_SPLITS, "splits")
     return tree

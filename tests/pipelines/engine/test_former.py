@@ -1,4 +1,4 @@
-"""A task's former outcome: told where the rules are the same, believed where every byte is."""
+"""A task's former outcome: found where the rules are the same, believed where every byte is."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +36,9 @@ def context_of(folder: Path, rules: str | None, **files: str) -> Any:
 
 
 def test_the_former_outcome_of_the_same_rules_is_told(tmp_path: Path) -> None:
-    told = with_former(task_of(["r"], reads=("b",)), context_of(tmp_path, task_of(["r"]).rules, b="read"))
-    assert told.before is not None and sorted(told.before["files"]) == ["a", "b"]
-    former = whole_former(told.before)
+    found = with_former(task_of(["r"], reads=("b",)), context_of(tmp_path, task_of(["r"]).rules, b="read"))
+    assert found.before is not None and sorted(found.before["files"]) == ["a", "b"]
+    former = whole_former(found.before)
     assert former is not None and former.tree.path == tmp_path and former.counts == {"n": 2}
 
 
@@ -65,11 +65,11 @@ def test_nothing_is_told_without_a_file_that_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a", "b"])
 @pytest.mark.parametrize("damage", ["flipped", "gone", "longer"])
 def test_a_damaged_file_is_not_believed(name: str, damage: str, tmp_path: Path) -> None:
-    told = with_former(task_of(["r"], reads=("b",)), context_of(tmp_path, task_of(["r"]).rules, b="read"))
+    found = with_former(task_of(["r"], reads=("b",)), context_of(tmp_path, task_of(["r"]).rules, b="read"))
     path = tmp_path / name
     if damage == "gone":
         path.unlink()
     else:
         content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:] if damage == "flipped" else content + b"x")
-    assert whole_former(told.before) is None
+    assert whole_former(found.before) is None

@@ -2,14 +2,18 @@
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from extractors.simulate import simulate
 from flows.runs import gate
 from pipelines.carrying import cells
+from pipelines.carrying.kept import KeptCells
+from pipelines.carrying.subjects import Changes
 from pipelines.engine import run_stage
 from pipelines.engine.task import Task
 from tests.support.nights.site import Site
@@ -137,8 +141,8 @@ class Nights:
         self.monkeypatch, self.hospital, self.folder = monkeypatch, Hospital(folder, seed), folder
         monkeypatch.setattr(cells, "CELL_ROWS", CELL_ROWS)
         monkeypatch.setattr(gate, "judge_release", lambda _tree, manifest, *_: manifest)
-        self.carried = 0
-        self._with_former = run_stage.with_former
+        self.copied: Counter[str] = Counter()
+        self._note()
         self._site("carried").night()
 
     def _site(self, name: str) -> Site:
@@ -160,17 +164,27 @@ class Nights:
                 if name == "anew":
                     patched.setattr(run_stage, "_linked", _nothing)
                     patched.setattr(run_stage, "with_former", lambda task, _: task)
-                else:
-                    patched.setattr(run_stage, "with_former", self._counted)
                 site = self._site(name)
                 site.night()
                 manifests.append(site.manifest)
         return manifests[0], manifests[1]
 
-    def _counted(self, task: Task, context: run_stage.RunContext) -> Task:
-        told = self._with_former(task, context)
-        self.carried += told.before is not None
-        return told
+    def _note(self) -> None:
+        """Counts what is copied: cells of files, and buckets whose counts are mended by some subjects."""
+        kept_groups, changes_of = KeptCells.kept_groups, Changes.of
+
+        def groups(cells: KeptCells) -> list[int]:
+            found = kept_groups(cells)
+            self.copied[cells.path.parent.name] += len(found)
+            return found
+
+        def changes(*args: Any, **keys: Any) -> Changes | None:
+            found = changes_of(*args, **keys)
+            self.copied["mended"] += found is not None
+            return found
+
+        self.monkeypatch.setattr(KeptCells, "kept_groups", groups)
+        self.monkeypatch.setattr(Changes, "of", changes)
 
 
 def _nothing(_task: Task, _context: run_stage.RunContext) -> TaskEntry | None:
