@@ -1,4 +1,4 @@
-"""A task's former outcome: found where the rules are the same, believed where every byte is."""
+"""A task's former outcome: told where the rules are the same, believed where every byte is."""
 
 from dataclasses import replace
 from pathlib import Path
