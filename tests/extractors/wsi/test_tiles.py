@@ -324,8 +324,8 @@ def weights(count: int, extent: float, a: float = -0.5, shift: float = 0.0) -> n
 
 def in_float64(window: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Columns first; each step is rounded to bytes, as in PIL."""
-    half = np.clip(np.rint(np.einsum("ij,kjc->kic", across, window)), 0, 255)
-    return np.clip(np.rint(np.einsum("ij,jkc->ikc", down, half)), 0, 255)
+    half = np.clip(np.rint(across @ window.astype(np.float64)), 0, 255)
+    return np.clip(np.rint(np.tensordot(down, half, 1)), 0, 255)
 
 
 def near(tile: np.ndarray, other: np.ndarray) -> bool:
