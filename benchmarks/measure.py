@@ -306,6 +306,8 @@ def night(name: str, arguments: Sequence[str], root: Path, *, good: Sequence[int
     )
     (log,) = set((root / "logs").glob("*.log")) - logs
     cost.steps = _steps(log.read_text(encoding="utf-8"), samples, start)
+    if [step.name for step in cost.steps] != [step["step"] for step in cost.outcome["steps"]]:
+        raise SystemExit(f"{name}: the run's log says nothing of the time of its steps")
     return cost
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -125,6 +126,11 @@ def simulate_large(
             out.rmdir()
         staging.replace(out)
         sync_directory(out.parent)
+    except BrokenProcessPool as error:
+        raise TimeloomError(
+            "a process that draws the simulated hospital died",
+            remedy='in a script of your own, call it below `if __name__ == "__main__":`, or with workers=1',
+        ) from error
     except OSError as error:
         raise TimeloomError(
             f"the simulated hospital cannot be written: {error.strerror}",

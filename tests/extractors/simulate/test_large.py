@@ -3,6 +3,7 @@
 import gzip
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from extractors.simulate.codes import CANCERS
-from extractors.simulate.large import simulate_large
+from extractors.simulate.large import hospital, simulate_large
 from extractors.simulate.large.course import RANGE
 from extractors.simulate.large.hospital import Arguments, draw_range
 from extractors.simulate.large.images import IMAGES
@@ -240,3 +241,13 @@ def test_a_second_call_writes_nothing_and_others_are_refused(tmp_path: Path) -> 
 def test_times_are_written_as_a_clock_shows_them(first: Path) -> None:
     text = table(first, "labs")["collected_time"][0]
     assert datetime.strptime(text, "%Y-%m-%d %H:%M:%S").strftime("%Y-%m-%d %H:%M:%S") == text
+
+
+def test_a_process_that_dies_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(hospital, "_ranges", died)
+    with pytest.raises(TimeloomError, match="a process that draws the simulated hospital died"):
+        made(tmp_path / "h", subjects=20)
+    assert list(tmp_path.iterdir()) == []
