@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import scheduling
 from flows.checks import check_source, check_task
 from flows.commands import releases
 from flows.commands.terminal import StageProgress, console, say, show_error
@@ -19,7 +20,6 @@ from flows.guard import check_ownership
 from flows.options import (
     AcceptLoss,
     BeamOption,
-    Cron,
     Debug,
     Direct,
     Engine,
@@ -27,11 +27,10 @@ from flows.options import (
     Json,
     Limit,
     Modalities,
-    Port,
     Rehash,
     Root,
     Runner,
-    Timezone,
+    Wait,
     Warehouse,
     Workers,
 )
@@ -108,6 +107,7 @@ def main() -> None:
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
+    from flows.announce import announce
     from flows.runs.run import open_run
 
     with StageProgress(quiet=as_json) as progress:
@@ -116,6 +116,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
                 for name, step in run.steps:
                     run.carry_out(name, step)
                 outcome = run.outcome()
+            announce(run.layout, run.config.on_publish, say)
         else:
             outcome = _in_prefect(settings, progress)
     if as_json:
@@ -137,17 +138,19 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
     from flows.nightly import nightly, watch
 
     watch.set(progress)
-    return nightly(
+    outcome: RunOutcome = nightly(
         config=str(settings.config),
         root=str(settings.root) if settings.root else None,
-        engine=settings.engine,
+        engine="beam" if settings.engine == "beam" else "local",
         runner=settings.runner,
         workers=settings.workers,
         limit=settings.limit,
         accept_loss=list(settings.accept_loss),
         rehash=settings.rehash,
         beam_options=list(settings.beam_options),
+        wait=settings.wait,
     )
+    return outcome
 
 
 def _modalities(text: str | None) -> tuple[str, ...]:
@@ -209,6 +212,7 @@ def run(
     limit: Limit = None,
     accept_loss: AcceptLoss = None,
     rehash: Rehash = False,
+    wait: Wait = False,
     direct: Direct = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -228,6 +232,7 @@ def run(
         tuple(accept_loss or ()),
         rehash,
         tuple(beam_option or ()),
+        wait,
     )
     _carry_out(settings, direct=direct, as_json=as_json)
 
@@ -424,6 +429,8 @@ app.command("features")(features)
 app.command("diff")(releases.diff)
 app.command("backfill")(releases.backfill)
 app.command("gc")(releases.gc)
+app.command("serve")(scheduling.serve)
+app.command("deploy")(scheduling.deploy)
 
 
 @app.command()
@@ -460,28 +467,6 @@ def index(
     else:
         print_index(description, console)
     raise typer.Exit(description["exit_code"])
-
-
-@app.command()
-def serve(
-    config: Annotated[Path, typer.Argument(help="The run's YAML.")],
-    root: Root = None,
-    cron: Cron = "0 2 * * *",
-    timezone: Timezone = "UTC",
-    port: Port = None,
-    debug: Debug = False,
-) -> None:
-    """Run the nightly flow on a schedule on this machine, with the Prefect UI to watch it. Ctrl-C ends it.
-
-    One command serves one root: a second one for the same root is refused, others run beside it. Each has a Prefect
-    server of its own, in ROOT.prefect, unless PREFECT_API_URL names one. A server that ends is started again; where
-    that does not help, the command ends with exit code 1, so that what started it can see it.
-    """
-    set_debug(debug)
-    require("pipeline", "schedules")
-    from flows.serve import serve_nightly
-
-    serve_nightly(config, root, cron, timezone, port, say)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The nightly flow: one Prefect task per step, its progress and results as artifacts in the Prefect UI.
+"""The nightly flow: one Prefect task per stage, its progress and results as artifacts in the Prefect UI.
 
 Prefect is for looking and scheduling. What is done and what is not is decided by records on disk and a lock, so a flow
 run that was killed, or is started twice, harms nothing.
@@ -6,10 +6,8 @@ run that was killed, or is started twice, harms nothing.
 
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +19,14 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
+from flows import artifacts, parameters
+from flows.announce import announce, emit_events
+from flows.deployments import deployment_name
 from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import SERVED, RunSettings
 from pipelines.engine.execute import clear_error
@@ -39,7 +35,6 @@ from warehouse.errors import TimeloomError
 from warehouse.progress import Progress
 
 RETRIES = 2
-REFRESH_SECONDS = 2.0
 # Of what a step says, the columns of its table.
 STEP_COLUMNS = ("step", "ran", "linked", "resumed", "seconds", "cpu_seconds")
 
@@ -54,42 +49,12 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(error, (StepFailedError, WorkerLostError)) or not isinstance(error, TimeloomError)
 
 
-@contextmanager
-def _for_looking() -> Iterator[None]:
-    """Artifacts inform; a server that does not take one must not end, or repeat, a step that is done."""
-    try:
-        yield
-    except Exception as error:
-        get_run_logger().warning("the Prefect server did not take an artifact: %s", type(error).__name__)
-
-
-class _ProgressArtifact:
-    """A step's progress in the UI, refreshed every few seconds at most."""
-
-    def __init__(self, step: str) -> None:
-        self.identity: Any = None
-        with _for_looking():
-            self.identity = create_progress_artifact(0.0, key=f"progress-{step}", description=f"Progress of {step}")
-        self.refreshed = time.monotonic()
-
-    def show(self, percent: float) -> None:
-        if self.identity is not None:
-            with _for_looking():
-                update_progress_artifact(self.identity, percent)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if total and now - self.refreshed >= REFRESH_SECONDS:
-            self.refreshed = now
-            self.show(100.0 * done / total)
-
-
 # What a terminal shows, for the run of this process; a parameter would be sent to the server.
 watch: ContextVar[Progress | None] = ContextVar("watch", default=None)
 
 
-def _carry_out(run: Run, name: str, step: Callable[[], None]) -> None:
-    """One step as one task run, never one per bucket or item."""
+def carry_out_step(run: Run, name: str, step: Callable[[], None]) -> None:
+    """One stage as one task run, never one per bucket or item; its state says whether there was anything to do."""
     # Here and not in the flow, whose own names are pickled for a scheduled run: a ContextVar cannot be.
     seen = watch.get()
 
@@ -102,8 +67,8 @@ def _carry_out(run: Run, name: str, step: Callable[[], None]) -> None:
         persist_result=False,
         cache_policy=NO_CACHE,
     )
-    def carry_out() -> dict[str, Any]:
-        artifact = _ProgressArtifact(name)
+    def carry_out() -> State[Any]:
+        artifact = artifacts.Progress(name)
 
         def both(stage: str, done: int, total: int) -> None:
             artifact(stage, done, total)
@@ -112,9 +77,14 @@ def _carry_out(run: Run, name: str, step: Callable[[], None]) -> None:
 
         run.context.progress = both
         summary = _without_values(run, name, step)
+        done = [summary[what] for what in ("ran", "linked", "resumed")]
+        is_stage = name not in run.JUDGEMENT
+        if is_stage and not any(done):
+            return Completed(name="Skipped", message="the configuration asks for nothing of it")
         artifact.show(100.0)
-        get_run_logger().info("%s: %s run, %s linked, %s resumed", *list(summary.values())[:4])
-        return summary
+        said = "{} run, {} linked, {} resumed".format(*done)
+        get_run_logger().info("%s: %s", name, said)
+        return Completed(name="Unchanged" if is_stage and not summary["ran"] else "Completed", message=said)
 
     carry_out()
 
@@ -133,31 +103,20 @@ def _without_values(run: Run, name: str, step: Callable[[], None]) -> dict[str, 
         raise clear from None
 
 
-@flow(name="nightly", validate_parameters=False, persist_result=False)
+@flow(name="nightly", persist_result=False)
 def nightly(
-    config: str,
-    root: str | None = None,
-    engine: str = "local",
-    runner: str = "FnApiRunner",
-    workers: int | None = None,
-    limit: int | None = None,
-    accept_loss: list[str] | None = None,
-    rehash: bool = False,
-    beam_options: list[str] | None = None,
+    config: parameters.Config,
+    root: parameters.Root = None,
+    engine: parameters.Engine = "local",
+    runner: parameters.Runner = "FnApiRunner",
+    workers: parameters.Workers = None,
+    limit: parameters.Limit = None,
+    accept_loss: parameters.AcceptLoss = None,
+    rehash: parameters.Rehash = False,
+    beam_options: parameters.BeamOptions = None,
+    wait: parameters.Wait = False,
 ) -> RunOutcome:
-    """Raw exports to a published release: the steps of the list of stages, then the judgement and the publication.
-
-    Args:
-        config: path of the run's YAML.
-        root: the warehouse; the configuration's `root` where absent.
-        engine: `local` or `beam`.
-        runner: with `beam`, the runner's name.
-        workers: processes; this machine's cores where absent.
-        limit: run on that many subjects only.
-        accept_loss: tables, sources, modalities or namespaces of which this night may hold much less than those before.
-        rehash: read every raw file again, whatever is remembered of it.
-        beam_options: with `beam`, options of its pipeline.
-    """
+    """Raw exports to a published release: the list of stages, then the judgement and the publication."""
     settings = RunSettings(
         Path(config),
         Path(root) if root else None,
@@ -168,18 +127,22 @@ def nightly(
         tuple(accept_loss or ()),
         rehash,
         tuple(beam_options or ()),
+        wait,
     )
     try:
         with open_run(settings, None) as run:
             run.log.line(f"prefect flow run {flow_run.get_id()}")
             for name, step in run.steps:
-                _carry_out(run, name, step)
+                carry_out_step(run, name, step)
             outcome = run.outcome()
+        announce(run.layout, run.config.on_publish, _say_served)
     except TimeloomError as error:
         _say_served(f"the night failed: {error}" + (f" (log: {error.log})" if error.log else ""))
         raise
     _say_served(*outcome.lines())
-    _show(outcome)
+    artifacts.show_outcome(outcome, run.layout.root)
+    with artifacts.for_looking():
+        emit_events(outcome, run.layout.root, deployment_name(run.layout.root))
     return outcome
 
 
@@ -189,25 +152,3 @@ def _say_served(*lines: str) -> None:
         for line in lines:
             sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {line}\n")
         sys.stdout.flush()
-
-
-def _show(outcome: RunOutcome) -> None:
-    what = "published" if outcome.published else "unchanged, nothing published"
-    with _for_looking():
-        steps = [{name: step[name] for name in STEP_COLUMNS} for step in outcome.steps]
-        create_table_artifact(
-            steps,
-            key="steps",
-            description="Tasks run, linked, resumed; seconds of the clock and of processors, a step",
-        )
-        devices = [device for step in outcome.steps for device in step.get("devices", [])]
-        if devices:
-            create_table_artifact(devices, key="devices", description="Images encoded and how busy the devices were")
-        lines = [f"# Release {outcome.release}", f"{what}; {outcome.quarantined} quarantined"]
-        lines += [
-            f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in outcome.tokenised.items()
-        ]
-        lines += [f"loss agreed to: {part}" for part in outcome.accepted]
-        lines += [f"damaged in the release before, made anew: {name}" for name in outcome.damaged]
-        create_markdown_artifact("\n\n".join(lines), key="release")
-        create_link_artifact(outcome.report.resolve().as_uri(), key="quality-report", link_text="quality report")

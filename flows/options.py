@@ -63,6 +63,9 @@ Modalities = Annotated[
     ),
 ]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read every raw file again, whatever is remembered of it.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait until another run of this root has ended; else this one is refused.")
+]
 Direct = Annotated[bool, typer.Option("--direct", help="Without Prefect: starts faster, shows nothing in its UI.")]
 Cron = Annotated[str, typer.Option(help="When to run, as a cron expression.")]
 Timezone = Annotated[

@@ -6,19 +6,19 @@ port of its own, so that several roots are served side by side.
 """
 
 import os
-import re
 import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
+from flows.deployments import deployment_name
 from flows.prefect_server import QUIET, Server, belonging_to, is_there, reach_named, stop_session
+from flows.reports import REPORTS, ReportServer
 from flows.root_server import start_root_server
 from flows.runs.paths import configured
 from flows.runs.settings import RunSettings
@@ -60,12 +60,6 @@ def _until_stopped() -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def deployment_name(root: Path) -> str:
-    """The name of a root's deployment: the folder's, made one that Prefect takes, and a hash of where it lies."""
-    plain = re.sub(r"[^a-z0-9]+", "-", root.name.lower()).strip("-") or "root"
-    return f"{plain}-{sha256(str(root).encode()).hexdigest()[:6]}"
-
-
 def check_times(cron: str, timezone: str) -> None:
     """Raises TimeloomError where there is no such time zone, or the cron expression is none."""
     if timezone not in available_timezones():
@@ -84,10 +78,11 @@ class _Watch:
     Args:
         home: of the server; None where PREFECT_API_URL names a server that is not ours.
         asked: the server's port, if one was asked for.
+        reports: the address at which the root's reports are served.
     """
 
-    def __init__(self, schedule: Schedule, home: Path | None, asked: int | None, say: Say) -> None:
-        self.schedule, self.home, self.asked, self.say = schedule, home, asked, say
+    def __init__(self, schedule: Schedule, home: Path | None, asked: int | None, reports: str, say: Say) -> None:
+        self.schedule, self.home, self.asked, self.reports, self.say = schedule, home, asked, reports, say
         self.server: Server | None = None
         self.keeper: Process | None = None
         self.restarts = deque[float](maxlen=MOST_RESTARTS)
@@ -108,7 +103,7 @@ class _Watch:
         self._start_keeper()
 
     def _start_keeper(self) -> None:
-        environment = belonging_to(self.home) if self.home else dict(os.environ)
+        environment = (belonging_to(self.home) if self.home else dict(os.environ)) | {REPORTS: self.reports}
         self.keeper = subprocess.Popen(
             self.schedule.command(), env=environment | QUIET | {"PREFECT_API_URL": self.url}, start_new_session=True
         )
@@ -171,16 +166,18 @@ def serve_nightly(config: Path, root: Path | None, cron: str, timezone: str, por
     busy = TimeloomError(
         f"another `timeloom serve` runs for {layout.root.name}", "end that one first, or serve another --root"
     )
-    watch = _Watch(schedule, home, port, say)
     with locked(layout, layout.serve_lock, busy), _until_stopped():
+        reports = ReportServer(layout)
+        watch = _Watch(schedule, home, port, os.environ.get(REPORTS, reports.url), say)
         try:
             watch.start()
             if watch.server is not None:
-                say(f"Prefect UI: {watch.url.removesuffix('/api')}")
+                say(f"Prefect UI: {watch.url.removesuffix('/api')}; reports: {reports.url}")
             say(f"`nightly/{name}` runs at {cron} ({timezone}); Ctrl-C ends it")
             watch.watch()
         finally:
             watch.stop()
+            reports.stop()
 
 
 def _home(layout: Layout, name: str) -> Path:

@@ -205,6 +205,7 @@ class RunConfig(Settings):
         duplicates: copies among pictures and texts; none are looked for where not given.
         triplets: images, text and record of studies; none where not given.
         keep: which releases stay; all of them where not given.
+        on_publish: a program and its arguments, started once for each release, without a shell.
     """
 
     name: str = "timeloom"
@@ -225,6 +226,7 @@ class RunConfig(Settings):
     limits: LimitsConfig = LimitsConfig()
     keep: KeepConfig | None = None
     workers: int | None = Field(default=None, ge=1)
+    on_publish: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

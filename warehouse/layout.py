@@ -210,6 +210,11 @@ class Layout:
         return self.root / ".lock"
 
     @property
+    def announced(self) -> Path:
+        """The release that the site's own command was last told of."""
+        return self.root / "announced.json"
+
+    @property
     def serve_lock(self) -> Path:
         """Held by the `timeloom serve` of this root."""
         return self.root / ".serve.lock"

@@ -31,22 +31,28 @@ def current_release(layout: Layout) -> ReleaseLayout | None:
     return ReleaseLayout(path)
 
 
-def exclusive(layout: Layout) -> AbstractContextManager[None]:
+def exclusive(layout: Layout, *, wait: bool = False) -> AbstractContextManager[None]:
     """Holds the root's lock.
 
+    Args:
+        wait: until another run has freed it.
+
     Raises:
-        TimeloomError: another run holds it.
+        TimeloomError: another run holds it, and this one does not wait.
     """
-    busy = TimeloomError(f"another run is working on {layout.root.name}", remedy="wait for it, or look at its log")
-    return locked(layout, layout.lock, busy)
+    busy = TimeloomError(f"another run is working on {layout.root.name}", remedy="give --wait, or look at its log")
+    return locked(layout, layout.lock, busy, wait=wait)
 
 
 @contextmanager
-def locked(layout: Layout, path: Path, busy: TimeloomError) -> Iterator[None]:
+def locked(layout: Layout, path: Path, busy: TimeloomError, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock of the root, which is made if need be; the kernel frees it when the process dies.
 
+    Args:
+        wait: until the lock is free.
+
     Raises:
-        TimeloomError: `busy`, where another process holds it; the root cannot be made or written.
+        TimeloomError: `busy`, where another process holds it and nobody waits; the root cannot be made or written.
     """
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,7 @@ def locked(layout: Layout, path: Path, busy: TimeloomError) -> Iterator[None]:
         ) from error
     with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise busy from error
         yield

@@ -55,7 +55,7 @@ def describe(root: Path, release: str | None = None) -> dict[str, Any]:
     """
     layout, manifest = opened(root, release)
     current = ReleaseLayout(layout.releases.resolve() / manifest.release_id)
-    tables = _report_tables(current, manifest)
+    tables = report_tables(current, manifest)
     return {
         "release": manifest.release_id,
         "parent": manifest.parent,
@@ -131,7 +131,12 @@ def _unmapped(root: Path, sources: list[str]) -> list[Row]:
     return [{"table": label, "file": name} for label, name in sorted(names.items()) if label in tables]
 
 
-def _report_tables(release: ReleaseLayout, manifest: Manifest) -> dict[str, Any]:
+def report_tables(release: ReleaseLayout, manifest: Manifest) -> dict[str, Any]:
+    """The tables of a release's report, by name; small cells are withheld in them.
+
+    Raises:
+        TimeloomError: gone, or not what was published.
+    """
     path = release.quality / "tables.json"
     entry = manifest.files.get(path.relative_to(release.path).as_posix())
     try:

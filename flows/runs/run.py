@@ -120,7 +120,11 @@ class Run:
         rehash: read every raw file again, whatever is remembered of it.
         repair: what is damaged in the current release and cannot be made again is taken from the release before.
         stages: what a night consists of; the whole list where None.
+        wait: for another run of the root to end; else this one is refused.
     """
+
+    # The steps that are no stages.
+    JUDGEMENT = ("validate", "publish")
 
     def __init__(
         self,
@@ -135,11 +139,12 @@ class Run:
         repair: bool = False,
         progress: Progress | None = None,
         stages: Sequence[Stage] | None = None,
+        wait: bool = False,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
         self.limit_subjects, self.rehash, self.repair = limit, rehash, repair
         self.accept_loss = tuple(accept_loss)
-        self.progress = progress
+        self.progress, self.wait = progress, wait
         self.stages = tuple(stages or list_of_stages.STAGES)
         self.summaries: list[dict[str, Any]] = []
         self._state = _State()
@@ -147,7 +152,7 @@ class Run:
 
     def __enter__(self) -> Self:
         Deidentifier(self.config.deid, b"")
-        self._stack.enter_context(exclusive(self.layout))
+        self._stack.enter_context(exclusive(self.layout, wait=self.wait))
         try:
             complete_publication(self.layout)
             forget_scratch(self.layout)
@@ -226,7 +231,7 @@ class Run:
         work: list[tuple[str, Callable[[], None]]] = [
             (stage.name, partial(self._work, stage)) for stage in self.stages if not stage.prepares
         ]
-        return [*work, ("validate", self._validate), ("publish", self._publish)]
+        return [*work, *zip(self.JUDGEMENT, (self._validate, self._publish), strict=True)]
 
     def carry_out(self, name: str, step: Callable[[], None]) -> dict[str, Any]:
         """Runs one step and says what it did; one without any task is not listed among what the run did."""
@@ -418,6 +423,7 @@ def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool =
         rehash=settings.rehash,
         repair=repair,
         progress=progress,
+        wait=settings.wait,
     )
 
 

@@ -24,7 +24,11 @@ SERVED = "TIMELOOM_SERVED"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """A run as asked for on a command line or by a deployment."""
+    """A run as asked for on a command line or by a deployment.
+
+    Attributes:
+        wait: for another run of the root to end; else this one is refused.
+    """
 
     config: Path
     root: Path | None = None
@@ -35,6 +39,7 @@ class RunSettings:
     accept_loss: tuple[str, ...] = ()
     rehash: bool = False
     beam_options: tuple[str, ...] = ()
+    wait: bool = False
 
 
 def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
