@@ -17,11 +17,8 @@ from warehouse.sealed import read_sealed, write_sealed
 if TYPE_CHECKING:
     from flows.runs.run import RunOutcome
 
-PUBLISHED, QUARANTINED, UNCHANGED = (
-    "timeloom.release.published",
-    "timeloom.night.quarantined",
-    "timeloom.night.unchanged",
-)
+PUBLISHED, UNCHANGED = "timeloom.release.published", "timeloom.night.unchanged"
+QUARANTINED = "timeloom.night.quarantined"
 # What the command reads of its environment.
 RELEASE_VARIABLE, ROOT_VARIABLE = "TIMELOOM_RELEASE", "TIMELOOM_ROOT"
 

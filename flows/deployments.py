@@ -1,8 +1,8 @@
 """`timeloom deploy`: the flows of a root on the work pools of a Prefect server.
 
 What is deployed stands in a `prefect.yaml`, which Prefect's own command applies and a site may keep in its repository.
-Beside it: the work pools, a queue that lets one flow run of the root work at a time, and automations that call a webhook
-where a night fails or has quarantined rows.
+Beside it: the work pools, a queue that lets one flow run of the root work at a time, and automations that call a
+webhook where a night fails or has quarantined rows.
 """
 
 import os
@@ -113,9 +113,7 @@ def write_file(deployed: Deployed, path: Path) -> None:
         with atomic_write(path) as temporary:
             temporary.write_text(f"{_HEADING}\n{text}", encoding="utf-8")
     except OSError as error:
-        raise TimeloomError(
-            f"{path} cannot be written", "give --file a name in a folder that can be written"
-        ) from error
+        raise TimeloomError(f"{path} cannot be written", "give --file another name") from error
 
 
 _HEADING = "# Written by `timeloom deploy`, and applied by `prefect deploy --all --prefect-file` with this file's name."

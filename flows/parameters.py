@@ -11,9 +11,7 @@ Root = Annotated[
     str | None,
     Field(title="Root", description="The warehouse; the configuration's `root` where this is empty."),
 ]
-Warehouse = Annotated[
-    str, Field(title="Root", description="The warehouse, on the machine of the worker.", min_length=1)
-]
+Warehouse = Annotated[str, Field(title="Root", description="The warehouse, on the worker's machine.", min_length=1)]
 Engine = Annotated[
     Literal["local", "beam"],
     Field(title="Engine", description="`local` runs processes of the worker's machine, `beam` runs on a Beam runner."),
@@ -33,8 +31,8 @@ AcceptLoss = Annotated[
     list[str] | None,
     Field(
         title="Accept the loss of",
-        description="Tables, sources, modalities or namespaces of which tonight's release may hold much less than those "
-        "before.",
+        description="Tables, sources, modalities or namespaces of which tonight's release may hold much less than "
+        "those before.",
     ),
 ]
 Rehash = Annotated[

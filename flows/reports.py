@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from warehouse.layout import Layout, ReleaseLayout
 
-# Where reports of the root are served: set for the processes of `timeloom serve`, or by a site whose web server does it.
+# Where a root's reports are served: set for the processes of `timeloom serve`, or by a site whose web server does it.
 REPORTS = "TIMELOOM_REPORTS"
 
 

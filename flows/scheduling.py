@@ -44,7 +44,7 @@ def deploy(
     webhook: Annotated[
         str | None,
         typer.Option(
-            help="An address that is called where a night fails or has quarantined items; docs/scheduling.md has e-mail.",
+            help="An address that is called where a night fails or has quarantined items.",
             show_default=False,
         ),
     ] = None,
@@ -54,8 +54,8 @@ def deploy(
 ) -> None:
     """Deploy the flows of a root to the Prefect server of PREFECT_API_URL: nightly on a schedule, embed, verify and gc.
 
-    Writes prefect.yaml, makes the work pools and a queue of one flow run at a time, and applies all of it. Again with other
-    options, it replaces what it made. `prefect worker start --pool cpu` then serves a pool, on each of its machines.
+    Writes prefect.yaml, makes the work pools and a queue of one flow run at a time, and applies all of it. Again with
+    other options, it replaces what it made. `prefect worker start --pool cpu` serves a pool, on each of its machines.
     """
     set_debug(debug)
     require("pipeline", "deployments")

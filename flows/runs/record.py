@@ -40,6 +40,10 @@ DECLARED = (
 )
 
 
+# Keys of a configuration that no release hangs on.
+OF_NO_RELEASE = {"root", "workers", "embedding", "on_publish", "keep"}
+
+
 def make_manifest(
     night: Night, stages: Sequence[Stage], run_id: str, parent: str | None, tasks: dict[str, TaskEntry]
 ) -> Manifest:
