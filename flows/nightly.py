@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Before Prefect is imported: no telemetry, and patience with a server that starts on a busy machine.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -23,8 +23,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import PositiveInt
 
-from flows import artifacts, parameters
+from flows import artifacts
 from flows.announce import announce, emit_events
 from flows.deployments import deployment_name
 from flows.runs.run import Run, RunOutcome, open_run
@@ -105,18 +106,34 @@ def _without_values(run: Run, name: str, step: Callable[[], None]) -> dict[str, 
 
 @flow(name="nightly", persist_result=False)
 def nightly(
-    config: parameters.Config,
-    root: parameters.Root = None,
-    engine: parameters.Engine = "local",
-    runner: parameters.Runner = "FnApiRunner",
-    workers: parameters.Workers = None,
-    limit: parameters.Limit = None,
-    accept_loss: parameters.AcceptLoss = None,
-    rehash: parameters.Rehash = False,
-    beam_options: parameters.BeamOptions = None,
-    wait: parameters.Wait = False,
+    config: str,
+    root: str | None = None,
+    engine: Literal["local", "beam"] = "local",
+    runner: str = "FnApiRunner",
+    workers: PositiveInt | None = None,
+    limit: PositiveInt | None = None,
+    accept_loss: list[str] | None = None,
+    rehash: bool = False,
+    beam_options: list[str] | None = None,
+    wait: bool = False,
 ) -> RunOutcome:
-    """Raw exports to a published release: the list of stages, then the judgement and the publication."""
+    """Raw exports to a published release: the list of stages, then the judgement and the publication.
+
+    The form of the Prefect UI is made from these types and words.
+
+    Args:
+        config: Path of the run's YAML, on the worker's machine.
+        root: The warehouse; the configuration's `root` where this is None.
+        engine: `local` runs processes of the worker's machine, `beam` runs on a Beam runner.
+        runner: With the engine beam: the runner's name.
+        workers: Processes; as many as the machine has cores where this is None.
+        limit: A trial run on that many subjects, in a root of its own.
+        accept_loss: Tables, sources, modalities or namespaces of which tonight's release may hold much less than those
+            before.
+        rehash: Read every raw file again, whatever is remembered of it.
+        beam_options: With the engine beam: options of its pipeline, `--name=value` each.
+        wait: Wait until another run of this root has ended; else this one is refused.
+    """
     settings = RunSettings(
         Path(config),
         Path(root) if root else None,

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from prefect import flow, get_run_logger
+from pydantic import PositiveInt
 
-from flows import artifacts, parameters
+from flows import artifacts
 from flows.commands.gc import carry_out, described, read_kept
 from flows.nightly import carry_out_step
 from flows.runs.run import open_run
@@ -18,14 +19,20 @@ ENCODED = "embed"
 
 @flow(name="embed", persist_result=False)
 def embed(
-    config: parameters.Config,
-    root: parameters.Root = None,
-    workers: parameters.Workers = None,
-    wait: parameters.Wait = True,
+    config: str,
+    root: str | None = None,
+    workers: PositiveInt | None = None,
+    wait: bool = True,
 ) -> None:
     """Indexes tables and images and makes the vectors, on a machine with a GPU say; publishes nothing.
 
     The next night goes on from there.
+
+    Args:
+        config: Path of the run's YAML, on the worker's machine.
+        root: The warehouse; the configuration's `root` where this is None.
+        workers: Processes on the CPU; as many as the machine has cores where this is None. A GPU has one each.
+        wait: Wait until another run of this root has ended; else this one is refused.
     """
     settings = RunSettings(Path(config), Path(root) if root else None, workers=workers, wait=wait)
     with open_run(settings, None) as run:
@@ -36,8 +43,12 @@ def embed(
 
 
 @flow(name="verify", persist_result=False)
-def verify(root: parameters.Warehouse) -> int:
-    """Recomputes every checksum and cross-reference of the current release; fails where one is wrong."""
+def verify(root: str) -> int:
+    """Recomputes every checksum and cross-reference of the current release; fails where one is wrong.
+
+    Args:
+        root: The warehouse, on the worker's machine.
+    """
     findings = verify_release(Path(root))
     artifacts.show_findings(findings)
     wrong = [finding for finding in findings if not finding.ok]
@@ -49,7 +60,13 @@ def verify(root: parameters.Warehouse) -> int:
 
 
 @flow(name="gc", persist_result=False)
-def gc(place: parameters.Place, root: parameters.Root = None, apply: parameters.Apply = False) -> None:
-    """Removes old releases, segments, work, logs and vectors that nobody needs; without `apply` it only says what."""
+def gc(place: str, root: str | None = None, apply: bool = False) -> None:
+    """Removes old releases, segments, work, logs and vectors that nobody needs.
+
+    Args:
+        place: Path of the run's YAML, whose key `keep` says which releases stay; or the folder of a warehouse.
+        root: The warehouse, where the YAML does not name it.
+        apply: Remove them; else the artifact says what would go.
+    """
     kept = read_kept(Path(place), Path(root) if root else None, {})
     artifacts.show_collection(described(carry_out(kept, apply=apply)))

@@ -166,7 +166,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> serve._Watch:
     monkeypatch.setattr(Schedule, "command", lambda _: [sys.executable, "-c", "import time; time.sleep(60)"])
     said: list[str] = []
     schedule = Schedule("root-000000", "config.yaml", str(tmp_path / "root"), "0 2 * * *", "UTC")
-    made = serve._Watch(schedule, tmp_path / "home", None, said.append)
+    made = serve._Watch(schedule, tmp_path / "home", None, "http://127.0.0.1:1", said.append)
     made.said = said  # type: ignore[attr-defined]
     return made
 

@@ -323,7 +323,11 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     assert sorted(task_run["name"] for task_run in seen["task_runs"]) == sorted([*STEPS, *IDLE]), (
         "one task run a stage, none a bucket"
     )
-    assert {task_run["state_type"] for task_run in seen["task_runs"]} == {"COMPLETED"}
+    states = {task_run["name"]: task_run["state_name"] for task_run in seen["task_runs"]}
+    assert {name for name, state in states.items() if state == "Skipped"} == IDLE
+    # One row of one patient: no image is indexed again.
+    assert states["embed"] == states["index"] == "Unchanged"
+    assert {states[name] for name in ("meds", "align", "tokenize", "pack", "publish")} == {"Completed"}
     assert [step["step"] for step in outcome["steps"]] == STEPS
 
     artifacts = {artifact["key"]: artifact for artifact in seen["artifacts"]}
@@ -335,11 +339,18 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     assert [row["step"] for row in json.loads(artifacts["steps"]["data"])] == STEPS
     assert artifacts["release"]["type"] == "markdown"
     assert outcome["release"] in artifacts["release"]["data"]
-    assert Path(outcome["report"]).resolve().as_uri() in artifacts["quality-report"]["data"]
+    assert f"timeloom report --root {site.layout.root}" in artifacts["quality-report"]["data"]
+    tables = {key: json.loads(artifacts[key]["data"]) for key in ("ledger", "expectations", "items", "changes")}
+    assert {row["difference"] for row in tables["ledger"]} == {0}
+    assert {row["result"] for row in tables["expectations"]} <= {"pass", "warning", "info"}
+    assert {"what": "labs", "number": "events"}.items() <= tables["changes"][1].items()
+    assert artifacts["lengths"]["data"].startswith("data:image/png;base64,")
 
     answers = json.dumps(seen)
     assert not [word for word in _identifiers(site) if word in answers]
-    asked = {"config", "root", "engine", "runner", "workers", "limit", "rehash", "accept_loss", "beam_options"}
+    asked = {
+        "config", "root", "engine", "runner", "workers", "limit", "rehash", "accept_loss", "beam_options", "wait",
+    }  # fmt: skip
     assert set(seen["flow_runs"][0]["parameters"]) == asked
 
 
