@@ -25,7 +25,7 @@ from warehouse.publish import new_release_id
 from warehouse.sealed import write_sealed
 
 # Keys of a configuration that say nothing of releases: where they lie, how they are made, how long they stay.
-NOT_DECLARED = {"root", "workers", "embedding", "keep"}
+NOT_DECLARED = {"root", "workers", "embedding", "keep", "on_publish"}
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = (
     "content_hash",
@@ -38,10 +38,6 @@ DECLARED = (
     "triplets",
     "split_scheme",
 )
-
-
-# Keys of a configuration that no release hangs on.
-OF_NO_RELEASE = {"root", "workers", "embedding", "on_publish", "keep"}
 
 
 def make_manifest(
