@@ -132,6 +132,12 @@ def show_findings(findings: "list[Finding]") -> None:
         _table("findings", "Checksums and references, recomputed", rows)
 
 
+def show_lines(key: str, lines: list[str]) -> None:
+    """Shows what a flow says of what it did."""
+    with for_looking():
+        create_markdown_artifact("\n\n".join(lines), key=key)
+
+
 def show_collection(described: dict[str, Any]) -> None:
     """Shows what `gc` removed, or would."""
     with for_looking():

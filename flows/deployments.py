@@ -87,6 +87,8 @@ def prefect_file(deployed: Deployed) -> dict[str, Any]:
             entry("nightly", deployed.pool, {"config": config, "root": root, "wait": True}, deployed.cron),
             entry("embed", deployed.gpu_pool, {"config": config, "root": root}),
             entry("verify", deployed.pool, {"root": root}),
+            # The release is asked for when it is run.
+            entry("backfill", deployed.pool, {"config": config, "root": root}),
             entry("gc", deployed.pool, {"place": config, "root": root, "apply": False}),
         ],
     }
@@ -96,6 +98,7 @@ _SAYS = {
     "nightly": "Raw exports to a published release.",
     "embed": "Vectors ahead of the night, on a machine with a GPU.",
     "verify": "Every checksum and cross-reference of the current release, recomputed.",
+    "backfill": "A past night made again and held to its hash.",
     "gc": "What nobody needs any more; change `apply` to remove it.",
 }
 

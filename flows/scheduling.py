@@ -52,7 +52,7 @@ def deploy(
     write_only: Annotated[bool, typer.Option("--write-only", help="Write the file, and apply nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Deploy the flows of a root to the Prefect server of PREFECT_API_URL: nightly on a schedule, embed, verify and gc.
+    """Deploy the flows of a root to the Prefect server of PREFECT_API_URL: nightly on a schedule, and others.
 
     Writes prefect.yaml, makes the work pools and a queue of one flow run at a time, and applies all of it. Again with
     other options, it replaces what it made. `prefect worker start --pool cpu` serves a pool, on each of its machines.

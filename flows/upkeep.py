@@ -1,4 +1,5 @@
-"""Flows beside the nightly one: encode ahead of a night, verify a release, collect what nobody needs."""
+"""Flows beside the nightly one: encode ahead of a night, verify a release, make a past one again, collect what nobody
+needs."""
 
 from pathlib import Path
 
@@ -6,6 +7,8 @@ from prefect import flow, get_run_logger
 from pydantic import PositiveInt
 
 from flows import artifacts
+from flows.commands.backfill import backfill as make_again
+from flows.commands.backfill import print_rebuilt
 from flows.commands.gc import carry_out, described, read_kept
 from flows.nightly import carry_out_step
 from flows.runs.run import open_run
@@ -57,6 +60,25 @@ def verify(root: str) -> int:
     if wrong:
         raise TimeloomError(f"{len(wrong)} of {len(findings)} checks fail", "see the artifact `findings`")
     return len(findings)
+
+
+@flow(name="backfill", persist_result=False)
+def backfill(config: str, release: str, root: str | None = None, restore: bool = False) -> None:
+    """Makes a past night again, beside the releases; fails where its data has not the hash that it had.
+
+    Args:
+        config: Path of the YAML of that night's run, on the worker's machine.
+        release: The id of the release, also of one that is gone.
+        root: The warehouse; the configuration's `root` where this is None.
+        restore: Put a release that is gone back, where it comes out as it was.
+    """
+    settings = RunSettings(Path(config), Path(root) if root else None)
+    found = make_again(settings, release, restore=restore, progress=None)
+    lines: list[str] = []
+    print_rebuilt(found, lines.append)
+    artifacts.show_lines("backfill", lines)
+    if not found.same:
+        raise TimeloomError(f"release {release} comes out otherwise than it was", "see the artifact `backfill`")
 
 
 @flow(name="gc", persist_result=False)

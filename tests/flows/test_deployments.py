@@ -23,10 +23,17 @@ def flow_of(entrypoint: str) -> Flow[..., object]:
 
 def test_every_flow_of_a_root_is_deployed_with_parameters_that_it_takes() -> None:
     deployments = prefect_file(DEPLOYED)["deployments"]
-    assert {entry["entrypoint"].rpartition(".")[2] for entry in deployments} == {"nightly", "embed", "verify", "gc"}
+    assert {entry["entrypoint"].rpartition(".")[2] for entry in deployments} == {
+        "nightly",
+        "embed",
+        "verify",
+        "backfill",
+        "gc",
+    }
     for entry in deployments:
         flow = flow_of(entry["entrypoint"])
-        assert flow.validate_parameters(entry["parameters"])
+        asked = {"release": "2026-01-01T00-00-00Z"} if flow.name == "backfill" else {}
+        assert flow.validate_parameters(entry["parameters"] | asked)
         assert entry["name"] == entry["work_pool"]["work_queue_name"] == deployment_name(DEPLOYED.root)
         assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     pools = {entry["entrypoint"]: entry["work_pool"]["name"] for entry in deployments}

@@ -106,10 +106,10 @@ def test_a_deployed_night_runs_on_a_work_pool_and_a_webhook_hears_of_it(
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert f"nightly/{name}, embed/{name}, verify/{name}, gc/{name}" in done.stdout
+    assert f"nightly/{name}, embed/{name}, verify/{name}, backfill/{name}, gc/{name}" in done.stdout
 
     deployments = {each["entrypoint"]: each for each in ask(server, "deployments")}
-    assert len(deployments) == 4
+    assert len(deployments) == 5
     night = deployments["flows.nightly.nightly"]
     (schedule,) = night["schedules"]
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Vienna")
