@@ -18,7 +18,8 @@ from warehouse.files import signature_of
 
 BLANKS = "_{3,}"
 WEIGHTS = ".safetensors"
-_PLAIN, _WHOLE, _SAID, _MARKS = "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_PLAIN, _WHOLE, _SAID = "vocab.txt", "tokenizer.json", "tokenizer_config.json"
+_MARKS, _ADDED = "special_tokens_map.json", "added_tokens.json"
 _MOST_IDS = 1 << 24  # as encoders are given them in float32
 
 
@@ -72,7 +73,7 @@ def folder_of(weights: Path) -> Path:
 
 def vocabulary_files(folder: Path) -> list[Path]:
     """The files of a tokenizer's folder that say how it reads; those that are there."""
-    names = (_PLAIN, _WHOLE, _SAID, _MARKS, "config.json")
+    names = (_PLAIN, _WHOLE, _SAID, _MARKS, _ADDED, "config.json")
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -96,7 +97,7 @@ def load_vocabulary(folder: Path | None) -> Vocabulary:
     """The vocabulary of a folder; without one, of letters.
 
     Raises:
-        TimeloomError: no vocabulary, or none of BERT's.
+        TimeloomError: no vocabulary, or none of BERT's, or with words that are added to it.
     """
     return _load(None, ()) if folder is None else _load(folder, _state(folder))
 
@@ -108,20 +109,32 @@ def _state(folder: Path) -> tuple[int, ...]:
 @lru_cache(maxsize=16)
 def _load(folder: Path | None, seen: tuple[int, ...]) -> Vocabulary:
     """As `load_vocabulary`; `seen` is what the file system says of the folder's files."""
-    pieces = letters() if folder is None else pieces_of(folder)
-    if folder is not None and not pieces:
+    if folder is None:
+        return _described(letters(), Marks(), Rules())
+    pieces, of = pieces_of(folder), f"tokenizer {folder.name} of modalities.note"
+    if not pieces:
         raise TimeloomError(
-            f"the tokenizer {folder.name} of modalities.note has no vocabulary: it holds neither vocab.txt nor a "
-            "tokenizer.json of WordPiece",
+            f"the {of} has no vocabulary: it holds neither vocab.txt nor a tokenizer.json of WordPiece",
             remedy="give the folder of a BERT model, with its own vocab.txt",
         )
-    rules, marks = (Rules(), Marks()) if folder is None else (_rules_of(folder, pieces), _marks_of(folder))
+    marks = _marks_of(folder)
     lacking = [mark for mark in marks if mark not in pieces]
-    if lacking and folder is not None:
+    if lacking:
         raise TimeloomError(
-            f"the vocabulary of the tokenizer {folder.name} of modalities.note lacks {lacking[0]}",
+            f"the vocabulary of the {of} lacks {lacking[0]}",
             remedy="give the folder of a BERT model, with its own vocab.txt",
         )
+    added = _added_to(folder) - set(marks)
+    if added:
+        raise TimeloomError(
+            f"the {of} reads {len(added):,} words whole, which WordPiece would cut",
+            remedy="such tokenizers are not known: give the folder of a BERT model without added tokens",
+        )
+    return _described(pieces, marks, _rules_of(folder, pieces))
+
+
+def _described(pieces: Mapping[str, int], marks: Marks, rules: Rules) -> Vocabulary:
+    """A vocabulary, with the digest of all that decides its tokens."""
     shaping: list[Any] = [pieces, rules.lowercase, BLANKS]
     if rules != Rules(rules.lowercase, rules.lowercase):  # as few models have them
         shaping += [rules.strip_accents, rules.chinese]
@@ -171,6 +184,17 @@ def _marks_of(folder: Path) -> Marks:
     given = {name: said.get(name) for name in Marks._fields}
     texts = {name: mark.get("content") if isinstance(mark, dict) else mark for name, mark in given.items()}
     return Marks(**{name: text for name, text in texts.items() if isinstance(text, str)})
+
+
+def _added_to(folder: Path) -> set[str]:
+    """Words that transformers' tokenizer looks for before WordPiece cuts a text; the marks are among them."""
+    decoder, listed = _json(folder / _SAID).get("added_tokens_decoder"), _json(folder / _WHOLE).get("added_tokens")
+    tokens = [
+        *(decoder.values() if isinstance(decoder, dict) else ()),
+        *(listed if isinstance(listed, list) else ()),
+    ]
+    contents = {token.get("content") for token in tokens if isinstance(token, dict)}
+    return {word for word in (*contents, *_json(folder / _ADDED)) if isinstance(word, str)}
 
 
 def _rules_of(folder: Path, pieces: Mapping[str, int]) -> Rules:

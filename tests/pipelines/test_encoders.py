@@ -8,8 +8,10 @@ import polars as pl
 import pytest
 
 from embedders.encoders.spec import EncoderConfig, cut_for, store_spec
+from embedders.running.spans import ItemToEmbed
 from extractors.note.check import check
 from pipelines.config import RunConfig, parse_config
+from pipelines.encode import _units_of as units_of
 from pipelines.profiles.choosing import items_with_vectors
 from pipelines.scan import settings_of
 from tests.support import patients
@@ -160,6 +162,18 @@ def test_an_encoder_of_another_vocabulary_has_another_store(tmp_path: Path) -> N
     configs = [config, *(config.model_copy(update={"tokenizer": tmp_path / at}) for at in ("first", "second", "third"))]
     stores = [store_spec(each, "note").store_name for each in configs]
     assert len(set(stores)) == 3 and stores[1] == stores[3], "by what is in the vocabulary, wherever it lies"
+
+
+def test_units_are_those_of_the_way_in_which_an_encoder_takes_items_cut() -> None:
+    geometry = {"cut": "1a", "cuts": {"1a": {"units": 2}, "40": {"units": 5}}, "kind": "DS"}
+    items = pl.DataFrame({"item_key": ["k"], "units_expected": [2], "geometry": [json.dumps(geometry)]})
+    assert [units_of(items, way) for way in ("", "1a", "40")] == [{"k": 2}, {"k": 2}, {"k": 5}]
+    with pytest.raises(TimeloomError, match="were not cut into units as an encoder takes them"):
+        units_of(items, "c3")
+    item = ItemToEmbed("k", "note", Path(), (), geometry, 2)
+    taken = item.cut_in("40")
+    assert (taken.units_expected, taken.geometry) == (5, {"cut": "40", "cuts": {"40": {"units": 5}}, "kind": "DS"})
+    assert item.cut_in("") is item
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Nights:
 
     def __init__(self, folder: Path, export: Path) -> None:
         self.site = site_of_tables(folder, export)
+        self.site.config["duplicates"] = {"images": [], "texts": ["note"], "least_tokens": 1}
         subjects = pl.read_csv(folder / "tables" / "patients.csv", n_rows=len(TEXTS)).to_series().to_list()
         rows = [
             {"note_id": name, "subject_id": subject, "text": text, "charttime": "2021-03-04 05:06:07", "hadm_id": name}
@@ -84,6 +85,9 @@ class Nights:
     def tasks(self, *stages: str) -> dict[str, str]:
         found = self.site.manifest.tasks.items()
         return {key: entry.fingerprint for key, entry in found if key.split("/")[0] in stages}
+
+    def digests(self) -> set[str]:
+        return {path.name for path in self.site.layout.digests.glob("*.parquet")}
 
     def expected(self, encoder: dict[str, Any]) -> dict[int, np.ndarray]:
         """By the number of its windows, the mean of a note's class tokens, by transformers alone."""
@@ -127,7 +131,7 @@ def test_vocabularies_come_and_go_and_damage_of_their_tokens_is_named(nights: Ni
     release = nights.night(nights.general, carried="general")
     nights.check(release, nights.general)
     stores, files = nights.stores(), nights.files(release.path, *kept)
-    tasks = nights.tasks("align", "count", "tokenize", "pack")
+    tasks, digests = nights.tasks("align", "count", "tokenize", "pack"), nights.digests()
 
     release = nights.night(nights.general, nights.biomedical, carried="general")
     nights.check(release, nights.general)
@@ -136,6 +140,7 @@ def test_vocabularies_come_and_go_and_damage_of_their_tokens_is_named(nights: Ni
     assert {name: after[name] for name in stores} == stores
     assert len(after) == 2 * len(stores) and nights.files(release.path, *kept) == files
     assert nights.tasks("align", "count", "tokenize", "pack") == tasks and tasks
+    assert nights.digests() == digests and digests
 
     (tokens,) = nights.site.layout.grouped.glob("note-*/notes.arrow")
     name = f"private/{tokens.relative_to(nights.site.layout.private)}"
@@ -145,6 +150,7 @@ def test_vocabularies_come_and_go_and_damage_of_their_tokens_is_named(nights: Ni
 
     release = nights.night(nights.biomedical, carried="biomedical")
     nights.check(release, nights.biomedical)
+    assert not nights.digests() & digests, "copies are looked for by the tokens of the encoder that is left"
     assert nights.stores() == after, "stores are not deleted: older releases read them"
     assert nights.files(release.path, "data/*") == {name: files[name] for name in files if name.startswith("data/")}
     items = release.items().collect()

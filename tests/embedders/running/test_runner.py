@@ -83,6 +83,23 @@ def test_the_stored_vector_is_the_mean_over_units(tmp_path: Path, encoder: Encod
     assert (figures.items, figures.units) == (4, sum(item.units_expected for item in items))
 
 
+def test_torch_has_one_thread_while_it_encodes(tmp_path: Path, encoder: Encoder) -> None:
+    """Workers are as many as cores: threads of torch beside them only wait for one another."""
+    item, seen, before = unit_readers.item(tmp_path / "x", 1, 5), list[int](), torch.get_num_threads()
+
+    def built() -> Encoder:
+        seen.append(torch.get_num_threads())
+        return encoder
+
+    torch.set_num_threads(2)
+    try:
+        embed_buckets([Bucket(tmp_path / "s.lmdb", encoder.spec, [item], built)], RunnerSettings())
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+        close_stores()
+
+
 def test_float32_is_stored_as_it_is(tmp_path: Path) -> None:
     exact = get_encoder(SMALL.model_copy(update={"store_dtype": "float32"}), "ct")
     item = unit_readers.item(tmp_path / "x", 3, 21)

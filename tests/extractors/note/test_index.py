@@ -19,6 +19,7 @@ from warehouse.errors import TimeloomError
 
 DAY_END = datetime(2130, 5, 6, 23, 59, 59, 999_999)
 NOON = datetime(2130, 5, 6, 12)
+MARKS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 
 
 def by_id(items: list[FoundItem]) -> dict[str, FoundItem]:
@@ -327,6 +328,12 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path: Path, change: dict[str,
         ({"tokenizer.json": '{"model": {"vocab": {"a": -1}}}'}, "vocabulary of .* cannot be read"),
         ({"vocab.txt": "[PAD]\ncaf\udce9\n"}, "vocabulary of .* cannot be read"),
         ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\na\n"}, r"lacks \[SEP\]"),
+        ({"vocab.txt": MARKS, "added_tokens.json": '{"[DEID]": 5, "[SEP]": 3}'}, "reads 1 words whole"),
+        ({"vocab.txt": MARKS, "tokenizer.json": '{"added_tokens": [{"content": "[ID]"}]}'}, "reads 1 words whole"),
+        (
+            {"vocab.txt": MARKS, "tokenizer_config.json": '{"added_tokens_decoder": {"5": {"content": "[ID]"}}}'},
+            "reads 1 words whole",
+        ),
         ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", "config.json": '{"vocab_size": 5}'}, "has 6 pieces"),
         (
             {
