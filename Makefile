@@ -29,7 +29,7 @@ demo: $(VENV)/.installed  ## Simulate a hospital, run everything on it, publish 
 	@$(BIN)/timeloom demo --subjects $(SUBJECTS) || { code=$$?; [ $$code -eq 2 ] || exit $$code; }
 
 test: $(VENV)/.tools  ## Run the checks, build the documentation and run every test.
-	$(MAKE) --no-print-directory lint docs
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not proof"
 
 proof: $(VENV)/.tools  ## The tests that take minutes each: learning from a release, nights with several networks, servers that are killed.
