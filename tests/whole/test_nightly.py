@@ -325,8 +325,8 @@ def test_the_nightly_flow_is_seen_by_a_real_server(published: Site, tmp_path: Pa
     )
     states = {task_run["name"]: task_run["state_name"] for task_run in seen["task_runs"]}
     assert {name for name, state in states.items() if state == "Skipped"} == IDLE
-    # One row of one patient: no image is indexed again.
-    assert states["embed"] == states["index"] == "Unchanged"
+    # One row of one patient: no vector is made again.
+    assert states["embed"] == "Unchanged"
     assert {states[name] for name in ("meds", "align", "tokenize", "pack", "publish")} == {"Completed"}
     assert [step["step"] for step in outcome["steps"]] == STEPS
 
