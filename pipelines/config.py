@@ -312,7 +312,7 @@ class RunConfig(Settings):
             raise ValueError(f"labels: the scheme {scheme} has no held_out, on which models are evaluated")
         named = {
             "duplicates": [self.duplicates.scheme] if self.duplicates else [],
-            "triplets": [self.triplets.scheme, *self.triplets.keep_out] if self.triplets else [],
+            "triplets": [self.triplets.scheme, *(self.triplets.keep_out or ())] if self.triplets else [],
         }
         for key, schemes in named.items():
             unknown = [name for name in schemes if name is not None and name not in self.splits]

@@ -9,6 +9,7 @@ from validation.areas import registry
 from validation.measure.annotations import measure_codes
 from validation.measure.budgets import list_budgets
 from validation.measure.measured_release import MeasuredRelease
+from validation.measure.strata import measure_strata
 from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
 from validation.measure.triplets import count_copies, read_funnel
 
@@ -28,6 +29,7 @@ class Measurements:
         attrition: a row per task of labels, rule and split (read_attrition).
         funnel: a row per source, step and rule of triplets (read_funnel).
         copies: a row per modality and method (count_copies).
+        strata, task_strata: patients of splits, and labels of tasks, by sex, age and the like (measure_strata).
         length_unit: `tokens of <profile>`, or `events` where the release has no token profile.
     """
 
@@ -44,6 +46,8 @@ class Measurements:
     attrition: pl.DataFrame
     funnel: pl.DataFrame
     copies: pl.DataFrame
+    strata: pl.DataFrame
+    task_strata: pl.DataFrame
     length_unit: str
 
 
@@ -58,6 +62,7 @@ def measure_release(release: MeasuredRelease) -> Measurements:
     tree, profile, scheme = release.tree, release.first_profile, release.primary_scheme
     areas = {area.name: area.measure(release) for area in registry.AREAS}
     subjects, splits = release.subjects_of_schemes[scheme], list(release.schemes[scheme])
+    strata, task_strata = measure_strata(tree, release.buckets, subjects, release.labels)
     return Measurements(
         areas=areas,
         outcomes=release.ledger,
@@ -72,5 +77,7 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         attrition=release.attrition,
         funnel=read_funnel(tree, release.buckets),
         copies=count_copies(tree),
+        strata=strata,
+        task_strata=task_strata,
         length_unit=f"tokens of {profile}" if profile else "events",
     )

@@ -146,7 +146,8 @@ class TripletsConfig(Settings):
     Attributes:
         images, texts: modalities.
         scheme: as of `duplicates`.
-        keep_out: schemes whose held_out subjects make no usable triplet, because models are evaluated on them.
+        keep_out: schemes whose held_out subjects make no usable triplet, because models are evaluated on them; where
+            not given, the scheme that labels are counted by, unless it is that of the triplets.
         views: the views of x-rays that are taken; all where not given.
         study_minutes: images of one modality that follow one another by no more are one study.
         priors: so many earlier studies of the modality stand before a study's own images, flagged; of the last
@@ -170,7 +171,7 @@ class TripletsConfig(Settings):
     images: tuple[str, ...] = ("ct", "wsi", "cxr")
     texts: tuple[str, ...] = ("note",)
     scheme: str | None = None
-    keep_out: tuple[str, ...] = ()
+    keep_out: tuple[str, ...] | None = None
     views: tuple[str, ...] | None = None
     study_minutes: float = Field(default=60.0, ge=0)
     priors: int = Field(default=1, ge=0, le=20)

@@ -39,6 +39,16 @@ _EVENTS = ("subject_id", "visit_id", "time", "available_time", "code", "kind", "
 NO_SPLIT, KEPT_OUT, DUPLICATE = "no_split", "kept_out", "duplicate"
 
 
+def settings_of(night: Night) -> TripletsConfig | None:
+    """The block of the configuration, with the schemes that are kept out where it does not name them."""
+    config, labels = night.config.triplets, night.config.labels
+    if config is None or config.keep_out is not None:
+        return config
+    scheme = labels.scheme or night.config.primary_scheme
+    evaluated = labels.tasks and scheme != scheme_of(night, config.scheme)
+    return config.model_copy(update={"keep_out": (scheme,) if evaluated else ()})
+
+
 class Counts(TypedDict):
     """What a task tells: usable triplets by split, the others by reason, visits that end before they begin, and linked
     studies whose visit has no primary diagnosis."""
@@ -62,7 +72,7 @@ class Params(RawParams):
 
 def plan(night: Night) -> list[Task]:
     """One task per bucket, up to date as long as its items, events, splits, copies and codes' parents are."""
-    config = night.config.triplets
+    config = settings_of(night)
     if config is None:
         return []
     tree, scheme = night.tree, scheme_of(night, config.scheme)
@@ -74,7 +84,7 @@ def plan(night: Night) -> list[Task]:
     parents = read_frame(tree.codes).select("code", "parent_codes").drop_nulls("parent_codes")
     events, items = night.report("align").hashes(), night.report("embed").hashes()
     relative = ReleaseLayout(Path())
-    splits = {name: hashes_of(night, name) for name in (scheme, *config.keep_out)}
+    splits = {name: hashes_of(night, name) for name in (scheme, *(config.keep_out or ()))}
     return [
         make_task(
             STAGE,
@@ -160,7 +170,7 @@ def run(params: Params, base: Path) -> Result:
 def _kept_out(tree: ReleaseLayout, config: TripletsConfig) -> pl.Series:
     """Subjects that models are evaluated on under other schemes."""
     found = [pl.Series("subject_id", [], dtype=pl.Int64)]
-    for scheme in config.keep_out:
+    for scheme in config.keep_out or ():
         found.append(read_frame(tree.scheme_subjects(scheme)).filter(pl.col("split") == "held_out")["subject_id"])
     return pl.concat(found)
 
@@ -280,7 +290,7 @@ def _places(modality: str, texts: pl.DataFrame, params: Params) -> Iterator[tupl
 
 def declare(night: Night) -> dict[str, Any]:
     """How many triplets there are."""
-    config = night.config.triplets
+    config = settings_of(night)
     if config is None:
         return {}
     counted = [counts_of(entry, Counts) for entry in night.report(STAGE.name).entries.values()]
@@ -300,7 +310,7 @@ STAGE = Stage(
     version=2,
     run="pipelines.papers.triplets:run",
     after=("index", "embed", "align", "metadata", "split", "duplicates"),
-    keys=("triplets", "graphs", "duplicates"),
+    keys=("triplets", "graphs", "duplicates", "labels"),
     plan=plan,
     declare=declare,
     settings_are=("triplets", "scheme", "graphs", "texts kept"),

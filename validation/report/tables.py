@@ -21,6 +21,7 @@ from validation.report.ledger_tables import (
     quarantine_table,
     time_format_table,
 )
+from validation.report.strata_tables import strata_table, task_strata_table
 from validation.report.table import Column, Format, Row, Table
 from validation.report.triplet_tables import copies_table, funnel_table
 from validation.report.vocabulary_tables import budget_table, coverage_table
@@ -363,6 +364,8 @@ def build_tables(measurements: Measurements, judgement: Judgement, cells: Cells)
         coverage_table(measurements.coverage, anywhere, cells),
         attrition,
         label_table(measurements, attrition, anywhere, cells),
+        strata_table(measurements, withheld, cells),
+        task_strata_table(measurements, attrition, cells),
         funnel_table(measurements, cells),
         copies_table(measurements, cells),
     ]

@@ -1,6 +1,7 @@
 """What a triplet says of its record, and why one is set aside; docs/clinifuse.md has the rules."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -99,3 +100,23 @@ def test_a_scheme_that_there_is_not(block: dict[str, Any], tmp_path: Path) -> No
     raw = {"sources": [{"source": "synthea", "path": "t"}], **block}
     with pytest.raises(TimeloomError, match="names the scheme other, which is not among mehrt"):
         parse_config(raw, tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("splits", "given", "expected"),
+    [
+        ({"mehrt": None, "clinifuse": None}, {}, ("mehrt",)),  # labels are evaluated on mehrt's held_out
+        ({"mehrt": None, "clinifuse": None}, {"triplets": {"keep_out": []}}, ()),
+        ({"mehrt": None, "clinifuse": None}, {"triplets": {"keep_out": ["clinifuse"]}}, ("clinifuse",)),
+        ({"mehrt": None, "clinifuse": None}, {"labels": {"tasks": {}}}, ()),
+        ({"mehrt": None, "clinifuse": None}, {"labels": {"scheme": "clinifuse"}}, ()),
+        ({"mehrt": None}, {}, ()),
+    ],
+)
+def test_who_is_evaluated_on_is_kept_out(
+    tmp_path: Path, splits: dict[str, None], given: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    raw = {"sources": [{"source": "mimic-iv", "path": "raw"}], "splits": splits, "triplets": {}, **given}
+    night: Any = SimpleNamespace(config=parse_config(raw, tmp_path, "run.yaml"))
+    found = triplets.settings_of(night)
+    assert found is not None and found.keep_out == expected

@@ -1,0 +1,119 @@
+"""Who is in each split, and whose labels are positive: by sex, ethnicity, race, insurance and age.
+
+What CliniFuse names for the fairness of models. A subject has one value of each: the first that is known, and a stated
+one before one that says that it is unknown; an age is that at the first event, by ten years.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import polars as pl
+
+from validation.measure.reading import collect, existing, gather, scan
+from warehouse.layout import ReleaseLayout
+from warehouse.manifest import LabelsEntry
+from warehouse.schemas import LABELS
+
+# By attribute what its codes begin with.
+ATTRIBUTES = {"sex": "DEMO/SEX/", "ethnicity": "DEMO/ETHNICITY/", "race": "DEMO/RACE/", "insurance": "INSURANCE/"}
+AGE, UNKNOWN, OTHER = "age", "unknown", "other"
+BY = (*ATTRIBUTES, AGE)
+# Patients of a split, and labels of a task, by attribute and value.
+PATIENTS = pl.Schema({"attribute": pl.String, "value": pl.String, "split": pl.String, "subjects": pl.Int64})
+LABELLED = pl.Schema(
+    {"task": pl.String, "attribute": pl.String, "value": pl.String, "positive": pl.Int64, "negative": pl.Int64}
+)
+# Values of an attribute that are told apart.
+MOST = 12
+_BIRTH, _OLDEST, _DAYS_A_YEAR = "MEDS_BIRTH", 90, 365.2425
+
+
+def measure_strata(
+    tree: ReleaseLayout, buckets: int, splits: pl.DataFrame, tasks: Mapping[str, LabelsEntry]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Patients of each split (PATIENTS), and labels of each task (LABELLED), both in order of attribute and value.
+
+    One bucket's facts are in memory at a time.
+
+    Args:
+        splits: `subject_id`, `split`.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
+    patients, labelled = [PATIENTS.to_frame()], [LABELLED.to_frame()]
+    for bucket in range(buckets):
+        for values in _values(tree, bucket):
+            placed = values.join(splits.select("subject_id", "split").drop_nulls(), on="subject_id")
+            patients.append(placed.group_by("attribute", "value", "split").agg(_number().alias("subjects")))
+            for task in tasks:
+                labels = gather([tree.labels(task, bucket)], LABELS, ["subject_id", "boolean_value"])
+                of_task = labels.join(values, on="subject_id").group_by("attribute", "value")
+                positive, negative = _number(pl.col("boolean_value")), _number(~pl.col("boolean_value"))
+                counted = of_task.agg(positive.alias("positive"), negative.alias("negative"))
+                labelled.append(counted.select(pl.lit(task).alias("task"), pl.all()))
+    whole = pl.concat([part.select(PATIENTS.names()) for part in patients])
+    rare = _rare(whole)
+    return (
+        _summed(whole, ["attribute", "value", "split"], rare),
+        _summed(pl.concat([part.select(LABELLED.names()) for part in labelled]), ["task", "attribute", "value"], rare),
+    )
+
+
+def _number(which: pl.Expr | None = None) -> pl.Expr:
+    return (pl.len() if which is None else which.sum()).cast(pl.Int64)
+
+
+def _values(tree: ReleaseLayout, bucket: int) -> Iterable[pl.DataFrame]:
+    """`subject_id`, `attribute` and `value` of every subject of a bucket, for each attribute."""
+    for path in existing([tree.events(bucket)]):
+        code, timed = pl.col("code"), pl.col("time").is_not_null()
+        events = scan(path).select("subject_id", "time", "available_time", "code")
+        subjects = collect(
+            events.group_by("subject_id").agg(
+                pl.col("time").filter(code == _BIRTH).min().alias("born"),
+                pl.col("time").filter((code != _BIRTH) & timed).min().alias("first"),
+            ),
+            path,
+        )
+        name = pl.coalesce(pl.when(code.str.starts_with(begin)).then(pl.lit(key)) for key, begin in ATTRIBUTES.items())
+        stated = code
+        for begin in ATTRIBUTES.values():
+            stated = stated.str.strip_prefix(begin)
+        facts = collect(
+            events.with_columns(name.alias("attribute"), stated.str.to_lowercase().alias("value"))
+            .drop_nulls("attribute")
+            .sort(pl.col("value") == UNKNOWN, "available_time", "value", nulls_last=False)
+            .group_by("subject_id", "attribute", maintain_order=True)
+            .agg(pl.col("value").first()),
+            path,
+        )
+        years = ((pl.col("first") - pl.col("born")).dt.total_days() / _DAYS_A_YEAR).clip(0, _OLDEST)
+        decade = (years // 10 * 10).cast(pl.Int64)
+        band = pl.format("{}-{}", decade, decade + 9)
+        ages = subjects.select(
+            "subject_id",
+            pl.lit(AGE).alias("attribute"),
+            pl.when(decade >= _OLDEST).then(pl.lit(f"{_OLDEST}+")).otherwise(band).alias("value"),
+        )
+        every = subjects.select("subject_id").join(pl.DataFrame({"attribute": list(BY)}), how="cross")
+        known = pl.concat([facts.select(ages.columns), ages])
+        yield every.join(known, on=["subject_id", "attribute"], how="left").with_columns(
+            pl.col("value").fill_null(UNKNOWN)
+        )
+
+
+def _rare(patients: pl.DataFrame) -> pl.DataFrame:
+    """`attribute`, `value` of those that are not among the MOST with the most patients."""
+    totals = patients.filter(pl.col("value") != UNKNOWN).group_by("attribute", "value").agg(pl.col("subjects").sum())
+    ranked = totals.sort(["attribute", "subjects", "value"], descending=[False, True, False])
+    place = pl.int_range(pl.len()).over("attribute")
+    return ranked.filter(place >= MOST).select("attribute", "value")
+
+
+def _summed(counts: pl.DataFrame, by: list[str], rare: pl.DataFrame) -> pl.DataFrame:
+    marked = counts.join(rare.with_columns(pl.lit(True).alias("rare")), on=["attribute", "value"], how="left")
+    named = marked.with_columns(pl.when("rare").then(pl.lit(OTHER)).otherwise("value").alias("value")).drop("rare")
+    order = pl.col("attribute").replace_strict({name: place for place, name in enumerate(BY)}, return_dtype=pl.Int64)
+    return (
+        named.group_by(by).sum().sort(*(order if name == "attribute" else name for name in by)).select(counts.columns)
+    )
