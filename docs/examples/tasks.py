@@ -1,8 +1,10 @@
 """Prints of a release Table A3 and whom each rule of a task leaves out, as its report has them.
 
     python docs/examples/tasks.py ROOT
+    python docs/examples/tasks.py --planted
 
-A number that the rule of small cells hides is a dash.
+A number that the rule of small cells hides is a dash. `--planted` prints instead what is right of the patients that
+`timeloom simulate --task-cases` plants, one or two a rule.
 """
 
 import argparse
@@ -41,10 +43,32 @@ def attrition(quality: Path) -> list[str]:
     return lines
 
 
+def planted() -> list[str]:
+    """A line a planted patient: the tasks with a label, `+` where it is positive and `-` where it is negative."""
+    from extractors.simulate.task_cases import plant_task_cases
+
+    _, truth = plant_task_cases(0)
+    answers: dict[str, list[str]] = {}
+    for _, case, task, answer in truth:
+        sign = {"true": "+", "false": "-"}.get(str(answer))
+        answers.setdefault(str(case), []).extend([f"{sign}{task}"] if sign else [])
+    wrapped = (
+        textwrap.wrap(" ".join(labels) or "no label", 120, initial_indent=f"{case:<30}", subsequent_indent=" " * 30)
+        for case, labels in answers.items()
+    )
+    return [line for lines in wrapped for line in lines]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", help="a warehouse")
+    parser.add_argument("root", nargs="?", help="a warehouse")
+    parser.add_argument("--planted", action="store_true", help="the planted patients' answers")
     options = parser.parse_args()
+    if options.planted:
+        print("\n".join(planted()))
+        return
+    if options.root is None:
+        parser.error("give the folder of a warehouse, or --planted")
     try:
         quality = Release.open(options.root).path / "quality"
         print("\n".join([*table_a3(quality), "", *attrition(quality)]))

@@ -1,5 +1,6 @@
 """Definitions of tasks as data: what is built in, what a site overrides, and what is wrong in one line."""
 
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,3 +168,12 @@ def test_the_lists_name_what_the_publications_name() -> None:
 def test_the_schema_is_published() -> None:
     """If not: timeloom check-task --schema > docs/task.schema.json"""
     assert (DOCS / "task.schema.json").read_text(encoding="utf-8") == json_schema()
+
+
+def test_the_page_has_the_answers_of_planted_patients() -> None:
+    """If not: python docs/examples/tasks.py --planted"""
+    spec = spec_from_file_location("example", DOCS / "examples" / "tasks.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "```\n" + "\n".join(module.planted()) + "\n```" in (DOCS / "tasks.md").read_text(encoding="utf-8")
