@@ -79,9 +79,13 @@ class Collection:
             counted[part.kind] += part.number
         parts = ", ".join(f"{counted[kind]} {name}" for kind, name in KINDS.items() if counted[kind])
         if not parts:
-            return f"nothing to collect; {len(self.kept)} releases stay"
+            return f"nothing to collect; {_releases(len(self.kept))}"
         went = "collected" if self.applied else "would collect"
-        return f"{went} {parts}: {self.bytes / MEGABYTE:.1f} MB; {len(self.kept)} releases stay"
+        return f"{went} {parts}: {self.bytes / MEGABYTE:.1f} MB; {_releases(len(self.kept))}"
+
+
+def _releases(number: int) -> str:
+    return "1 release stays" if number == 1 else f"{number} releases stay"
 
 
 def collected(layout: Layout) -> Path:

@@ -76,6 +76,23 @@ def test_readme_run_command_on_real_data(place: Path, real_data: Path, monkeypat
     assert pl.read_parquet(release.subject_splits).height == int(trial[trial.index("--limit") + 1])
 
 
+def test_commands_about_releases_over_time_run_on_the_demo(place: Path) -> None:
+    before = sorted(path for path in (place / "timeloom-demo").rglob("*"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "set -euo pipefail\n" + "\n".join(blocks("docs/releases.md", "bash"))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=place, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing to collect; 1 release stays" in done.stdout
+    assert "made by stage align" in done.stdout
+    assert "nothing that it hangs on has changed" in done.stdout
+    assert "the data of both is the same" in done.stdout
+    (code,) = blocks("docs/releases.md", "python")
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert sorted(path for path in (place / "timeloom-demo").rglob("*")) == before
+
+
 def test_readme_commands_and_options_exist() -> None:
     for words in commands("README.md"):
         helped = timeloom([words[1], "--help"], ROOT)
