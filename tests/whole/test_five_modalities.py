@@ -1,4 +1,4 @@
-"""A MIMIC patient with CT, slide, ECG, x-ray and note of other people: one release, and a batch with all five.
+"""A MIMIC patient with CT, slide, ECG, x-ray and note of other people: one release, a batch with all five, a triplet.
 
 The ties are artificial, and every item says so.
 """
@@ -82,6 +82,7 @@ def site(real_data: Path, subject: int, tmp_path_factory: pytest.TempPathFactory
             "path": str(folder / "notes"),
             "rules": {"visits": {"text": "note", "id": "encounter_id"}},
             "crosswalk": crosswalk("note", "note_id"),
+            "keep_text": True,
             "encoder": encoder("note", "random-bert", "sequence"),
         },
     }
@@ -92,6 +93,9 @@ def site(real_data: Path, subject: int, tmp_path_factory: pytest.TempPathFactory
             "deid": {"mode": "limited", "subject_ids": "keep", "dates": "keep"},
             "buckets": 2,
             "modalities": modalities,
+            "graphs": {},
+            "duplicates": {},
+            "triplets": {"images": ["cxr"]},
         },
     )
     made.night(LocalEngine(2), limit=SUBJECTS)
@@ -123,3 +127,25 @@ def test_a_batch_holds_all_five(site: Site, subject: int) -> None:
         # The item as the release keeps it, read alone.
         alone = release.vector(modality, batch.item_keys[modality][0])
         assert np.allclose(alone.reshape(-1, width).mean(axis=0), vectors[0].numpy(), rtol=1e-2, atol=1e-2)
+
+
+def test_the_film_the_note_and_the_record_are_a_triplet(site: Site, subject: int, real_data: Path) -> None:
+    """The film is taken nine hours after an admission of the patient, and the note an hour later."""
+    release = Release.open(site.layout.root)
+    (triplet,) = release.triplets().frame(every=True).to_dicts()
+    items = release.items().filter(pl.col("verdict") == "ok").collect()
+    keys = {modality: items.filter(pl.col("modality") == modality)["item_key"].item() for modality in ("cxr", "note")}
+    assert (triplet["subject_id"], triplet["source"]) == (subject, "cxr")
+    assert (triplet["image_keys"], triplet["prior_flags"]) == ([keys["cxr"]], [False])
+    assert (triplet["text_key"], triplet["text_role"]) == (keys["note"], "report")
+    assert (triplet["has_ehr"], triplet["link_rule"], triplet["set_aside"]) == (True, "admission", None)
+    assert triplet["ehr_cutoff_time"] == triplet["image_times"][0] < triplet["text_time"]
+    assert triplet["visit_ids"][-1] == triplet["visit_id"]
+    notes = pl.read_csv(real_data / "notes" / "aci-bench" / "train.csv", infer_schema=False)
+    written = notes.filter(pl.col("encounter_id") == NAMED["note"])["note"].item()
+    begins, ends = triplet["sentence_begins"], triplet["sentence_ends"]
+    assert len(begins) == len(ends) > 10 and max(ends) <= len(written)
+    visits = release.graphs().of_subject(subject, until=triplet["ehr_cutoff_time"])
+    assert visits and sum(visit.num_nodes["lab"] for visit in visits) > 0
+    found = release.manifest.duplicates
+    assert found is not None and found.found["cxr"]["exact"]["compared"] == 1
