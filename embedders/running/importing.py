@@ -78,11 +78,12 @@ def outcomes(store: Path, items: Iterable[ItemToImport], dim: int) -> dict[str, 
     """
     known: dict[str, EmbeddedItem] = {}
     reader = EmbeddingStore.open(store) if store.is_file() else None
-    stored = set(reader.keys()) if reader else set()
+    stored = set(reader.keys()) if reader is not None else set()
     verdicts = read_verdicts(store)
     for item in items:
         key, found = item.item_key, verdicts.get(item.item_key)
-        if reader and key in stored and item.verdict == OK and _source(reader, key) == item.digest:
+        # A store's truth is its length, for which all of its keys are read.
+        if reader is not None and key in stored and item.verdict == OK and _source(reader, key) == item.digest:
             units = reader.header(key).n_units
             known[key] = EmbeddedItem(key, OK, units, units, 0, dim)
         elif found is not None and found["signature"] == item.signature:

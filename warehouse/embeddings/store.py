@@ -76,7 +76,7 @@ class EmbeddingStore:
             KeyError: no such key.
             TimeloomError: the stored bytes have changed.
         """
-        with reading(self.path) as transaction:
+        with reading(self.path, self.real) as transaction:
             value = transaction.get(key.encode("ascii"))
             if value is not None:
                 return decode(value, self.path)[1]
@@ -142,7 +142,7 @@ class EmbeddingStore:
 
     def header(self, key: str) -> EmbeddingHeader:
         """Shape, dtype and units of `key`, the checksum unread; raises KeyError where it is absent."""
-        with reading(self.path) as transaction:
+        with reading(self.path, self.real) as transaction:
             value = transaction.get(key.encode("ascii"))
             if value is None:
                 raise KeyError(key)

@@ -200,3 +200,20 @@ def test_a_night_of_imported_vectors_alone_does_without_torch() -> None:
         "assert 'torch' not in sys.modules, 'it takes seconds to import'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_known_of_many_items_is_read_once(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = encoder(files), tmp_path / "store.lmdb"
+    take(config, store)
+    asked: list[int] = []
+    keys = EmbeddingStore.keys
+
+    def counted(self: EmbeddingStore) -> list[str]:
+        asked.append(1)
+        return keys(self)
+
+    monkeypatch.setattr(EmbeddingStore, "keys", counted)
+    items = items_of(config)
+    assert len(items) > 1
+    assert len(outcomes(store, items, store_spec(config, "wsi").width)) == len(items)
+    assert len(asked) == 1, "each look at all keys costs what there are items"
