@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from validation.areas import registry
-from validation.measure.annotations import measure_codes
+from validation.measure.annotations import list_codes
 from validation.measure.budgets import list_budgets
 from validation.measure.measured_release import MeasuredRelease
 from validation.measure.strata import measure_strata
@@ -54,12 +54,13 @@ class Measurements:
 def measure_release(release: MeasuredRelease) -> Measurements:
     """Measures a staging tree or a published release; changes nothing.
 
-    One bucket's columns are in memory at a time, and of all subjects a few numbers each.
+    What was measured of the buckets is added up; of all subjects a few numbers each are in memory.
 
     Raises:
         TimeloomError: a file of the tree is damaged.
     """
     tree, profile, scheme = release.tree, release.first_profile, release.primary_scheme
+    gaps = measure_gaps(release.measures, profile)
     areas = {area.name: area.measure(release) for area in registry.AREAS}
     subjects, splits = release.subjects_of_schemes[scheme], list(release.schemes[scheme])
     strata, task_strata = measure_strata(tree, release.buckets, subjects, release.labels)
@@ -67,8 +68,8 @@ def measure_release(release: MeasuredRelease) -> Measurements:
         areas=areas,
         outcomes=release.ledger,
         annotations=release.events.sources,
-        codes=measure_codes(tree),
-        cohorts=measure_cohorts(subjects, splits, measure_gaps(tree, profile, release.buckets, subjects)),
+        codes=list_codes(release.measures),
+        cohorts=measure_cohorts(subjects, splits, gaps),
         sets=measure_sets(subjects, splits),
         histogram=measure_histogram(subjects, splits),
         budgets=list_budgets(release.profiles),

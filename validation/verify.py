@@ -1,11 +1,13 @@
 """`verify`: whether a published release is still what was published, and whether what it points at exists.
 
 Every checksum is computed again and every reference followed, of the root's own files, older releases and the private
-folder too. What the gate expects of the release's content is measured again by the checks of the areas. Damage gives
-findings, never an exception; a finding names files, counts and checks, and no patient.
+folder too. What the gate expects of the release's content is measured again, by all cores, for the checks of the areas,
+and is held against what the release says of it. Damage gives findings, never an exception; a finding names files,
+counts and checks, and no patient.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +20,9 @@ import polars as pl
 from validation.areas import registry
 from validation.areas.area import Area, Check
 from validation.damage import PARTS, Root
+from validation.measure.anew import measure_anew
 from validation.measure.measured_release import MeasuredRelease, published_release
+from validation.measure.measures import Measures, differences
 from validation.measure.stores import check_store
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
@@ -27,6 +31,8 @@ from warehouse.progress import Progress
 from warehouse.publish import current_release
 
 NAMED = 5  # files that a finding names before it counts the rest
+# A release of fewer bytes is measured before other processes have started.
+SMALL_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,16 @@ def _content(release: _Release) -> Finding:
     return Finding("content hash", same, "is that of the files" if same else "the manifest does not add up to its hash")
 
 
+def _measures(release: _Release) -> Finding:
+    """What the release says that was measured is what is measured now."""
+    name = "measures"
+    if not any(file.startswith(f"{name}/") for file in release.manifest.files):
+        return Finding(name, True, "the release keeps none")
+    changed = differences(Measures(release.tree), release.measured.measures)
+    detail = f"not what is measured now: {_named(changed)}" if changed else "are what is measured now"
+    return Finding(name, not changed, detail)
+
+
 def _of_area(release: _Release, area: Area, check: Check) -> Finding:
     """Whether the area's expectations that name the check hold of what it measures."""
     frame = check.measure(release.measured)
@@ -149,6 +165,7 @@ def _checks() -> Iterator[tuple[str, Callable[[_Release], Finding]]]:
     yield "files", _files
     yield "unlisted files", _unlisted
     yield "content hash", _content
+    yield "measures", _measures
     for area in registry.AREAS:
         for check in area.checks:
             yield check.name, partial(_of_area, area=area, check=check)
@@ -208,8 +225,12 @@ def verify_release(root: Path, progress: Progress | None = None) -> list[Finding
         first = Finding("manifest", False, error.message, error.remedy)
         return [first, *(_of_part(name, looked_at) for name in beside)]
     before = ReleaseLayout(layout.releases / manifest.parent) if manifest.parent else None
-    measured = published_release(tree, manifest, before)
-    release = _Release(looked_at, layout, tree, manifest, measured, progress or _silent)
+    said = progress or _silent
+    large = sum(entry.bytes for entry in manifest.files.values()) >= SMALL_BYTES
+    facts = published_release(tree, manifest, before).facts
+    taken = measure_anew(tree, facts, os.cpu_count() or 1 if large else 1, partial(said, "measures"))
+    measured = published_release(tree, manifest, before, taken)
+    release = _Release(looked_at, layout, tree, manifest, measured, said)
     return [
         Finding("manifest", True, f"release {manifest.release_id}"),
         *_findings(release),

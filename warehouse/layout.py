@@ -146,6 +146,16 @@ class ReleaseLayout:
         """How long after its time each code's fact usually becomes available."""
         return self.path / "lags.parquet"
 
+    def measures(self, area: str, *names: str) -> Path:
+        """What is measured of one bucket, or of one part of a shard: `area` is a key of MEASURES."""
+        folder = self.measured / area
+        return folder.joinpath(*names[:-1]) / f"{names[-1]}.parquet"
+
+    @property
+    def measured(self) -> Path:
+        """The folder of all that is measured of the release."""
+        return self.path / "measures"
+
     @property
     def quality(self) -> Path:
         return self.path / "quality"

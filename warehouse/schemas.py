@@ -346,3 +346,96 @@ GRAPH_EDGES = pa.schema(
 
 # Every code of the release and every class above one, numbered from 0 in their order.
 GRAPH_CODES = pa.schema([pa.field("id", pa.int32(), nullable=False), pa.field("code", pa.string(), nullable=False)])
+
+# What the stage `measure` leaves of each bucket, or part of a shard; the gate judges the sum. In `counts`, how often
+# something stands there: `measure` names it; `of`, `within` and `split` say of what. In `subjects`, whose events lie in
+# a bucket, and whether some are no images'; in `keys`, the images that events name. In `lengths`, each subject's
+# tokens, and the mean days between them and between their distinct times, without those of images and with them; in
+# `gaps`, how often so much time lies between two distinct times of a population, and the exact days of these gaps. In
+# `timelines`, each subject's tokens, those of images, and the sum of the hashes of what plans keep: with images' or
+# without them, all or the last ones; in `losses`, tokens that bear loss under a plan with budgets. In `shards`, what
+# was counted in some row groups of a shard; in `segments`, what each of their segments is.
+MEASURES = {
+    "counts": pa.schema(
+        [
+            pa.field("measure", pa.string(), nullable=False),
+            pa.field("of", pa.string(), nullable=False),
+            pa.field("within", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("count", pa.int64(), nullable=False),
+        ]
+    ),
+    "subjects": pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("bucket", pa.int64(), nullable=False),
+            pa.field("known", pa.bool_(), nullable=False),
+        ]
+    ),
+    "keys": pa.schema(
+        [pa.field("item_key", pa.string(), nullable=False), pa.field("events", pa.int64(), nullable=False)]
+    ),
+    "lengths": pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("structured", pa.int64(), nullable=False),
+            pa.field("tokens", pa.int64(), nullable=False),
+            pa.field("interval_tokens_structured", pa.float64()),
+            pa.field("interval_times_structured", pa.float64()),
+            pa.field("interval_tokens_imaging", pa.float64()),
+            pa.field("interval_times_imaging", pa.float64()),
+        ]
+    ),
+    "gaps": pa.schema(
+        [
+            pa.field("population", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("seconds", pa.int64(), nullable=False),
+            pa.field("gaps", pa.int64(), nullable=False),
+            pa.field("days", pa.float64(), nullable=False),
+            pa.field("squares", pa.float64(), nullable=False),
+        ]
+    ),
+    "timelines": pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("given", pa.int64(), nullable=False),
+            pa.field("images", pa.int64(), nullable=False),
+            pa.field("with_images", pa.bool_(), nullable=False),
+            pa.field("last", pa.int64()),
+            pa.field("sum", pa.uint64(), nullable=False),
+        ]
+    ),
+    "losses": pa.schema(
+        [
+            pa.field("plan", pa.string(), nullable=False),
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("loss", pa.int64(), nullable=False),
+        ]
+    ),
+    "shards": pa.schema(
+        [
+            pa.field("packs", pa.int64(), nullable=False),
+            pa.field("tokens", pa.int64(), nullable=False),
+            pa.field("capacity", pa.int64(), nullable=False),
+            pa.field("max_segments", pa.int64(), nullable=False),
+            pa.field("malformed_packs", pa.int64(), nullable=False),
+            pa.field("ids_out_of_range", pa.int64(), nullable=False),
+            pa.field("image_places", pa.int64(), nullable=False),
+            pa.field("misplaced_images", pa.int64(), nullable=False),
+            pa.field("dangling_images", pa.int64(), nullable=False),
+            pa.field("foreign_images", pa.int64(), nullable=False),
+            pa.field("vocabulary_size", pa.int64(), nullable=False),
+            pa.field("vocabulary_hash", pa.string(), nullable=False),
+        ]
+    ),
+    "segments": pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("tier", pa.int32(), nullable=False),
+            pa.field("offset", pa.int64(), nullable=False),
+            pa.field("tokens", pa.int64(), nullable=False),
+            pa.field("sum", pa.uint64(), nullable=False),
+        ]
+    ),
+}

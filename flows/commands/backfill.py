@@ -19,7 +19,7 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Engine, Task
 from pipelines.night import Night, Stage
-from pipelines.stages import STAGES
+from validation.stages import NIGHT
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import sync_directory
 from warehouse.layout import Layout, ReleaseLayout
@@ -147,7 +147,7 @@ class _PastRun(Run):
         super().__init__(config, base, layout, engine, limit=limit, progress=progress, stages=self._stages())
 
     def _stages(self) -> list[Stage]:
-        return [replace(stage, plan=self._plan(stage)) if stage.name == EXTRACT else stage for stage in STAGES]
+        return [replace(stage, plan=self._plan(stage)) if stage.name == EXTRACT else stage for stage in NIGHT]
 
     def _adopt_work(self) -> None:
         """Its folder is not one that a night would take over."""

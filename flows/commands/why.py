@@ -18,12 +18,12 @@ from pipelines.engine.context import RunContext
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.local import LocalEngine
 from pipelines.night import Night, Stage
-from pipelines.stages import STAGES
+from validation.stages import NIGHT
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import Manifest, TaskEntry, read_manifest
 
-BY_NAME = {stage.name: stage for stage in STAGES}
+BY_NAME = {stage.name: stage for stage in NIGHT}
 # What later releases carry on although no stage of the night made it.
 CARRIED = "carried"
 

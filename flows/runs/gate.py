@@ -57,6 +57,8 @@ def judge_release(
     from validation.gate.judge import judge
     from validation.measure.losses import loss_entries
     from validation.measure.measured_release import MeasuredRelease, earlier_releases
+    from validation.measure.measures import Measures
+    from validation.measure.stage import STAGE
     from validation.measurements import measure_release
     from validation.report.page import write_report
 
@@ -72,6 +74,7 @@ def judge_release(
         earlier=earlier_releases(layout, parent, config.limits.window) if parent else (),
         accepted=accepted,
         labels=manifest.labels,
+        taken=Measures(tree) if STAGE.name in manifest.stages else None,
     )
     measurements = measure_release(release)
     manifest = manifest.model_copy(

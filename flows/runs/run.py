@@ -30,13 +30,13 @@ from flows.runs.record import (
 from flows.runs.root import bind_root, forget_scratch, is_used
 from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
-from pipelines import stages as list_of_stages
 from pipelines.config import RunConfig
 from pipelines.engine.context import RunContext, Standing
 from pipelines.engine.cost import Cost, used_here
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
 from pipelines.night import Night, Stage, carry_out
+from validation import stages as list_of_stages
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy
 from warehouse.layout import Layout, ReleaseLayout
@@ -145,7 +145,7 @@ class Run:
         self.limit_subjects, self.rehash, self.repair = limit, rehash, repair
         self.accept_loss = tuple(accept_loss)
         self.progress, self.wait = progress, wait
-        self.stages = tuple(stages or list_of_stages.STAGES)
+        self.stages = tuple(stages or list_of_stages.NIGHT)
         self.summaries: list[dict[str, Any]] = []
         self._state = _State()
         self._stack = ExitStack()

@@ -19,12 +19,12 @@ from pipelines import pack, split, vocabulary
 from pipelines.papers import graphs
 from pipelines.profiles import built_in
 from pipelines.splitting.ledger import Freeze
-from pipelines.stages import STAGES
 from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import write_series
 from tests.support.raw.raw_tables import align_one, aligned_events, convert
 from tests.support.tokens.timelines import left_out, named_tokens
 from tests.support.visits import write_events
+from validation.stages import NIGHT
 from warehouse.arrays import NO_TIME
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout
@@ -238,20 +238,20 @@ def test_a_stage_makes_its_golden_example(example: str, tmp_path: Path) -> None:
 
 def examples() -> list[str]:
     """The stages that have an example, in the order of the list."""
-    return [stage.name for stage in STAGES if stage.name in EXAMPLES]
+    return [stage.name for stage in NIGHT if stage.name in EXAMPLES]
 
 
 def listed() -> list[str]:
     """The list of stages as a table, and a diagram of what each stage reads."""
     rows = ["| stage | version | reads what these did | what it does |", "|---|---|---|---|"]
-    for stage in STAGES:
+    for stage in NIGHT:
         module = importlib.import_module(stage.run.partition(":")[0])
         assert module.__doc__ is not None
         first = " ".join(module.__doc__.partition("\n\n")[0].split()).partition(": ")[2]
         after = ", ".join(stage.after) or "raw files"
         rows.append(f"| `{stage.name}` | {stage.version} | {after} | {first} |")
-    arrows = [f"  {name} --> {stage.name}" for stage in STAGES for name in stage.after]
-    helpers = [f"  {stage.name} -. before .-> {stage.prepares}" for stage in STAGES if stage.prepares]
+    arrows = [f"  {name} --> {stage.name}" for stage in NIGHT for name in stage.after]
+    helpers = [f"  {stage.name} -. before .-> {stage.prepares}" for stage in NIGHT if stage.prepares]
     return ["\n".join(rows) + "\n", "\n".join(["```mermaid", "flowchart LR", *arrows, *helpers, "```"]) + "\n"]
 
 
@@ -259,8 +259,9 @@ def page() -> str:
     """docs/stages.md: each stage's notes and its files."""
     parts = [
         "# Stages\n",
-        "A night runs these stages in this order; the list is `pipelines/stages.py`. A stage runs where its version,",
-        "its settings or its inputs are other than they were in the release before.\n",
+        "A night runs these stages in this order; the list is `pipelines/stages.py`, and `measure` behind it",
+        "(`validation/stages.py`). A stage runs where its version, its settings or its inputs are other than they were",
+        "in the release before.\n",
         *listed(),
         "## One small example each\n",
         "Each example stands under `tests/golden`, where a test runs the stage on it; this page is made of the same",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import conversion, stages
+from pipelines import conversion
 from pipelines.engine.local import LocalEngine
 from pipelines.night import Stage
 from tests.support.nights import toy_night_stage
@@ -21,6 +21,7 @@ from tests.support.nights.stage_contract import (
     killed_site,
     shuffled_site,
 )
+from validation import stages
 from validation.verify import verify_release
 from warehouse.embeddings.environments import close_stores
 
@@ -63,7 +64,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Interrupte
 # Those that are off in this site have nights of their own: tests/pipelines/papers/test_clinifuse.py, test_vectors.py,
 # tests/whole/test_imported_vectors.py and test_note_nights.py.
 OFF = ("vectors", "texts", "digests", "duplicates", "triplets", "graphs")
-KEPT = [stage for stage in stages.STAGES if stage.name not in OFF]
+KEPT = [stage for stage in stages.NIGHT if stage.name not in OFF]
 
 
 @pytest.fixture(params=KEPT, ids=[stage.name for stage in KEPT])
@@ -84,7 +85,7 @@ class TestEveryStage(StageContract):
 
 
 def test_workers_of_a_conversion_import_stages_of_it() -> None:
-    named = {stage.run.partition(":")[0] for stage in stages.STAGES if stage.in_conversion}
+    named = {stage.run.partition(":")[0] for stage in stages.NIGHT if stage.in_conversion}
     assert set(conversion.MODULES) <= named
 
 
@@ -92,7 +93,7 @@ def test_a_stage_that_reads_what_it_does_not_name_is_refused(
     calm: Site, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = replace(toy_night_stage.STAGE, after=())
-    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, hasty))
+    monkeypatch.setattr(stages, "NIGHT", (*stages.NIGHT, hasty))
     with pytest.raises(LookupError, match="the stage toy reads align, which it does not name"):
         site_of_images(tmp_path / "site", export).night()
 
@@ -100,7 +101,7 @@ def test_a_stage_that_reads_what_it_does_not_name_is_refused(
 def test_a_stage_is_added_by_one_line(
     calm: Site, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, toy_night_stage.STAGE))
+    monkeypatch.setattr(stages, "NIGHT", (*stages.NIGHT, toy_night_stage.STAGE))
     site, engine = site_of_images(tmp_path / "site", export), DyingEngine("toy")
     with pytest.raises(KilledError):
         site.night(engine)
@@ -113,13 +114,13 @@ def test_a_stage_is_added_by_one_line(
     assert set(site.hashes("toy")) == {f"toys/{bucket:04d}.json" for bucket in range(buckets)}
     assert all(finding.ok for finding in verify_release(site.layout.root))
     assert site.night().published is False
-    others = {stage.name: site.hashes(stage.name) for stage in stages.STAGES if stage.name != "toy"}
+    others = {stage.name: site.hashes(stage.name) for stage in stages.NIGHT if stage.name != "toy"}
     assert others == {name: calm.hashes(name) for name in others}
 
 
 def test_the_list_is_what_a_manifest_says(calm: Site) -> None:
-    assert calm.manifest.stages == {stage.name: stage.version for stage in stages.STAGES}
+    assert calm.manifest.stages == {stage.name: stage.version for stage in stages.NIGHT}
 
 
 def test_stages_is_a_list_of_stages() -> None:
-    assert all(isinstance(stage, Stage) for stage in stages.STAGES)
+    assert all(isinstance(stage, Stage) for stage in stages.NIGHT)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -14,7 +15,9 @@ from extractors.simulate.task_cases import CASES
 from pipelines.tasks.attrition import discrepancies
 from pipelines.tasks.definition import BUILT_IN
 from tests.support.nights.site import Site
+from validation.measure.anew import measure_anew
 from validation.measure.labels import measure_labels, read_attrition
+from validation.measure.tasks import Facts
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
 from warehouse.publish import current_release
@@ -125,7 +128,12 @@ def test_the_audit_finds_a_planted_leak(site: Site, tmp_path: Path) -> None:
     shutil.copytree(tree_of(site).path, tree.path)
     tasks = {"mortality": site.manifest.labels["mortality"]}
     attrition = read_attrition(tree, BUCKETS)
-    clean = measure_labels(tree, BUCKETS, tasks, attrition).row(0, named=True)
+
+    def audited() -> dict[str, Any]:
+        measures = measure_anew(tree, Facts(BUCKETS, {}, tasks, "mehrt", None))
+        return measure_labels(tasks, attrition, measures).row(0, named=True)
+
+    clean = audited()
     assert clean["labels"] > 10
     faults = ("difference", "uncounted", "repeated", "unknown_by_then", "after_death")
     assert [clean[name] for name in faults] == [0, 0, 0, 0, 0]
@@ -133,7 +141,7 @@ def test_the_audit_finds_a_planted_leak(site: Site, tmp_path: Path) -> None:
     frame = pl.read_parquet(tree.labels("mortality", bucket))
     ahead = frame.with_columns(pl.col("prediction_time") - pl.duration(seconds=1))
     pl.concat([ahead.head(1), frame.tail(-1), frame.tail(1)]).write_parquet(tree.labels("mortality", bucket))
-    found = measure_labels(tree, BUCKETS, tasks, attrition).row(0, named=True)
+    found = audited()
     assert (found["unknown_by_then"], found["repeated"], found["uncounted"]) == (1, 1, 1)
     events = pl.concat([pl.read_parquet(tree.events(bucket)) for bucket in range(BUCKETS)])
     moment = pl.col("available_time").alias("prediction_time")
@@ -142,7 +150,7 @@ def test_the_audit_finds_a_planted_leak(site: Site, tmp_path: Path) -> None:
     )
     (home,) = bucket_of(dead["subject_id"].head(1).to_numpy(), BUCKETS)
     dead.head(1).write_parquet(tree.labels("mortality", int(home)))
-    assert measure_labels(tree, BUCKETS, tasks, attrition).row(0, named=True)["after_death"] == 1
+    assert audited()["after_death"] == 1
 
 
 def up_to_labels(site: Site) -> tuple[int, int]:

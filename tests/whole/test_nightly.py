@@ -26,8 +26,8 @@ from extractors.simulate import simulate
 from flows.prefect_server import start_server
 from flows.runs.run import Run, open_run
 from flows.runs.settings import RunSettings
-from pipelines.stages import STAGES
 from tests.support.nights.command_site import BUCKETS, TIMELOOM, Site
+from validation.stages import NIGHT
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_file
 from warehouse.hashing import bucket_of
@@ -38,7 +38,7 @@ from warehouse.parquet import read_frame
 # Of the stages, those that have work in these nights.
 IDLE = {"vectors", "texts", "subset", "digests", "duplicates", "triplets", "graphs"}
 STEPS = [
-    *(stage.name for stage in STAGES if not stage.prepares and stage.name not in IDLE),
+    *(stage.name for stage in NIGHT if not stage.prepares and stage.name not in IDLE),
     "validate",
     "publish",
 ]
@@ -386,8 +386,8 @@ def test_a_failing_step_tells_the_server_no_value(published: Site, tmp_path: Pat
 def test_a_stage_of_the_list_is_a_step_of_the_flow(published: Site, tmp_path: Path, server: Server) -> None:
     site = published.copy(tmp_path, hospital=True)
     patch = (
-        "from pipelines import stages\nfrom tests.support.nights import toy_night_stage\n"
-        "stages.STAGES = (*stages.STAGES, toy_night_stage.STAGE)"
+        "from validation import stages\nfrom tests.support.nights import toy_night_stage\n"
+        "stages.NIGHT = (*stages.NIGHT, toy_night_stage.STAGE)"
     )
     seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "COMPLETED"

@@ -3,10 +3,9 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.annotations import FAULTS, NO_ANNOTATIONS, changed_lags, count_annotations, uncounted_conflicts
-from validation.measure.events import meds_breaks, misplaced_subjects
+from validation.measure.annotations import FAULTS, changed_lags, uncounted_conflicts
+from validation.measure.events import annotations, meds_breaks, misplaced_subjects
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.reading import existing
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
@@ -19,7 +18,7 @@ def measure(release: MeasuredRelease) -> pl.DataFrame:
 
 
 def _schemas(release: MeasuredRelease) -> pl.DataFrame:
-    files = meds_breaks(release.tree, release.buckets)
+    files = meds_breaks(release.measures)
     return pl.DataFrame({"file": files, "schema_breaks": [1] * len(files)}, schema_overrides={"file": pl.String})
 
 
@@ -29,10 +28,9 @@ def _buckets(release: MeasuredRelease) -> pl.DataFrame:
 
 def _annotations(release: MeasuredRelease) -> pl.DataFrame:
     """One row: FAULTS and `conflicts_uncounted`, without the rest of what is measured of events."""
-    paths = existing(release.tree.events(bucket) for bucket in range(release.buckets))
-    annotations = pl.concat([NO_ANNOTATIONS, *(count_annotations(path) for path in paths)])
-    return annotations.select(pl.col(FAULTS).sum()).with_columns(
-        pl.lit(uncounted_conflicts(annotations, release.ledger)).alias("conflicts_uncounted")
+    sources = annotations(release.measures)
+    return sources.select(pl.col(FAULTS).sum()).with_columns(
+        pl.lit(uncounted_conflicts(sources, release.ledger)).alias("conflicts_uncounted")
     )
 
 

@@ -9,7 +9,7 @@ from validation.measure.measured_release import MeasuredRelease
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """One row, see `measure_graphs`."""
-    return measure_graphs(release.tree, release.buckets)
+    return measure_graphs(release.tree, release.measures)
 
 
 def _right(frame: pl.DataFrame) -> str:

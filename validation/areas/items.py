@@ -3,6 +3,7 @@
 import polars as pl
 
 from validation.areas.area import Area, Expectation
+from validation.measure.events import item_events
 from validation.measure.items import measure_items
 from validation.measure.measured_release import MeasuredRelease
 
@@ -11,7 +12,7 @@ VERDICT_PATTERN = r"^(?:ok|(?:refused|failed)_[a-z0-9_]+)$"
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """A row per modality and verdict, see `measure_items`."""
-    return measure_items(release.items, release.events.item_events)
+    return measure_items(release.items, item_events(release.measures))
 
 
 AREA = Area(

@@ -9,7 +9,7 @@ from validation.measure.measured_release import MeasuredRelease
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """A row per task, see `measure_labels`."""
-    return measure_labels(release.tree, release.buckets, release.labels, release.attrition)
+    return measure_labels(release.labels, release.attrition, release.measures)
 
 
 def _right(frame: pl.DataFrame) -> str:

@@ -3,7 +3,8 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.annotations import unlisted_rows
+from validation.measure.annotations import listed_rows, unlisted_rows
+from validation.measure.events import annotations
 from validation.measure.ledger import balance, measure_ledger
 from validation.measure.measured_release import MeasuredRelease
 
@@ -56,7 +57,7 @@ def measure(release: MeasuredRelease) -> pl.DataFrame:
         .group_by(table)
         .agg(pl.col("missed_share").max())
     )
-    measured = measure_ledger(release.tree, release.ledger, release.events.sources)
+    measured = measure_ledger(release.ledger, annotations(release.measures), listed_rows(release.measures))
     return measured.join(joins, on="table", how="left", maintain_order="left").with_columns(
         pl.col("missed_share").fill_null(0.0)
     )
@@ -69,7 +70,7 @@ def _sum_of(tables: pl.DataFrame) -> str:
 SUM = Check("ledger", lambda release: balance(release.ledger), _sum_of, located_by="table")
 QUARANTINE = Check(
     "quarantine",
-    lambda release: unlisted_rows(release.tree, release.ledger).sort("table"),
+    lambda release: unlisted_rows(listed_rows(release.measures), release.ledger).sort("table"),
     lambda _: "every row that the ledger counts is listed",
     located_by="table",
 )

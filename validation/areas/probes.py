@@ -9,7 +9,7 @@ from validation.measure.probes import measure_probes
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """A row for features and for the histories of each profile, see `measure_probes`."""
-    return measure_probes(release.tree, release.buckets, release.profiles, release.labels)
+    return measure_probes(release.profiles, release.labels, release.measures)
 
 
 def _right(frame: pl.DataFrame) -> str:

@@ -10,7 +10,7 @@ from warehouse.shards.file import MAX_SEGMENTS
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """A row per token profile, plan and split, see `measure_shards`."""
-    return measure_shards(release.tree, release.profiles, release.buckets, release.items)
+    return measure_shards(release.tree, release.profiles, release.measures)
 
 
 def _right(shards: pl.DataFrame) -> str:

@@ -9,7 +9,7 @@ from validation.measure.triplets import measure_triplets
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
     """One row, see `measure_triplets`."""
-    return measure_triplets(release.tree, release.buckets)
+    return measure_triplets(release.tree, release.buckets, release.measures)
 
 
 def _right(frame: pl.DataFrame) -> str:

@@ -2,13 +2,12 @@
 descriptions of codes, the list of quarantined rows, lags. Aggregates only.
 """
 
-from pathlib import Path
-
 import polars as pl
 
 from extractors.events.converted import REASONS
 from extractors.events.values import FLAGS
 from pipelines.aligning.conflicts import CONFLICTS
+from validation.measure.measures import Measures
 from validation.measure.reading import collect, gather, scan
 from warehouse.layout import ReleaseLayout
 from warehouse.schemas import LAGS, QUARANTINE
@@ -21,35 +20,38 @@ FAULTS = (
     "availability_unknown", "availability_of_static", "unavailable",
     "value_flag_unknown", "value_flag_alone", "conflict_unknown",
 )  # fmt: skip
-_COUNTED = ("rows", "image_rows", "timed", "static", *KNOWN, *(f"conflict_{name}" for name in CONFLICTS), *FAULTS)
-NO_ANNOTATIONS = pl.DataFrame(schema={"source": pl.String(), **dict.fromkeys(_COUNTED, pl.Int64())})
+COUNTED = ("rows", "image_rows", "timed", "static", *KNOWN, *(f"conflict_{name}" for name in CONFLICTS), *FAULTS)
 
 
-def count_annotations(path: Path) -> pl.DataFrame:
-    """One row per source of one bucket.
+def count_annotations(marks: pl.DataFrame) -> pl.DataFrame:
+    """One row per source.
 
     Columns: source, rows, image_rows, timed, static; how many timed events are recorded, time, estimated; `conflict_*`
     of each known conflict; and FAULTS: annotations that no event may have, or that stand where they may not.
+
+    Args:
+        marks: a row for each combination that occurs of `source`, `availability`, `value_flag`, `conflict`, and of
+            whether it is an `image`, is `timed`, says when it was `available`, and has the `whole` of its value, number
+            and text; `rows`, how often it occurs.
     """
-    timed = pl.col("time").is_not_null()
+    timed = pl.col("timed")
     availability, flag, conflict = (pl.col(name) for name in ("availability", "value_flag", "conflict"))
-    whole = pl.col("numeric_value").is_not_null() & pl.col("text_value").is_not_null()
-    counted = {
-        "image_rows": pl.col("item_key").is_not_null(),
+    flagged = {
+        "rows": pl.lit(True),
+        "image_rows": pl.col("image"),
         "timed": timed,
         "static": ~timed,
         **{name: timed & (availability == name) for name in KNOWN},
         **{f"conflict_{name}": conflict == name for name in CONFLICTS},
         "availability_unknown": timed & ~availability.is_in(KNOWN).fill_null(False),
         "availability_of_static": ~timed & availability.is_not_null(),
-        "unavailable": timed & pl.col("available_time").is_null(),
+        "unavailable": timed & ~pl.col("available"),
         "value_flag_unknown": flag.is_not_null() & ~flag.is_in(FLAGS),
-        "value_flag_alone": flag.is_not_null() & ~whole,
+        "value_flag_alone": flag.is_not_null() & ~pl.col("whole"),
         "conflict_unknown": conflict.is_not_null() & ~conflict.is_in(CONFLICTS),
     }
-    sums = [flagged.sum().cast(pl.Int64).alias(name) for name, flagged in counted.items()]
-    summed = scan(path).group_by("source").agg(pl.len().cast(pl.Int64).alias("rows"), *sums)
-    return collect(summed.select(NO_ANNOTATIONS.columns), path)
+    sums = [pl.col("rows").filter(which.fill_null(False)).sum().alias(name) for name, which in flagged.items()]
+    return marks.group_by("source").agg(sums).select("source", *COUNTED)
 
 
 def uncounted_conflicts(annotations: pl.DataFrame, ledger: pl.DataFrame) -> int:
@@ -70,14 +72,26 @@ def uncounted_conflicts(annotations: pl.DataFrame, ledger: pl.DataFrame) -> int:
     return wrong
 
 
-def unlisted_rows(tree: ReleaseLayout, ledger: pl.DataFrame) -> pl.DataFrame:
-    """`table`, `quarantine_unlisted`: rows by which quarantine.parquet and the ledger differ, over all reasons."""
+def listed_rows(measures: Measures) -> pl.DataFrame:
+    """What `read_listed` found."""
+    return measures.counted("quarantine", ["listed"], of="table", within="reason")
+
+
+def read_listed(tree: ReleaseLayout) -> pl.DataFrame:
+    """`table`, `reason`, `listed`: the rows of quarantine.parquet."""
     listed = gather([tree.quarantine], QUARANTINE, ["table", "reason"])
+    return listed.group_by("table", "reason").agg(pl.len().cast(pl.Int64).alias("listed"))
+
+
+def unlisted_rows(listed: pl.DataFrame, ledger: pl.DataFrame) -> pl.DataFrame:
+    """`table`, `quarantine_unlisted`: rows by which quarantine.parquet and the ledger differ, over all reasons.
+
+    Args:
+        listed: as `read_listed` gives it.
+    """
     counted = ledger.filter((pl.col("outcome") == "quarantined") & pl.col("reason").is_in(LISTED))
     return (
-        listed.group_by("table", "reason")
-        .agg(pl.len().cast(pl.Int64).alias("listed"))
-        .join(counted.select("table", "reason", "rows"), on=["table", "reason"], how="full", coalesce=True)
+        listed.join(counted.select("table", "reason", "rows"), on=["table", "reason"], how="full", coalesce=True)
         .with_columns(pl.col("listed", "rows").fill_null(0))
         .group_by("table")
         .agg((pl.col("listed") - pl.col("rows")).abs().sum().alias("quarantine_unlisted"))
@@ -96,8 +110,14 @@ def repeated_codes(tree: ReleaseLayout) -> int:
     return int(collect(scan(tree.codes).select(counts.cast(pl.Int64)), tree.codes).item())
 
 
+def list_codes(measures: Measures) -> pl.DataFrame:
+    """What `measure_codes` found, the largest namespace first."""
+    found = measures.counted("codes", ["codes", "described", "with_parents"], of="namespace")
+    return found.sort(["codes", "namespace"], descending=[True, False])
+
+
 def measure_codes(tree: ReleaseLayout) -> pl.DataFrame:
-    """`namespace`, `codes`, `described`, `with_parents`, the largest namespace first.
+    """`namespace`, `codes`, `described`, `with_parents`.
 
     A code's namespace is what stands before its first slash.
     """
@@ -109,7 +129,6 @@ def measure_codes(tree: ReleaseLayout) -> pl.DataFrame:
             pl.len().cast(pl.Int64).alias("codes"),
             (pl.col("description").fill_null("") != "").sum().cast(pl.Int64).alias("described"),
             parents.sum().cast(pl.Int64).alias("with_parents"),
-        )
-        .sort(["codes", "namespace"], descending=[True, False]),
+        ),
         tree.codes,
     )

@@ -5,22 +5,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.measures import Measures
 from warehouse.items import each_once
-from warehouse.layout import ReleaseLayout
 from warehouse.manifest import ContentEntry
-from warehouse.schemas import ITEMS
 
 BIRTH = "MEDS_BIRTH"
 ALONE = "alone"
-_SPACES = {"label": pl.String, "namespace": pl.String, "events": pl.Int64, "static": pl.Int64}
-_SETS: dict[str, pl.DataType | type[pl.DataType]] = {"labels": pl.List(pl.String), "subjects": pl.Int64}
-_IMAGED = {"modality": pl.String, "items": pl.Int64, "subjects": pl.Int64, ALONE: pl.Int64}
-
-
-def namespace_of(code: pl.Expr) -> pl.Expr:
-    """What stands before a code's first slash."""
-    return code.str.extract("^([^/]*)")
 
 
 @dataclass(frozen=True)
@@ -63,35 +53,20 @@ class Holdings:
     imaged: pl.DataFrame
 
 
-def read_holdings(tree: ReleaseLayout, buckets: int) -> Holdings:
-    """One pass over data/ and items/, a bucket at a time: a subject lies in one bucket alone.
+def read_holdings(measures: Measures, items: pl.DataFrame) -> Holdings:
+    """What was counted in each bucket, added up.
+
+    Args:
+        items: at least `item_key`, `modality`, `verdict`, `subject_id`.
 
     Raises:
         TimeloomError: a file is damaged.
     """
-    spaces, sets, items = [pl.DataFrame(schema=_SPACES)], [pl.DataFrame(schema=_SETS)], []
-    known = [pl.Series("subject_id", dtype=pl.Int64)]
-    for bucket in range(buckets):
-        for path in existing([tree.events(bucket)]):
-            events = scan(path).filter(pl.col("item_key").is_null())
-            by_code = events.group_by("source", "code").agg(
-                pl.len().cast(pl.Int64).alias("events"), pl.col("time").is_null().sum().cast(pl.Int64).alias("static")
-            )
-            spaces.append(
-                collect(by_code, path)
-                .group_by(pl.col("source").alias("label"), namespace_of(pl.col("code")).alias("namespace"))
-                .agg(pl.col("events", "static").sum())
-            )
-            of_subject = events.group_by("subject_id").agg(pl.col("source").unique().sort().alias("labels"))
-            held = collect(of_subject, path)
-            sets.append(held.group_by("labels").agg(pl.len().cast(pl.Int64).alias("subjects")))
-            known.append(held["subject_id"])
-        items.append(each_once(gather([tree.items(bucket)], ITEMS, ["item_key", "modality", "verdict", "subject_id"])))
-    return Holdings(
-        pl.concat(spaces).group_by("label", "namespace").sum().sort("label", "namespace"),
-        pl.concat(sets).group_by("labels").agg(pl.col("subjects").sum()),
-        _imaged(pl.concat(items), pl.concat(known)) if items else pl.DataFrame(schema=_IMAGED),
-    )
+    spaces = measures.counted("namespace", ["events", "static"], of="label", within="namespace")
+    tables = measures.counted("tables", ["subjects"], of="labels")
+    sets = tables.with_columns(pl.col("labels").str.json_decode(pl.List(pl.String)))
+    subjects = measures.of("subjects").filter("known")
+    return Holdings(spaces, sets, _imaged(each_once(items), subjects["subject_id"]))
 
 
 def _imaged(items: pl.DataFrame, subject_ids: pl.Series) -> pl.DataFrame:

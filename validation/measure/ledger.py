@@ -39,7 +39,7 @@ def balance(ledger: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFrame) -> pl.DataFrame:
+def measure_ledger(ledger: pl.DataFrame, sources: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
     """`balance`, with each table's events in the release beside those that it is said to have made.
 
     A table that the events name and the ledger does not is listed with `raw` 0, unless all its events are images'.
@@ -49,13 +49,14 @@ def measure_ledger(tree: ReleaseLayout, ledger: pl.DataFrame, sources: pl.DataFr
 
     Args:
         sources: as `count_annotations` gives them.
+        listed: the rows of quarantine.parquet, as `read_listed` gives them.
     """
     stored = sources.select(pl.col("source").alias("table"), pl.col("rows").alias("stored"), *_STORED)
     tables = (
         balance(ledger)
         .join(stored, on="table", how="full", coalesce=True)
         .filter(pl.col("raw").is_not_null() | (pl.col("stored") > pl.col("image_rows")))
-        .join(unlisted_rows(tree, ledger), on="table", how="left")
+        .join(unlisted_rows(listed, ledger), on="table", how="left")
         .with_columns(pl.col(pl.Int64).fill_null(0))
     )
     return (

@@ -2,21 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 
 import polars as pl
 
 from pipelines.limits import LimitsConfig
+from validation.measure.anew import measure_anew
 from validation.measure.contents import Holdings, contents_of, read_holdings, table_names
 from validation.measure.coverage import measure_coverage
-from validation.measure.events import EventMeasures, event_subjects, measure_events
+from validation.measure.events import EventMeasures, measure_events
 from validation.measure.items import read_items
 from validation.measure.labels import read_attrition
 from validation.measure.ledger import read_ledger
 from validation.measure.losses import Earlier, measure_losses, releases_before
+from validation.measure.measures import Measures
 from validation.measure.splits import read_assignments
 from validation.measure.subjects import read_subjects
+from validation.measure.tasks import Facts
 from validation.measure.tokenised import measure_tokenised
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import ContentEntry, LabelsEntry, Manifest, ProfileEntry
@@ -32,7 +34,6 @@ class MeasuredRelease:
         profiles: the token profiles, as the manifest has them.
         schemes: of each split scheme its splits, train first, with the share of the subjects that each should have;
             None for a share that is not judged. The first scheme is the one of MEDS tools and of Tables A1 and A2.
-        latest: the last moment that an event may have, where dates are not shifted.
         before: the release that this one follows, whose lags and splits it must keep.
         sources: keys of the manifest's `sources`, which tell the table of each raw file.
         limits: what is held against the releases before and between tables.
@@ -40,13 +41,13 @@ class MeasuredRelease:
         accepted: names of what may be lost.
         labels: the tasks that are labelled, as the manifest has them.
         declared: what the manifest says that the release holds; None where it does not say so.
+        taken: what was measured of it, by the night's stage or anew; measured by this process where None.
     """
 
     tree: ReleaseLayout
     buckets: int
     profiles: Mapping[str, ProfileEntry]
     schemes: Mapping[str, Mapping[str, float | None]]
-    latest: datetime | None = None
     before: ReleaseLayout | None = None
     sources: Collection[str] = ()
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -54,6 +55,7 @@ class MeasuredRelease:
     accepted: Collection[str] = ()
     declared: Sequence[ContentEntry] | None = None
     labels: Mapping[str, LabelsEntry] = field(default_factory=dict)
+    taken: Measures | None = None
 
     @property
     def primary_scheme(self) -> str:
@@ -61,17 +63,32 @@ class MeasuredRelease:
 
     @property
     def first_profile(self) -> str | None:
-        """The token profile that lengths are about; None where the release has none."""
-        return next(iter(self.profiles), None)
+        """The token profile that lengths are about; None where the release has none.
+
+        It is the first of the configuration; a manifest has them by their names, but a release that was measured says
+        of which one.
+        """
+        measured = [name for name in self.profiles if self.tree.measures("lengths", name, "*").parent.is_dir()]
+        return next(iter(measured or self.profiles), None)
+
+    @property
+    def facts(self) -> Facts:
+        """What is measured depends on, apart from the files."""
+        return Facts(self.buckets, self.profiles, self.labels, self.primary_scheme, self.first_profile)
+
+    @cached_property
+    def measures(self) -> Measures:
+        """What is summed up to judge the release."""
+        return self.taken or measure_anew(self.tree, self.facts)
 
     @cached_property
     def events(self) -> EventMeasures:
-        return measure_events(self.tree, self.buckets, self.latest)
+        return measure_events(self.tree, self.buckets, self.measures)
 
     @cached_property
     def event_subjects(self) -> pl.DataFrame:
-        """`subject_id`, `bucket` of every subject in every file of data/."""
-        return event_subjects(self.tree, self.buckets)
+        """`subject_id`, `bucket`, `known` of every subject in every file of data/."""
+        return self.measures.of("subjects")
 
     @cached_property
     def ledger(self) -> pl.DataFrame:
@@ -80,7 +97,7 @@ class MeasuredRelease:
     @cached_property
     def holdings(self) -> Holdings:
         """What tables and modalities hold, see `read_holdings`."""
-        return read_holdings(self.tree, self.buckets)
+        return read_holdings(self.measures, self.items)
 
     @cached_property
     def coverage(self) -> pl.DataFrame:
@@ -90,9 +107,7 @@ class MeasuredRelease:
     @cached_property
     def tokenised(self) -> pl.DataFrame:
         """A row per token profile, namespace and split, see `measure_tokenised`."""
-        used = {profile.scheme for profile in self.profiles.values()}
-        schemes = {scheme: read_assignments(self.tree, scheme).unique("subject_id") for scheme in used}
-        return measure_tokenised(self.tree, self.buckets, self.profiles, schemes)
+        return measure_tokenised(self.tree, self.profiles, self.measures)
 
     @cached_property
     def contents(self) -> list[ContentEntry]:
@@ -121,7 +136,7 @@ class MeasuredRelease:
     @cached_property
     def subjects(self) -> pl.DataFrame:
         """A row per subject, see `read_subjects`."""
-        return read_subjects(self.tree, self.first_profile, self.buckets)
+        return read_subjects(self.tree, self.first_profile, self.buckets, self.measures)
 
     @cached_property
     def subjects_of_schemes(self) -> dict[str, pl.DataFrame]:
@@ -149,11 +164,14 @@ def earlier_releases(layout: Layout, parent: Manifest, window: int) -> list[Earl
     return [Earlier.of(parent, contents), *map(Earlier.of, before)]
 
 
-def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLayout | None) -> MeasuredRelease:
+def published_release(
+    tree: ReleaseLayout, manifest: Manifest, before: ReleaseLayout | None, taken: Measures | None = None
+) -> MeasuredRelease:
     """A published release, with every split scheme that is in use; shares of splits are not judged.
 
     Args:
         before: the release before, where it is still kept.
+        taken: what was measured of it.
     """
     names = dict.fromkeys([manifest.split_scheme, *(profile.scheme for profile in manifest.profiles.values())])
     return MeasuredRelease(
@@ -165,4 +183,5 @@ def published_release(tree: ReleaseLayout, manifest: Manifest, before: ReleaseLa
         sources=manifest.sources,
         declared=manifest.contents or None,
         labels=manifest.labels,
+        taken=taken,
     )

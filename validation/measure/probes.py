@@ -6,11 +6,15 @@ sorted and joined anew. A history is held to its events by counts, so the longes
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.measures import Measures
+from validation.measure.reading import collect, existing, gather, scan, unreadable
 from warehouse.arrays import I64, NO_TIME, Bools
 from warehouse.hashing import splitmix64
 from warehouse.layout import ReleaseLayout
@@ -27,6 +31,7 @@ from warehouse.tokens import TIMELINE_END, TokenType
 
 # A row for features by each clock, and for the histories of each profile: labels of one subject and moment are one row.
 PROBED = {"of": pl.String, "rows": pl.Int64, "ahead": pl.Int64}
+_FEATURES, _HISTORIES = "features by {}", "histories of {}"
 _KEYS = ["subject_id", "prediction_time"]
 _NEVER = np.iinfo(np.int64).max
 _DAY_US, _DAYS_A_YEAR = 86_400_000_000, 365.2425
@@ -34,44 +39,104 @@ _DAY_US, _DAYS_A_YEAR = 86_400_000_000, 365.2425
 _HELD = 50_000
 
 
+class Probed(NamedTuple):
+    """A token profile as far as histories depend on it.
+
+    Attributes:
+        order: by which time its tokens stand.
+        unknown: attributes that stand as unknown where no value does.
+    """
+
+    order: str
+    unknown: tuple[str, ...]
+
+
 def measure_probes(
-    tree: ReleaseLayout, buckets: int, profiles: Mapping[str, ProfileEntry], tasks: Mapping[str, LabelsEntry]
+    profiles: Mapping[str, ProfileEntry], tasks: Mapping[str, LabelsEntry], measures: Measures
 ) -> pl.DataFrame:
     """A row for features by each clock of the tasks, and for histories of each profile that stands by such a clock.
-
-    One bucket's columns are in memory at a time.
 
     Columns: of; rows, the labels that were looked at; ahead, those of them with a fault.
 
     Raises:
         TimeloomError: a file is damaged.
     """
-    found = [pl.DataFrame(schema=PROBED)]
-    if not tasks:
-        return found[0]
-    described = read_frame(tree.codes).select("code", "parent_codes").unique("code").sort("code")
-    for clock in sorted({str(task.rules["clock"]) for task in tasks.values()}):
-        names = [name for name, task in tasks.items() if task.rules["clock"] == clock]
-        of_clock = [name for name, profile in profiles.items() if profile.order == clock]
-        makers = {name: _Makers.read(tree, name, profiles[name], described) for name in of_clock}
-        audited = {"features": np.zeros(2, np.int64)} | {
-            f"histories of {name}": np.zeros(2, np.int64) for name in makers
-        }
-        for bucket in range(buckets):
-            labels = gather((tree.labels(name, bucket) for name in names), LABELS, _KEYS).unique().sort(_KEYS)
-            if labels.is_empty():
-                continue
-            known = _Known.read(tree, bucket, labels, check_clock(clock), described)
-            for part in labels.iter_slices(_HELD):
-                audited["features"] += _judged(_features(tree, bucket, part, known, described["code"]))
-            for name, maker in makers.items():
-                audited[f"histories of {name}"] += _judged(_histories(tree, bucket, name, labels, known, maker))
-        rows = [
-            (f"{what} by {clock}" if what == "features" else what, *map(int, counts))
-            for what, counts in audited.items()
-        ]
-        found.append(pl.DataFrame(rows, schema=PROBED, orient="row"))
-    return pl.concat(found)
+    clocks = {str(task.rules["clock"]) for task in tasks.values()}
+    names = [
+        name
+        for clock in sorted(clocks)
+        for name in (_FEATURES.format(clock), *map(_HISTORIES.format, _of_clock(profiles, clock)))
+    ]
+    counted = measures.counted("probes", ["rows", "ahead"], of="of")
+    wanted = pl.DataFrame({"of": names}, schema={"of": pl.String})
+    return wanted.join(counted, on="of", how="left", maintain_order="left").with_columns(pl.col(pl.Int64).fill_null(0))
+
+
+def _of_clock(profiles: Mapping[str, Probed | ProfileEntry], clock: str) -> list[str]:
+    return [name for name, profile in profiles.items() if profile.order == clock]
+
+
+def probe_bucket(
+    tree: ReleaseLayout, bucket: int, profiles: Mapping[str, Probed], clocks: Mapping[str, str]
+) -> pl.DataFrame:
+    """The rows of one bucket, PROBED.
+
+    Args:
+        clocks: by task, the time of events that its predictions are made at.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
+    rows: list[tuple[str, int, int]] = []
+    for clock in sorted(set(clocks.values())):
+        asked = [tree.labels(name, bucket) for name in clocks if clocks[name] == clock]
+        labels = gather(asked, LABELS, _KEYS).unique().sort(_KEYS)
+        if labels.is_empty():
+            continue
+        described = _described(tree)
+        known = _Known.read(tree, bucket, labels, check_clock(clock), described)
+        audited = {_FEATURES.format(clock): np.zeros(2, np.int64)}
+        for part in labels.iter_slices(_HELD):
+            audited[_FEATURES.format(clock)] += _judged(_features(tree, bucket, part, known, described["code"]))
+        for name in _of_clock(profiles, clock):
+            makers = _makers(tree, name, profiles[name].unknown)
+            audited[_HISTORIES.format(name)] = _judged(_histories(tree, bucket, name, labels, known, makers))
+        rows += [(what, int(looked), int(ahead)) for what, (looked, ahead) in audited.items()]
+    return pl.DataFrame(rows, schema=PROBED, orient="row")
+
+
+def _stated(path: Path) -> tuple[Path, int, int]:
+    """A file, and what the file system says of it: what is remembered of it is of no other one."""
+    stat = path.stat()
+    return path, stat.st_ino, stat.st_mtime_ns
+
+
+def _described(tree: ReleaseLayout) -> pl.DataFrame:
+    """Every code of the release once, in order, with its parents."""
+    try:
+        return _read_described(_stated(tree.codes))
+    except OSError as error:
+        raise unreadable(tree.codes) from error
+
+
+@lru_cache(maxsize=1)
+def _read_described(stated: tuple[Path, int, int]) -> pl.DataFrame:
+    return read_frame(stated[0]).select("code", "parent_codes").unique("code").sort("code")
+
+
+def _makers(tree: ReleaseLayout, name: str, unknown: tuple[str, ...]) -> "_Makers":
+    """Of a profile; worked out once by a process, for all buckets."""
+    try:
+        return _read_makers(_stated(tree.vocabulary(name)), _stated(tree.codes), unknown)
+    except OSError as error:
+        raise unreadable(tree.vocabulary(name)) from error
+
+
+@lru_cache(maxsize=8)
+def _read_makers(
+    vocabulary: tuple[Path, int, int], codes: tuple[Path, int, int], unknown: tuple[str, ...]
+) -> "_Makers":
+    return _Makers.of(read_frame(vocabulary[0]), _read_described(codes), unknown)
 
 
 def _judged(ahead: Bools) -> I64:
@@ -223,8 +288,8 @@ class _Makers:
     unknown: tuple[str, ...]
 
     @classmethod
-    def read(cls, tree: ReleaseLayout, name: str, profile: ProfileEntry, described: pl.DataFrame) -> "_Makers":
-        vocabulary = read_frame(tree.vocabulary(name)).sort("token_id")
+    def of(cls, vocabulary: pl.DataFrame, described: pl.DataFrame, unknown: tuple[str, ...]) -> "_Makers":
+        vocabulary = vocabulary.sort("token_id")
         structured = TokenType.STRUCTURED.name.lower()
         tokens = vocabulary.filter(pl.col("type") == structured).select(
             "token_id", pl.col("token").str.replace(r"//Q\d+$", "").alias("base")
@@ -246,7 +311,7 @@ class _Makers:
         base[made["token_id"].to_numpy()] = made["number"].to_numpy()
         names = vocabulary["token"].to_list()
         end = names.index(TIMELINE_END) if TIMELINE_END in names else None
-        return cls(names, base, codes, numbered.select("code", "name"), end, profile.unknown)
+        return cls(names, base, codes, numbered.select("code", "name"), end, unknown)
 
 
 def _histories(

@@ -44,5 +44,12 @@ def gather(paths: Iterable[Path], schema: pa.Schema, columns: list[str]) -> pl.D
     """
     empty = pl.from_arrow(schema.empty_table().select(columns))
     assert isinstance(empty, pl.DataFrame)
-    frames = [collect(scan(path).select(columns), path) for path in existing(paths)]
+    found = existing(paths)
+    if not found:
+        return empty
+    try:
+        frames = [pl.scan_parquet(found, glob=False).select(columns).collect(engine="streaming")]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        # One of them is damaged, or of other types: which one shows when each is read alone.
+        frames = [collect(scan(path).select(columns), path) for path in found]
     return pl.concat([empty, *frames], how="vertical_relaxed")

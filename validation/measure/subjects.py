@@ -1,13 +1,13 @@
 """What is measured of subjects, split by split: Tables A1 and A2, Figure A1, lengths. Gives aggregates only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import polars as pl
 
 from pipelines.splitting.strata import modalities_of
-from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.measures import Measures
+from validation.measure.reading import gather
 from warehouse.layout import ReleaseLayout
 from warehouse.modalities import INDEXED, title_of
 from warehouse.schemas import SUBJECTS
@@ -33,9 +33,6 @@ INTERVALS = {
 # Of each population, the tokens that its lengths and intervals are about.
 KINDS = {STRUCTURED: (TokenType.STRUCTURED,), IMAGING: (TokenType.STRUCTURED, TokenType.IMAGE)}
 DAY_US, DAY_S = 86_400_000_000, 86_400
-GAPS = pl.DataFrame(
-    schema={"subject_id": pl.Int64, "seconds": pl.Int64, "gaps": pl.Int64, "days": pl.Float64, "squares": pl.Float64}
-)
 
 
 def set_of(modalities: Sequence[str]) -> pl.Expr:
@@ -45,17 +42,22 @@ def set_of(modalities: Sequence[str]) -> pl.Expr:
     return pl.when(named == "").then(pl.lit(MODALITY_SETS[0])).otherwise(named).alias("set")
 
 
-def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.DataFrame:
+def read_sets(tree: ReleaseLayout, buckets: Iterable[int]) -> pl.DataFrame:
+    """The statistics of subjects, SUBJECTS, with `set`, in which modalities they have items."""
+    statistics = gather(map(tree.subjects, buckets), SUBJECTS, SUBJECTS.names)
+    return statistics.with_columns(set_of(modalities_of(statistics)))
+
+
+def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int, measures: Measures) -> pl.DataFrame:
     """One row per subject: `set`; `structured` and `tokens`, its lengths; `interval`, in days, what splits are compared
     by; and of each population `interval_tokens_<population>` and `interval_times_<population>`.
 
     Lengths are in tokens of `profile`; in events where a release has no profile, and then only the interval over
     distinct times is known.
     """
-    statistics = gather((tree.subjects(bucket) for bucket in range(buckets)), SUBJECTS, SUBJECTS.names)
-    frame = statistics.with_columns(set_of(modalities_of(statistics)))
+    frame = read_sets(tree, range(buckets))
     if profile is None:
-        images = pl.sum_horizontal(modalities_of(statistics))
+        images = pl.sum_horizontal(modalities_of(frame.drop("set")))
         unknown = [pl.lit(None, pl.Float64).alias(f"interval_tokens_{name}") for name in KINDS]
         known = [
             pl.col("mean_interval_days").alias(name) for name in ("interval", *map("interval_times_{}".format, KINDS))
@@ -63,57 +65,25 @@ def read_subjects(tree: ReleaseLayout, profile: str | None, buckets: int) -> pl.
         return frame.with_columns(
             (pl.col("events") - images).alias("structured"), pl.col("events").alias("tokens"), *unknown, *known
         )
-    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets))
-    lengths = [collect(_lengths(path), path) for path in paths]
-    columns: dict[str, type[pl.DataType]] = {"subject_id": pl.Int64, "structured": pl.Int64, "tokens": pl.Int64}
-    columns |= {f"{name}_{kind}": pl.Float64 for kind in KINDS for name in ("interval_tokens", "interval_times")}
     return (
-        frame.join(pl.concat([pl.DataFrame(schema=columns), *lengths]), on="subject_id", how="left")
+        frame.join(measures.of("lengths", profile), on="subject_id", how="left")
         .with_columns(pl.col("structured", "tokens").fill_null(0))
         .with_columns(pl.col(f"interval_tokens_{STRUCTURED}").alias("interval"))
     )
 
 
-def _timed(population: str) -> pl.Expr:
-    return pl.col("type").is_in([int(kind) for kind in KINDS[population]]) & pl.col("time").is_not_null()
-
-
-def _lengths(path: Path) -> pl.LazyFrame:
-    intervals = []
-    for population in KINDS:
-        time = pl.col("time").filter(_timed(population))
-        days = (time.max() - time.min()).dt.total_microseconds() / DAY_US
-        for name, number in (("interval_tokens", time.len()), ("interval_times", time.n_unique())):
-            gaps = number.cast(pl.Int64) - 1
-            intervals.append(pl.when(gaps > 0).then(days / gaps).alias(f"{name}_{population}"))
-    return (
-        scan(path)
-        .group_by("subject_id")
-        .agg(
-            (pl.col("type") != TokenType.IMAGE).sum().cast(pl.Int64).alias("structured"),
-            pl.len().cast(pl.Int64).alias("tokens"),
-            *intervals,
-        )
-    )
-
-
-def measure_gaps(tree: ReleaseLayout, profile: str | None, buckets: int, subjects: pl.DataFrame) -> pl.DataFrame:
+def measure_gaps(measures: Measures, profile: str | None) -> pl.DataFrame:
     """Pooled gaps: `population`, `split`, and `interval_pooled_` n, mean, sd and quantiles, in days.
 
     Quantiles are those of gaps in whole seconds, in whole minutes from one day on, so that distinct ones stay few.
 
-    Args:
-        subjects: `subject_id`, `split`, `set`.
+    They are those of the primary scheme's splits; there are none without a profile.
     """
-    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets)) if profile else []
+    counted = measures.of("gaps", profile or "")
     frames = []
     for population in KINDS:
-        members = subjects.select("subject_id", "split", "set").drop_nulls("split")
-        if population == IMAGING:
-            members = members.filter(pl.col("set") != MODALITY_SETS[0])
-        counted = [collect(_gaps(path, population, members), path) for path in paths]
-        none = pl.DataFrame(schema={"split": pl.String, **GAPS.drop("subject_id").schema})
-        whole = pl.concat([none, *counted]).group_by("split", "seconds").sum().sort("split", "seconds")
+        of_population = counted.filter(pl.col("population") == population).drop("population")
+        whole = of_population.group_by("split", "seconds").sum().sort("split", "seconds")
         number = pl.col("gaps").sum()
         mean = pl.col("days").sum() / number
         spread = ((pl.col("squares").sum() - number * mean**2).clip(0) / (number - 1)).sqrt()
@@ -136,25 +106,6 @@ def measure_gaps(tree: ReleaseLayout, profile: str | None, buckets: int, subject
             )
         )
     return pl.concat(frames)
-
-
-def _gaps(path: Path, population: str, members: pl.DataFrame) -> pl.LazyFrame:
-    """Of one bucket: `split`, `seconds` (a gap, rounded), `gaps` (how many), `days` and `squares` (exact sums)."""
-    gap = (pl.col("time") - pl.col("time").shift()).dt.total_microseconds()
-    seconds = pl.col("gap") // 1_000_000
-    days = pl.col("gap") / DAY_US
-    return (
-        scan(path)
-        .filter(_timed(population))
-        .select("subject_id", "time")
-        .unique()
-        .join(members.lazy().select("subject_id", "split"), on="subject_id")
-        .sort("subject_id", "time")
-        .with_columns(pl.when(pl.col("subject_id") == pl.col("subject_id").shift()).then(gap).alias("gap"))
-        .drop_nulls("gap")
-        .group_by("split", pl.when(seconds < DAY_S).then(seconds).otherwise(seconds // 60 * 60).alias("seconds"))
-        .agg(pl.len().cast(pl.Int64).alias("gaps"), days.sum().alias("days"), (days**2).sum().alias("squares"))
-    )
 
 
 def _describe(column: str, name: str) -> list[pl.Expr]:

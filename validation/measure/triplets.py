@@ -2,9 +2,10 @@
 
 import polars as pl
 
-from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.measures import Measures
+from validation.measure.reading import gather
 from warehouse.layout import ReleaseLayout
-from warehouse.schemas import COPIES, FUNNEL, TRIPLETS
+from warehouse.schemas import COPIES, FUNNEL
 
 # Of a release: triplets; studies of which the funnel's steps, or the triplets themselves, are not as many as the step
 # before says; triplets of which an image, the text or a visit is not the subject's; those whose record is there without
@@ -18,34 +19,23 @@ MEASURED = {
 }
 # Of the funnel, in order.
 STEPS = ("images", "texts", "text", "visit", "outcome", "subjects")
-_RECORD = ("ehr_cutoff_time", "visit_id", "visit_ids")
-_READ = ["subject_id", "split", "source", "image_keys", "text_key", "has_ehr", *_RECORD, "set_aside"]
 
 
-def measure_triplets(tree: ReleaseLayout, buckets: int) -> pl.DataFrame:
-    """One row, columns of MEASURED; one bucket's events are in memory at a time.
+def measure_triplets(tree: ReleaseLayout, buckets: int, measures: Measures) -> pl.DataFrame:
+    """One row, columns of MEASURED.
 
     Raises:
         TimeloomError: a file is damaged.
     """
-    used = [bucket for bucket in range(buckets) if existing([tree.triplets(bucket)])]
-    if not used:
-        return pl.DataFrame([dict.fromkeys(MEASURED, 0)], schema=MEASURED)
-    foreign, found = 0, []
-    for bucket in used:
-        part = gather([tree.triplets(bucket)], TRIPLETS, _READ).with_row_index("row")
-        foreign += _foreign(tree, bucket, part)
-        found.append(part)
-    triplets = pl.concat(found)
-    copies = gather([tree.copies], COPIES, ["modality", "method", "group", "item_key", "set_aside"])
-    whole = pl.all_horizontal(pl.col(name).is_not_null() for name in _RECORD)
-    partly = pl.any_horizontal(pl.col(name).is_not_null() for name in _RECORD)
+    made = measures.counted("triplets", ["made"], of="source")
+    sums = measures.counted("triplets", ["foreign", "unmasked", "subjects_across"])
+    funnel = gather(map(tree.funnel, range(buckets)), FUNNEL, FUNNEL.names)
     row = {
-        "triplets": len(triplets),
-        "difference": _difference(gather(map(tree.funnel, used), FUNNEL, FUNNEL.names), triplets),
-        "foreign": foreign,
-        "unmasked": triplets.filter(pl.when("has_ehr").then(~whole).otherwise(partly)).height,
-        "across_splits": _across(triplets.filter(pl.col("set_aside").is_null()), copies),
+        "triplets": int(made["made"].sum()),
+        "difference": _difference(funnel, made),
+        "foreign": sums["foreign"].item(),
+        "unmasked": sums["unmasked"].item(),
+        "across_splits": sums["subjects_across"].item() + _across(tree, measures),
     }
     return pl.DataFrame([row], schema=MEASURED)
 
@@ -81,32 +71,11 @@ def count_copies(tree: ReleaseLayout) -> pl.DataFrame:
     )
 
 
-def _keys(triplets: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """A row for each image and text of a triplet: `item_key`, and some columns."""
-    images = triplets.select(*columns, item_key="image_keys").explode("item_key")
-    return pl.concat([images, triplets.select(*columns, item_key="text_key")])
-
-
-def _foreign(tree: ReleaseLayout, bucket: int, triplets: pl.DataFrame) -> int:
-    items = collect(
-        scan(tree.items(bucket)).filter(pl.col("verdict") == "ok").select("subject_id", "item_key"), tree.items(bucket)
-    )
-    path = tree.events(bucket)
-    visits = collect(scan(path).select("subject_id", visit_ids="visit_id").drop_nulls().unique(), path)
-    listed = triplets.select("row", "subject_id", "visit_ids").drop_nulls("visit_ids").explode("visit_ids")
-    wrong = [
-        _keys(triplets, "row", "subject_id").join(items, on=["subject_id", "item_key"], how="anti").select("row"),
-        listed.join(visits, on=["subject_id", "visit_ids"], how="anti").select("row"),
-    ]
-    return pl.concat(wrong).unique().height
-
-
-def _difference(funnel: pl.DataFrame, triplets: pl.DataFrame) -> int:
+def _difference(funnel: pl.DataFrame, made: pl.DataFrame) -> int:
     def summed(step: str) -> pl.DataFrame:
         wanted = (pl.col("step") == step) & ~((pl.col("step") == "text") & (pl.col("rule") == "none"))
         return funnel.filter(wanted).group_by("source").agg(pl.col("number").sum().alias(step))
 
-    made = triplets.group_by("source").agg(pl.len().cast(pl.Int64).alias("made"))
     for step in ("text", "visit", "outcome"):
         made = made.join(summed(step), on="source", how="full", coalesce=True)
     last = pl.col("made", "text", "visit", "outcome").fill_null(0)
@@ -116,13 +85,12 @@ def _difference(funnel: pl.DataFrame, triplets: pl.DataFrame) -> int:
     )
 
 
-def _across(triplets: pl.DataFrame, copies: pl.DataFrame) -> int:
-    """Subjects, and groups of copies that may not lie in two splits, that do."""
-    subjects = triplets.group_by("subject_id").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
+def _across(tree: ReleaseLayout, measures: Measures) -> int:
+    """Groups of copies that may not lie in two splits, and do."""
+    copies = gather([tree.copies], COPIES, ["modality", "method", "group", "item_key", "set_aside"])
+    used = measures.counted("triplets", ["uses"], of="item_key", split="split")
     # Pictures that look alike may be of two patients.
     set_aside_at_all = pl.col("set_aside").any().over("modality", "method")
     bound = copies.filter((pl.col("method") == "exact") | set_aside_at_all).select("method", "group", "item_key")
-    shared = (
-        _keys(triplets, "split").join(bound, on="item_key").group_by("method", "group").agg(pl.col("split").n_unique())
-    )
-    return subjects.height + shared.filter(pl.col("split") > 1).height
+    shared = used.join(bound, on="item_key").group_by("method", "group").agg(pl.col("split").n_unique())
+    return shared.filter(pl.col("split") > 1).height

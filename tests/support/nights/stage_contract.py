@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import stages
 from pipelines.engine.beam import BeamEngine
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Task
 from pipelines.night import Stage
 from tests.support.nights.site import Site, shuffled_tables, site_of_images
+from validation import stages
 from warehouse.embeddings.environments import close_stores
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -59,14 +59,14 @@ class StageContract:
     """The contract. Fixtures: `kept_stage`; the sites `calm`, `shuffled` and `on_beam`; `killed` and `failed`."""
 
     def test_it_is_declared_whole(self, kept_stage: Stage) -> None:
-        place = stages.STAGES.index(kept_stage)
-        before = [other.name for other in stages.STAGES[:place]]
+        place = stages.NIGHT.index(kept_stage)
+        before = [other.name for other in stages.NIGHT[:place]]
         assert set(kept_stage.after) <= set(before), "a stage reads only what ran before it"
         assert kept_stage.name not in before
         module, name = kept_stage.run.split(":")
         assert callable(getattr(importlib.import_module(module), name))
         if kept_stage.prepares is not None:
-            assert kept_stage.prepares in [other.name for other in stages.STAGES[place:]]
+            assert kept_stage.prepares in [other.name for other in stages.NIGHT[place:]]
 
     def test_shuffled_input_gives_the_same_bytes(self, kept_stage: Stage, calm: Site, shuffled: Site) -> None:
         # Rows without events are listed by their record number, and a shuffle changes that number.

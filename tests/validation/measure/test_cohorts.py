@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from pipelines.split import SPLITS, assign
 from tests.support.tokens.populations import freeze_all, population
+from validation.measure.anew import measure_anew
+from validation.measure.measures import Measures
 from validation.measure.splits import FEWEST, measure_splits, smd
 from validation.measure.subjects import (
     IMAGING,
@@ -27,17 +29,20 @@ from validation.measure.subjects import (
     read_subjects,
     set_of,
 )
+from validation.measure.tasks import Facts
 from validation.measurements import Measurements
 from validation.report.cells import Cells
 from validation.report.tables import balance_table
 from warehouse.layout import ReleaseLayout
+from warehouse.manifest import ProfileEntry
 from warehouse.modalities import INDEXED
 from warehouse.parquet import empty_frame, write_table
-from warehouse.schemas import SUBJECTS, TIMELINES
+from warehouse.schemas import SCHEME_SUBJECTS, SUBJECTS, TIMELINES
 from warehouse.tokens import TokenType
 
 START = datetime(2020, 1, 1)
 DAY = 86_400.0
+EVERYONE = dict.fromkeys(range(6), "train")
 Token = tuple[int, int, int | None]  # subject, type, seconds
 
 types = st.sampled_from([int(kind) for kind in TokenType])
@@ -71,6 +76,14 @@ def write_release(path: Path, rows: list[Token]) -> ReleaseLayout:
     return tree
 
 
+def measures_of(tree: ReleaseLayout, splits: dict[int, str]) -> Measures:
+    """What the stage measures of the timelines."""
+    order = pl.DataFrame({"subject_id": list(splits), "split": list(splits.values())}).with_columns(order=0.0)
+    write_table(tree.scheme_subjects("s"), order, SCHEME_SUBJECTS, "subjects")
+    entry = ProfileEntry(vocabulary_hash="", vocabulary_size=0, scheme="s", rules_hash="", plans={})
+    return measure_anew(tree, Facts(2, {"x": entry}, {}, "s", "x"))
+
+
 def times_of(rows: list[Token], subject: int, population: str) -> list[int]:
     kinds = {int(kind) for kind in KINDS[population]}
     return sorted(row[2] for row in rows if row[0] == subject and row[1] in kinds and row[2] is not None)
@@ -80,7 +93,8 @@ def times_of(rows: list[Token], subject: int, population: str) -> list[int]:
 @given(tokens)
 def test_lengths_and_intervals_are_those_of_plain_loops(tmp_path: Path, rows: list[Token]) -> None:
     tree = write_release(tmp_path / "release", rows)
-    found = {row["subject_id"]: row for row in read_subjects(tree, "x", 2).iter_rows(named=True)}
+    measures = measures_of(tree, EVERYONE)
+    found = {row["subject_id"]: row for row in read_subjects(tree, "x", 2, measures).iter_rows(named=True)}
     assert sorted(found) == list(range(6))
     for subject, row in found.items():
         assert row["tokens"] == sum(token[0] == subject for token in rows)
@@ -100,10 +114,11 @@ def test_lengths_and_intervals_are_those_of_plain_loops(tmp_path: Path, rows: li
 def test_pooled_gaps_are_those_of_plain_loops(tmp_path: Path, rows: list[Token]) -> None:
     tree = write_release(tmp_path / "release", rows)
     splits = {0: "train", 1: "train", 2: "tuning", 3: "tuning", 4: "train"}  # 5 has none
-    subjects = read_subjects(tree, "x", 2).with_columns(
+    measures = measures_of(tree, splits)
+    subjects = read_subjects(tree, "x", 2, measures).with_columns(
         pl.col("subject_id").replace_strict(splits, default=None, return_dtype=pl.String).alias("split")
     )
-    gaps = measure_gaps(tree, "x", 2, subjects)
+    gaps = measure_gaps(measures, "x")
     cohorts = measure_cohorts(subjects, ["train", "tuning"], gaps)
     for cohort in (STRUCTURED, IMAGING):
         for split in ("train", "tuning"):
@@ -132,8 +147,9 @@ def test_the_three_intervals_differ_as_they_are_meant_to(tmp_path: Path) -> None
     kind = int(TokenType.STRUCTURED)
     rows: list[Token] = [(4, kind, 0)] * 3 + [(4, kind, 86_400), (5, kind, 0), (5, kind, 3_600), (5, kind, 7_200)]
     tree = write_release(tmp_path, [*rows, (4, int(TokenType.SPECIAL), 999_999)])
-    subjects = read_subjects(tree, "x", 2).with_columns(pl.lit("train").alias("split"))
-    table = measure_cohorts(subjects, ["train"], measure_gaps(tree, "x", 2, subjects)).row(0, named=True)
+    measures = measures_of(tree, EVERYONE)
+    subjects = read_subjects(tree, "x", 2, measures).with_columns(pl.lit("train").alias("split"))
+    table = measure_cohorts(subjects, ["train"], measure_gaps(measures, "x")).row(0, named=True)
     assert table["interval_tokens_mean"] == pytest.approx((1 / 3 + 1 / 24) / 2)
     assert table["interval_times_mean"] == pytest.approx((1 + 1 / 24) / 2)
     assert table["interval_pooled_mean"] == pytest.approx((1 + 2 / 24) / 3)
@@ -142,8 +158,9 @@ def test_the_three_intervals_differ_as_they_are_meant_to(tmp_path: Path) -> None
 
 def test_without_a_profile_only_distinct_times_are_known(tmp_path: Path) -> None:
     tree = write_release(tmp_path, [])
-    subjects = read_subjects(tree, None, 2).with_columns(pl.lit("train").alias("split"))
-    table = measure_cohorts(subjects, ["train"], measure_gaps(tree, None, 2, subjects)).row(0, named=True)
+    measures = Measures(tree)
+    subjects = read_subjects(tree, None, 2, measures).with_columns(pl.lit("train").alias("split"))
+    table = measure_cohorts(subjects, ["train"], measure_gaps(measures, None)).row(0, named=True)
     assert (table["interval_times_mean"], table["interval_tokens_mean"], table["interval_pooled_mean"]) == (
         2.5,
         None,

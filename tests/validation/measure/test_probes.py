@@ -22,7 +22,10 @@ from tests.support.cohort import (
 )
 from tests.support.releases import BUCKETS
 from tests.validation.gate.labels import ENTRY
+from validation.measure.anew import measure_anew
+from validation.measure.measures import Measures
 from validation.measure.probes import measure_probes
+from validation.measure.tasks import Facts
 from warehouse import Release
 from warehouse.embeddings.store import close_stores
 from warehouse.hashing import bucket_of
@@ -43,8 +46,8 @@ def _closed() -> Iterator[None]:
 
 
 def audited(release: Release, entry: LabelsEntry = ENTRY) -> dict[str, tuple[int, int]]:
-    tree = ReleaseLayout(release.path)
-    found = measure_probes(tree, BUCKETS, release.manifest.profiles, {TASK: entry})
+    facts = Facts(BUCKETS, release.manifest.profiles, {TASK: entry}, "none", None)
+    found = measure_probes(facts.profiles, facts.labels, measure_anew(ReleaseLayout(release.path), facts))
     return {what: (rows, ahead) for what, rows, ahead in found.iter_rows()}
 
 
@@ -161,4 +164,4 @@ def test_a_front_that_tells_what_was_not_known_is_found(tmp_path: Path, monkeypa
 def test_without_labels_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     facts, labels = draw(2)
     release = cohort(tmp_path / "root", facts, labels)
-    assert measure_probes(ReleaseLayout(release.path), BUCKETS, release.manifest.profiles, {}).is_empty()
+    assert measure_probes(release.manifest.profiles, {}, Measures(ReleaseLayout(release.path))).is_empty()

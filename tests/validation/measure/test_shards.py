@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from pipelines.profiles.plans import PlanConfig
 from tests.support.tokens.packing_cases import CONTEXT, timelines
 from tests.support.tokens.packing_plans import Case, release_of
+from validation.measure.anew import measure_anew
 from validation.measure.shards.measure import measure_shards
+from validation.measure.tasks import Facts
 from warehouse.manifest import PlanEntry, ProfileEntry
-from warehouse.parquet import write_table
-from warehouse.schemas import SCHEME_SUBJECTS
+from warehouse.parquet import empty_frame, write_table
+from warehouse.schemas import ITEMS, SCHEME_SUBJECTS
 from warehouse.shards.file import Packs, read_shard, write_shard
 from warehouse.tokens import IMAGE_TOKENS, TokenType
 
@@ -28,6 +30,7 @@ FAULTS = (
     "misplaced_segments", "malformed_packs", "ids_out_of_range", "dangling_images", "misplaced_images",
     "foreign_images", "changed_subjects",
 )  # fmt: skip
+_GIVEN = ("item_key", "subject_id", "modality", "verdict", "units_encoded", "units_failed", "artificial_link")
 LENGTHS = [5, 40, 16, 3, 33, 21] * 8
 PLANS = {
     "packed": PlanConfig(),
@@ -53,11 +56,16 @@ def items_of(case: Case) -> pl.DataFrame:
         "subject_id",
         pl.col("token_id").replace_strict(names, return_dtype=pl.String).alias("modality"),
         pl.lit("ok").alias("verdict"),
+        *(pl.lit(0, pl.Int32).alias(name) for name in ("units_encoded", "units_failed")),
+        pl.lit(False).alias("artificial_link"),
+        *(pl.lit(None, kind).alias(name) for name, kind in empty_frame(ITEMS).schema.items() if name not in _GIVEN),
     )
 
 
 def measured(case: Case, profiles: dict[str, ProfileEntry]) -> pl.DataFrame:
-    return measure_shards(case.tree, profiles, 2, items_of(case))
+    for bucket in range(2):  # whichever bucket a subject's timeline is in
+        write_table(case.tree.items(bucket), items_of(case), ITEMS, "items")
+    return measure_shards(case.tree, profiles, measure_anew(case.tree, Facts(2, profiles, {}, "s", None)))
 
 
 def faults(case: Case, profiles: dict[str, ProfileEntry]) -> dict[str, int]:

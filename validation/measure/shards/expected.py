@@ -4,38 +4,27 @@ import math
 
 import polars as pl
 
-from validation.measure.reading import collect, existing, scan
 from validation.measure.splits import ks_statistic
-from warehouse.layout import ReleaseLayout
-from warehouse.losses import LOSS_TARGETS
 from warehouse.manifest import PlanEntry
-from warehouse.tokens import TokenType
 
-EXPECTED = {"subject_id": pl.Int64, "given": pl.Int64, "tokens": pl.Int64, "loss": pl.Int64, "offset": pl.Int64}
 KS_CRITICAL = 1.95  # over the root of the sample's size: alpha 0.001, for samples of 10 and more
-_IMAGE = pl.col("type") == int(TokenType.IMAGE)
 
 
-def expected_tokens(tree: ReleaseLayout, profile: str, plan: PlanEntry, buckets: int) -> pl.DataFrame:
+def expected_tokens(timelines: pl.DataFrame, losses: pl.DataFrame, name: str, plan: PlanEntry) -> pl.DataFrame:
     """Every subject of the timelines under a plan, whatever its split or budget.
 
     Columns: subject_id, given (tokens of the timeline), tokens (that the plan keeps), loss (of these, those that bear
     loss; 0 without budgets), offset (kept tokens before the first one packed).
+
+    Args:
+        timelines: `subject_id`, `given`, `images`, one row a subject.
+        losses: `plan`, `subject_id`, `loss`.
     """
-    paths = existing(tree.timeline(profile, bucket) for bucket in range(buckets))
-    parts = [collect(_of_bucket(scan(path).select("subject_id", "type"), plan), path) for path in paths]
-    return pl.concat([pl.DataFrame(schema=EXPECTED), *parts])
-
-
-def _of_bucket(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
     left = pl.col("given") if plan.images else pl.col("given") - pl.col("images")
     left = pl.when(pl.col("images") > 0).then(left).otherwise(0) if plan.subjects == "imaging" else left
     packed = left.clip(upper_bound=plan.context) if plan.mode == "last_n" else left
-    counted = tokens.group_by("subject_id").agg(
-        pl.len().cast(pl.Int64).alias("given"), _IMAGE.sum().cast(pl.Int64).alias("images")
-    )
-    if plan.loss:
-        counted = counted.join(_loss(tokens, plan), on="subject_id", how="left")
+    of_plan = losses.filter(pl.col("plan") == name).select("subject_id", "loss")
+    counted = timelines.join(of_plan, on="subject_id", how="left") if plan.loss else timelines
     loss = pl.col("loss").fill_null(0) if plan.loss else pl.lit(0, pl.Int64)
     return counted.select(
         "subject_id",
@@ -43,22 +32,6 @@ def _of_bucket(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
         packed.cast(pl.Int64).alias("tokens"),
         loss.alias("loss"),
         (left - packed).cast(pl.Int64).alias("offset"),
-    )
-
-
-def _loss(tokens: pl.LazyFrame, plan: PlanEntry) -> pl.LazyFrame:
-    """subject_id and loss: targets that are packed and not the first of their segment."""
-    kept = tokens if plan.images else tokens.filter(~_IMAGE)
-    place = pl.int_range(pl.len(), dtype=pl.Int64).over("subject_id")
-    number = pl.len().cast(pl.Int64).over("subject_id")
-    first = (number - plan.context).clip(lower_bound=0) if plan.mode == "last_n" else pl.lit(0, pl.Int64)
-    within = place - first
-    target = pl.col("type").is_in([int(kind) for kind in LOSS_TARGETS[str(plan.loss)]])
-    bears = (within >= 0) & (within % plan.context != 0) & target
-    return (
-        kept.with_columns(bears.alias("bears"))
-        .group_by("subject_id")
-        .agg(pl.col("bears").sum().cast(pl.Int64).alias("loss"))
     )
 
 

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from validation.measure.reading import collect, existing, scan
-from warehouse.arrays import I64, NO_TIME, U64
+from warehouse.arrays import I64, U64
 from warehouse.hashing import splitmix64
-from warehouse.layout import ReleaseLayout
 from warehouse.manifest import PlanEntry
-from warehouse.tokens import TokenType
 
 SUMS = {"subject_id": pl.Int64, "sum": pl.UInt64}
 _STEP = 1 << 16  # tokens whose columns stay in a core's cache
@@ -81,47 +78,6 @@ def per_subject(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame({"subject_id": subject[edges[:-1]], "sum": sums[edges[1:]] - sums[edges[:-1]]}, schema=SUMS)
 
 
-def timeline_sums(
-    tree: ReleaseLayout, profile: str, plans: Iterable[PlanEntry], buckets: int
-) -> dict[Kept, pl.DataFrame]:
-    """Every subject's sum (SUMS) of what each of the plans keeps; a bucket's timelines are read once, and held alone.
-
-    Raises:
-        TimeloomError: a file is damaged.
-    """
-    wanted = {kept_by(plan) for plan in plans}
-    parts: dict[Kept, list[pl.DataFrame]] = {kept: [] for kept in wanted}
-    columns = ["subject_id", "token_id", "type", "time", "item_key"]
-    for path in existing(tree.timeline(profile, bucket) for bucket in range(buckets)):
-        time = pl.col("time").cast(pl.Datetime("us")).to_physical().fill_null(NO_TIME)
-        tokens = collect(scan(path).select(columns).with_columns(time), path)
-        for images in {kept.images for kept in wanted}:
-            left = tokens if images else tokens.filter(pl.col("type") != int(TokenType.IMAGE))
-            subject = left["subject_id"].to_numpy()
-            starts = _starts(subject)
-            ends = np.append(starts, len(subject))[1:]
-            sums = running(_hashes(left, starts, ends))
-            for kept in [entry for entry in wanted if entry.images == images]:
-                first = starts if kept.last is None else np.maximum(starts, ends - kept.last)
-                frame = {"subject_id": subject[starts], "sum": sums[ends] - sums[first]}
-                parts[kept].append(pl.DataFrame(frame, schema=SUMS))
-    return {kept: per_subject(frames) for kept, frames in parts.items()}
-
-
 def _starts(subject: npt.NDArray[Any]) -> I64:
     """Where a new subject begins."""
     return np.flatnonzero(np.append([True], subject[1:] != subject[:-1])[: len(subject)])
-
-
-def _hashes(tokens: pl.DataFrame, starts: I64, ends: I64) -> U64:
-    place = np.arange(tokens.height)
-    place -= np.repeat(starts, ends - starts)
-    has_key = (tokens["type"] == int(TokenType.IMAGE)) & tokens["item_key"].is_not_null()
-    return hash_tokens(
-        place,
-        tokens["token_id"].to_numpy(),
-        tokens["type"].to_numpy(),
-        tokens["time"].to_numpy(),
-        np.flatnonzero(has_key.to_numpy()),
-        tokens["item_key"].filter(has_key),
-    )
