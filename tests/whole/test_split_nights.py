@@ -15,11 +15,18 @@ from warehouse.publish import current_release
 EVEN = {"train": 0.5, "tuning": 0.25, "held_out": 0.25}
 
 
-@pytest.fixture
-def site(tmp_path: Path, export: Path) -> Site:
-    site = site_of_tables(tmp_path, export)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, export: Path) -> Site:
+    """A site of two schemes after its first night. Change nothing: copy it."""
+    site = site_of_tables(tmp_path_factory.mktemp("published"), export)
     site.config["splits"] = {"even": EVEN, "mehrt": None}
+    assert site.night().published
     return site
+
+
+@pytest.fixture
+def site(published: Site, tmp_path: Path) -> Site:
+    return published.copy(tmp_path)
 
 
 def released(site: Site) -> ReleaseLayout:
@@ -36,7 +43,6 @@ def raw_ids(site: Site) -> dict[int, str]:
 
 
 def test_ids_merged_across_splits_leave_every_split_and_come_back(site: Site) -> None:
-    site.night()
     before = site.splits()
     assert set(before.values()) == {"train", "tuning", "held_out"}
     names = raw_ids(site)
@@ -67,7 +73,6 @@ def test_merges_that_cannot_be_read_stop_the_run_in_one_line(site: Site) -> None
 
 
 def test_a_ledger_that_was_changed_by_hand_stops_the_next_run(site: Site) -> None:
-    site.night()
     path = released(site).split_ledger("mehrt")
     ledger = pl.read_parquet(path)
     path.unlink()
@@ -78,7 +83,6 @@ def test_a_ledger_that_was_changed_by_hand_stops_the_next_run(site: Site) -> Non
 
 
 def test_a_scheme_that_goes_and_comes_back_has_moved_nobody(site: Site) -> None:
-    site.night()
     before = dict(pl.read_parquet(released(site).scheme_subjects("mehrt")).select("subject_id", "split").iter_rows())
     site.config |= {"splits": {"even": EVEN}, "profiles": {"mehrt": {"scheme": "even"}}}
     site.night()
