@@ -120,6 +120,12 @@ def tasks_of(
                         "rules": counts_of(entry, MedsCounts)["rules"],
                         "rows": index["rows"],
                         "pieces": index["pieces"],
+                        "formers": [
+                            {"path": str(layout.segments / part["segment"]), "dead": part["dead"], **places}
+                            for part, places in zip(
+                                counts_of(entry, MedsCounts)["formers"], index.get("formers", ()), strict=True
+                            )
+                        ],
                         "codes": counts_of(entry, MedsCounts)["blobs"]["codes"],
                         "units": counts_of(entry, MedsCounts)["blobs"]["units"],
                     }

@@ -11,10 +11,10 @@ from typing import Any, TypedDict
 import polars as pl
 
 from extractors.events.converted import LAG_STEP_US
+from extractors.events.lag_counts import LAGS as COUNTED
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
-from pipelines.meds import LAGS as COUNTED
 from pipelines.meds import Counts as MedsCounts
 from pipelines.night import Night, Stage
 from warehouse.layout import ReleaseLayout

@@ -6,14 +6,15 @@ file, the tables it is joined with and the rules stand.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import polars as pl
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.events.by_block import BlockCounts
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows, name_of
@@ -22,7 +23,8 @@ from extractors.source import CROSSWALK, checked_source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
-from pipelines.aligning.segments import SegmentWriter, frame_batch, read_frame_blob, texts_batch
+from pipelines.aligning.continued import SUBJECTS, Closed, Conversion, Followed, Former, FormerPart, NotContinuedError
+from pipelines.aligning.segments import SegmentWriter, read_frame_blob
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import RawFile, Result, Task
@@ -32,21 +34,22 @@ from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_json
 from warehouse.sealed import write_sealed
 
-SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
-LAGS = pl.DataFrame(schema={"code": pl.UInt32, "step": pl.Int64, "rows": pl.Int64})
-QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
-
-
 # Of a source, what all of its tables hang on.
 OF_ALL_TABLES = {"name", "subject", "null_values", "time_zone", "case_insensitive", "units"}
 
 
 class Counts(TypedDict):
-    """What a task tells: where the pieces of its segment are, and what became of every raw row."""
+    """What a task tells: where the pieces of its segment are, and what became of every raw row.
+
+    Where the file had changed and the rest of it was kept, `segment` holds the new rows and the blobs, and `formers`
+    the others (see pipelines.aligning.continued).
+    """
 
     table: str
     source: str
     segment: str
+    formers: list[FormerPart]
+    followed: Followed | None
     rules: str
     buckets: dict[str, dict[str, Any]]
     blobs: dict[str, Any]
@@ -77,6 +80,7 @@ class Params(TypedDict):
     private: str
     buckets: int
     segment: str
+    line: str
     rules: str
 
 
@@ -118,13 +122,16 @@ def plan(night: Night) -> list[Task]:
             looked_up = planned_files(export, joined, fingerprints)
             for part, path in enumerate(files):
                 fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
+                # The same for this file every night, until its rules or what it is joined with change.
+                line = sha256_json([rules, inputs, number, deid.item_key(str(path))])[:12]
+                stem = f"{line}-{fingerprint[:24]}"
                 tasks.append(
                     Task(
                         stage=STAGE.name,
                         function=STAGE.run,
                         key=f"{number}-{table}-{part}",
                         base=str(layout.segments),
-                        record=str(layout.segments / f"{fingerprint[:24]}.json"),
+                        record=str(layout.segments / f"{stem}.json"),
                         params=Params(
                             source=source.model_dump(mode="json"),
                             export=str(export.path),
@@ -135,7 +142,8 @@ def plan(night: Night) -> list[Task]:
                             deid=config.deid.model_dump(mode="json"),
                             private=str(layout.private),
                             buckets=config.buckets,
-                            segment=f"{fingerprint[:24]}.segment",
+                            segment=f"{stem}.segment",
+                            line=line,
                             rules=rules,
                         ),
                         fingerprint=fingerprint,
@@ -160,15 +168,24 @@ def planned_files(export: Export, tables: Iterable[str], fingerprints: Fingerpri
 
 
 def run(params: Params, base: Path) -> Result:
-    """Converts one raw file."""
+    """Converts one raw file; of a file that was converted before, what is new in it, where that can be told."""
+    former = Former.find(base, params["line"], params["segment"])
+    if former is not None:
+        # What is wrong with the file itself is said when it is converted whole.
+        with suppress(TimeloomError, NotContinuedError):
+            return _convert(params, base, former)
+    return _convert(params, base, None)
+
+
+def _convert(params: Params, base: Path, former: Former | None) -> Result:
+    """Converts one raw file, but for the blocks of it that a former segment holds."""
     source = checked_source(params["source"])
     export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})
     deid_config = DeidConfig.model_validate(params["deid"])
     deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
     table, segment = params["table"], params["segment"]
     private = Path(params["private"])
-    index: dict[str, Any] = {}
-    blobs: dict[str, Any] = {}
+    closed: Closed | None = None
     settled: list[tuple[str, str, bool]] = []
     with atomic_write(base / segment, sync=False) as temporary, SegmentWriter(temporary, params["buckets"]) as writer:
         rule = source.tables.get(table)
@@ -177,15 +194,20 @@ def run(params: Params, base: Path) -> Result:
         else:
             raw = export.open(Path(params["path"]), table, params["label"])
             raw.require(source.needed_columns(table))
-            converter = Converter(source, table, deid, lambda: raw.label)
-            account = converter.account
+            followed = None
+            if rule.role != "reference":
+                followed = raw.follow(deid.row_seed, former.known() if former is not None else None)
+            counts_by_block = BlockCounts(followed) if followed is not None else None
+            texts = {"codes": former.codes, "units": former.units} if former is not None else {}
+            converter = Converter(source, table, deid, lambda: raw.label, blocks=counts_by_block, **texts)
             if rule.role == "reference":
-                account.raw = account.reference = _count(raw)
+                converter.account.raw = converter.account.reference = _count(raw)
             else:
                 for block in _rows(converter, raw, export, private):
                     writer.write(converter.convert(block))
-            index, blobs = _close(writer, converter, raw)
-            settled = converter.units.settled
+            made = Conversion(writer, converter, followed, counts_by_block, raw.no_rows, raw.invisible.total())
+            closed = made.close(former)
+            account, settled = closed.account, converter.units.settled
             account.partial += raw.invisible
             columns, no_rows, noticed = raw.columns, raw.no_rows, raw.noticed
         rows = writer.rows
@@ -196,10 +218,12 @@ def run(params: Params, base: Path) -> Result:
         table=params["label"],
         source=source.name,
         segment=segment,
+        formers=closed.formers if closed is not None else [],
+        followed=closed.followed if closed is not None else None,
         # With the header, which says what each of the bytes that were hashed means, and what the whole file decided.
         rules=sha256_json([params["rules"], columns, *settled]),
-        buckets=index,
-        blobs=blobs,
+        buckets=closed.index if closed is not None else {},
+        blobs=closed.blobs if closed is not None else {},
         kinds=[event.kind for event in rule.events] if rule is not None else [],
         raw=account.raw,
         events=account.events,
@@ -217,7 +241,7 @@ def run(params: Params, base: Path) -> Result:
         values=account.values,
         noticed=noticed,
     )
-    return Result({segment: rows}, counts)
+    return Result({segment: rows}, counts, closed.made_before if closed is not None else {})
 
 
 def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) -> Iterator[Rows]:
@@ -225,7 +249,8 @@ def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) ->
     joins = converter.rule.joins
     plain = converter.moments | {name for join in joins for name in join.key}
     blocks = raw.blocks(converter.columns, seed=converter.deid.row_seed, plain=plain)
-    return attach_rows((converter.prepare(block) for block in blocks), export, joins, scratch, converter.account.joins)
+    prepared = (converter.prepare(block) for block in blocks)
+    return attach_rows(prepared, export, joins, scratch, converter.account.joins, converter.blocks)
 
 
 def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], dict[str, list[int]], str]:
@@ -242,29 +267,6 @@ def _unmapped(export: Export, params: Params) -> tuple[Account, list[str], dict[
 
 def _count(raw: RawTable) -> int:
     return sum(map(len, raw.blocks(raw.columns[:1])))
-
-
-def _close(writer: SegmentWriter, converter: Converter, raw: RawTable) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The segment's index, and what stands behind its pieces."""
-    codes = converter.codes.texts
-    index = writer.index(codes)
-    converter.finish()
-    quarantine = [
-        pl.DataFrame({"row": np.concatenate(rows)}).with_columns(pl.lit(reason).alias("reason"))
-        for reason, rows in [
-            *converter.quarantine.items(),
-            *((reason, [np.array(numbers, np.int64)]) for reason, numbers in raw.no_rows.items()),
-        ]
-        if rows
-    ]
-    blobs = {
-        "codes": texts_batch(codes),
-        "units": texts_batch(converter.units.texts),
-        "subjects": frame_batch(pl.concat([SUBJECTS, converter.subjects]).sort("subject_id", "check")),
-        "lags": frame_batch(pl.concat([LAGS, converter.lags()])),
-        "quarantine": frame_batch(pl.concat([QUARANTINE, *quarantine])),
-    }
-    return index, {name: writer.blob(batch) for name, batch in blobs.items()}
 
 
 def check_times(report: StageReport, limit: float) -> None:
@@ -413,7 +415,7 @@ def quarantined(report: StageReport) -> int:
 
 STAGE = Stage(
     "meds",
-    version=4,
+    version=5,
     run="pipelines.meds:run",
     in_release=False,
     in_conversion=True,

@@ -12,10 +12,10 @@ from extractors.events.dictionaries import describe
 from extractors.source import checked_source
 from extractors.tables.export import Export
 from pipelines.align import Counts as AlignCounts
+from pipelines.aligning.continued import QUARANTINE as ROWS
 from pipelines.aligning.segments import read_frame_blob
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import RawFile, Result, Task, make_task
-from pipelines.meds import QUARANTINE as ROWS
 from pipelines.meds import Counts as MedsCounts
 from pipelines.meds import planned_files
 from pipelines.night import Night, Stage

@@ -165,6 +165,9 @@ def _of_records(root: Root, folder: Path, name: str) -> Iterator[Damage]:
             known |= {other.name for other in paths if other.stem == path.stem}
             continue
         for relative, entry in record.files.items():
+            # Records of several nights may need one file.
+            if relative in known:
+                continue
             known.add(relative)
             if not root.is_of(folder / relative, entry):
                 yield Damage.of(f"{name}/{relative}", folder / relative)

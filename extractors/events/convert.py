@@ -1,19 +1,19 @@
 """A block of raw rows becomes events; every row is accounted for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from extractors.deid import Deidentifier
-from extractors.events.converted import AT_TIME, AWAITED, LAG_STEP_US, LAG_STEPS, MISSED, REASONS, RECORDED, Account
+from extractors.events.by_block import BlockCounts, Key
+from extractors.events.converted import AT_TIME, AWAITED, MISSED, REASONS, RECORDED, Account
 from extractors.events.interner import Interner
 from extractors.events.joins import MISSED as MISSED_COLUMN
+from extractors.events.lag_counts import LagCounts, by_code
 from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
 from extractors.events.units import Units
@@ -32,10 +32,9 @@ from extractors.source import (
 from extractors.tables.block import TableBlock
 from extractors.tables.rows import Rows, TextColumn, without
 from extractors.time_rule import TimeRule
+from warehouse.arrays import I64
 from warehouse.hashing import splitmix64
 
-_COMPACTED = 64
-DAY_US = 24 * 60 * 60 * 1_000_000
 # Before every moment in microseconds.
 _NEVER = np.iinfo(np.int64).min
 
@@ -85,6 +84,8 @@ class Converter:
 
     Args:
         label: gives what errors call the file; the table's name where None.
+        blocks: counts the rows by the block of the file that they stand in; None where nobody asks.
+        codes, units: texts that those of the same name begin with.
 
     Attributes:
         columns: the raw columns that the rules read.
@@ -95,15 +96,24 @@ class Converter:
         subjects: distinct ids, with a check that tells two raw ids apart which share one.
     """
 
-    def __init__(self, source: Source, table: str, deid: Deidentifier, label: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        table: str,
+        deid: Deidentifier,
+        label: Callable[[], str] | None = None,
+        *,
+        blocks: BlockCounts | None = None,
+        codes: Sequence[str] = (),
+        units: Sequence[str] = (),
+    ) -> None:
         self.source, self.table, self.deid = source, table, deid
         self._label = label or (lambda: table)
         self.rule: TableRule = source.tables[table]
         self.account = Account()
-        self.codes, self.units = Interner(), Units(source.units)
+        self.blocks = blocks
+        self.codes, self.units = Interner(codes), Units(source.units, units)
         self.quarantine: dict[str, list[npt.NDArray[np.int64]]] = {reason: [] for reason in REASONS}
-        self._lags: list[pl.DataFrame] = []
-        self._lags_of_joins: list[pl.DataFrame] = []
         self.subjects = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
         self.columns = sorted(raw_columns(self.rule, source.subject))
         values = {event.value: value_reading(source, table, event.value) for event in self.rule.events if event.value}
@@ -124,6 +134,7 @@ class Converter:
             else []
             for event in self.rule.events
         ]
+        self.lag_counts = LagCounts(self.rule.events, [bool(marks) for marks in self._marks])
 
     def prepare(self, block: TableBlock) -> Rows:
         """The columns of a block, its records' numbers, and hashes of everything in them.
@@ -132,8 +143,18 @@ class Converter:
             block: of `columns`, hashed.
         """
         assert block.hashes is not None, "blocks are hashed"
-        self.account.raw += len(block)
-        return Rows(block.columns, block.numbers(np.arange(len(block))), block.hashes.to_numpy())
+        numbers = block.numbers(np.arange(len(block)))
+        self._count(("raw",), numbers)
+        return Rows(block.columns, numbers, block.hashes.to_numpy())
+
+    def _count(self, key: Key, numbers: I64, which: pl.Series | None = None) -> int:
+        """Counts rows under a key of the account: records of some numbers (n,), all or those that are marked (n,)."""
+        rows = len(numbers) if which is None else int(which.sum())
+        self.account.add(key, rows)
+        if self.blocks is not None:
+            marked = which is not None and rows < len(numbers)
+            self.blocks.add(key, numbers[which.to_numpy()] if marked and which is not None else numbers)
+        return rows
 
     def convert(self, rows: Rows) -> pl.DataFrame:
         """Events of prepared rows, columns CONVERTED and the record's number `row`, in no particular order.
@@ -156,11 +177,9 @@ class Converter:
             for number, (rule, met) in enumerate(zip(self.rule.events, conditions, strict=True))
         ]
         for rule, times, rows_asked in asked.values():
-            self.account.saw_times(rule.column, times, rows_asked)
-        self._settle(state, pl.Series(rows.number))
-        events = pl.concat(made)
-        self.account.emitted += len(events)
-        return events
+            self._saw_times(rule.column, times, rows_asked, rows.number)
+        self._settle(state, rows.number, patient.subject)
+        return pl.concat(made)
 
     def derive(self, rows: Rows) -> tuple[Rows, pl.Series]:
         """The rows with what is looked up, as the site writes it, and derived; and where (n,) a cast failed."""
@@ -271,7 +290,7 @@ class Converter:
             empty = emit & number_.is_null() & text.is_null()
             if empty.any():
                 mark("empty_value", empty)
-                self.account.values[rule.value]["empty"] += int(empty.sum())
+                self._count(("values", rule.value, "empty"), rows.number, empty)
                 emit = emit & ~empty
         mark("timed" if rule.time is not None else "static", emit)
         self.units.count(unit, emit)
@@ -281,7 +300,8 @@ class Converter:
             marked = pl.DataFrame({name: whole.columns[name].rows for name in self._marks[number]})
             missed = marked.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
             missed = (missed if places is None else missed.gather(places)) & known.time.is_null() & ~known.unreadable
-        available, availability = self._available(rule, time, precision, code, emit, known, missed)
+        available, availability = self._available(number, time, precision, code, emit, known, missed, rows.number)
+        self._count(("emitted",), rows.number, emit)
         offset = patient.offset
         made = pl.DataFrame(
             {
@@ -299,6 +319,7 @@ class Converter:
                 "flag": flag,
                 "row_hash": rows.hashes,
                 "row": rows.number,
+                "block": np.zeros(len(rows), np.uint32) if self.blocks is None else self.blocks.of(rows.number),
             }
         )
         return made if emit.all() else made.filter(emit)
@@ -309,20 +330,23 @@ class Converter:
 
     def _available(
         self,
-        rule: EventRule,
+        number: int,
         time: pl.Series,
         precision: pl.Series,
         code: pl.Series,
         emit: pl.Series,
         known: Times | None,
         missed: pl.Series | None,
+        numbers: I64,
     ) -> tuple[pl.Series, pl.Series]:
         """When each fact could first be read, never before its time, and how that is known.
 
         Args:
+            number: of the rule.
             missed: (n,) where a join that should have said it missed; None where no join says it.
+            numbers: (n,) of the rows' records.
         """
-        rows = len(time)
+        rows, rule = len(time), self.rule.events[number]
         if rule.available is None or known is None:
             how = AT_TIME if rule.time is not None else None
             return time, pl.Series([how], dtype=pl.UInt8).new_from_index(0, rows)
@@ -337,30 +361,20 @@ class Converter:
             empty = emit & missing & ~known.unreadable
             if missed is not None:
                 availability = availability.set(missed, MISSED)
-                self.account.partial["availability_join_missed"] += int((emit & missed).sum())
+                self._count(("partial", "availability_join_missed"), numbers, emit & missed)
                 empty = empty & ~missed
-            self.account.partial["unparsable_available_time"] += int((emit & known.unreadable).sum())
-            self.account.partial["unknown_available_time"] += int(empty.sum())
-        lag, counted = later - at, (emit & ~missing).to_numpy()
+            self._count(("partial", "unparsable_available_time"), numbers, emit & known.unreadable)
+            self._count(("partial", "unknown_available_time"), numbers, empty)
+        counted = (emit & ~missing).to_numpy()
         known_day = precision.to_physical().fill_null(MOMENTS).to_numpy() >= MOMENTS
-        if rule.available.otherwise == "lag":
-            # Against the end of a day that is all that is known, a lag says nothing.
-            self._lags = _with_lags(self._lags, code, lag, counted & ~known_day)
-        elif missed is not None:
-            # The end of a stay may be days away: rather a day too late than to be known too early.
-            self._lags_of_joins = _with_lags(self._lags_of_joins, code, lag + (DAY_US - 1) * known_day, counted)
+        self.lag_counts.add(number, code, later - at, known_day, counted)
         return available, availability
 
     def lags(self) -> pl.DataFrame:
-        """How often a fact of a code became available so many steps of LAG_STEP_US after its time: columns code (as in
-        `code`), step, rows."""
+        """The lags that were counted, columns of LAGS; `code` as in `codes`."""
         # How long it takes until a stay is over is asked only where a join missed.
-        joined = self._lags_of_joins if self.account.partial["availability_join_missed"] else []
-        return _summed([*self._lags, *joined]).select(
-            (pl.col("key") // (LAG_STEPS + 1)).cast(pl.UInt32).alias("code"),
-            (pl.col("key") % (LAG_STEPS + 1)).alias("step"),
-            "rows",
-        ).sort("code", "step")  # fmt: skip
+        kinds = (False, True) if self.account.partial["availability_join_missed"] else (False,)
+        return by_code(*(self.lag_counts.frame(joined=joined) for joined in kinds))
 
     def _values(self, rows: Rows, rule: EventRule) -> tuple[pl.Series, pl.Series, pl.Series, pl.Series]:
         """Number, flag, text and unit of each row."""
@@ -375,12 +389,29 @@ class Converter:
                 flag = TextColumn(parsed["flag"].to_physical().cast(pl.UInt8), raw.places).rows
                 self.units.saw(rule.value, parsed["mark"])
                 number, flag, unit = self.units.settle(rule.value, number, flag, written, unit, self._flags[rule.value])
-            self.account.saw_values(rule.value, number, text)
+            self._saw_values(rule.value, number, text, rows.number)
         if rule.text:
             filled_text = rows.columns[rule.text].map(filled)
             if filled_text.values.null_count() < len(filled_text.values):
                 text = both(text, filled_text.rows)
         return number, flag, text, unit
+
+    def _saw_values(self, column: str, number: pl.Series, text: pl.Series, numbers: I64) -> None:
+        """Counts a column's values (n,): numbers, and texts that hold none."""
+        is_number = number.is_not_null()
+        self._count(("values", column, "numbers"), numbers, is_number)
+        self._count(("values", column, "present"), numbers, is_number | text.is_not_null())
+
+    def _saw_times(self, columns: list[str], times: Times, asked: pl.Series, numbers: I64) -> None:
+        """Counts a time's values in the rows (n,) bool that some event asked for it."""
+        column = "|".join(columns)
+        self._count(("times", column, "unreadable"), numbers, times.unreadable & asked)
+        read = times.read_by.is_not_null() & asked
+        self._count(("times", column, "present"), numbers, read | (times.unreadable & asked))
+        formats = times.read_by.filter(read).unique().to_list() if read.any() else []
+        for number in formats:
+            by_format = read if len(formats) == 1 else read & (times.read_by == number)
+            self._count(("times", column, times.tried[number]), numbers, by_format)
 
     def finish(self) -> None:
         """Counts what only the whole file decides."""
@@ -388,39 +419,24 @@ class Converter:
         if doubtful:
             self.account.partial["unit_or_flag"] = doubtful
 
-    def _settle(self, state: dict[str, pl.Series], rows: pl.Series) -> None:
+    def _settle(self, state: dict[str, pl.Series], numbers: I64, subject: pl.Series) -> None:
         timed, static = state["timed"], state["static"] & ~state["timed"]
         nothing = ~(timed | static)
-        self.account.events += int(timed.sum())
-        self.account.static += int(static.sum())
+        self._count(("events",), numbers, timed)
+        self._count(("static",), numbers, static)
         for reason in ("unparsable_time", "failed_cast"):
-            self.account.partial[reason] += int((~nothing & state[reason]).sum())
+            self._count(("partial", reason), numbers, ~nothing & state[reason])
+        if self.blocks is not None and nothing.any():
+            silent = nothing & subject.is_not_null()
+            self.blocks.add_silent(numbers[silent.to_numpy()], subject.filter(silent).to_numpy())
         state["no_rule_applies"] = nothing
         for reason in REASONS:
             if not nothing.any():
                 break
             hit = nothing & state[reason]
-            self.account.quarantined[reason] += int(hit.sum())
-            if hit.any():
-                self.quarantine[reason].append(rows.filter(hit).to_numpy())
+            if self._count(("quarantined", reason), numbers, hit):
+                self.quarantine[reason].append(numbers[hit.to_numpy()])
             nothing = nothing & ~hit
-
-
-def _with_lags(
-    lags: list[pl.DataFrame], code: pl.Series, lag: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
-) -> list[pl.DataFrame]:
-    """Lags with those of the rows that count, compacted now and then."""
-    steps = np.clip(-(-lag // LAG_STEP_US), 0, LAG_STEPS)
-    keys = code.to_physical().fill_null(0).to_numpy().astype(np.int64) * (LAG_STEPS + 1) + steps
-    found = pc.value_counts(pa.array(keys if counted.all() else keys[counted]))
-    key, rows = found.field("values").to_numpy(), found.field("counts").to_numpy()
-    lags = [*lags, pl.DataFrame({"key": key, "rows": rows})]
-    return [_summed(lags)] if len(lags) >= _COMPACTED else lags
-
-
-def _summed(lags: list[pl.DataFrame]) -> pl.DataFrame:
-    nothing = pl.DataFrame(schema={"key": pl.Int64, "rows": pl.Int64})
-    return pl.concat([nothing, *lags]).group_by("key").agg(pl.col("rows").sum())
 
 
 def _nothing(dtype: pl.DataType, rows: int) -> pl.Series:

@@ -1,12 +1,13 @@
 """What a conversion gives: columns, the account of its rows, and the words of both."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
 
+from extractors.events.by_block import Key
 from extractors.events.lookups import JoinCounts
-from extractors.events.times import Times
 
 # Why a row made no event, the first that holds.
 REASONS = (
@@ -41,6 +42,10 @@ CONVERTED: dict[str, pl.DataType] = {
 }
 
 
+# Of each column, what is counted though it may be none.
+_ALWAYS = {"times": ("present", "unreadable"), "values": ("present", "numbers", "empty")}
+
+
 @dataclass
 class Account:
     """What became of the rows of one raw file.
@@ -67,20 +72,24 @@ class Account:
     joins: dict[str, JoinCounts] = field(default_factory=dict)
     values: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def saw_values(self, column: str, number: pl.Series, text: pl.Series) -> None:
-        """Counts a column's values (n,): numbers, and texts that hold none."""
-        seen = self.values.setdefault(column, {"present": 0, "numbers": 0, "empty": 0})
-        numbers = len(number) - number.null_count()
-        seen["numbers"] += numbers
-        seen["present"] += numbers
-        if text.null_count() < len(text):
-            seen["present"] += int((number.is_null() & text.is_not_null()).sum())
+    @classmethod
+    def of(cls, counted: Mapping[Key, int]) -> "Account":
+        """The account of rows that were counted by these names: see `Account.add`."""
+        account = cls()
+        for key, rows in counted.items():
+            account.add(key, rows)
+        return account
 
-    def saw_times(self, columns: list[str], times: Times, asked: pl.Series) -> None:
-        """Counts a time's values in the rows (n,) bool that some event asked for it."""
-        seen = self.times.setdefault("|".join(columns), {"present": 0, "unreadable": 0})
-        unreadable, read_by = int((times.unreadable & asked).sum()), times.read_by.filter(asked).drop_nulls()
-        seen["present"] += unreadable + len(read_by)
-        seen["unreadable"] += unreadable
-        for number, rows in read_by.value_counts().iter_rows():
-            seen[times.tried[number]] = seen.get(times.tried[number], 0) + rows
+    def add(self, key: Key, rows: int) -> None:
+        """Counts rows by the name of an attribute, and the names in it: a reason, say, or a column and a format."""
+        name, *names = key
+        if not names:
+            setattr(self, name, getattr(self, name) + rows)
+        elif name == "joins":
+            join = self.joins.setdefault(names[0], JoinCounts())
+            setattr(join, names[1], getattr(join, names[1]) + rows)
+        elif len(names) == 1:
+            getattr(self, name)[names[0]] += rows
+        elif rows or names[1] in _ALWAYS[name]:
+            seen = getattr(self, name).setdefault(names[0], dict.fromkeys(_ALWAYS[name], 0))
+            seen[names[1]] = seen.get(names[1], 0) + rows

@@ -1,13 +1,19 @@
 """Texts as numbers, while a file becomes events."""
 
+from collections.abc import Iterable
+
 import polars as pl
 
 
 class Interner:
-    """Numbers of texts, in the order of their first appearance."""
+    """Numbers of texts, in the order of their first appearance.
 
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+    Args:
+        texts: those that have a number already.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._numbers = {text: number for number, text in enumerate(texts)}
 
     @property
     def texts(self) -> list[str]:

@@ -7,6 +7,8 @@ is cut, and so are the rows that ask it, by the hash of the key: the pieces are 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from extractors.events.by_block import BlockCounts
 from extractors.events.lookups import HASHES, INDEX_BYTES, Asking, JoinCounts, Lookup, StoredLookup, hashes_of
 from extractors.source import JoinRule, aggregate
 from extractors.tables.export import Export
 from extractors.tables.rows import Rows, TextColumn
-from warehouse.arrays import U64
+from warehouse.arrays import I64, U64
 from warehouse.errors import TimeloomError
 
 LOOKUP_BYTES = 80 << 20
@@ -50,6 +53,7 @@ def attach_rows(
     joins: list[JoinRule],
     scratch: Path,
     counts: dict[str, JoinCounts] | None = None,
+    told: BlockCounts | None = None,
 ) -> Iterator[Rows]:
     """Rows with every join's columns attached; in another order where a lookup did not fit into memory.
 
@@ -58,6 +62,7 @@ def attach_rows(
     Args:
         scratch: a private folder, with room for the rows that ask a large lookup: they are written there as they are.
         counts: by `name_of` each join whose table is there, what became of the rows; added to as they come.
+        told: gets the same by block; see Account.add.
 
     Raises:
         TimeloomError: a joined table is missing, or has several rows a key where no aggregate is given.
@@ -66,8 +71,15 @@ def attach_rows(
         asking = Asking(list(join.key), join.no_link, f"{MISSED}{number}")
         if counts is not None and export.files(join.table):
             counts[name_of(join)] = asking.counts
+            # Of several joins of one name the last one counts.
+            if told is not None and name_of(join) not in map(name_of, joins[number + 1 :]):
+                asking = replace(asking, told=partial(_tell, told, name_of(join)))
         blocks = _attach(blocks, export, join, asking, scratch, LOOKUP_BYTES // len(joins))
     return blocks
+
+
+def _tell(told: BlockCounts, join: str, what: str, numbers: I64) -> None:
+    told.add(("joins", join, what), numbers)
 
 
 def name_of(join: JoinRule) -> str:

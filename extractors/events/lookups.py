@@ -4,7 +4,7 @@ A lookup that would not fit into memory keeps its values in a file; which of the
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from extractors.tables.rows import Rows, TextColumn
-from warehouse.arrays import U64
+from warehouse.arrays import I64, U64
 from warehouse.sort_keys import encode
 
 # What the hashes of a key are called among a lookup's columns: no column of a source is.
@@ -82,12 +82,14 @@ class Asking:
         no_link: values of a key that point nowhere.
         missed: the column that gets a mark in the rows whose key is not found.
         counts: what became of the rows, added to.
+        told: is given the numbers of records that `asked`, and of those that `missed`.
     """
 
     keys: list[str]
     no_link: list[str] = field(default_factory=list)
     missed: str | None = None
     counts: JoinCounts = field(default_factory=JoinCounts)
+    told: Callable[[str, I64], None] | None = None
 
     def hashed(self, rows: Rows) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
         """Both hashes of each row's key, and whether it is one: with a null it is none, however it hashes."""
@@ -111,11 +113,12 @@ class Asking:
         asked = int(np.count_nonzero(known))
         self.counts.asked += asked
         self.counts.missed += asked - len(found)
-        marks = {}
-        if self.missed is not None:
-            misses = known.astype(np.uint32)
-            misses[found] = 0
-            marks[self.missed] = TextColumn.of_some(_MARKS, misses)
+        misses = known.astype(np.uint32)
+        misses[found] = 0
+        marks = {self.missed: TextColumn.of_some(_MARKS, misses)} if self.missed is not None else {}
+        if self.told is not None:
+            self.told("asked", rows.number if asked == len(rows) else rows.number[known])
+            self.told("missed", rows.number[misses != 0])
         return Rows({**rows.columns, **columns, **marks}, rows.number, rows.hashes)
 
 

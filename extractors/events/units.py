@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -56,11 +57,12 @@ class Units:
 
     Args:
         spellings: how a unit is spelt in the release, by its spelling in the export; null where it means none.
+        known: units that have a number already.
     """
 
-    def __init__(self, spellings: dict[str, str | None]) -> None:
+    def __init__(self, spellings: dict[str, str | None], known: Iterable[str] = ()) -> None:
         self._spellings = spellings
-        self._interner = Interner()
+        self._interner = Interner(known)
         self._marks: dict[str, set[str]] = defaultdict(set)
         self._open: dict[int, str] = {}
         self._rows: Counter[str] = Counter()

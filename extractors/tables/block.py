@@ -3,13 +3,16 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from extractors.tables.rows import TextColumn
+
+if TYPE_CHECKING:
+    from extractors.tables.content_blocks import Known, RecordBlocks
 
 BATCH_ROWS = 1 << 17
 
@@ -73,6 +76,14 @@ class TableReader(Protocol):
         """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
 
         Columns may be numbered where `plain` names them not.
+        """
+
+    def follow(self, seed: int, known: "Known | None") -> "RecordBlocks | None":
+        """What gets to know the blocks that the next call of `blocks` reads; that then leaves the known ones out. None
+        where the reader cannot tell them.
+
+        Args:
+            seed: that of `blocks`.
         """
 
 

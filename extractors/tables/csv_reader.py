@@ -24,6 +24,7 @@ from extractors.tables.block import (
     UnclosedQuoteError,
     hash_of_columns,
 )
+from extractors.tables.content_blocks import Known, RecordBlocks, UnknownRecords
 from extractors.tables.csv_dialect import HEAD_BYTES, NOTHING_SAID, Recoded, Request, Stream, grammar_of, hint_of
 from extractors.tables.csv_records import LINE_ENDS, Chunk, Grammar, Spans, numbers_at, records_of
 from extractors.tables.rows import MOMENT_BYTES, TextColumn
@@ -83,6 +84,16 @@ class CsvReader:
             broken.likely = self._likely
             raise broken from error
         self._size = self._path.stat().st_size * (_GZIP_RATIO if self._gzipped() else 1)
+        self._followed: RecordBlocks | None = None
+
+    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+        grammar = self._grammar
+        # Smaller files are soon read, and the general reader does not say where its records end.
+        if grammar.escape or self._size < COMPILED_FROM:
+            return None
+        written = [self._encoding, grammar.separator, grammar.quote, repr(self._line_end), *self.columns]
+        self._followed = RecordBlocks(seed, self._size, written, known)
+        return self._followed
 
     def _gzipped(self) -> bool:
         with self._path.open("rb") as file:
@@ -106,6 +117,9 @@ class CsvReader:
             try:
                 stream = self._text_of(opened)
                 stream.read(self._first)
+                if self._followed is not None and self._followed.known is not None:
+                    known = self._followed.known
+                    stream = UnknownRecords(stream, known, self._followed, self._grammar, self._line_end)
                 data = stream.read(CHUNK_BYTES)
                 ended = False
                 while not ended:
@@ -118,6 +132,8 @@ class CsvReader:
                     if split is not None and not self._may_repeat(split.columns):
                         chunk, data = Chunk(data, int(split.bounds[-1])), data[int(split.bounds[-1]) :] + more
                         hashes = None if seed is None else chunk.records(split.bounds).hash(seed=seed)
+                        if self._followed is not None and hashes is not None:
+                            self._followed.take(chunk.data, split.bounds, hashes.to_numpy(), first)
                         yield TableBlock(split.columns, first, (), hashes)
                         first += len(split.bounds) - 1
                         continue
@@ -129,6 +145,8 @@ class CsvReader:
                         if len(data) > LONGEST_RECORD + CHUNK_BYTES:
                             raise UnclosedQuoteError
                         continue
+                    if self._followed is not None:
+                        self._followed.drop()
                     block, records = self._general(chunk, quoted, columns, texts, first, seed)
                     if len(block):
                         yield block

@@ -84,7 +84,7 @@ def _valid(data: bytes) -> int:
     return len(data)
 
 
-def _bounds(chunk: Chunk, quoted: Spans) -> tuple[I64, npt.NDArray[np.bool_]]:
+def bounds_of(chunk: Chunk, quoted: Spans) -> tuple[I64, npt.NDArray[np.bool_]]:
     """Of n lines the n + 1 bounds, line ends in quotes apart, and which of them are not empty."""
     letters = np.frombuffer(chunk.data, np.uint8, chunk.end)
     is_end = letters == ord("\n")
@@ -108,14 +108,14 @@ def records_of(chunk: Chunk, quoted: Spans) -> pl.Series:
     Args:
         quoted: the quoted stretches of the chunk, and perhaps of what is behind it.
     """
-    offsets, present = _bounds(chunk, quoted)
+    offsets, present = bounds_of(chunk, quoted)
     records = chunk.records(offsets)
     return records if present.all() else records.filter(pl.Series(present))
 
 
 def numbers_at(chunk: Chunk, quoted: Spans, places: I64) -> I64:
     """Of some places of a chunk the records that they stand in, counted from 0."""
-    offsets, present = _bounds(chunk, quoted)
+    offsets, present = bounds_of(chunk, quoted)
     lines = np.searchsorted(offsets, places, side="right") - 1
     return np.append(0, np.cumsum(present))[np.minimum(lines, len(present))]
 

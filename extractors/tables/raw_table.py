@@ -14,6 +14,7 @@ from isal.igzip_lib import IsalError
 from extractors.ids import SubjectIds
 from extractors.reading import TableReading
 from extractors.tables.block import BATCH_ROWS, BrokenCsvError, NotTextError, TableBlock, TableReader
+from extractors.tables.content_blocks import Known, RecordBlocks
 from extractors.tables.csv_dialect import Request
 from extractors.tables.id_columns import IdKind, IdReader
 from extractors.tables.rows import TextColumn, without
@@ -150,6 +151,11 @@ class RawTable:
             alone = len(self.columns) == 1
             remedy = "say in `reading` what separates its columns" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
+
+    def follow(self, seed: int, known: Known | None = None) -> RecordBlocks | None:
+        """What gets to know the file's blocks while `blocks` gives their rows, but for those of the known ones; None
+        where the file is small, or none whose blocks can be told."""
+        return self._reader.follow(seed, known)
 
     def blocks(
         self, columns: list[str] | None = None, *, seed: int | None = None, plain: Collection[str] | None = None

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extractors.tables.block import BATCH_ROWS, TableBlock, hash_of_columns
+from extractors.tables.content_blocks import Known, RecordBlocks
 from extractors.tables.rows import TextColumn
 
 # JSON without a value: names, brackets and nulls.
@@ -28,6 +29,9 @@ class ParquetReader:
         self.repeated: list[int] = []
         self.noticed = ""
 
+    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+        return None
+
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         read = columns if seed is None else self.columns
         with pq.ParquetFile(self._path) as file:
@@ -47,6 +51,9 @@ class DatabaseReader:
         self.malformed: list[int] = []
         self.repeated: list[int] = []
         self.noticed = ""
+
+    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+        return None
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
         from extractors.tables.database import database_frames

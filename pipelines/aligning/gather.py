@@ -5,6 +5,7 @@ A large bucket is given out a range of subjects at a time, so that memory does n
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipelines.aligning.bucket_rows import KINDS, BucketRows, BucketTexts
 from pipelines.aligning.columns import NONE_32, PieceColumns
 from pipelines.aligning.contents import ContentSums, SegmentHashes
 from pipelines.aligning.item_events import image_events
-from pipelines.aligning.segments import SCHEMA, SegmentReader
+from pipelines.aligning.segments import DEAD, SCHEMA, BucketPieces, SegmentReader, live_batches
 from pipelines.aligning.texts import unite, without_nulls
 from pipelines.carrying.cells import Contents
 from warehouse.arrays import I64, NO_TIME, U16, U64, Bools
@@ -190,7 +191,7 @@ def read_contents(
     for segment in segments:
         with SegmentReader(Path(segment["path"])) as reader:
             hashes = SegmentHashes(segment, reader.texts(segment["codes"]), lags)
-            for batch in map(reader.blob, segment["pieces"]):
+            for batch in _whole(reader, segment):
                 sums.add(batch.column("subject_id").to_numpy(), hashes.of(batch))
     return sums.total()
 
@@ -198,8 +199,21 @@ def read_contents(
 def _batches(
     reader: SegmentReader, segment: dict[str, Any], limit: str | None, put_aside: PutAside
 ) -> Iterable[pa.RecordBatch]:
-    batches = map(reader.blob, segment["pieces"])
+    batches = _whole(reader, segment)
     return batches if limit is None else _within(batches, limit, segment["source"], put_aside)
+
+
+def _whole(reader: SegmentReader, segment: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The rows of a segment, and those of former ones that the raw file still has."""
+    return chain(map(reader.blob, segment["pieces"]), *(_of_former(reader, former) for former in segment["formers"]))
+
+
+def _of_former(newest: SegmentReader, former: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The rows of a former segment that the raw file still has."""
+    if former["pieces"]:
+        dead = newest.frame(former["dead"], DEAD)["block"].to_numpy()
+        with SegmentReader(Path(former["path"])) as reader:
+            yield from live_batches(reader, BucketPieces(former["pieces"], former["spans"]), dead)
 
 
 def _within(batches: Iterable[pa.RecordBatch], limit: str, source: str, put_aside: PutAside) -> list[pa.RecordBatch]:

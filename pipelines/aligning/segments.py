@@ -6,19 +6,19 @@ in the task's record. A bucket is then read by reading its pieces and nothing el
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import xxhash
 
 from extractors.events.converted import AWAITED, CONVERTED, MISSED, RECORDED
+from warehouse.arrays import U32, U64, Bools, numbers_of
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of, splitmix64
 
@@ -29,15 +29,73 @@ _LONG_RUN = 64
 _CODEC = "lz4"
 
 Piece = tuple[int, int, int, str]
-_EMPTY = pl.DataFrame(schema=CONVERTED)
+STORED: dict[str, pl.DataType] = {**CONVERTED, "block": pl.UInt32()}
+"""What a segment holds of an event: also the block of the raw file that its row stands in, 0 where nobody knows."""
+_EMPTY = pl.DataFrame(schema=STORED)
 
 
 @dataclass
-class _Bucket:
+class BucketSums:
+    """What is said of some rows of a bucket.
+
+    Attributes:
+        hashes: (2,) of which that of a segment is made; sums, so that the order of the rows does not matter and rows
+            can be taken out again.
+        awaited: numbers of the codes that await a lag.
+    """
+
     rows: int = 0
-    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(2, np.uint64))
-    pieces: list[Piece] = field(default_factory=list)
+    hashes: U64 = field(default_factory=lambda: np.zeros(2, np.uint64))
     awaited: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of_index(cls, index: dict[str, Any], codes: dict[str, int]) -> "BucketSums":
+        """What an index says of a bucket.
+
+        Args:
+            codes: their numbers.
+        """
+        halves = [int(index["hash"][start : start + 16], 16) for start in (0, 16)]
+        return cls(index["rows"], np.array(halves, np.uint64), {codes[code] for code in index["awaited"]})
+
+    def add(self, hashes: U64, codes: U32, waits: Bools) -> None:
+        """Takes rows (n,): a hash of each, its code, and whether it awaits a lag."""
+        self.rows += len(hashes)
+        self.hashes += np.array([hashes.sum(dtype=np.uint64), splitmix64(hashes).sum(dtype=np.uint64)])
+        if waits.any():
+            self.awaited.update(np.unique(codes[waits]).tolist())
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Takes rows of a segment."""
+        self.add(*_to_sum(batch))
+
+    def index(self, codes: Sequence[str]) -> dict[str, Any]:
+        """The rows, a hash of them that does not hang on their order, and the codes that await a lag."""
+        return {
+            "rows": self.rows,
+            "hash": "".join(f"{int(half):016x}" for half in self.hashes),
+            "awaited": sorted(codes[code] for code in self.awaited),
+        }
+
+
+def _to_sum(batch: pa.RecordBatch) -> tuple[U64, U32, Bools]:
+    rule = batch.column("rule").to_numpy()
+    hashes = batch.column("row_hash").to_numpy() ^ splitmix64(np.arange(int(rule.max()) + 1))[rule]
+    how = numbers_of(batch.column("availability"), RECORDED)
+    return hashes, batch.column("code").to_numpy(), (how == AWAITED) | (how == MISSED)
+
+
+@dataclass
+class BucketPieces:
+    """Where a bucket's rows lie in a segment: pieces, and of each the first and the last block of its rows."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, piece: Piece, blocks: U32) -> None:
+        """Takes a piece, and the blocks of its rows (n,)."""
+        self.pieces.append(piece)
+        self.spans.append((int(blocks.min()), int(blocks.max())))
 
 
 class SegmentWriter:
@@ -49,11 +107,12 @@ class SegmentWriter:
 
     def __init__(self, path: Path, buckets: int) -> None:
         self._file = path.open("wb")
-        self._number = buckets
+        self.buckets = buckets
         self._codec = pa.Codec(_CODEC)
         self._gathered: list[pl.DataFrame] = []
-        self._rows = 0
-        self._buckets: dict[int, _Bucket] = defaultdict(_Bucket)
+        self._rows = self._copied = 0
+        self._sums: dict[int, BucketSums] = defaultdict(BucketSums)
+        self._pieces: dict[int, BucketPieces] = defaultdict(BucketPieces)
 
     def __enter__(self) -> "SegmentWriter":
         return self
@@ -66,11 +125,11 @@ class SegmentWriter:
     @property
     def rows(self) -> int:
         """Events written so far."""
-        return sum(bucket.rows for bucket in self._buckets.values()) + self._rows
+        return sum(bucket.rows for bucket in self._sums.values()) + self._rows + self._copied
 
     def write(self, events: pl.DataFrame) -> None:
-        """Takes events, columns CONVERTED and others."""
-        self._gathered.append(events.select(CONVERTED.keys()))
+        """Takes events, columns STORED and others."""
+        self._gathered.append(events.select(STORED.keys()))
         self._rows += len(events)
         if self._rows >= GATHERED_ROWS:
             self._flush()
@@ -78,25 +137,19 @@ class SegmentWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        events, buckets = _by_bucket(pl.concat(self._gathered), self._number)
+        events, buckets = _by_bucket(pl.concat(self._gathered), self.buckets)
         self._gathered, self._rows = [], 0
-        rule = events["rule"].to_numpy()
-        hashes = events["row_hash"].to_numpy() ^ splitmix64(np.arange(int(rule.max()) + 1))[rule]
-        codes, how = events["code"].to_numpy(), events["availability"].fill_null(RECORDED).to_numpy()
-        waits = (how == AWAITED) | (how == MISSED)
         batch = events.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks().to_batches()[0]
+        hashes, codes, waits = _to_sum(batch)
+        blocks = batch.column("block").to_numpy()
         for number, start, end in buckets:
-            kept = self._buckets[number]
-            kept.rows += end - start
-            # Sums, so that the order of the rows in the raw file does not matter.
-            bucket_hashes = hashes[start:end]
-            kept.hashes += np.array(
-                [bucket_hashes.sum(dtype=np.uint64), splitmix64(bucket_hashes).sum(dtype=np.uint64)]
-            )
-            kept.pieces.append(self.blob(batch.slice(start, end - start)))
-            waiting = waits[start:end]
-            if waiting.any():
-                kept.awaited.update(np.unique(codes[start:end][waiting]).tolist())
+            self._sums[number].add(hashes[start:end], codes[start:end], waits[start:end])
+            self._pieces[number].add(self.blob(batch.slice(start, end - start)), blocks[start:end])
+
+    def copy(self, bucket: int, batch: pa.RecordBatch) -> None:
+        """Takes rows of one bucket that another segment held, columns STORED; nothing is counted of them."""
+        self._copied += batch.num_rows
+        self._pieces[bucket].add(self.blob(batch), batch.column("block").to_numpy())
 
     def blob(self, batch: pa.RecordBatch) -> Piece:
         """Writes a record batch: where it lies, how long it is compressed and not, its checksum."""
@@ -106,18 +159,15 @@ class SegmentWriter:
         self._file.write(packed)
         return place, len(packed), len(raw), xxhash.xxh3_64_hexdigest(packed)
 
-    def index(self, codes: list[str]) -> dict[str, Any]:
-        """By bucket: rows, a hash of them that does not hang on their order, pieces, and codes that await a lag."""
+    def close(self) -> tuple[dict[int, BucketSums], dict[int, BucketPieces]]:
+        """What is said of each bucket's rows, and where they lie."""
         self._flush()
-        return {
-            str(number): {
-                "rows": bucket.rows,
-                "hash": "".join(f"{int(half):016x}" for half in bucket.hashes),
-                "pieces": bucket.pieces,
-                "awaited": sorted(codes[code] for code in bucket.awaited),
-            }
-            for number, bucket in sorted(self._buckets.items())
-        }
+        return self._sums, self._pieces
+
+    def index(self, codes: Sequence[str]) -> dict[str, Any]:
+        """By bucket what `BucketSums.index` says, and where the rows lie."""
+        sums, pieces = self.close()
+        return {str(number): bucket.index(codes) | asdict(pieces[number]) for number, bucket in sorted(sums.items())}
 
 
 def _by_bucket(events: pl.DataFrame, buckets: int) -> tuple[pl.DataFrame, list[tuple[int, int, int]]]:
@@ -141,6 +191,8 @@ def _by_bucket(events: pl.DataFrame, buckets: int) -> tuple[pl.DataFrame, list[t
 
 
 SCHEMA = _EMPTY.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+DEAD = pl.DataFrame(schema={"block": pl.UInt32})
+"""Blocks of a former segment that the raw file has no longer."""
 TEXTS = pa.schema([pa.field("text", pa.large_string())])
 
 
@@ -149,7 +201,10 @@ class SegmentReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDONLY)
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:  # another reader found it damaged
+            raise self._damaged() from error
         self._codec = pa.Codec(_CODEC)
 
     def __enter__(self) -> "SegmentReader":
@@ -164,18 +219,52 @@ class SegmentReader:
         """One record batch: a bucket's piece, columns CONVERTED, or a blob of another schema.
 
         Raises:
-            TimeloomError: damaged; the record is removed, so that the next run extracts the file anew.
+            TimeloomError: damaged; segment and record are removed, so that the next run extracts the file anew, also
+                where a later segment's record builds on this one.
         """
         place, length, raw_length, checksum = piece
         packed = os.pread(self._file, length, place)
         if xxhash.xxh3_64_hexdigest(packed) != checksum:
-            self._path.with_suffix(".json").unlink(missing_ok=True)
-            raise TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
+            raise self._damaged()
         return pa.ipc.read_record_batch(self._codec.decompress(packed, raw_length), schema)
+
+    def frame(self, piece: Piece, empty: pl.DataFrame) -> pl.DataFrame:
+        """A frame, with the columns of `empty`."""
+        schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        frame = pl.from_arrow(pa.Table.from_batches([self.blob(piece, schema)], schema))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def _damaged(self) -> TimeloomError:
+        for path in (self._path.with_suffix(".json"), self._path):
+            path.unlink(missing_ok=True)
+        return TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
 
     def texts(self, piece: Piece) -> pa.Array:
         """A list of texts."""
         return self.blob(piece, TEXTS).column(0)
+
+
+def live_batches(
+    reader: SegmentReader, places: BucketPieces, dead: U32, *, gone: bool = False
+) -> Iterator[pa.RecordBatch]:
+    """A bucket's rows of a segment, columns STORED, without those of blocks that the raw file has no longer.
+
+    Args:
+        dead: numbers of these blocks (n,), in their order.
+        gone: gives the rows of these blocks, and no other.
+    """
+    for piece, (first, last) in zip(places.pieces, places.spans, strict=True):
+        inside = dead[slice(*np.searchsorted(dead, [first, last + 1]))]
+        if len(inside):
+            marked = np.full(last + 1 - first, not gone)
+            marked[inside - np.uint32(first)] = gone
+            batch = reader.blob(piece)
+            kept = batch.filter(pa.array(marked[batch.column("block").to_numpy() - np.uint32(first)]))
+            if kept.num_rows:
+                yield kept
+        elif not gone:
+            yield reader.blob(piece)
 
 
 def read_blob(path: Path, piece: Piece, schema: pa.Schema) -> pa.RecordBatch:
@@ -206,7 +295,5 @@ def read_texts(path: Path, piece: Piece) -> list[str]:
 
 def read_frame_blob(path: Path, piece: Piece, empty: pl.DataFrame) -> pl.DataFrame:
     """A frame of a segment, with the columns of `empty`."""
-    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    frame = pl.from_arrow(pa.Table.from_batches([read_blob(path, piece, schema)], schema))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    with SegmentReader(path) as reader:
+        return reader.frame(piece, empty)

@@ -33,7 +33,7 @@ def execute(task: Task) -> str:
         finally:
             # In any case: half a file may also be what made the task fail.
             _hold_to_plan(task)
-        files = {}
+        files = dict(result.made_before)
         for relative, rows in sorted(result.files.items()):
             path = Path(task.base) / relative
             strong, fast = hash_file(path)

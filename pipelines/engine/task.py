@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
+
+if TYPE_CHECKING:
+    from warehouse.manifest import FileEntry
 
 # Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
 DEBUG_VARIABLE = "TIMELOOM_DEBUG"
@@ -39,10 +42,13 @@ class Result:
     Attributes:
         files: path relative to the base directory, and its number of rows (None for what is no table).
         counts: JSON, summed and reported; never a patient's value.
+        made_before: further files of the base directory that the outcome needs, as the records of earlier tasks have
+            them.
     """
 
     files: dict[str, int | None]
     counts: Mapping[str, Any] = field(default_factory=dict)
+    made_before: "Mapping[str, FileEntry]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from extractors import deid as deid_module
 from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.events.lag_counts import LAGS
 from extractors.ids import INVISIBLE, NULL_IDS
-from pipelines import meds
+from pipelines.aligning.continued import QUARANTINE, SUBJECTS
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from tests.support.images.indexing import index_images
 from tests.support.images.phantoms import write_series
@@ -202,7 +203,7 @@ def _holders(folder: Path, *needles: str) -> set[str]:
     return holders
 
 
-FRAMES = {"subjects": meds.SUBJECTS, "lags": meds.LAGS, "quarantine": meds.QUARANTINE}
+FRAMES = {"subjects": SUBJECTS, "lags": LAGS, "quarantine": QUARANTINE}
 
 
 def test_no_raw_identifier_in_any_file_under_a_root(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.events.converted import LAG_STEP_US, LAG_STEPS
+from extractors.events.lag_counts import LAGS as COUNTED_LAGS
 from flows.runs.convert import convert
 from flows.runs.settings import RunSettings
-from pipelines import align, lags, meds
+from pipelines import align, lags
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from pipelines.engine.context import RunContext, StageReport
 from pipelines.engine.local import LocalEngine
@@ -94,7 +95,7 @@ def test_lags_are_counted_by_code_in_steps_of_five_minutes(tmp_path: Path) -> No
     # A lag is counted neither from a date, nor from a row that makes no event.
     rows += [(1, "A", "2020-01-01", NOON + timedelta(days=1)), ("x", "A", NOON, NOON), (1, "A", "bad", NOON)]  # type: ignore[list-item]
     _, counts = convert_text(tmp_path, LABS, labs(*rows))
-    found = read_frame_blob(tmp_path / SEGMENT, counts["blobs"]["lags"], meds.LAGS)
+    found = read_frame_blob(tmp_path / SEGMENT, counts["blobs"]["lags"], COUNTED_LAGS)
     codes = read_texts(tmp_path / SEGMENT, counts["blobs"]["codes"])
     steps = [0, 1, 1, 2, 2, 3, 12, 12 * 24 * 13, LAG_STEPS]
     plain = {("LAB/A", step): steps.count(step) for step in steps} | {("LAB/B", 0): 1}
@@ -104,7 +105,7 @@ def test_lags_are_counted_by_code_in_steps_of_five_minutes(tmp_path: Path) -> No
 def test_where_no_lag_is_asked_for_none_is_counted(tmp_path: Path) -> None:
     rule = {"events": [{"code": "LAB/{item}", "time": "at", "available": "stored"}]}
     _, counts = convert_text(tmp_path, rule, labs(*took("A", [5] * 9)))
-    assert read_frame_blob(tmp_path / SEGMENT, counts["blobs"]["lags"], meds.LAGS).is_empty()
+    assert read_frame_blob(tmp_path / SEGMENT, counts["blobs"]["lags"], COUNTED_LAGS).is_empty()
     assert fitted(tmp_path, counts) == {}
 
 

@@ -91,9 +91,11 @@ def segment(_: Layout, path: Path) -> bool:
             for piece in record.counts["blobs"].values():
                 reader.texts(piece)
 
-    kept = path.with_suffix(".json").read_bytes()
+    kept = {part: part.read_bytes() for part in (path, path.with_suffix(".json"))}
     refusal = refused(read)
-    path.with_suffix(".json").write_bytes(kept)  # the reader removes the record, so that the next night makes both
+    # The reader removes both, so that the next night makes them.
+    for part, data in kept.items():
+        part.write_bytes(data)
     return refusal
 
 

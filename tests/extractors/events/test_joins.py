@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from extractors.events import joins
 from extractors.events.joins import attach_all
+from extractors.events.lag_counts import LAGS
 from extractors.source import JoinRule, Source
 from extractors.tables import csv_reader
 from extractors.tables.export import Export
-from pipelines import lags, meds
+from pipelines import lags
+from pipelines.aligning.continued import SUBJECTS
 from pipelines.aligning.segments import read_frame_blob
 from pipelines.engine.context import StageReport
 from pipelines.metadata import ledger_rows
@@ -169,7 +171,7 @@ def test_an_estimate_of_stays_counts_the_day_that_is_all_that_is_known(tmp_path:
     write_stays(tmp_path, *((1, f"s{n}", "x", "2020-01-03 18:00:00") for n in range(5)))
     rows = [(1, f"s{n}", "2020-01-01", "A") for n in range(5)]
     _, counts = closed_late(tmp_path, MISSES, *rows, (1, "lost", "2020-01-01 08:00:00", "A"))
-    found = read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], meds.LAGS)
+    found = read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], LAGS)
     # From the first moment of the first day to the end: 66 hours, a step for each five minutes.
     assert found.select("step", "rows").rows() == [(66 * 12, 5)]
 
@@ -178,7 +180,7 @@ def test_where_no_join_missed_no_lag_of_stays_is_kept(tmp_path: Path) -> None:
     write_stays(tmp_path, (1, "s1", "x", "2020-01-03 18:00:00"))
     found, counts = closed_late(tmp_path, MISSES, (1, "s1", NOON, "A"), (1, None, NOON, "A"))
     assert found["availability"].to_list() == ["recorded", "time"]
-    assert read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], meds.LAGS).is_empty()
+    assert read_frame_blob(tmp_path / "t-t.csv.segment", counts["blobs"]["lags"], LAGS).is_empty()
     assert counts["joins"] == {"stays by stay": {"asked": 1, "missed": 0, "optional": 1}}
 
 
@@ -380,7 +382,7 @@ def test_what_no_row_asks_for_is_not_looked_at(tmp_path: Path, fits: bool, monke
     rows = [(number, "A", "2020-01-01 00:00:00") for number in range(20)]
     found, counts = convert_text(tmp_path, rule, csv_text(["card", "code", "at"], rows), people={"role": "reference"})
     assert found["numeric_value"].to_list() == [2.0 * (number % 3) for number in range(20)]
-    subjects = read_frame_blob(tmp_path / counts["segment"], counts["blobs"]["subjects"], meds.SUBJECTS)
+    subjects = read_frame_blob(tmp_path / counts["segment"], counts["blobs"]["subjects"], SUBJECTS)
     assert len(subjects) == 1
 
 

@@ -179,7 +179,11 @@ def test_pieces_become_the_columns_that_they_are_of(pieces: list[list[Any]], mor
     columns = PieceColumns(sum(map(len, pieces)) + more)
     frames = []
     for rows in pieces:
-        batch = frame_batch(pl.DataFrame(rows, schema=CONVERTED)).cast(SCHEMA).slice(skipped)
+        batch = (
+            frame_batch(pl.DataFrame(rows, schema=CONVERTED).with_columns(block=pl.lit(0, pl.UInt32)))
+            .cast(SCHEMA)
+            .slice(skipped)
+        )
         columns.add(batch)
         frames.append(pl.from_arrow(pa.Table.from_batches([batch], SCHEMA)))
     whole = pl.concat([pl.DataFrame(schema=CONVERTED), *frames])

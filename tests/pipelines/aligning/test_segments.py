@@ -65,7 +65,7 @@ def written(path: Path, frames: list[pl.DataFrame], buckets: int) -> dict[str, A
     with SegmentWriter(path, buckets) as writer:
         for number, frame in enumerate(frames):
             # The frame has a column that the segment does not store, and the columns come in another order.
-            writer.write(frame.select(reversed(frame.columns)).with_columns(row=number))
+            writer.write(frame.select(reversed(frame.columns)).with_columns(row=number, block=pl.lit(0, pl.UInt32)))
         index = writer.index(CODES)
         assert writer.rows == sum(map(len, frames)) == sum(entry["rows"] for entry in index.values())
         return index

@@ -19,6 +19,7 @@ from extractors.events.values import FLAGS
 from extractors.source import Source
 from extractors.tables.export import Export
 from pipelines import align, meds
+from pipelines.aligning.continued import QUARANTINE
 from pipelines.aligning.segments import SCHEMA, Piece, SegmentReader, read_frame_blob
 from pipelines.config import RunConfig
 from pipelines.engine.context import RunContext, StageReport
@@ -87,6 +88,7 @@ def convert(
             "private": str(private or work / "private"),
             "buckets": BUCKETS,
             "segment": f"{table.replace('/', '-')}-{path.name}.segment",
+            "line": "line",
             "rules": "rules",
         },
         work,
@@ -103,7 +105,7 @@ def _events_by_row(export: Export, table: str, path: Path, deid: Deidentifier, s
     made = [
         converter.convert(attach_row) for attach_row in attach_rows(prepared, export, converter.rule.joins, scratch)
     ]
-    events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *made])
+    events = pl.concat([pl.DataFrame(schema={**CONVERTED, "row": pl.Int64}), *(frame.drop("block") for frame in made)])
     kinds = [rule.kind for rule in converter.rule.events]
 
     def named(column: str, texts: Sequence[str | None]) -> pl.Series:
@@ -146,7 +148,7 @@ def convert_text(
 
 def quarantine_of(work: Path, counts: dict[str, Any]) -> list[tuple[int, str]]:
     """Record numbers and reasons, as the segment keeps them."""
-    rows = read_frame_blob(work / counts["segment"], counts["blobs"]["quarantine"], meds.QUARANTINE)
+    rows = read_frame_blob(work / counts["segment"], counts["blobs"]["quarantine"], QUARANTINE)
     return sorted(rows.rows())
 
 
@@ -155,7 +157,7 @@ def read_pieces(segment: Path, pieces: list[Piece]) -> pl.DataFrame:
     with SegmentReader(segment) as reader:
         frame = pl.from_arrow(pa.Table.from_batches(map(reader.blob, pieces), SCHEMA))
     assert isinstance(frame, pl.DataFrame)
-    return frame
+    return frame.drop("block")
 
 
 def plan_meds(work: Path, mapping: str, deid: dict[str, Any] | None = None) -> list[Task]:
@@ -184,6 +186,7 @@ def align_one(
     lags: dict[str, dict[str, int]] | None = None,
     former: Former | None = None,
     base: Path | None = None,
+    bound: str | None = None,
 ) -> Result:
     """The align stage on one bucket; `segments` are accounts by segment file. Writes below `work`/release."""
     base = base or work / "release"
@@ -196,6 +199,12 @@ def align_one(
             "rules": counts["rules"],
             "rows": counts["buckets"][str(bucket)]["rows"],
             "pieces": counts["buckets"][str(bucket)]["pieces"],
+            "formers": [
+                {"path": str(work / part["segment"]), "dead": part["dead"], **places}
+                for part, places in zip(
+                    counts["formers"], counts["buckets"][str(bucket)].get("formers", ()), strict=True
+                )
+            ],
             "codes": counts["blobs"]["codes"],
             "units": counts["blobs"]["units"],
         }
@@ -203,7 +212,7 @@ def align_one(
         if str(bucket) in counts["buckets"]
     ]
     return align.run(
-        {"bucket": bucket, "segments": found, "trial_bound": None, "lags": lags or {}, "items": True}, base, former
+        {"bucket": bucket, "segments": found, "trial_bound": bound, "lags": lags or {}, "items": True}, base, former
     )
 
 

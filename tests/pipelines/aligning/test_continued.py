@@ -1,0 +1,436 @@
+"""A raw file that changed: what is kept of it and what is new say together what a conversion of the whole file says."""
+
+import gzip
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extractors.deid import DeidConfig, load_key
+from extractors.events.lag_counts import LAGS
+from extractors.source import Source
+from extractors.tables import content_blocks, csv_reader
+from pipelines import meds
+from pipelines.aligning import continued, segments
+from pipelines.aligning.continued import QUARANTINE, SUBJECTS
+from pipelines.aligning.segments import read_frame_blob, read_texts
+from pipelines.engine.context import RunContext
+from pipelines.engine.execute import execute
+from pipelines.engine.local import LocalEngine
+from pipelines.engine.run_stage import load_record, run_stage
+from pipelines.engine.task import Task
+from tests.support.raw.raw_tables import align_one, aligned_events
+from warehouse.errors import TimeloomError
+
+BUCKETS = 3
+RULE: dict[str, Any] = {
+    "visit": "visit",
+    "joins": [
+        {"table": "stays", "key": "visit", "columns": {"left": "left"}},
+        {"table": "names", "key": "test", "columns": {"name": "name"}, "optional": True},
+    ],
+    "events": [
+        {
+            "code": "LAB/{test}",
+            "time": {"column": "at", "formats": ["%Y-%m-%d %H:%M:%S", "%Y-%m-%d"]},
+            "available": {"column": "known", "otherwise": "lag"},
+            "value": "value",
+            "unit": "unit",
+            "text": "note",
+        },
+        {"code": "END/{name}", "time": "at", "available": "left", "where": "test != 'B'"},
+        {"code": "SEX/{test}", "where": "test = 'C'"},
+    ],
+}
+TABLES: dict[str, Any] = {
+    "t": RULE,
+    "stays": {"role": "reference"},
+    "names": {"role": "reference"},
+}
+COLUMNS = ["pid", "visit", "test", "at", "known", "value", "unit", "note"]
+
+Row = tuple[str, ...]
+
+
+def row(draw: random.Random) -> Row:
+    subject, day = draw.randrange(40), draw.randrange(1, 28)
+    return (
+        draw.choice([str(subject)] * 30 + ["", "x"]),
+        draw.choice(["v1", "v2", "v3", ""]),
+        draw.choice(["A", "A", "B", "C", ""]),
+        draw.choice([f"2020-01-{day:02d} 03:04:05", f"2020-01-{day:02d} 03:04:05", f"2020-01-{day:02d}", "", "soon"]),
+        draw.choice([f"2020-01-{day:02d} 05:00:00", f"2020-01-{day:02d} 04:00:00", "", "later"]),
+        draw.choice([str(draw.randrange(99)), "1.5", "negative", ""]),
+        draw.choice(["mg", "mmol", ""]),
+        draw.choice(["", "", "", f"plain {draw.randrange(9)}", 'said "no"', "two\nlines", "a, b"]),
+    )
+
+
+def edited(rows: list[Row], draw: random.Random) -> list[Row]:
+    """The rows of the next night."""
+    rows = list(rows)
+    for _ in range(draw.randrange(1, 5)):
+        place = draw.randrange(len(rows) + 1)
+        kind = draw.choice(["insert", "delete", "change", "move", "append", "repeat", "withdraw"])
+        some = slice(place, place + draw.choice([1, 1, 2, 40]))
+        if kind == "insert":
+            rows[place:place] = [row(draw) for _ in range(draw.choice([1, 30]))]
+        elif kind == "delete":
+            del rows[some]
+        elif kind == "change":
+            rows[some] = [row(draw) for _ in rows[some]]
+        elif kind == "move":
+            moved = rows[some]
+            del rows[some]
+            to = draw.randrange(len(rows) + 1)
+            rows[to:to] = moved
+        elif kind == "append":
+            rows += [row(draw)]
+        elif kind == "repeat":
+            rows[place:place] = rows[some]
+        else:
+            gone = str(draw.randrange(40))
+            rows = [kept for kept in rows if kept[0] != gone]
+    return rows
+
+
+def csv_of(rows: list[Row], line_end: str, ended: bool) -> bytes:
+    def field(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n') else text
+
+    lines = [",".join(map(field, fields)) for fields in [tuple(COLUMNS), *rows]]
+    text = line_end.join(line.replace("\n", line_end) if line_end == "\n" else line for line in lines)
+    return (text + line_end * ended).encode()
+
+
+class Nights:
+    """Conversions of one raw file, one after the other, each beside one of the whole file."""
+
+    def __init__(self, folder: Path, gz: bool = False, rule: dict[str, Any] | None = None) -> None:
+        self.folder, self.number = folder, 0
+        self.raw = folder / "raw"
+        self.raw.mkdir()
+        (self.raw / "stays.csv").write_text("visit,left\nv1,2020-02-01 00:00:00\nv2,2020-02-02 00:00:00\n")
+        (self.raw / "names.csv").write_text("test,name\nA,alpha\nB,beta\n")
+        self.path = self.raw / ("t.csv.gz" if gz else "t.csv")
+        self.source = Source.model_validate(
+            {"name": "test", "subject": "pid", "tables": TABLES | ({"t": rule} if rule else {})}
+        )
+        self.deid = DeidConfig.model_validate({"mode": "synthetic"})
+        load_key(self.deid, folder / "private", create=True)
+
+    def task(self, line: str, name: str) -> Task:
+        params = {
+            "source": self.source.model_dump(mode="json"),
+            "export": str(self.raw),
+            "crosswalks": {},
+            "table": "t",
+            "label": "t",
+            "path": str(self.path),
+            "deid": self.deid.model_dump(mode="json"),
+            "private": str(self.folder / "private"),
+            "buckets": BUCKETS,
+            "segment": f"{line}-{name}.segment",
+            "line": line,
+            "rules": "rules",
+        }
+        record = str(self.folder / f"{line}-{name}.json")
+        return Task("meds", meds.STAGE.run, "t", str(self.folder), record, params, name)
+
+    def convert(self, data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the night's record counts, and what a conversion of the whole file does."""
+        self.number += 1
+        self.path.write_bytes(gzip.compress(data) if self.path.suffix == ".gz" else data)
+        records = []
+        for task in (self.task("night", str(self.number)), self.task(f"whole{self.number}", "0")):
+            execute(task)
+            entry = load_record(Path(task.record))
+            assert entry is not None, Path(task.record).with_suffix(".error").read_text()
+            records.append(dict(entry.counts))
+        return records[0], records[1]
+
+    def agree(self, night: dict[str, Any], whole: dict[str, Any]) -> None:
+        """Holds both records against one another, and the rows that a bucket is aligned from."""
+        places = {"segment", "formers", "followed", "buckets", "blobs"}
+        assert {name: value for name, value in night.items() if name not in places} == {
+            name: value for name, value in whole.items() if name not in places
+        }
+        said = ("rows", "hash", "awaited")
+        assert {bucket: [of[name] for name in said] for bucket, of in night["buckets"].items()} == {
+            bucket: [of[name] for name in said] for bucket, of in whole["buckets"].items()
+        }
+        for name, empty in (("subjects", SUBJECTS), ("quarantine", QUARANTINE)):
+            assert self.frame(night, name, empty).equals(self.frame(whole, name, empty)), name
+        assert self.lags(night) == self.lags(whole)
+        for bucket in map(int, whole["buckets"]):
+            aligned = []
+            for counts in (night, whole):
+                align_one(self.folder, {counts["segment"]: counts}, bucket)
+                aligned.append(aligned_events(self.folder, bucket))
+            assert aligned[0].equals(aligned[1])
+
+    def frame(self, counts: dict[str, Any], name: str, empty: Any) -> Any:
+        return read_frame_blob(self.folder / counts["segment"], counts["blobs"][name], empty)
+
+    def lags(self, counts: dict[str, Any]) -> list[tuple[str, int, int]]:
+        codes = read_texts(self.folder / counts["segment"], counts["blobs"]["codes"])
+        return sorted((codes[code], step, rows) for code, step, rows in self.frame(counts, "lags", LAGS).rows())
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+
+
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """Files of some kilobytes are followed, in blocks of some rows."""
+    patch.setattr(csv_reader, "COMPILED_FROM", 0)
+    patch.setattr(content_blocks, "LEAST_BYTES", 100)
+    patch.setattr(content_blocks, "USUAL_BYTES", 400)
+    patch.setattr(content_blocks, "MOST_BYTES", 1500)
+    patch.setattr(content_blocks, "_FIRST_SCAN", 700)
+    patch.setattr(content_blocks, "_READ_BYTES", 900)
+    patch.setattr(continued, "_COPIED_ROWS", 50)
+    patch.setattr(segments, "GATHERED_ROWS", 150)
+
+
+# In `make test` alone: five nights, each converted twice, for each example.
+@pytest.mark.whole
+@settings(max_examples=8, deadline=None)
+@given(
+    st.integers(0, 2**32), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans(),
+    st.sampled_from([1200, 5000, 1 << 20]), st.sampled_from([0.0, 0.3, 9.0]),
+)  # fmt: skip
+def test_nights_say_what_the_whole_file_says(
+    seed: int, line_end: str, ended: bool, gz: bool, chunk: int, share: float
+) -> None:
+    draw = random.Random(seed)
+    rows = [row(draw) for _ in range(draw.randrange(100, 500))]
+    if line_end == "\r\n":
+        rows = [tuple(text.replace("\n", " ") for text in fields) for fields in rows]
+    if draw.random() < 0.5:
+        rows.sort()
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(csv_reader, "CHUNK_BYTES", chunk)
+        patch.setattr(continued, "DEAD_SHARE", share)
+        patch.setattr(continued, "MOST_FORMERS", 3)
+        nights = Nights(Path(folder), gz)
+        for _ in range(5):
+            nights.agree(*nights.convert(csv_of(rows, line_end, ended)))
+            rows = edited(rows, draw)
+            if line_end == "\r\n":
+                rows = [tuple(text.replace("\n", " ") for text in fields) for fields in rows]
+
+
+@pytest.fixture
+def nights(tmp_path: Path, small_blocks: None) -> Nights:
+    return Nights(tmp_path)
+
+
+def rows_of(number: int, seed: int = 3) -> list[Row]:
+    """Rows in the order of their subjects, without quoted line ends."""
+    draw = random.Random(seed)
+    return sorted(tuple(text.replace("\n", " ") for text in row(draw)) for _ in range(number))
+
+
+def segment_rows(nights: Nights, counts: dict[str, Any]) -> int:
+    entry = load_record((nights.folder / counts["segment"]).with_suffix(".json"))
+    assert entry is not None
+    return entry.files[counts["segment"]].rows or 0
+
+
+def test_an_inserted_row_converts_the_block_that_it_stands_in(nights: Nights) -> None:
+    rows = rows_of(400)
+    first, _ = nights.convert(csv_of(rows, "\n", True))
+    rows[200:200] = [("7", "v1", "A", "2020-01-02 03:04:05", "", "5", "mg", "")]
+    night, whole = nights.convert(csv_of(rows, "\n", True))
+    assert first["followed"]["blocks"] > 30 and not first["formers"]
+    # Of 43 blocks of about 10 rows, one.
+    assert night["followed"]["blocks"] == 1
+    assert [(former["segment"], former["blocks"]) for former in night["formers"]] == [
+        (first["segment"], first["followed"]["blocks"])
+    ]
+    assert segment_rows(nights, night) < 25 < segment_rows(nights, first)
+    nights.agree(night, whole)
+    # The record names every file that it stands for.
+    entry = load_record(nights.folder / "night-2.json")
+    assert entry is not None and set(entry.files) == {first["segment"], night["segment"]}
+
+
+def test_an_appended_row_converts_the_last_block(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", False))
+    night, whole = nights.convert(csv_of([*rows, rows[0]], "\n", False))
+    assert night["followed"]["blocks"] == 1 and len(night["formers"]) == 1
+    nights.agree(night, whole)
+
+
+def test_a_file_that_lost_rows_alone_converts_what_stands_around_them(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    night, whole = nights.convert(csv_of(rows[:150] + rows[160:], "\n", True))
+    assert night["followed"]["blocks"] <= 3
+    nights.agree(night, whole)
+
+
+def test_withdrawn_subjects_and_codes_that_nobody_awaits_are_gone(nights: Nights) -> None:
+    awaits = ("77", "v1", "Z", "2020-01-02 03:04:05", "", "5", "mg", "")
+    silent = ("78", "v1", "", "", "", "", "", "")
+    rows = [*rows_of(300), awaits, *rows_of(300, 4), silent]
+    first, _ = nights.convert(csv_of(rows, "\n", True))
+    assert any("LAB/Z" in of["awaited"] for of in first["buckets"].values())
+    night, whole = nights.convert(csv_of([*rows_of(300), *rows_of(300, 4)], "\n", True))
+    assert night["formers"] and not any("LAB/Z" in of["awaited"] for of in night["buckets"].values())
+    assert len(nights.frame(first, "subjects", SUBJECTS)) == len(nights.frame(night, "subjects", SUBJECTS)) + 2
+    nights.agree(night, whole)
+
+
+def test_rows_in_another_order_are_a_file_of_its_own(nights: Nights) -> None:
+    rows = rows_of(400)
+    first, _ = nights.convert(csv_of(rows, "\n", True))
+    shuffled = random.Random(1).sample(rows, len(rows))
+    night, whole = nights.convert(csv_of(shuffled, "\n", True))
+    assert not night["formers"]
+    nights.agree(night, whole)
+    said = {bucket: (of["rows"], of["hash"]) for bucket, of in first["buckets"].items()}
+    assert said == {bucket: (of["rows"], of["hash"]) for bucket, of in night["buckets"].items()}
+
+
+def test_what_no_longer_looks_for_known_blocks_is_right(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content_blocks, "_STRANGE_BYTES", 2000)
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    changed = [*rows[:100], *rows_of(200, 9), *rows[100:]]
+    night, whole = nights.convert(csv_of(changed, "\n", True))
+    # The first hundred rows are known; what stands behind the new ones is not looked for.
+    assert night["raw"] == 600
+    nights.agree(night, whole)
+    night, whole = nights.convert(csv_of([*changed, rows[0]], "\n", True))
+    assert night["formers"]
+    nights.agree(night, whole)
+
+
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_a_damaged_segment_converts_the_whole_file(nights: Nights, part: str) -> None:
+    rows = rows_of(400)
+    for number in range(2):
+        counts, _ = nights.convert(csv_of([*rows, *rows[:number]], "\n", True))
+    assert counts["formers"]
+    name = counts["formers"][0]["segment"] if part == "first" else counts["segment"]
+    path = nights.folder / name
+    data = bytearray(path.read_bytes())
+    place, length, *_ = next(
+        piece
+        for of in counts["buckets"].values()
+        for piece in (of["formers"][0]["pieces"] if part == "first" else [counts["blobs"]["blocks"]])
+    )
+    data[place + length // 2] ^= 1
+    path.write_bytes(bytes(data))
+    # Every block of the file is changed but few, so that the damaged piece is read.
+    changed = [fields if number % 9 else (*fields[:5], "8", *fields[6:]) for number, fields in enumerate(rows)]
+    night, whole = nights.convert(csv_of(changed, "\n", True))
+    assert not night["formers"] and night["followed"]
+    nights.agree(night, whole)
+
+
+def test_a_damaged_former_segment_that_a_bucket_is_read_from_is_made_anew(nights: Nights) -> None:
+    rows = rows_of(400)
+    data = csv_of([*rows, rows[0]], "\n", True)
+    nights.convert(csv_of(rows, "\n", True))
+    night, _ = nights.convert(data)
+    path = nights.folder / night["formers"][0]["segment"]
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(TimeloomError, match="a segment is damaged"):
+        align_one(nights.folder, {night["segment"]: night}, int(next(iter(night["buckets"]))))
+    # The night's own record is not believed any more: a file that it names is gone.
+    assert not path.exists()
+    task = nights.task("night", "2")
+    with LocalEngine(1) as engine:
+        report = run_stage(meds.STAGE, [task], RunContext(engine, nights.folder, None, None))
+    assert report.ran == 1
+    again = load_record(Path(task.record))
+    assert again is not None and not again.counts["formers"]
+
+
+def test_a_segment_without_a_record_is_written_again(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    night, whole = nights.convert(csv_of([*rows, rows[0]], "\n", True))
+    # As a kill between the two leaves it.
+    record = nights.folder / "night-2.json"
+    record.unlink()
+    execute(nights.task("night", "2"))
+    again = load_record(record)
+    assert again is not None and again.counts == night
+    nights.agree(dict(again.counts), whole)
+
+
+def test_another_header_or_separator_knows_no_block(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    for change in (
+        lambda data: data.replace(b"unit,note", b"note,unit", 1),
+        lambda data: data.replace(b",", b";"),
+    ):
+        night, whole = nights.convert(change(csv_of(rows, "\n", True)))
+        assert not night["formers"]
+        assert night["rules"] == whole["rules"]
+
+
+def test_what_the_whole_file_decides_is_decided_by_the_whole_file(nights: Nights) -> None:
+    rows = [(*fields[:5], "8.1 L", "", "") if fields[2] == "A" else fields for fields in rows_of(400)]
+    first, _ = nights.convert(csv_of(rows, "\n", True))
+    assert first["followed"] is None
+    # A flag in the new row: the letters of all others are flags now.
+    flagged = ("7", "v1", "A", "2020-01-02 03:04:05", "", "9 H", "", "")
+    night, whole = nights.convert(csv_of([*rows, flagged], "\n", True))
+    assert night["rules"] != first["rules"]
+    nights.agree(night, whole)
+
+
+def test_a_first_letter_among_known_blocks_converts_the_whole_file(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    flagged = ("7", "v1", "A", "2020-01-02 03:04:05", "", "8.1 L", "", "")
+    night, whole = nights.convert(csv_of([*rows, flagged], "\n", True))
+    assert night["followed"] is None and not night["formers"]
+    nights.agree(night, whole)
+
+
+@pytest.mark.parametrize(
+    "tail", ["1,v1,A\n", "pid,visit,test,at,known,value,unit,note\n", '1,v1,A,"open', "1 ​,v1,A,,,,,\n"]
+)
+def test_records_that_are_no_rows_convert_the_whole_file(nights: Nights, tail: str) -> None:
+    data = csv_of(rows_of(400), "\n", True)
+    nights.convert(data)
+    if tail.endswith("open"):
+        nights.path.write_bytes(data + tail.encode())
+        task = nights.task("night", "2")
+        execute(task)
+        assert load_record(Path(task.record)) is None
+        assert "never closed" in Path(task.record).with_suffix(".error").read_text()
+        return
+    night, whole = nights.convert(data + tail.encode())
+    assert night["followed"] is None and not night["formers"]
+    nights.agree(night, whole)
+    night, whole = nights.convert(data)
+    nights.agree(night, whole)
+
+
+def test_a_trial_reads_what_was_kept(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    night, whole = nights.convert(csv_of([*rows, rows[0]], "\n", True))
+    assert night["formers"]
+    bucket = int(next(iter(whole["buckets"])))
+    found = []
+    for counts in (night, whole):
+        result = align_one(nights.folder, {counts["segment"]: counts}, bucket, bound="8" + "0" * 15)
+        found.append((result.counts, aligned_events(nights.folder, bucket)))
+    assert found[0][0] == found[1][0] and found[0][0]["set_aside"]["outside_limit"]
+    assert found[0][1].equals(found[1][1])
