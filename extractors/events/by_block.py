@@ -32,6 +32,7 @@ class BlockCounts:
         self._blocks = blocks
         self._counts: dict[Key, list[tuple[int, I64]]] = defaultdict(list)
         self._silent: list[pl.DataFrame] = []
+        self._last: tuple[I64, int, I64] | None = None
 
     def add(self, key: Key, numbers: I64) -> None:
         """Counts rows under a key, by the numbers (n,) of their records; none too, so that the key is known."""
@@ -71,6 +72,12 @@ class BlockCounts:
 
     def _by_block(self, numbers: I64) -> tuple[int, I64]:
         """A block, and how many of some records stand in it and in each of the next ones."""
+        # Most that is counted of some rows holds for all of them.
+        if self._last is None or self._last[0] is not numbers:
+            self._last = (numbers, *self._counted(numbers))
+        return self._last[1:]
+
+    def _counted(self, numbers: I64) -> tuple[int, I64]:
         if not _ascend(numbers):
             blocks = self._search(numbers)
             first = int(blocks.min())

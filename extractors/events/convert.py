@@ -152,8 +152,7 @@ class Converter:
         rows = len(numbers) if which is None else int(which.sum())
         self.account.add(key, rows)
         if self.blocks is not None:
-            marked = which is not None and rows < len(numbers)
-            self.blocks.add(key, numbers[which.to_numpy()] if marked and which is not None else numbers)
+            self.blocks.add(key, numbers if which is None or rows == len(numbers) else numbers[which.to_numpy()])
         return rows
 
     def convert(self, rows: Rows) -> pl.DataFrame:
@@ -405,13 +404,14 @@ class Converter:
     def _saw_times(self, columns: list[str], times: Times, asked: pl.Series, numbers: I64) -> None:
         """Counts a time's values in the rows (n,) bool that some event asked for it."""
         column = "|".join(columns)
-        self._count(("times", column, "unreadable"), numbers, times.unreadable & asked)
-        read = times.read_by.is_not_null() & asked
-        self._count(("times", column, "present"), numbers, read | (times.unreadable & asked))
-        formats = times.read_by.filter(read).unique().to_list() if read.any() else []
+        read, unreadable = times.read_by.is_not_null() & asked, times.unreadable & asked
+        present = read | unreadable if self._count(("times", column, "unreadable"), numbers, unreadable) else read
+        stands, read_by = numbers if present.all() else numbers[present.to_numpy()], times.read_by.filter(present)
+        self._count(("times", column, "present"), stands)
+        formats = read_by.drop_nulls().unique().to_list()
         for number in formats:
-            by_format = read if len(formats) == 1 else read & (times.read_by == number)
-            self._count(("times", column, times.tried[number]), numbers, by_format)
+            by_format = None if len(formats) == 1 and not read_by.null_count() else (read_by == number).fill_null(False)
+            self._count(("times", column, times.tried[number]), stands, by_format)
 
     def finish(self) -> None:
         """Counts what only the whole file decides."""

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from extractors.tables.csv_records import LINE_ENDS, Chunk, Grammar, bounds_of
 from warehouse.arrays import I64, U64
 
 # Small beside what one changed row costs anyway, the reading of the file; large beside what a block is counted in.
-LEAST_BYTES, USUAL_BYTES, MOST_BYTES = 16 << 10, 48 << 10, 256 << 10
+LEAST_BYTES, USUAL_BYTES, MOST_BYTES = 32 << 10, 64 << 10, 256 << 10
 # Blocks of larger files are larger: what is kept of each is held in memory.
 MOST_BLOCKS = 1 << 16
 _READ_BYTES = 4 << 20
@@ -112,8 +113,8 @@ class RecordBlocks:
             return
         if self.cutting is None:
             self.cutting = Cutting.of(self.size, int(bounds[-1]) / (len(bounds) - 1))
-        view, ends = memoryview(data), bounds[1:]
-        stops, behind = self._stops(ends, hashes), int(bounds[-1])
+        ends, behind = bounds[1:], int(bounds[-1])
+        stops = self._stops(ends, hashes)
         records = np.searchsorted(ends, stops)
         if (ends[np.minimum(records, len(ends) - 1)] != stops).any():
             self.whole = False
@@ -121,20 +122,22 @@ class RecordBlocks:
         if not self._open:
             self.starts.append(first)
         self.starts += (first + 1 + records[records < len(ends) - 1]).tolist()
-        place = 0
-        for stop in stops:
+        edges = [-self._open, *stops]
+        view = memoryview(data)
+        for start, stop in pairwise(edges):
             if self._given:
-                self._end(*self._given.popleft())
-            elif self._open:
+                digest = self._given.popleft()[1]
+            elif start < 0:
                 self._hasher.update(view[:stop])
-                self._end(self._open + stop, self._hasher.digest())
+                digest = self._hasher.digest()
                 self._hasher.reset()
             else:
-                self._end(stop - place, xxhash.xxh3_128_digest(view[place:stop], seed=self.seed))
-            place, self._open = stop, 0
-        if place < behind and not self._given:
-            self._hasher.update(view[place:behind])
-        self._open += behind - place
+                digest = xxhash.xxh3_128_digest(view[start:stop], seed=self.seed)
+            self.digests.append(digest)
+        self.lengths += np.diff(edges).tolist()
+        self._open = behind - edges[-1]
+        if self._open and not self._given:
+            self._hasher.update(view[max(0, edges[-1]) : behind])
 
     def _stops(self, ends: I64, hashes: U64) -> list[int]:
         """Where blocks end among the ends (n,) of records."""
@@ -152,16 +155,13 @@ class RecordBlocks:
             start = stop
         return stops
 
-    def _end(self, length: int, digest: bytes) -> None:
-        self.lengths.append(length)
-        self.digests.append(digest)
-
     def close(self) -> None:
         """Ends the last block, at the file's end."""
         if self._given:
             self.whole = False
         elif self._open:
-            self._end(self._open, self._hasher.digest())
+            self.lengths.append(self._open)
+            self.digests.append(self._hasher.digest())
         self.seen += [-1] * (len(self.lengths) - self.seen.count(-1))
 
 
