@@ -23,7 +23,15 @@ from extractors.source import CROSSWALK, checked_source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
-from pipelines.aligning.continued import SUBJECTS, Closed, Conversion, Followed, Former, FormerPart, NotContinuedError
+from pipelines.aligning.continued import (
+    SUBJECTS,
+    Closed,
+    Conversion,
+    Followed,
+    FormerExtract,
+    FormerPart,
+    NotContinuedError,
+)
 from pipelines.aligning.segments import SegmentWriter, read_frame_blob
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.fingerprints import Fingerprints
@@ -169,7 +177,7 @@ def planned_files(export: Export, tables: Iterable[str], fingerprints: Fingerpri
 
 def run(params: Params, base: Path) -> Result:
     """Converts one raw file; of a file that was converted before, what is new in it, where that can be told."""
-    former = Former.find(base, params["line"], params["segment"])
+    former = FormerExtract.find(base, params["line"], params["segment"])
     if former is not None:
         # What is wrong with the file itself is said when it is converted whole.
         with suppress(TimeloomError, NotContinuedError):
@@ -177,7 +185,7 @@ def run(params: Params, base: Path) -> Result:
     return _convert(params, base, None)
 
 
-def _convert(params: Params, base: Path, former: Former | None) -> Result:
+def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result:
     """Converts one raw file, but for the blocks of it that a former segment holds."""
     source = checked_source(params["source"])
     export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})

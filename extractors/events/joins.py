@@ -53,7 +53,7 @@ def attach_rows(
     joins: list[JoinRule],
     scratch: Path,
     counts: dict[str, JoinCounts] | None = None,
-    told: BlockCounts | None = None,
+    by_block: BlockCounts | None = None,
 ) -> Iterator[Rows]:
     """Rows with every join's columns attached; in another order where a lookup did not fit into memory.
 
@@ -62,7 +62,7 @@ def attach_rows(
     Args:
         scratch: a private folder, with room for the rows that ask a large lookup: they are written there as they are.
         counts: by `name_of` each join whose table is there, what became of the rows; added to as they come.
-        told: gets the same by block; see Account.add.
+        by_block: gets the same by block; see Account.add.
 
     Raises:
         TimeloomError: a joined table is missing, or has several rows a key where no aggregate is given.
@@ -72,14 +72,14 @@ def attach_rows(
         if counts is not None and export.files(join.table):
             counts[name_of(join)] = asking.counts
             # Of several joins of one name the last one counts.
-            if told is not None and name_of(join) not in map(name_of, joins[number + 1 :]):
-                asking = replace(asking, told=partial(_tell, told, name_of(join)))
+            if by_block is not None and name_of(join) not in map(name_of, joins[number + 1 :]):
+                asking = replace(asking, note=partial(_note, by_block, name_of(join)))
         blocks = _attach(blocks, export, join, asking, scratch, LOOKUP_BYTES // len(joins))
     return blocks
 
 
-def _tell(told: BlockCounts, join: str, what: str, numbers: I64) -> None:
-    told.add(("joins", join, what), numbers)
+def _note(by_block: BlockCounts, join: str, what: str, numbers: I64) -> None:
+    by_block.add(("joins", join, what), numbers)
 
 
 def name_of(join: JoinRule) -> str:

@@ -82,14 +82,14 @@ class Asking:
         no_link: values of a key that point nowhere.
         missed: the column that gets a mark in the rows whose key is not found.
         counts: what became of the rows, added to.
-        told: is given the numbers of records that `asked`, and of those that `missed`.
+        note: is given the numbers of records that `asked`, and of those that `missed`.
     """
 
     keys: list[str]
     no_link: list[str] = field(default_factory=list)
     missed: str | None = None
     counts: JoinCounts = field(default_factory=JoinCounts)
-    told: Callable[[str, I64], None] | None = None
+    note: Callable[[str, I64], None] | None = None
 
     def hashed(self, rows: Rows) -> tuple[U64, U64, npt.NDArray[np.bool_]]:
         """Both hashes of each row's key, and whether it is one: with a null it is none, however it hashes."""
@@ -116,9 +116,9 @@ class Asking:
         misses = known.astype(np.uint32)
         misses[found] = 0
         marks = {self.missed: TextColumn.of_some(_MARKS, misses)} if self.missed is not None else {}
-        if self.told is not None:
-            self.told("asked", rows.number if asked == len(rows) else rows.number[known])
-            self.told("missed", rows.number[misses != 0])
+        if self.note is not None:
+            self.note("asked", rows.number if asked == len(rows) else rows.number[known])
+            self.note("missed", rows.number[misses != 0])
         return Rows({**rows.columns, **columns, **marks}, rows.number, rows.hashes)
 
 

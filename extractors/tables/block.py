@@ -1,18 +1,14 @@
-"""Rows of a raw table as columns of texts, and what reads them."""
+"""Rows of a raw table as columns of texts, and how their reading may end."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from extractors.tables.rows import TextColumn
-
-if TYPE_CHECKING:
-    from extractors.tables.content_blocks import Known, RecordBlocks
 
 BATCH_ROWS = 1 << 17
 
@@ -52,39 +48,6 @@ class TableBlock:
             return rows + self.first
         before = np.asarray(self.gaps) - np.arange(len(self.gaps))
         return rows + self.first + np.searchsorted(before, rows, side="right")
-
-
-class TableReader(Protocol):
-    """What reads one kind of file.
-
-    Attributes:
-        columns: the table's columns, in its order.
-        fractions: columns of numbers with a type, whose texts have a point before the fraction.
-        malformed: numbers of the records met so far whose number of fields is wrong, or where text stands behind a
-            closing quote.
-        repeated: numbers of the records met so far that say what the header says.
-        noticed: in words what nobody said of how the file is written, but its first rows show.
-    """
-
-    columns: list[str]
-    malformed: list[int]
-    fractions: list[str]
-    repeated: list[int]
-    noticed: str
-
-    def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
-        """The rows in the file's order, null where the export says nothing; with hashes where there is a seed.
-
-        Columns may be numbered where `plain` names them not.
-        """
-
-    def follow(self, seed: int, known: "Known | None") -> "RecordBlocks | None":
-        """What gets to know the blocks that the next call of `blocks` reads; that then leaves the known ones out. None
-        where the reader cannot tell them.
-
-        Args:
-            seed: that of `blocks`.
-        """
 
 
 class BrokenCsvError(Exception):

@@ -52,7 +52,7 @@ _DISTINCT = 0.5
 
 
 class CsvReader:
-    """A CSV file of one header line; see extractors.tables.block.TableReader.
+    """A CSV file of one header line; see extractors.tables.table_reader.TableReader.
 
     Args:
         request: what is said of how it is written, and what helps to find out.

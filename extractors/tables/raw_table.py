@@ -13,11 +13,12 @@ from isal.igzip_lib import IsalError
 
 from extractors.ids import SubjectIds
 from extractors.reading import TableReading
-from extractors.tables.block import BATCH_ROWS, BrokenCsvError, NotTextError, TableBlock, TableReader
+from extractors.tables.block import BATCH_ROWS, BrokenCsvError, NotTextError, TableBlock
 from extractors.tables.content_blocks import Known, RecordBlocks
 from extractors.tables.csv_dialect import Request
 from extractors.tables.id_columns import IdKind, IdReader
 from extractors.tables.rows import TextColumn, without
+from extractors.tables.table_reader import TableReader
 from extractors.tables.typed_readers import DatabaseReader, ParquetReader
 from warehouse.errors import TimeloomError
 

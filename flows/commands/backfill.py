@@ -198,8 +198,8 @@ class _PastRun(Run):
                 if task.fingerprint == fingerprint:
                     made.append(task)
                     continue
-                record = self.layout.segments / f"{fingerprint[:24]}.json"
-                if load_record(record) is None:
+                record = next(self.layout.segments.glob(f"*-{fingerprint[:24]}.json"), None)
+                if record is None or load_record(record) is None:
                     lacking.append(table)
                     continue
                 self.from_segments.append(table)

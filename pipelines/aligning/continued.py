@@ -103,7 +103,7 @@ class Closed:
     made_before: dict[str, FileEntry] = field(default_factory=dict)
 
 
-class Former:
+class FormerExtract:
     """What an earlier run made of a raw file under the same rules."""
 
     def __init__(self, base: Path, entry: TaskEntry) -> None:
@@ -112,7 +112,7 @@ class Former:
         self._newest = base / entry.counts["segment"]
 
     @classmethod
-    def find(cls, base: Path, line: str, segment: str) -> "Former | None":
+    def find(cls, base: Path, line: str, segment: str) -> "FormerExtract | None":
         """The latest whole one whose files' names begin with `line`; not that of the segment itself."""
         records = [path for path in base.glob(f"{line}-*.json") if path.stem != Path(segment).stem]
         for path in sorted(records, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
@@ -203,7 +203,7 @@ class Conversion:
     no_rows: dict[str, list[int]]
     mended: int
 
-    def close(self, former: Former | None) -> Closed:
+    def close(self, former: FormerExtract | None) -> Closed:
         """Writes what stands behind the rows.
 
         Args:
@@ -300,7 +300,7 @@ class _Continuation:
 
     def __init__(
         self,
-        former: Former,
+        former: FormerExtract,
         seen: I64,
         converter: Converter,
         writer: SegmentWriter,

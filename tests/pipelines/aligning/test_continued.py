@@ -76,22 +76,22 @@ def edited(rows: list[Row], draw: random.Random) -> list[Row]:
     for _ in range(draw.randrange(1, 5)):
         place = draw.randrange(len(rows) + 1)
         kind = draw.choice(["insert", "delete", "change", "move", "append", "repeat", "withdraw"])
-        some = slice(place, place + draw.choice([1, 1, 2, 40]))
+        several = slice(place, place + draw.choice([1, 1, 2, 40]))
         if kind == "insert":
             rows[place:place] = [row(draw) for _ in range(draw.choice([1, 30]))]
         elif kind == "delete":
-            del rows[some]
+            del rows[several]
         elif kind == "change":
-            rows[some] = [row(draw) for _ in rows[some]]
+            rows[several] = [row(draw) for _ in rows[several]]
         elif kind == "move":
-            moved = rows[some]
-            del rows[some]
+            moved = rows[several]
+            del rows[several]
             to = draw.randrange(len(rows) + 1)
             rows[to:to] = moved
         elif kind == "append":
             rows += [row(draw)]
         elif kind == "repeat":
-            rows[place:place] = rows[some]
+            rows[place:place] = rows[several]
         else:
             gone = str(draw.randrange(40))
             rows = [kept for kept in rows if kept[0] != gone]
