@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.commands.status import STEP_COLUMNS, _steps, _table, _unmapped
+from flows.commands.status import STEP_COLUMNS, _steps, _unmapped, table_of
 from tests.support.raw.raw_tables import plan_meds
 from warehouse.layout import Layout
 from warehouse.sealed import read_sealed, write_sealed
@@ -40,7 +40,7 @@ def test_the_time_of_each_step_stands_in_its_runs_record(tmp_path: Path) -> None
     assert found == [step]
     text = StringIO()
     console = Console(width=100, file=text)
-    console.print(_table("steps", found, STEP_COLUMNS))
+    console.print(table_of("steps", found, STEP_COLUMNS))
     heading, row = text.getvalue().splitlines()[:2]
     assert heading.split() == ["step", "ran", "linked", "resumed", "seconds", "seconds", "of", "processors"]
     assert row.split() == ["align", "3", "1", "0", "1.5", "2.2"]
