@@ -41,8 +41,11 @@ def read_kept(place: Path, root: Path | None, changes: Mapping[str, int | None])
     Raises:
         TimeloomError: there is no such folder or file, or the configuration is wrong.
     """
-    config = None if local_folder(place, "ROOT").is_dir() else load_config(place)
-    folder = local_folder(place, "ROOT") if config is None else root_of(config, root)
+    given_place = local_folder(place, "ROOT")
+    if not given_place.exists():
+        raise TimeloomError(f"there is nothing at {given_place}", remedy="give a warehouse, or the YAML of its runs")
+    config = None if given_place.is_dir() else load_config(place)
+    folder = given_place if config is None else root_of(config, root)
     layout = Layout(folder)
     if not layout.releases.is_dir():
         raise TimeloomError(f"there is no warehouse with releases at {folder}", remedy="give its folder")
