@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.files import sync_directory
+from warehouse.files import sync_directory, sync_tree
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, write_manifest
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
@@ -98,10 +98,12 @@ def _intention(staging: Path) -> Path:
 def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
     """Turns the staging tree `work/<run>/release` into the current release.
 
-    Files are synced when they are written, so a kill before the rename leaves the old release; a kill between the
-    rename and the swap leaves an intention beside the staging tree, which `complete_publication` carries out.
+    Every file is synced before the rename, so that a kill or a power failure before it leaves the old release; a kill
+    between the rename and the swap leaves an intention beside the staging tree, which `complete_publication` carries
+    out.
     """
     write_manifest(staging / "manifest.json", manifest)
+    sync_tree(staging)
     layout.releases.mkdir(exist_ok=True)
     target = layout.releases / manifest.release_id
     write_sealed(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})

@@ -19,7 +19,7 @@ from pipelines.engine.task import Engine
 from pipelines.night import Night, carry_out, exports_of, raw_files
 from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file
+from warehouse.files import link_or_copy, sha256_file, sync_tree
 from warehouse.layout import Layout
 from warehouse.manifest import FileEntry
 from warehouse.progress import Progress
@@ -185,6 +185,7 @@ def _put(night: Night, out: Path) -> None:
         for relative in night.reports[stage.name].hashes() if stage.in_release else ():
             if not relative.startswith(("codes/", "contents/", "subjects/")):
                 link_or_copy(night.tree.path / relative, new / relative)
+    sync_tree(new)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rename(old)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipelines.engine.cost import task_cost
 from pipelines.engine.former import whole_former
 from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
 from warehouse.errors import RawFileChangedError, TimeloomError
-from warehouse.files import hash_file, signature_of, write_json
+from warehouse.files import hash_file, signature_of, synced_later, write_json
 from warehouse.sealed import write_sealed
 
 
@@ -29,7 +30,8 @@ def execute(task: Task) -> str:
         module, name = task.function.split(":")
         try:
             former = () if task.rules is None else (whole_former(task.before),)
-            result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base), *former)
+            with synced_later(Path(task.base)) if task.published else nullcontext():
+                result: Result = getattr(importlib.import_module(module), name)(task.params, Path(task.base), *former)
         finally:
             # In any case: half a file may also be what made the task fail.
             _hold_to_plan(task)
@@ -45,7 +47,7 @@ def execute(task: Task) -> str:
             rules=task.rules,
             because=dict(task.because),
         )
-        write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()})
+        write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()}, sync=not task.published)
     except (Exception, PanicException) as error:  # a panic of polars is no Exception
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()

@@ -95,6 +95,7 @@ class Task:
         because: by name, a short hash of each part of the fingerprint.
         checked_when_read: its files hold checksums that are compared whenever a part of them is read, so that only
             their sizes are looked at before they are reused.
+        published: its files become part of a release, which are made durable together when it is published.
         rules: a hash of all that the outcome of every subject depends on besides the subject's own content. Where it
             is given, the function is called with a third argument, the task's `Former` outcome, or None.
         rules_before: what `rules` the former outcome must have, so that what it holds of an unchanged subject is what
@@ -115,6 +116,7 @@ class Task:
     raw_files: Mapping[str, RawFile] = field(default_factory=dict)
     because: Mapping[str, str] = field(default_factory=dict)
     checked_when_read: bool = False
+    published: bool = False
     rules: str | None = None
     rules_before: str | None = None
     reads_before: Sequence[str] = ()
@@ -177,6 +179,7 @@ def make_task(
         intact=intact,
         weight=weight,
         raw_files=raw_files or {},
+        published=True,
         **carried,
         because=stage.because(settings, inputs),
     )

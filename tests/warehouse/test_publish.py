@@ -11,7 +11,7 @@ import pytest
 from tests.support.nights.toy_stage import toy_manifest
 from warehouse import publish as publishing
 from warehouse.errors import TimeloomError
-from warehouse.files import link_or_copy, sha256_file
+from warehouse.files import link_or_copy, sha256_file, synced_later, write_json
 from warehouse.layout import Layout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.publish import complete_publication, current_release, exclusive, new_release_id, publish
@@ -221,3 +221,35 @@ def test_a_second_run_gets_one_line_and_a_dead_one_frees_the_lock(layout: Layout
         holder.kill()
     with exclusive(layout):
         pass
+
+
+def test_every_file_and_folder_is_durable_before_the_rename(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = stage(layout, "2026-01-02", "new", "second")
+    staging = layout.work / "second" / "release"
+    (staging / "deep" / "er").mkdir(parents=True)
+    (staging / "deep" / "er" / "file").write_text("x")
+    synced: set[int] = set()
+    wanted: list[set[int]] = []
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path == staging:
+            wanted.append({each.stat().st_ino for each in (staging, *staging.rglob("*"))} - synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "rename", renamed)
+    publish(layout, staging, manifest)
+    assert wanted == [set()]
+
+
+def test_what_is_synced_later_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with synced_later(tmp_path / "staging"):
+        write_json(tmp_path / "staging" / "a" / "file", 1)
+        assert not synced
+        write_json(tmp_path / "beside", 1)
+        assert len(synced) == 2, "a file and its folder"
+    write_json(tmp_path / "staging" / "a" / "file", 1)
+    assert len(synced) == 4
