@@ -75,6 +75,7 @@ def tasks_of(
     tree = ReleaseLayout(context.staging / "release")
     vocabulary = read_frame(tree.vocabulary(name))
     parents = parents_of(tree, profile)
+    needed = {bucket: slice_hash(tree, name, bucket, profile, vocabulary) for bucket in inputs}
     return [
         make_task(
             STAGE,
@@ -83,11 +84,11 @@ def tasks_of(
             settings=profile.token_rules(),
             inputs=[
                 hashes,
-                slice_hash(tree, name, bucket, profile, vocabulary),
+                needed[bucket],
                 parents_hash(tree, bucket, parents),
             ],
             params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
-            carrying=_carrying(context, name, bucket, profile, vocabulary, parents, stores),
+            carrying=_carrying(context, name, bucket, profile, vocabulary, parents, stores, needed[bucket]),
         )
         for bucket, hashes in inputs.items()
     ]
@@ -101,18 +102,19 @@ def _carrying(
     vocabulary: pl.DataFrame,
     parents: pl.DataFrame | None,
     stores: Mapping[str, str],
+    needed: str,
 ) -> Carrying:
     """A subject's tokens depend on the rules, and on the ids and breaks of the tokens that its bucket may need: those
     that the release before needed are to be what they were."""
-    tree, former, needed = ReleaseLayout(context.staging / "release"), context.former_tree, UNKNOWN
+    tree, former, before = ReleaseLayout(context.staging / "release"), context.former_tree, UNKNOWN
     rules = [profile.token_rules(), sorted(stores.items())]
     if former is not None and former.token_counts(name, bucket).is_file():
         with suppress(TimeloomError):
-            needed = slice_hash(tree, name, bucket, profile, vocabulary, former)
+            before = slice_hash(tree, name, bucket, profile, vocabulary, former)
     relative = ReleaseLayout(Path())
     return Carrying(
-        [*rules, slice_hash(tree, name, bucket, profile, vocabulary), parents_hash(tree, bucket, parents)],
-        [*rules, needed, parents_hash_before(context, bucket, parents)],
+        [*rules, needed, parents_hash(tree, bucket, parents)],
+        [*rules, before, parents_hash_before(context, bucket, parents)],
         [*reads(bucket, items=True), str(relative.vocabulary(name)), str(relative.quantiles(name))],
     )
 

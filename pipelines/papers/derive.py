@@ -78,7 +78,7 @@ def plan(night: Night) -> list[Task]:
             bucket_name(bucket),
             night.context.staging,
             settings=settings,
-            inputs=[events[str(ReleaseLayout(Path()).events(bucket))], codes.hash_of(bucket, LISTS)],
+            inputs=[events[str(ReleaseLayout(Path()).events(bucket))], rules_of(night, bucket)[-1]],
             params=Params(bucket=bucket, settings=settings, codes=codes.params),
             carrying=Carrying(rules_of(night, bucket), rules_before(night, bucket), reads(bucket)),
         )
@@ -88,14 +88,19 @@ def plan(night: Night) -> list[Task]:
 
 def rules_of(night: Night, bucket: int) -> list[Any]:
     """What a subject's derived events depend on besides the subject's events."""
-    settings = night.config.labels.derived.model_dump(mode="json")
-    return [STAGE.version, settings, label_codes(night).hash_of(bucket, LISTS)]
+    codes = label_codes(night)
+    return [*_settings(night), night.once(("derive", bucket), lambda: codes.hash_of(bucket, LISTS))]
 
 
 def rules_before(night: Night, bucket: int) -> list[Any]:
     """As `rules_of`, for the codes of the release before."""
-    former = night.context.former_tree
-    return [*rules_of(night, bucket)[:-1], label_codes(night).hash_before(former, bucket, LISTS)]
+    codes, former = label_codes(night), night.context.former_tree
+    before = night.once(("derive before", bucket), lambda: codes.hash_before(former, bucket, LISTS))
+    return [*_settings(night), before]
+
+
+def _settings(night: Night) -> list[Any]:
+    return [STAGE.version, night.config.labels.derived.model_dump(mode="json")]
 
 
 def run(params: Params, base: Path, former: Former | None = None) -> Result:

@@ -66,6 +66,7 @@ def plan(night: Night) -> list[Task]:
     entries = {name: entries_of(name, codes.lists) for name in names}
     of_derived = {name: both for name, both in entries.items() if DERIVED in systems_of(both[0])}
     withheld = sorted(name for name, (decisive, _) in lacking(night).items() if decisive)
+    held = [codes.hash_of(bucket, names) for bucket in range(night.config.buckets)]
     return [
         make_task(
             STAGE,
@@ -75,11 +76,11 @@ def plan(night: Night) -> list[Task]:
             inputs=[
                 events[str(relative.events(bucket))],
                 derived[str(relative.derived(bucket))],
-                codes.hash_of(bucket, names),
+                held[bucket],
                 splits.get(bucket),
             ],
             carrying=Carrying(
-                [rules, withheld, scheme, of_derived, codes.hash_of(bucket, names), rules_of(night, bucket)],
+                [rules, withheld, scheme, of_derived, held[bucket], rules_of(night, bucket)],
                 [rules, withheld, scheme, of_derived]
                 + [codes.hash_before(night.context.former_tree, bucket, names), rules_before(night, bucket)],
                 [*reads(bucket, scheme=scheme), str(relative.derived(bucket))],

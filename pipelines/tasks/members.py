@@ -68,6 +68,11 @@ class LabelCodes:
         """`code`, `list`, `node` of the whole release, for every list."""
         return resolve(self.lists, self.lists, self.codes["code"], self.edges)
 
+    @cached_property
+    def _of_derived(self) -> dict[tuple[tuple[str, ...], tuple[str, ...]], pl.DataFrame]:
+        """The members that were asked for among codes of derived events, of which buckets have the same few."""
+        return {}
+
     def members_of(self, bucket: int, names: Sequence[str], derived: pl.Series | None = None) -> pl.DataFrame:
         """`code`, `list`, `node` of one bucket's codes, for some lists.
 
@@ -81,8 +86,11 @@ class LabelCodes:
         else:
             found = whole.filter(pl.col("list").is_in(list(names)) & pl.col("code").is_in(codes.implode()))
         further = pl.DataFrame(schema=MEMBERS)
-        if derived is not None:
-            further = resolve(names, self.lists, derived, self.edges.clear())
+        if derived is not None and len(derived):
+            asked = tuple(names), tuple(sorted(derived.to_list()))
+            if asked not in self._of_derived:
+                self._of_derived[asked] = resolve(names, self.lists, derived.sort(), self.edges.clear())
+            further = self._of_derived[asked]
         return pl.concat([found, further]).sort("code", "list", "node")
 
     def hash_of(self, bucket: int, names: Sequence[str]) -> str:
