@@ -63,7 +63,7 @@ def measure_release(release: MeasuredRelease) -> Measurements:
     gaps = measure_gaps(release.measures, profile)
     areas = {area.name: area.measure(release) for area in registry.AREAS}
     subjects, splits = release.subjects_of_schemes[scheme], list(release.schemes[scheme])
-    strata, task_strata = measure_strata(tree, release.buckets, subjects, release.labels)
+    strata, task_strata = measure_strata(release.measures)
     return Measurements(
         areas=areas,
         outcomes=release.ledger,

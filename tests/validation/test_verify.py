@@ -67,6 +67,7 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
         "manifest", "files", "unlisted files", "content hash", "measures", "contents", "MEDS schemas", "buckets",
+        "annotations",
         "lags", "ledger", "quarantine", "splits", "shards", "labels", "histories and features", "graphs", "triplets",
         "vectors", "root",
         "older releases", "lineage", "segments", "stores", "private folder", "key",

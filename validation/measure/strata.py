@@ -4,13 +4,14 @@ What CliniFuse names for the fairness of models. A subject has one value of each
 one before one that says that it is unknown; an age is that at the first event, by ten years.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import polars as pl
 
+from validation.measure.measures import Measures
 from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.tally import Tally
 from warehouse.layout import ReleaseLayout
-from warehouse.manifest import LabelsEntry
 from warehouse.schemas import LABELS
 
 # By attribute what its codes begin with.
@@ -24,15 +25,16 @@ LABELLED = pl.Schema(
 )
 # Values of an attribute that are told apart.
 MOST = 12
+# Between an attribute, which has none, and its value.
+_APART = "/"
+_ANSWERS = ["positive", "negative"]
 _BIRTH, _OLDEST, _DAYS_A_YEAR = "MEDS_BIRTH", 90, 365.2425
 
 
-def measure_strata(
-    tree: ReleaseLayout, buckets: int, splits: pl.DataFrame, tasks: Mapping[str, LabelsEntry]
+def strata_of_bucket(
+    tree: ReleaseLayout, bucket: int, splits: pl.DataFrame, tasks: Iterable[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Patients of each split (PATIENTS), and labels of each task (LABELLED), both in order of attribute and value.
-
-    One bucket's facts are in memory at a time.
+    """One bucket's patients of each split (PATIENTS), and its labels of each task (LABELLED).
 
     Args:
         splits: `subject_id`, `split`.
@@ -41,21 +43,38 @@ def measure_strata(
         TimeloomError: a file is damaged.
     """
     patients, labelled = [PATIENTS.to_frame()], [LABELLED.to_frame()]
-    for bucket in range(buckets):
-        for values in _values(tree, bucket):
-            placed = values.join(splits.select("subject_id", "split").drop_nulls(), on="subject_id")
-            patients.append(placed.group_by("attribute", "value", "split").agg(_number().alias("subjects")))
-            for task in tasks:
-                labels = gather([tree.labels(task, bucket)], LABELS, ["subject_id", "boolean_value"])
-                of_task = labels.join(values, on="subject_id").group_by("attribute", "value")
-                positive, negative = _number(pl.col("boolean_value")), _number(~pl.col("boolean_value"))
-                counted = of_task.agg(positive.alias("positive"), negative.alias("negative"))
-                labelled.append(counted.select(pl.lit(task).alias("task"), pl.all()))
-    whole = pl.concat([part.select(PATIENTS.names()) for part in patients])
-    rare = _rare(whole)
+    for values in _values(tree, bucket):
+        placed = values.join(splits.select("subject_id", "split").drop_nulls(), on="subject_id")
+        counted = placed.group_by("attribute", "value", "split").agg(_number().alias("subjects"))
+        patients.append(counted.select(PATIENTS.names()))
+        for task in tasks:
+            labels = gather([tree.labels(task, bucket)], LABELS, ["subject_id", "boolean_value"])
+            of_task = labels.join(values, on="subject_id").group_by("attribute", "value")
+            positive, negative = _number(pl.col("boolean_value")), _number(~pl.col("boolean_value"))
+            counted = of_task.agg(positive.alias("positive"), negative.alias("negative"))
+            labelled.append(counted.select(pl.lit(task).alias("task"), "attribute", "value", "positive", "negative"))
+    return pl.concat(patients), pl.concat(labelled)
+
+
+def tally_strata(tally: Tally, patients: pl.DataFrame, labelled: pl.DataFrame) -> None:
+    """Adds what `strata_of_bucket` gives."""
+    tally.add("strata", patients, of="attribute", within="value", split="split")
+    named = labelled.select("task", pl.concat_str("attribute", "value", separator=_APART).alias("stratum"), *_ANSWERS)
+    tally.add("task_strata", named, of="task", within="stratum")
+
+
+def measure_strata(measures: Measures) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Patients of each split (PATIENTS), and labels of each task (LABELLED), both in order of attribute and value."""
+    patients = measures.counted("strata", ["subjects"], of="attribute", within="value", split="split")
+    labelled = measures.counted("task_strata", _ANSWERS, of="task", within="stratum")
+    parts = pl.col("stratum").str.splitn(_APART, 2)
+    labelled = labelled.with_columns(
+        parts.struct.field("field_0").alias("attribute"), parts.struct.field("field_1").alias("value")
+    )
+    rare = _rare(patients)
     return (
-        _summed(whole, ["attribute", "value", "split"], rare),
-        _summed(pl.concat([part.select(LABELLED.names()) for part in labelled]), ["task", "attribute", "value"], rare),
+        _summed(patients.select(PATIENTS.names()), ["attribute", "value", "split"], rare),
+        _summed(labelled.select(LABELLED.names()), ["task", "attribute", "value"], rare),
     )
 
 

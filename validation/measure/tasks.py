@@ -22,6 +22,7 @@ from validation.measure.probes import Probed, probe_bucket
 from validation.measure.reading import existing, gather
 from validation.measure.shards.parts import Place, measure_part, parts_of, usable_items
 from validation.measure.splits import read_assignments
+from validation.measure.strata import strata_of_bucket, tally_strata
 from validation.measure.subjects import MODALITY_SETS, read_sets
 from validation.measure.tally import Tally
 from warehouse.layout import ReleaseLayout, bucket_name
@@ -59,6 +60,7 @@ class Params(TypedDict, total=False):
     bucket: int
     schemes: list[str]
     clocks: dict[str, str]
+    tasks: list[str]
     probed: dict[str, dict[str, Any]]
     profile: str
     plans: dict[str, dict[str, Any]]
@@ -98,6 +100,9 @@ def readings(tree: ReleaseLayout, facts: Facts) -> Iterator[Reading]:
             yield _of_events(tree, facts, bucket)
     for bucket in range(facts.buckets):
         yield from _of_probes(tree, facts, bucket)
+    for bucket in range(facts.buckets):
+        if tree.events(bucket).is_file():
+            yield _of_strata(tree, facts, bucket)
     for profile in facts.profiles:
         for bucket in range(facts.buckets):
             if tree.timeline(profile, bucket).is_file():
@@ -143,6 +148,16 @@ def _of_probes(tree: ReleaseLayout, facts: Facts, bucket: int) -> Iterator[Readi
         _relative(tree, existing(files)),
         vocabularies=tuple(profiles),
         codes=True,
+    )
+
+
+def _of_strata(tree: ReleaseLayout, facts: Facts, bucket: int) -> Reading:
+    labels = existing(tree.labels(name, bucket) for name in facts.labels)
+    return Reading(
+        f"strata-{bucket_name(bucket)}",
+        Params(kind="strata", bucket=bucket, schemes=[facts.scheme], tasks=list(facts.labels)),
+        _relative(tree, [tree.events(bucket), *labels]),
+        (facts.scheme,),
     )
 
 
@@ -197,6 +212,7 @@ def area_of(params: Params) -> tuple[str, ...]:
     return {
         RELEASE: ("counts",),
         "probes": ("counts",),
+        "strata": ("counts",),
         "events": ("counts", "subjects", "keys"),
         "timelines": ("timelines", "losses", "lengths", "gaps"),
         "shards": ("shards", "segments"),
@@ -213,7 +229,10 @@ def carry_out(params: Params, tree: ReleaseLayout, into: ReleaseLayout) -> dict[
     Raises:
         TimeloomError: a file is damaged.
     """
-    kinds = {RELEASE: _release, "events": _events, "probes": _probes, "timelines": _timelines, "shards": _shards}
+    kinds = {
+        RELEASE: _release, "events": _events, "probes": _probes, "strata": _strata, "timelines": _timelines,
+        "shards": _shards,
+    }  # fmt: skip
     found = kinds[params["kind"]]
     written = {}
     for (area, *folders), frame in found(params, tree).items():
@@ -267,6 +286,13 @@ def _probes(params: Params, tree: ReleaseLayout) -> Tables:
     profiles = {name: Probed(facts["order"], tuple(facts["unknown"])) for name, facts in params["probed"].items()}
     tally.add("probes", probe_bucket(tree, bucket, profiles, params["clocks"]), of="of")
     return {("counts", f"probes-{bucket_name(bucket)}"): tally.table()}
+
+
+def _strata(params: Params, tree: ReleaseLayout) -> Tables:
+    bucket, tally = params["bucket"], Tally()
+    splits = read_assignments(tree, *params["schemes"]).unique("subject_id")
+    tally_strata(tally, *strata_of_bucket(tree, bucket, splits, params["tasks"]))
+    return {("counts", f"strata-{bucket_name(bucket)}"): tally.table()}
 
 
 def _timelines(params: Params, tree: ReleaseLayout) -> Tables:

@@ -9,12 +9,23 @@ import polars as pl
 
 from tests.support.cohort import ETHNICITIES, SEXES, TASK, Fact, cohort, draw, split_of
 from tests.support.releases import BUCKETS
-from tests.validation.gate.labels import ENTRY
-from validation.measure.strata import LABELLED, PATIENTS, measure_strata
+from validation.measure.measures import Measures
+from validation.measure.strata import LABELLED, PATIENTS, measure_strata, strata_of_bucket, tally_strata
+from validation.measure.tally import Tally
 from validation.report.cells import Cells
 from validation.report.strata_tables import strata_table, task_strata_table
 from validation.report.table import Table
 from warehouse.layout import ReleaseLayout
+
+
+def measured(tree: ReleaseLayout, splits: pl.DataFrame, *tasks: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What every bucket adds up to."""
+    tally = Tally()
+    for bucket in range(BUCKETS):
+        tally_strata(tally, *strata_of_bucket(tree, bucket, splits, tasks))
+    measures = Measures(tree)
+    measures.__dict__["counts"] = tally.table()
+    return measure_strata(measures)
 
 
 def value_of(facts: list[Fact], attribute: tuple[str, ...]) -> str:
@@ -36,7 +47,7 @@ def test_each_patient_and_label_is_counted_once_by_each_attribute(tmp_path: Path
     facts, labels = draw(8, subjects=60)
     release = cohort(tmp_path / "root", facts, labels, subjects=60)
     splits = pl.DataFrame([(s, split_of(s)) for s in range(1, 61)], schema=["subject_id", "split"], orient="row")
-    found, of_tasks = measure_strata(ReleaseLayout(release.path), BUCKETS, splits, {TASK: ENTRY})
+    found, of_tasks = measured(ReleaseLayout(release.path), splits, TASK)
     patients: Counter[tuple[str, str, str]] = Counter()
     labelled: dict[tuple[str, str, str], list[int]] = {}
     for subject in {fact.subject for fact in facts}:
@@ -60,7 +71,7 @@ def test_rare_values_are_one(tmp_path: Path) -> None:
     facts = [Fact(s, f"INSURANCE/{max(1, s - 6)}", 0, 0) for s in range(1, 25)]
     release = cohort(tmp_path / "root", [*facts, Fact(1, "IMAGE/CT", 0, 0, "ct", "ct-1-1")], [])
     splits = pl.DataFrame([(s, "train") for s in range(1, 25)], schema=["subject_id", "split"], orient="row")
-    found = measure_strata(ReleaseLayout(release.path), BUCKETS, splits, {})[0].filter(attribute="insurance")
+    found = measured(ReleaseLayout(release.path), splits)[0].filter(attribute="insurance")
     counts = dict(found.select("value", "subjects").iter_rows())
     assert counts["1"] == 7 and counts["other"] == 6 and len(counts) == 13 and sum(counts.values()) == 24
 
@@ -70,7 +81,7 @@ def tables(sexes: dict[str, tuple[int, int]], *, is_open: bool) -> tuple[list[An
     patients = [("sex", name, split, number) for name, pair in sexes.items()
                 for split, number in zip(("train", "tuning"), pair, strict=True)]  # fmt: skip
     labelled = [(TASK, "sex", name, train, 0) for name, (train, _) in sexes.items()]
-    measured: Any = SimpleNamespace(
+    measurements: Any = SimpleNamespace(
         strata=pl.DataFrame(patients, schema=PATIENTS, orient="row"),
         task_strata=pl.DataFrame(labelled, schema=LABELLED, orient="row"),
     )
@@ -78,8 +89,8 @@ def tables(sexes: dict[str, tuple[int, int]], *, is_open: bool) -> tuple[list[An
     known = Table("attrition", "", [], [{"task": TASK, "rule": "positive", "patients": total},
                                         {"task": TASK, "rule": "negative", "patients": 0}])  # fmt: skip
     cells = Cells(open=is_open)
-    by_split = [[row[split] for split in ("train", "tuning")] for row in strata_table(measured, (), cells).rows]
-    return by_split, [row["positive"] for row in task_strata_table(measured, known, cells).rows]
+    by_split = [[row[split] for split in ("train", "tuning")] for row in strata_table(measurements, (), cells).rows]
+    return by_split, [row["positive"] for row in task_strata_table(measurements, known, cells).rows]
 
 
 def test_small_cells_are_hidden_with_what_would_tell_them() -> None:
