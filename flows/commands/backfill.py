@@ -21,7 +21,7 @@ from pipelines.engine.task import Engine, Task
 from pipelines.night import Night, Stage
 from validation.stages import NIGHT
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.files import sync_directory
+from warehouse.files import sync_directory, sync_tree
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, content_hash, read_manifest, write_manifest
 from warehouse.progress import Progress
@@ -245,6 +245,7 @@ class _PastRun(Run):
                 path.unlink()
         manifest = gate.judge_release(tree, manifest, self.config, self.summaries, self.layout, self.previous)
         write_manifest(tree.manifest, with_report(manifest, tree))
+        sync_tree(tree.path)
         tree.path.rename(self.layout.releases / past.release)
         sync_directory(self.layout.releases)
 
