@@ -196,6 +196,9 @@ class RunConfig(Settings):
 
     Attributes:
         modalities: what items there are: a block for each modality, with its files and its encoders.
+        buckets: files that subjects are spread over; `auto` leaves the number to the first run, which takes what suits
+            the export.
+        buckets_open: `buckets` is `auto`.
         profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
         splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
             SCHEMES.
@@ -215,6 +218,7 @@ class RunConfig(Settings):
     embedding: EmbeddingConfig = EmbeddingConfig()
     deid: DeidConfig = DeidConfig()
     buckets: int = Field(default=64, ge=1, le=9999)
+    buckets_open: bool = Field(default=False, exclude=True)
     pack_groups: int = Field(default=1, ge=1)
     splits: dict[FolderName, SplitConfig] = Field(default_factory=lambda: {"mehrt": SCHEMES["mehrt"]}, min_length=1)
     merges: LocatedPath | None = None
@@ -238,6 +242,12 @@ class RunConfig(Settings):
             if old in raw:
                 raise ValueError(f"the key {old} is gone: write {new}")
         filled = dict(raw)
+        if "buckets_open" in raw:
+            raise ValueError("the key buckets_open is not known: write buckets: auto")
+        if raw.get("buckets") == "auto":
+            # Open until the run knows its root and its export; at least as many as pack groups.
+            filled |= {"buckets": max(64, raw["pack_groups"] if isinstance(raw.get("pack_groups"), int) else 0)}
+            filled["buckets_open"] = True
         if "profiles" in raw:
             filled["profiles"] = with_rules(raw["profiles"], (info.context or {}).get("base", Path()))
         filled.setdefault("labels", {} if _evaluates(raw.get("splits")) else {"tasks": {}})

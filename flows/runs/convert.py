@@ -1,7 +1,6 @@
 """Raw tables to a MEDS dataset, without a release: what other MEDS tools need, and a quick look at a new source."""
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ from pathlib import Path
 from extractors.deid import Deidentifier
 from flows.runs.paths import check_paths, local_folder
 from flows.runs.record import quarantined
-from flows.runs.root import bind_root, forget_scratch, read_root
+from flows.runs.root import bind_root, forget_scratch, with_buckets
 from flows.runs.settings import RunSettings, make_engine
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
 from pipelines.engine.context import Inherited, RunContext, StageReport
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Engine
-from pipelines.night import Night, carry_out, exports_of, raw_files
+from pipelines.night import Night, carry_out
 from pipelines.stages import STAGES
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy, sha256_file, sync_tree
@@ -26,9 +25,6 @@ from warehouse.progress import Progress
 from warehouse.publish import exclusive
 
 CONVERSION = tuple(stage for stage in STAGES if stage.in_conversion)
-# Raw bytes, as exports are compressed, that make a bucket of a few hundred thousand events.
-BUCKET_BYTES = 6 << 20
-MOST_BUCKETS = 1024
 # What a converted dataset holds; a folder with anything else, such as a release or somebody's labels, is not replaced.
 _OURS = {"data", "metadata", "ledger.parquet", "quarantine.parquet", "lags.parquet"}
 
@@ -72,7 +68,7 @@ def convert(
     base = settings.config.parent.resolve()
     Deidentifier(config.deid, b"")
     with exclusive(layout):
-        config = _with_buckets(config, base, layout)
+        config = with_buckets(config, base, layout, unnamed=True)
         forget_scratch(layout)
         new = not layout.settings.exists()
         bind_root(layout, config, None, new=new)
@@ -149,18 +145,6 @@ class _Conversion(RunContext):
         if not kept.is_file():
             return None
         return Inherited(kept, FileEntry(sha256=sha256_file(kept), bytes=kept.stat().st_size))
-
-
-def _with_buckets(config: RunConfig, base: Path, layout: Layout) -> RunConfig:
-    """The configuration with a number of buckets that suits the export, where it names none."""
-    if "buckets" in config.model_fields_set:
-        return config
-    if layout.settings.exists():
-        buckets = read_root(layout)["buckets"]
-    else:
-        size = sum(path.stat().st_size for path in raw_files(exports_of(config, base)))
-        buckets = min(MOST_BUCKETS, max(2, 2 * math.ceil(size / BUCKET_BYTES / 2)))
-    return config.model_copy(update={"buckets": buckets})
 
 
 def _refuse_strangers(out: Path) -> None:

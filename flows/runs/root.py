@@ -1,15 +1,25 @@
 """What a root is made with and keeps."""
 
+import math
 import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from extractors.deid import SYNTHETIC_KEY, Deidentifier, load_key
 from extractors.events.joins import SCRATCH
 from pipelines.config import RunConfig
+from pipelines.night import exports_of, raw_files
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
+# Compressed raw bytes that make a bucket of a few hundred thousand events: enough that a task's own few milliseconds do
+# not count, few enough that it fits into a gigabyte.
+BUCKET_BYTES = 6 << 20
+MOST_BUCKETS = 1024
+# Files of plain text, and to what part of itself gzip brings the text of a hospital.
+TEXTS, TEXT_PACKED = (".csv", ".tsv", ".txt"), 8
 # A change would move subjects, give them other ids, or mix a trial with the whole.
 FIXED = {
     "name": "`name` in the configuration",
@@ -26,6 +36,35 @@ def forget_scratch(layout: Layout) -> None:
     """Removes what a killed run left beside the root of rows that asked a large lookup: they are raw."""
     for folder in layout.private.glob(f"{SCRATCH}*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def with_buckets(config: RunConfig, base: Path, layout: Layout, *, unnamed: bool = False) -> RunConfig:
+    """The configuration with a number of buckets, where it leaves that open: what a root was made with, or what suits
+    the export.
+
+    Args:
+        unnamed: it leaves that open also where it says nothing.
+
+    Raises:
+        TimeloomError: root.json is missing or damaged.
+    """
+    if not (config.buckets_open or (unnamed and "buckets" not in config.model_fields_set)):
+        return config
+    if layout.settings.exists():
+        buckets = read_root(layout)["buckets"]
+    else:
+        buckets = suitable_buckets(map(_packed_bytes, raw_files(exports_of(config, base))))
+    return config.model_copy(update={"buckets": max(buckets, config.pack_groups)})
+
+
+def suitable_buckets(packed_bytes: Iterable[float]) -> int:
+    """How many buckets suit files of so many bytes, as they are when they are compressed: an even number, so that two
+    cores end together."""
+    return min(MOST_BUCKETS, max(2, 2 * math.ceil(sum(packed_bytes) / BUCKET_BYTES / 2)))
+
+
+def _packed_bytes(path: Path) -> float:
+    return path.stat().st_size / (TEXT_PACKED if path.suffix.lower() in TEXTS else 1)
 
 
 def root_settings(config: RunConfig, limit: int | None, key: bytes) -> dict[str, Any]:
