@@ -279,7 +279,10 @@ from warehouse import Release
 if __name__ == "__main__":
     method, told, persistent = sys.argv[2], sys.argv[3] == "set_epoch", sys.argv[3] == "persistent"
     train = Release.open(sys.argv[1]).shards("mehrt", split="train", vectors=False)
-    keys = {"batch_size": None, "num_workers": 2, "multiprocessing_context": method, "persistent_workers": persistent}
+    # A spawned worker imports torch anew in each epoch: one of them shows what two forked ones do beside one another.
+    workers = 2 if method == "fork" else 1
+    keys = {"batch_size": None, "num_workers": workers, "multiprocessing_context": method}
+    keys["persistent_workers"] = persistent
     loader = DataLoader(train.batches(8), **keys)
     orders = []
     for epoch in range(3):
