@@ -51,10 +51,10 @@ def test_each_patient_and_label_is_counted_once_by_each_attribute(tmp_path: Path
     patients: Counter[tuple[str, str, str]] = Counter()
     labelled: dict[tuple[str, str, str], list[int]] = {}
     for subject in {fact.subject for fact in facts}:
-        own = [fact for fact in facts if fact.subject == subject]
-        values = {"sex": value_of(own, SEXES), "ethnicity": value_of(own, ETHNICITIES), "age": age_of(own)}
+        known = [fact for fact in facts if fact.subject == subject]
+        values = {"sex": value_of(known, SEXES), "ethnicity": value_of(known, ETHNICITIES), "age": age_of(known)}
         values |= {"race": "unknown", "insurance": "private"}
-        if not any(fact.code == "INSURANCE/PRIVATE" for fact in own):
+        if not any(fact.code == "INSURANCE/PRIVATE" for fact in known):
             values["insurance"] = "unknown"
         for attribute, value in values.items():
             patients[attribute, value, split_of(subject)] += 1
