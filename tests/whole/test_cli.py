@@ -81,7 +81,7 @@ InThisProcess = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
     """Runs the command in this process."""
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -272,11 +272,11 @@ BAD_INPUT: list[tuple[Callable[[Site], None], list[str]]] = [
 
 @pytest.mark.parametrize(("spoil", "said"), BAD_INPUT, ids=[spoil.__name__ for spoil, _ in BAD_INPUT])
 def test_bad_input_is_one_line_and_touches_nothing(
-    spoil: Callable[[Site], None], said: list[str], site: Site, here: InThisProcess
+    spoil: Callable[[Site], None], said: list[str], site: Site, in_process: InThisProcess
 ) -> None:
     before = site.state()
     spoil(site)
-    done = here(*site.command)
+    done = in_process(*site.command)
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.splitlines()
@@ -289,23 +289,23 @@ def test_bad_input_is_one_line_and_touches_nothing(
     assert site.state() == before
 
 
-def test_a_good_run_after_bad_ones_publishes(site: Site, tmp_path: Path, here: InThisProcess) -> None:
+def test_a_good_run_after_bad_ones_publishes(site: Site, tmp_path: Path, in_process: InThisProcess) -> None:
     alone = Site(site.folder, tmp_path / "root of its own")
     spoil = (alone.tables / "labs.csv").read_text()
     (alone.tables / "labs.csv").write_text("")
-    assert here(*alone.command).returncode == 1
+    assert in_process(*alone.command).returncode == 1
     assert not (alone.root / "current").is_symlink()
     (alone.tables / "labs.csv").write_text(spoil)
-    assert here(*alone.command).returncode == 2
+    assert in_process(*alone.command).returncode == 2
     assert alone.state()[2] == site.state()[2], "what the failed run left behind changes nothing"
 
 
-def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path, here: InThisProcess) -> None:
+def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path, in_process: InThisProcess) -> None:
     alone = Site(site.folder, tmp_path / "root of its own")
     (alone.folder / "ct" / "series").mkdir(parents=True)
     (alone.folder / "ct" / "series" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 500)
     alone.configure(modalities={"ct": CT})
-    done = here(*alone.command)
+    done = in_process(*alone.command)
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""
     status = json.loads(timeloom("status", "--root", alone.root, "--json").stdout)
@@ -315,7 +315,7 @@ def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path, here: InTh
 
 @pytest.mark.parametrize("where", ["fingerprints.json", "/data/", "/tasks/", "manifest.json", "publishing.json"])
 def test_a_full_disk_is_one_line_and_touches_nothing(
-    where: str, site: Site, here: InThisProcess, monkeypatch: pytest.MonkeyPatch
+    where: str, site: Site, in_process: InThisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
         if where in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
@@ -326,7 +326,7 @@ def test_a_full_disk_is_one_line_and_touches_nothing(
         file.write("L999999999999,P000001,E0000010001,6690-2,2016-02-29 08:51:00,2016-02-29 12:31:00,9.9,10*3/uL\n")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        done = here(*site.command)
+        done = in_process(*site.command)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("timeloom: the disk is full; free space and run again; it resumes")
