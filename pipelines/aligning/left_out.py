@@ -85,6 +85,8 @@ class LeftOut:
         self._add(name, None, subject, events=1)
 
     def _add(self, reason: str, source: str | None, subject: I64, **counted: I64 | int) -> None:
+        if not len(subject):
+            return
         numbers = [pl.lit(counted.get(name, 0)).cast(pl.Int64).alias(name) for name in _COUNTED]
         said = [pl.lit(reason, pl.String).alias("reason"), pl.lit(source, pl.String).alias("source")]
         self._parts.append(pl.DataFrame({"subject_id": subject}).select("subject_id", *said, *numbers))
