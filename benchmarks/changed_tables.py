@@ -38,7 +38,7 @@ from extractors.tables.csv_loops import compiled
 from pipelines.engine.execute import execute
 from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Task
-from pipelines.engine.workers import ENVIRONMENT
+from pipelines.engine.workers import ENVIRONMENT, leave_out_pandas
 from warehouse.files import sha256_file
 
 TABLE = "hosp/labevents"
@@ -138,6 +138,7 @@ def extract(work: str, export: str, path: str, name: str) -> dict[str, Any]:
     }
     importlib.import_module("pipelines.meds")
     compiled()
+    leave_out_pandas()
     before = resource.getrusage(resource.RUSAGE_SELF)
     start, hashed_cpu = time.monotonic(), time.process_time()
     sha256_file(Path(path))

@@ -386,13 +386,16 @@ class _Continuation:
             self._gone_subjects.update(events["subject_id"].unique().to_list())
             held.clear()
 
+        rows = 0
         for bucket, index in former.index.items():
             of, dead = BucketSums.of_index(index, numbers), of_gone[int(bucket)]
             for _, batch in former.batches(bucket, self._gone, gone=True):
                 dead.add_batch(batch)
                 held.append(batch)
-                if sum(gone.num_rows for gone in held) >= _COUNTED_ROWS:
+                rows += batch.num_rows
+                if rows >= _COUNTED_ROWS:
                     count()
+                    rows = 0
             of.rows, of.hashes = of.rows - dead.rows, of.hashes - dead.hashes
             sums[int(bucket)] = of
         count()

@@ -20,6 +20,7 @@ _NAMES = (
     (r"items-\w+-[0-9a-f]{24}", "items-MODALITY-HASH"),
     (r"\b(ct|wsi|note)-[0-9a-f]{24}", "MODALITY-HASH"),
     (r"[0-9a-f]{24}", "HASH"),
+    (r"segments/[0-9a-f]{12}-HASH", "segments/FILE-HASH"),
     (r"digests/\d{4}-[0-9a-f]{12}-", "digests/N-HASH-"),
     (r"\b\d{4}\b", "N"),
 )
