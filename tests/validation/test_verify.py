@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import patients, releases
 from validation.measure.measured_release import published_release
+from validation.measure.tasks import carry_out, readings
 from validation.verify import Finding, verify_release
 from warehouse.embeddings.store import EmbeddingWriter, close_stores
 from warehouse.errors import TimeloomError
@@ -18,7 +19,7 @@ from warehouse.hashing import bucket_of
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, content_hash, read_manifest, write_manifest
 from warehouse.parquet import write_table
-from warehouse.schemas import LEDGER
+from warehouse.schemas import LEDGER, MEASURES
 from warehouse.shards.file import read_shard
 
 # In `make test` alone: each test looks at a whole release.
@@ -67,10 +68,9 @@ def test_a_whole_release_has_no_finding(root: Path) -> None:
     assert all(finding.ok for finding in findings), findings
     assert [finding.check for finding in findings] == [
         "manifest", "files", "unlisted files", "content hash", "measures", "contents", "MEDS schemas", "buckets",
-        "annotations",
-        "lags", "ledger", "quarantine", "splits", "shards", "labels", "histories and features", "graphs", "triplets",
-        "vectors", "root",
-        "older releases", "lineage", "segments", "stores", "private folder", "key",
+        "annotations", "lags", "ledger", "quarantine", "splits", "shards", "labels", "histories and features",
+        "graphs", "triplets", "vectors", "root", "older releases", "lineage", "segments", "stores", "private folder",
+        "key",
     ]  # fmt: skip
     assert ("vectors", 3, 3) in seen or ("vectors", 2, 2) in seen
 
@@ -137,6 +137,25 @@ def test_a_manifest_that_counts_otherwise_than_the_release_holds_is_found(root: 
     write_manifest(tree.manifest, manifest.model_copy(update={"contents": counted}))
     assert {check: finding.detail for check, finding in failed(root).items()} == {
         "contents": "other counts than in the manifest in table labs"
+    }
+
+
+def test_measures_that_are_not_what_is_measured_are_found(root: Path) -> None:
+    tree = release(root)
+    manifest = read_manifest(tree.manifest)
+    for reading in readings(tree, published_release(tree, manifest, None).facts):
+        carry_out(reading.params, tree, tree)
+    signed_again(root)
+    assert failed(root) == {}
+    path = tree.measures("counts", "0001")
+    counts = pl.read_parquet(path)
+    write_table(
+        path, counts.with_columns(pl.col("count") + (pl.int_range(pl.len()) == 3)), MEASURES["counts"], "counts"
+    )
+    tree.measures("subjects", "0002").unlink()
+    signed_again(root)
+    assert {check: finding.detail for check, finding in failed(root).items()} == {
+        "measures": "not what is measured now: measures/counts/0001.parquet, measures/subjects/0002.parquet"
     }
 
 
