@@ -37,6 +37,7 @@ from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.task import Engine
 from pipelines.night import Night, Stage, carry_out
 from validation import stages as list_of_stages
+from validation.measure.stage import STAGE as MEASURE
 from warehouse.errors import TimeloomError
 from warehouse.files import link_or_copy
 from warehouse.layout import Layout, ReleaseLayout
@@ -331,15 +332,20 @@ class Run:
         if self._state.unchanged:
             return
         _remove_strangers(self._tree.path, set(self._state.manifest.files))
-        self._state.manifest = gate.judge_release(
-            self._tree,
-            self._state.manifest,
-            self.config,
-            self.summaries,
-            self.layout,
-            parent,
-            self.accept_loss,
-        )
+        try:
+            self._state.manifest = gate.judge_release(
+                self._tree,
+                self._state.manifest,
+                self.config,
+                self.summaries,
+                self.layout,
+                parent,
+                self.accept_loss,
+            )
+        except TimeloomError:
+            # A file that was spoilt before it was measured is made again by the next run, and then measured again.
+            shutil.rmtree(self.staging / "tasks" / MEASURE.name, ignore_errors=True)
+            raise
         for loss in self._state.manifest.accepted_losses:
             self.log.line(f"loss agreed to: {loss.kind} {loss.name}, {loss.measure} {loss.before} to {loss.now}")
 

@@ -26,6 +26,7 @@ from extractors.simulate import simulate
 from flows.prefect_server import start_server
 from flows.runs.run import Run, open_run
 from flows.runs.settings import RunSettings
+from pipelines.night import Stage
 from tests.support.nights.command_site import BUCKETS, TIMELOOM, Site
 from validation.stages import NIGHT
 from warehouse.errors import TimeloomError
@@ -180,6 +181,15 @@ def test_a_night_rewrites_only_what_changed(published: Site, tmp_path: Path) -> 
     assert _rewritten(first, second, "data") == touched
     assert _rewritten(first, second, "items") == set()
     assert _rewritten(first, second, "timelines/mehrt") == touched
+    assert _rewritten(first, second, "measures/timelines/mehrt") == touched
+    assert (
+        touched
+        <= _rewritten(first, second, "measures/counts")
+        <= {*touched, f"probes-{min(touched)}", "release.parquet"}
+    )
+    measured = next(step for step in outcome.steps if step["step"] == "measure")
+    # The bucket's events, labels and timelines, the shards of three splits, and the whole: no other bucket.
+    assert 3 <= measured["ran"] <= 7 < measured["linked"]
     assert _splits(second) == _splits(first)
     assert _ids(second) == _ids(first)
     assert len(read_frame(second.events(_bucket(patient)))) == len(read_frame(first.events(_bucket(patient)))) + 2
@@ -205,19 +215,21 @@ def test_what_the_gate_refuses_is_not_published(
     site = published.copy(tmp_path, hospital=True)
     site.append("labs", lab(1, "P000001"))
     before = site.releases(), site.manifest
-    real = Run._validate
+    real = Run._work
 
-    def spoil(run: Run) -> None:
+    def spoil(run: Run, stage: Stage) -> None:
         """Puts one bucket's events into the wrong order after packing, which only the gate can find."""
+        if stage.name != "measure":
+            return real(run, stage)
         path = run._tree.events(_bucket("P000001"))
         table = read_frame(path).reverse().to_arrow()
         schema = pq.read_schema(path)
         path.unlink()
         pq.write_table(table.cast(schema), path)
-        real(run)
+        return real(run, stage)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(Run, "_validate", spoil)
+        patch.setattr(Run, "_work", spoil)
         patch.setattr(sys, "argv", site.command("--direct", workers=1))
         cli.main()
     assert ended.value.code == 1
