@@ -9,6 +9,8 @@ _NAMES = (
     (r"releases/[^/]+/", "releases/ID/"),
     (r"quality/data_docs/.*", "quality/data_docs/FILE"),
     (r"quality/[^/.]+\.(parquet|png)$", r"quality/NAME.\1"),
+    (r"measures/(lengths|gaps|losses)/\w+/", r"measures/\1/PROFILE/"),
+    (r"measures/segments/\w+\.\w+/\w+/", "measures/segments/PROFILE.PLAN/SPLIT/"),
     (r"(shards)/\w+\.\w+/\w+/", r"\1/PROFILE.PLAN/SPLIT/"),
     (r"(shards)/\w+/\w+/", r"\1/PROFILE/SPLIT/"),
     (r"(vocabularies|timelines)/\w+/", r"\1/PROFILE/"),
