@@ -26,7 +26,7 @@ LEAST_BYTES, USUAL_BYTES, MOST_BYTES = 32 << 10, 64 << 10, 256 << 10
 # Blocks of larger files are larger: what is kept of each is held in memory.
 MOST_BLOCKS = 1 << 16
 _READ_BYTES = 4 << 20
-_FIRST_SCAN, _LONGEST_SCAN = 512 << 10, 16 << 20
+_FIRST_SCAN, _LONGEST_SCAN = 128 << 10, 16 << 20
 # So many bytes in which no block is known, or this share of the file if that is more, and nothing is looked for in the
 # rest: cutting costs a tenth of reading.
 _STRANGE_BYTES, _STRANGE_SHARE = 16 << 20, 1 / 32
