@@ -129,6 +129,7 @@ STAGE = Stage(
     after=("meds",),
     in_conversion=True,
     plan=plan,
+    lasting=("lags.parquet",),
     settings_are=("percentile", "least rows"),
     inputs_are=("rows of tables", "lags before"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from extractors.deid import Deidentifier, load_key
@@ -100,11 +100,18 @@ def records_of(night: Night, stages: Sequence[Stage]) -> set[str]:
     return {Path(name).stem for report in reports if report for name in report.hashes()}
 
 
-def share_with(before: Standing, tree: ReleaseLayout, manifest: Manifest) -> None:
-    """Makes files that the release before has too, byte by byte, links to its own: they take no disk twice."""
+def share_with(before: Standing, tree: ReleaseLayout, manifest: Manifest, stages: Sequence[Stage]) -> None:
+    """Makes files that the release before has too, byte by byte, links to its own: they take no disk twice.
+
+    What lasts, such as ledgers of splits and vocabularies, stays a file of its own where it was written anew: it cannot
+    be made again, and where one release's is damaged, a repair takes the other's.
+    """
+    lasting = [pattern for stage in stages for pattern in stage.lasting]
     for name, entry in manifest.files.items():
         theirs = before.manifest.files.get(name)
         if theirs is None or theirs.sha256 != entry.sha256:
+            continue
+        if any(PurePosixPath(name).match(pattern) for pattern in lasting):
             continue
         source, made = before.path / name, tree.path / name
         if theirs.is_of(source) and not source.samefile(made):

@@ -360,7 +360,8 @@ class Run:
         else:
             manifest = with_report(manifest, self._tree)
             if self.previous is not None and self.context.previous_path is not None:
-                share_with(Standing(self.previous, self.context.previous_path), self._tree, manifest)
+                standing = Standing(self.previous, self.context.previous_path)
+                share_with(standing, self._tree, manifest, self.stages)
             # First, so that no kill leaves a release without its lineage: a run that is taken over writes it again.
             record_lineage(self.layout, manifest, self.config.name, self.summaries)
             publish(self.layout, self._tree.path, manifest)

@@ -37,7 +37,7 @@ def busy_stage(name: str, number: int, *, child: bool = False, prepares: str | N
         keys = map(str, range(number))
         return [make_task(stage, key, night.context.staging, settings="", inputs="", params=params) for key in keys]
 
-    stage = Stage(name, 1, BUSY, step="busy", plan=plan, prepares=prepares)
+    stage = Stage(name, 1, BUSY, plan=plan, prepares=prepares)
     return stage
 
 
