@@ -220,7 +220,7 @@ def published(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     site.config["deid"] = {"mode": "expert"}
     site.config["profiles"] |= {"ethos": {"rules": "ethos", "values": "pair"}}
     site.config |= {"graphs": {}, "duplicates": {"images": ["ct", "wsi"]}, "triplets": {}}
-    (folder / "run.yaml").write_text(yaml.safe_dump(site.config))
+    (folder / "run.yaml").write_text(yaml.safe_dump(site.config, sort_keys=False))
     site.night()
     labs = folder / "hospital" / "tables" / "labs.csv"
     lines = labs.read_text().splitlines()
@@ -424,7 +424,7 @@ def test_what_only_grows_goes_on_from_the_release_before_where_the_export_has_ch
     another = rows[0].replace(rows[0].split(",")[0], "P999999", 1)
     patients.write_text("\n".join([header, *rows, another]) + "\n")
     config["sources"][0]["path"] = str(tables)
-    (copied.root.parent / "run.yaml").write_text(yaml.safe_dump(config))
+    (copied.root.parent / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     flip(ReleaseLayout(second).split_ledger("mehrt"))
     done = mend(copied)
     assert done.left == []
