@@ -4,7 +4,7 @@ import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.probes import measure_probes
+from validation.measure.probes.bucket import measure_probes
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:

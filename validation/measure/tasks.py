@@ -18,7 +18,7 @@ from validation.measure.files.labels import LabelAudit
 from validation.measure.files.timelines import IntervalMeasures, TimelineMeasures, read_tokens
 from validation.measure.files.triplets import TripletAudit
 from validation.measure.meds_schemas import breaks
-from validation.measure.probes import Probed, probe_bucket
+from validation.measure.probes.bucket import Probed, probe_bucket
 from validation.measure.reading import existing, gather
 from validation.measure.shards.parts import Place, measure_part, parts_of, usable_items
 from validation.measure.splits import read_assignments

@@ -185,7 +185,7 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class Counted:
-    """Counts (m,) of units by label, by label and then by unit; what is 0 is not there."""
+    """Counts (m,) of units by label, each label and unit once, in no order; what is 0 is not there."""
 
     row: I64
     unit: I64
@@ -203,15 +203,25 @@ class BucketCounts:
         unit = self._units.unit[events.code]
         wanted = np.flatnonzero((unit >= 0) & ~events.image)
         row = self._labels.first_knowing(events.subject[wanted], events.known[wanted])
-        self._parts.append(_summed(row[row >= 0], unit[wanted][row >= 0], None, len(self._units.names)))
+        self._parts.append(_counted(row[row >= 0], unit[wanted][row >= 0], len(self._units.names)))
 
     def counted(self) -> Counted:
         """What every label knows: what it is the first to know, and what those before it of its subject knew."""
-        units = len(self._units.names)
         row, unit, count = (np.concatenate([getattr(part, name) for part in self._parts]) for name in _NAMES)
-        once = _summed(row, unit, count, units)
-        places, rows = self._labels.later(once.row)
-        return _summed(rows, once.unit[places], once.count[places], units)
+        subject = self._labels.subject[row]
+        order = np.lexsort((row, subject * max(len(self._units.names), 1) + unit))
+        row, unit, count, subject = row[order], unit[order], count[order], subject[order]
+        new = np.append(True, (unit[1:] != unit[:-1]) | (subject[1:] != subject[:-1]))[: len(row)]
+        running = np.cumsum(count)
+        # Of a unit's first label of a subject, what was counted of others.
+        others = (running - count)[new]
+        so_far = running - np.repeat(others, np.diff(np.append(np.flatnonzero(new), len(row))))
+        # It is as many until the subject's next label that is the first to know more, or to the subject's last.
+        upto = np.where(np.append(new, True)[1:], self._labels.edges[subject + 1], np.append(row, 0)[1:])
+        times = upto - row
+        each = np.repeat(np.arange(len(row)), times)
+        rows = row[each] + np.arange(len(each)) - (np.cumsum(times) - times)[each]
+        return Counted(rows, unit[each], so_far[each])
 
 
 _NAMES = ("row", "unit", "count")
@@ -221,10 +231,9 @@ def _nothing() -> Counted:
     return Counted(*(np.empty(0, np.int64) for _ in _NAMES))
 
 
-def _summed(row: I64, unit: I64, count: I64 | None, units: int) -> Counted:
-    """Counts with each row and unit once; without counts, each counts 1."""
-    keys, inverse = np.unique(row * max(units, 1) + unit, return_inverse=True)
-    total = np.bincount(inverse, weights=count, minlength=len(keys)).astype(np.int64)
+def _counted(row: I64, unit: I64, units: int) -> Counted:
+    """How often each row and unit stand there."""
+    keys, total = np.unique(row * max(units, 1) + unit, return_counts=True)
     return Counted(keys // max(units, 1), keys % max(units, 1), total)
 
 

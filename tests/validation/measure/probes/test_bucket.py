@@ -1,5 +1,6 @@
 """The audit of histories and features: a right release has no row with a fault, and each planted leak is counted."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support.cohort import (
     CODES,
     ETHNICITIES,
     PROFILE,
+    SEXES,
     TASK,
     Fact,
     Label,
@@ -19,14 +21,18 @@ from tests.support.cohort import (
     draw,
     moment,
     timeline_frame,
+    us,
 )
 from tests.support.releases import BUCKETS
 from tests.validation.gate.labels import ENTRY
 from validation.measure.anew import measure_anew
 from validation.measure.measures import Measures
-from validation.measure.probes import measure_probes
+from validation.measure.probes import features
+from validation.measure.probes.bucket import measure_probes
+from validation.measure.probes.known import Known, in_order
 from validation.measure.tasks import Facts
 from warehouse import Release
+from warehouse.arrays import NO_TIME
 from warehouse.embeddings.store import close_stores
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout
@@ -64,8 +70,12 @@ def between(labels: Sequence[Label], fact: Fact, early: int) -> int:
 
 def told_early(release: Release, facts: Sequence[Fact], fact: Fact, early: int) -> None:
     """Writes timelines in which a fact stands at an earlier moment; `data/` says nothing of it."""
+    tell(release, [replace(each, known=early) if each is fact else each for each in facts])
+
+
+def tell(release: Release, moved: Sequence[Fact]) -> None:
+    """Writes timelines of facts that are not those of `data/`."""
     tree = ReleaseLayout(release.path)
-    moved = [replace(each, known=early) if each is fact else each for each in facts]
     whole = timeline_frame(moved, (), end=True)
     home = bucket_of(whole["subject_id"].to_numpy(), BUCKETS)
     for bucket in range(BUCKETS):
@@ -118,6 +128,88 @@ def test_a_token_that_stands_too_early_is_found(tmp_path: Path, image: bool) -> 
     assert planted
 
 
+def leaks(facts: Sequence[Fact], moved: Sequence[Fact], label: Label) -> bool:
+    """Whether a history of `moved` tells what nobody knew: more events of a code, or another image, by plain loops."""
+    real = [fact for fact in facts if fact.subject == label.subject and (fact.known or 0) <= label.time]
+    for fact in moved:
+        if fact.subject != label.subject or fact.known is None or fact.known > label.time:
+            continue
+        if fact.modality:
+            if all(fact.key != known.key for known in real):
+                return True
+        elif fact.code in CODES:
+            told = [each for each in moved if each.subject == label.subject and each.code == fact.code]
+            told = [each for each in told if each.known is not None and each.known <= label.time]
+            if len(told) > sum(known.code.startswith(fact.code) for known in real):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(10, 14))
+def test_faults_are_counted_as_plain_loops_count_them(tmp_path: Path, seed: int) -> None:
+    """Many facts at once are told too early, too late, or as another code."""
+    facts, labels = draw(seed)
+    release = cohort(tmp_path / "root", facts, labels)
+    rng = random.Random(seed)
+    moved = [
+        replace(fact, known=fact.known - rng.choice((0, 0, 0, 3, -2)), code=rng.choice((fact.code, *CODES)))
+        if fact.known is not None and fact.code in CODES and rng.random() < 0.2
+        else replace(fact, known=fact.known - rng.choice((0, 4)))
+        if fact.known is not None and fact.modality
+        else fact
+        for fact in facts
+    ]
+    tell(release, moved)
+    expected = {(label.subject, label.time) for label in labels if leaks(facts, moved, label)}
+    assert 0 < len(expected) < moments(labels)
+    assert audited(release)[HISTORIES] == (moments(labels), len(expected))
+
+
+def test_features_of_labels_in_several_parts_are_judged_as_those_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, labels = draw(6)
+    release = cohort(tmp_path / "root", facts, labels)
+    right = LabelRows.first_knowing
+    monkeypatch.setattr(LabelRows, "first_knowing", lambda rows, ids, known: right(rows, ids, known - 60_000_000))
+    whole = audited(release)
+    monkeypatch.setattr(features, "_HELD", 3)
+    assert audited(release) == whole
+
+
+def test_since_when_a_code_is_known_is_what_plain_loops_find(tmp_path: Path) -> None:
+    facts, labels = draw(4)
+    release = cohort(tmp_path / "root", facts, labels)
+    tree = ReleaseLayout(release.path)
+    codes = pl.read_parquet(tree.codes)["code"].unique().sort()
+    subjects = np.unique([label.subject for label in labels])
+    for bucket in range(BUCKETS):
+        home = np.sort(subjects[bucket_of(subjects, BUCKETS) == bucket])
+        known = Known.read(tree, bucket, home, "available_time", codes.to_arrow())
+        wanted = np.flatnonzero(codes.is_in([*SEXES, *ETHNICITIES]).to_numpy())
+        first = known.first(wanted)
+        for place, subject in enumerate(home):
+            for column, code in enumerate(codes.gather(wanted)):
+                told = [fact.known for fact in facts if (fact.subject, fact.code) == (subject, code)]
+                least = min((NO_TIME if at is None else us(at) for at in told), default=None)
+                found = int(first[place, column])
+                assert (None if found == known.never else int(known.instants[found])) == least
+            told = [fact.known for fact in facts if fact.subject == subject and fact.time is not None]
+            since = int(known.first_timed[place])
+            assert (None if since == known.never else int(known.instants[since])) == min(
+                (us(at) for at in told if at is not None), default=None
+            )
+
+
+@pytest.mark.parametrize("above", [0, 1 << 60])
+def test_numbers_are_put_in_order_and_equal_ones_stay_in_theirs(above: int) -> None:
+    """Numbers that are too large to be packed with their places are sorted otherwise."""
+    keys = np.random.default_rng(0).integers(0, 50, 500) + above
+    order = sorted(range(500), key=lambda place: keys[place])
+    found, places = in_order(keys)
+    assert places.tolist() == order and found.tolist() == keys[order].tolist()
+
+
 def test_an_item_that_is_available_later_than_its_file_says_is_found(tmp_path: Path) -> None:
     facts, labels = draw(5)
     release = cohort(tmp_path / "root", facts, labels)
@@ -141,7 +233,7 @@ def test_a_reader_that_counts_what_comes_a_minute_later_is_found(
     release = cohort(tmp_path / "root", facts, labels)
     right = LabelRows.first_knowing
     monkeypatch.setattr(LabelRows, "first_knowing", lambda rows, ids, known: right(rows, ids, known - 60_000_000))
-    leaks = {
+    leaked = {
         (label.subject, label.time)
         for label in labels
         for fact in facts
@@ -149,7 +241,7 @@ def test_a_reader_that_counts_what_comes_a_minute_later_is_found(
     }
     found = audited(release)
     assert found[HISTORIES] == (moments(labels), 0)
-    assert found[FEATURES] == (moments(labels), len(leaks)) and leaks
+    assert found[FEATURES] == (moments(labels), len(leaked)) and leaked
 
 
 def test_a_front_that_tells_what_was_not_known_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
