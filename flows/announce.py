@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from validation.report.cells import Cells
 from warehouse.layout import Layout
 from warehouse.publish import current_release
 from warehouse.sealed import read_sealed, write_sealed
@@ -39,7 +40,9 @@ def announce(layout: Layout, command: Sequence[str], say: Callable[[str], None])
         return False
     environment = os.environ | {RELEASE_VARIABLE: str(release.path), ROOT_VARIABLE: str(layout.root)}
     try:
-        ended = subprocess.run(list(command), env=environment, check=False, stdout=subprocess.DEVNULL)
+        ended = subprocess.run(
+            list(command), env=environment, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
     except OSError as error:
         say(f"on_publish cannot be started ({type(error).__name__}); the next run tries again")
         return False
@@ -57,19 +60,20 @@ def _announced(layout: Layout) -> str | None:
         return None
 
 
-def emit_events(outcome: "RunOutcome", root: Path, name: str) -> None:
+def emit_events(outcome: "RunOutcome", root: Path, name: str, cells: Cells) -> None:
     """Sends what happened to the Prefect server, for its automations: what was published, or that nothing was, and
     whether anything is quarantined (exit code 2).
 
     Args:
         name: of the root's deployments.
+        cells: how totals are shown.
     """
     from prefect.events import emit_event
 
     resource = {"prefect.resource.id": f"timeloom.root.{name}", "prefect.resource.name": root.name}
     payload = {
         "release": outcome.release,
-        "quarantined": outcome.quarantined,
+        "quarantined": cells.about(outcome.quarantined),
         "exit_code": outcome.exit_code,
         "root": str(root),
     }

@@ -6,7 +6,7 @@ server that does not take one must not end, or repeat, what is done.
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from prefect.artifacts import (
 
 from flows.commands.status import report_tables
 from flows.reports import address_of
-from validation.report.cells import is_small
+from validation.report.cells import SMALL_LABEL, Cell, Cells, Hidden, is_small
+from validation.report.page import OPEN_MODE
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import read_manifest
 from warehouse.publish import current_release
@@ -57,6 +58,8 @@ COMPARED = (
     ("verdicts", ("modality", "verdict"), ("items",)),
     ("table_a1", ("split",), ("subjects", "tokens")),
 )
+# Of what a worker did on its device: what is worked out from the number of images.
+COUNTED = ("items", "units", "resumed_units", "units_per_second", "imported", "errors", "encoders")
 
 
 @contextmanager
@@ -94,16 +97,24 @@ class Progress:
             self.show(100.0 * done / total)
 
 
+def cells_of(root: Path) -> Cells:
+    """What may be shown of the patients of a root: by its current release."""
+    release = current_release(Layout(root))
+    mode = None if release is None else read_manifest(release.manifest).deid.mode
+    return Cells(open=mode == OPEN_MODE)
+
+
 def show_outcome(outcome: "RunOutcome", root: Path) -> None:
     """Shows how a night ended, what its release holds, and what changed against the night before."""
     with for_looking():
+        cells = cells_of(root)
         _table("steps", "Tasks run, linked, resumed, and seconds, a step", [_flat(step) for step in outcome.steps])
         _table(
             "devices",
             "Images encoded and how busy the devices were",
-            [device for step in outcome.steps for device in step.get("devices", [])],
+            [shown_device(device, cells) for step in outcome.steps for device in step.get("devices", [])],
         )
-        create_markdown_artifact("\n\n".join(_words(outcome)), key="release")
+        create_markdown_artifact("\n\n".join(words(outcome, cells)), key="release")
         _show_report(root)
     release = current_release(Layout(root))
     if release is None:
@@ -117,7 +128,7 @@ def show_outcome(outcome: "RunOutcome", root: Path) -> None:
         _show_picture(release)
         before = ReleaseLayout(Layout(root).releases / str(manifest.parent))
         if outcome.published and manifest.parent and before.manifest.is_file():
-            is_open = manifest.deid.mode == "synthetic"
+            is_open = manifest.deid.mode == OPEN_MODE
             rows = changes(report_tables(before, read_manifest(before.manifest)), tables, is_open=is_open)
             _table("changes", f"Against {manifest.parent}", rows or [{"what": "nothing that the report counts"}])
 
@@ -162,16 +173,32 @@ def changes(before: dict[str, Any], now: dict[str, Any], *, is_open: bool) -> li
             for tables in (before, now)
         )
         for key in sorted({*older, *newer}):
-            for number in numbers:
-                was, is_now = (_number(rows.get(key), number) for rows in (older, newer))
-                if was == is_now:
-                    continue
-                row: dict[str, Any] = {"what": " ".join(key), "number": number}
-                if was is None or is_now is None or (not is_open and is_small(is_now - was)):
-                    found.append(row | {"before": "withheld", "now": "withheld", "change": "changed"})
-                else:
-                    found.append(row | {"before": was, "now": is_now, "change": f"{is_now - was:+,}"})
+            found += _changes_of({"what": " ".join(key)}, older.get(key), newer.get(key), numbers, is_open=is_open)
     return found
+
+
+def _changes_of(
+    names: dict[str, Any],
+    before: dict[str, Any] | None,
+    now: dict[str, Any] | None,
+    numbers: Sequence[str],
+    *,
+    is_open: bool,
+) -> list[dict[str, Any]]:
+    """The changes of a row's numbers. Where one of them is small, none of them is shown: one may be worked out from
+    another, as six patients more from their 18 events."""
+    both = {number: (_number(before, number), _number(now, number)) for number in numbers}
+    changed = {number: pair for number, pair in both.items() if pair[0] != pair[1]}
+    known = {
+        number: (was, is_now) for number, (was, is_now) in changed.items() if was is not None and is_now is not None
+    }
+    if len(known) < len(changed) or (not is_open and any(is_small(is_now - was) for was, is_now in known.values())):
+        hidden = {"before": "withheld", "now": "withheld", "change": "changed"}
+        return [names | {"number": number} | hidden for number in changed]
+    return [
+        names | {"number": number, "before": was, "now": is_now, "change": f"{is_now - was:+,}"}
+        for number, (was, is_now) in known.items()
+    ]
 
 
 def _number(row: dict[str, Any] | None, name: str) -> int | None:
@@ -200,9 +227,21 @@ def _flat(step: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in step.items() if not isinstance(value, list)}
 
 
-def _words(outcome: "RunOutcome") -> list[str]:
+def shown_device(device: dict[str, Any], cells: Cells) -> dict[str, Any]:
+    """What a worker did on its device; of few images only how long it took."""
+    errors = {verdict: _label(cells.count(number)) for verdict, number in device["errors"].items()}
+    hidden = COUNTED if isinstance(cells.count(device["items"]), Hidden) else ()
+    return {name: SMALL_LABEL if name in hidden else value for name, value in (device | {"errors": errors}).items()}
+
+
+def _label(cell: Cell) -> Any:
+    return cell.label if isinstance(cell, Hidden) else cell
+
+
+def words(outcome: "RunOutcome", cells: Cells) -> list[str]:
+    """How a night ended; totals as the report has them."""
     what = "published" if outcome.published else "unchanged, nothing published"
-    lines = [f"# Release {outcome.release}", f"{what}; {outcome.quarantined} quarantined"]
+    lines = [f"# Release {outcome.release}", f"{what}; {cells.about(outcome.quarantined)} quarantined"]
     lines += [f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in outcome.tokenised.items()]
     lines += [f"loss agreed to: {part}" for part in outcome.accepted]
     lines += [f"damaged in the release before, made anew: {name}" for name in outcome.damaged]

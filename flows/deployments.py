@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import yaml
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     Client = SyncPrefectClient
 
+# Prefect takes none of these in a name.
+BANNED = frozenset("/%&<>")
 FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
 
 
@@ -39,6 +42,10 @@ class Deployed:
         cron: five fields, by the clock of `timezone`, an IANA name.
         pool, gpu_pool: work pools of type `process`; the second one takes the flow `embed`.
         webhook: is called where a night fails, or ends with quarantined rows or images.
+
+    Raises:
+        TimeloomError: Prefect would take a path for a template, takes no pool of such a name, or cannot call the
+            webhook.
     """
 
     config: Path
@@ -48,6 +55,22 @@ class Deployed:
     pool: str = "cpu"
     gpu_pool: str = "gpu"
     webhook: str | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.config, self.root):
+            if "{{" in str(path):
+                raise TimeloomError(f"Prefect reads the `{{{{` of {path.name} as a template", "rename the folder")
+        for option, pool in (("--pool", self.pool), ("--gpu-pool", self.gpu_pool)):
+            if not pool.strip() or set(pool) & BANNED:
+                signs = " ".join(sorted(BANNED))
+                raise TimeloomError(f"{option} `{pool}` is no name of a work pool", f"give one without {signs}")
+        if self.webhook is not None:
+            try:
+                address = urlsplit(self.webhook)
+            except ValueError:
+                address = urlsplit("")
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise TimeloomError("--webhook is no address", "give one that begins with https:// or http://")
 
     @property
     def name(self) -> str:
@@ -109,7 +132,11 @@ def write_file(deployed: Deployed, path: Path) -> None:
     Raises:
         TimeloomError: another project's file stands there, or it cannot be written.
     """
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(_HEADING):
+    try:
+        is_other = path.exists() and not path.read_text(encoding="utf-8").startswith(_HEADING)
+    except (OSError, UnicodeDecodeError):  # a folder, say
+        is_other = True
+    if is_other:
         raise TimeloomError(f"{path} is not of `timeloom deploy`", "give --file another name")
     text = yaml.safe_dump(prefect_file(deployed), sort_keys=False, width=120)
     try:

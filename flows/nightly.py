@@ -7,7 +7,8 @@ run that was killed, or is started twice, harms nothing.
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from pydantic import PositiveInt
 from flows import artifacts
 from flows.announce import announce, emit_events
 from flows.deployments import deployment_name
+from flows.runs.log import RunLog
 from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import SERVED, RunSettings
 from pipelines.engine.execute import clear_error
@@ -77,7 +79,8 @@ def carry_out_step(run: Run, name: str, step: Callable[[], None]) -> None:
                 seen(stage, done, total)
 
         run.context.progress = both
-        summary = _without_values(run, name, step)
+        with without_values(f"the step {name}", "see the log; run with --debug", run.log):
+            summary = run.carry_out(name, step)
         done = [summary[what] for what in ("ran", "linked", "resumed")]
         is_stage = name not in run.JUDGEMENT
         if is_stage and not any(done):
@@ -90,17 +93,24 @@ def carry_out_step(run: Run, name: str, step: Callable[[], None]) -> None:
     carry_out()
 
 
-def _without_values(run: Run, name: str, step: Callable[[], None]) -> dict[str, Any]:
-    """Carries a step out. Prefect's server is told every word of an exception and of what caused it."""
+@contextmanager
+def without_values(where: str, remedy: str, log: RunLog | None = None) -> Iterator[None]:
+    """Raises clear errors alone: Prefect's server is told every word of an exception and of what caused it.
+
+    Args:
+        where: what is carried out, and `remedy`: what to do where it fails unforeseen.
+        log: is told where such an error came from.
+    """
     try:
-        return run.carry_out(name, step)
+        yield
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         clear = clear_error(error)
         if clear is None:
-            run.log.failure(error)
-            clear = StepFailedError(f"{type(error).__name__} in the step {name}", "see the log; run with --debug")
+            if log is not None:
+                log.failure(error)
+            clear = StepFailedError(f"{type(error).__name__} in {where}", remedy)
         raise clear from None
 
 
@@ -157,9 +167,10 @@ def nightly(
         _say_served(f"the night failed: {error}" + (f" (log: {error.log})" if error.log else ""))
         raise
     _say_served(*outcome.lines())
-    artifacts.show_outcome(outcome, run.layout.root)
+    root_folder = run.layout.root
     with artifacts.for_looking():
-        emit_events(outcome, run.layout.root, deployment_name(run.layout.root))
+        emit_events(outcome, root_folder, deployment_name(root_folder), artifacts.cells_of(root_folder))
+    artifacts.show_outcome(outcome, root_folder)
     return outcome
 
 

@@ -16,6 +16,8 @@ from warehouse.layout import Layout, ReleaseLayout
 
 # Where a root's reports are served: set for the processes of `timeloom serve`, or by a site whose web server does it.
 REPORTS = "TIMELOOM_REPORTS"
+# What a browser calls this machine, also at the end of a tunnel.
+NAMES = ("127.0.0.1", "localhost")
 
 
 def address_of(root: Path) -> str | None:
@@ -42,8 +44,11 @@ def served_file(layout: Layout, path: str) -> Path | None:
     if len(parts) < 3 or ".." in parts:
         return None
     quality = ReleaseLayout(releases / parts[0]).quality
-    found = releases.joinpath(*parts).resolve()
-    return found if found.is_file() and found.is_relative_to(quality) else None
+    try:
+        found = releases.joinpath(*parts).resolve()
+        return found if found.is_file() and found.is_relative_to(quality) else None
+    except (OSError, ValueError):  # no name of a file: too long, or with a sign that none has
+        return None
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -58,6 +63,13 @@ class _Handler(SimpleHTTPRequestHandler):
         # What is not there is answered with "not found".
         return str(found or self._layout.root / "no" / "such" / "file")
 
+    def send_head(self) -> Any:
+        # A page from elsewhere may have its own name lead to this machine, to read what it answers.
+        if self.headers.get("Host", "").partition(":")[0] not in NAMES:
+            self.send_error(403)
+            return None
+        return super().send_head()
+
     def list_directory(self, path: Any) -> None:
         self.send_error(404)
 
@@ -65,12 +77,18 @@ class _Handler(SimpleHTTPRequestHandler):
         """Says nothing: the terminal is for nights."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: a browser that went away is no news."""
+
+
 class ReportServer:
     """Serves the reports of a root from a thread of this process, at a free port or the one that is asked for."""
 
     def __init__(self, layout: Layout, port: int = 0) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, layout=layout))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), partial(_Handler, layout=layout))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -10,7 +10,7 @@ from flows import artifacts
 from flows.commands.backfill import backfill as make_again
 from flows.commands.backfill import print_rebuilt
 from flows.commands.gc import carry_out, described, read_kept
-from flows.nightly import carry_out_step
+from flows.nightly import carry_out_step, without_values
 from flows.runs.run import open_run
 from flows.runs.settings import RunSettings
 from validation.verify import verify_release
@@ -52,7 +52,8 @@ def verify(root: str) -> int:
     Args:
         root: The warehouse, on the worker's machine.
     """
-    findings = verify_release(Path(root))
+    with without_values("the flow verify", "run `timeloom verify --debug` on the worker's machine"):
+        findings = verify_release(Path(root))
     artifacts.show_findings(findings)
     wrong = [finding for finding in findings if not finding.ok]
     for finding in wrong:
@@ -73,7 +74,8 @@ def backfill(config: str, release: str, root: str | None = None, restore: bool =
         restore: Put a release that is gone back, where it comes out as it was.
     """
     settings = RunSettings(Path(config), Path(root) if root else None)
-    found = make_again(settings, release, restore=restore, progress=None)
+    with without_values("the flow backfill", "run `timeloom backfill --debug` on the worker's machine"):
+        found = make_again(settings, release, restore=restore, progress=None)
     lines: list[str] = []
     print_rebuilt(found, lines.append)
     artifacts.show_lines("backfill", lines)
@@ -90,5 +92,6 @@ def gc(place: str, root: str | None = None, apply: bool = False) -> None:
         root: The warehouse, where the YAML does not name it.
         apply: Remove them; else the artifact says what would go.
     """
-    kept = read_kept(Path(place), Path(root) if root else None, {})
-    artifacts.show_collection(described(carry_out(kept, apply=apply)))
+    with without_values("the flow gc", "run `timeloom gc --debug` on the worker's machine"):
+        collection = carry_out(read_kept(Path(place), Path(root) if root else None, {}), apply=apply)
+    artifacts.show_collection(described(collection))

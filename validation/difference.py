@@ -1,4 +1,4 @@
-"""What two releases have otherwise: patients, events, splits, vocabularies, shards, images, settings.
+"""How two releases differ: patients, events, splits, vocabularies, shards, images, settings.
 
 A file that has the same SHA-256 in both manifests is not read. Of the others one bucket at a time is in memory, its
 rows as hashes. Counts of 1 to 10 are hidden, and what they could be worked out from, as in the report.
@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from validation.report.cells import Cells, Hidden
+from validation.report.cells import LARGEST_SMALL, WITHHELD, Cell, Cells, Hidden
 from validation.report.page import OPEN_MODE
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout
@@ -23,6 +23,8 @@ from warehouse.schemas import EVENTS, SPLITS
 Row = dict[str, Any]
 # Names of tokens that are given out, at most.
 NAMED = 20
+# What stands for the codes of a table that few events have.
+RARE = "codes of few events"
 _KEY = ["subject_id", "source", "code", "row"]
 
 
@@ -37,6 +39,8 @@ def difference(before: PinnedRelease, after: PinnedRelease, progress: Progress) 
     modes = {before.manifest.deid.mode, after.manifest.deid.mode}
     cells = Cells(open=modes == {OPEN_MODE})
     subjects, events, read = _of_buckets(before, after, progress)
+    if not cells.open:
+        events = _with_rare_as_one(events, before, after)
     old, new = before.manifest, after.manifest
     return {
         "before": old.release_id,
@@ -45,7 +49,7 @@ def difference(before: PinnedRelease, after: PinnedRelease, progress: Progress) 
         "files": _files(old, new),
         "event_files_read": read,
         "subjects": _row({}, {name: cells.count(subjects[name]) for name in ("added", "withdrawn", "changed")}),
-        "tables": _tables(events, cells),
+        "tables": tables_of(events, cells),
         "codes": _codes(events, cells),
         "splits": list(_splits(before, after, cells)),
         "vocabularies": list(_vocabularies(before, after, cells)),
@@ -128,6 +132,21 @@ def _no_events() -> pl.LazyFrame:
     return frame.lazy()
 
 
+def _with_rare_as_one(events: pl.DataFrame, *releases: PinnedRelease) -> pl.DataFrame:
+    """The same with one row of a table for its codes that few events have, in either release: a rare code's name alone
+    may say whom it is about."""
+    frequent = set[str]()
+    for release in releases:
+        paths = release.checked_all(release.files.codes_of(bucket) for bucket in range(release.manifest.buckets))
+        if not paths:
+            continue
+        counted = pl.scan_parquet(paths).group_by("code").agg(pl.col("events").sum())
+        frequent |= set(counted.filter(pl.col("events") > LARGEST_SMALL).collect()["code"])
+    name = pl.when(pl.col("code").is_in(frequent)).then("code").otherwise(pl.lit(RARE)).alias("code")
+    merged = events.group_by("source", name).agg(pl.col("added", "removed").sum())
+    return merged.sort("source", "code")
+
+
 def _codes(events: pl.DataFrame, cells: Cells) -> list[Row]:
     """Events by table and code: the parts of what `_tables` says of each table."""
     rows = []
@@ -140,12 +159,20 @@ def _codes(events: pl.DataFrame, cells: Cells) -> list[Row]:
     return rows
 
 
-def _tables(events: pl.DataFrame, cells: Cells) -> list[Row]:
-    total = events.group_by("source").agg(pl.col("added", "removed").sum()).sort("source")
+def tables_of(events: pl.DataFrame, cells: Cells) -> list[Row]:
+    """Events by table: source, code, added, removed in, sorted by source."""
     return [
-        _row({"table": source}, {"added": cells.count(added), "removed": cells.count(removed)})
-        for source, added, removed in total.iter_rows()
+        _row({"table": part["source"][0]}, {name: _total(part[name].to_list(), cells) for name in ("added", "removed")})
+        for part in events.partition_by("source", maintain_order=True)
     ]
+
+
+def _total(parts: Sequence[int], cells: Cells) -> Cell:
+    """What the codes of a table add up to; withheld where each of them is, as every patient may have one event of each:
+    18 events of three such codes are six patients."""
+    counted = [cell for cell, number in zip(cells.parts(parts), parts, strict=True) if number]
+    total = cells.count(sum(parts))
+    return WITHHELD if len(counted) > 1 and all(isinstance(cell, Hidden) for cell in counted) else total
 
 
 def _schemes(manifest: Manifest) -> dict[str, str]:
@@ -185,7 +212,9 @@ def _vocabularies(before: PinnedRelease, after: PinnedRelease, cells: Cells) -> 
             continue
         old, new = (_vocabulary(release, profile) for release in (before, after))
         added = new.join(old, on="token", how="anti")
-        frequent = added.filter((pl.col("train_count") > 10) | cells.open).sort("train_count", descending=True)
+        frequent = added.filter((pl.col("train_count") > LARGEST_SMALL) | cells.open).sort(
+            "train_count", descending=True
+        )
         renumbered = old.join(new, on="token", suffix="_now").filter(pl.col("token_id") != pl.col("token_id_now"))
         yield {
             "profile": profile,

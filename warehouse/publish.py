@@ -40,7 +40,9 @@ def exclusive(layout: Layout, *, wait: bool = False) -> AbstractContextManager[N
     Raises:
         TimeloomError: another run holds it, and this one does not wait.
     """
-    busy = TimeloomError(f"another run is working on {layout.root.name}", remedy="give --wait, or look at its log")
+    busy = TimeloomError(
+        f"another run is working on {layout.root.name}", remedy="try again when it has ended; `timeloom run` has --wait"
+    )
     return locked(layout, layout.lock, busy, wait=wait)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def backfill(settings: RunSettings, release: str, *, restore: bool, progress: Pr
             run.restore()
             found.restored = True
         shutil.rmtree(run.staging)
+        with suppress(OSError):  # another night's lies there still
+            layout.past.rmdir()
         return found
 
 

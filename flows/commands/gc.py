@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.keeping.choice import released
-from flows.keeping.collect import KINDS, MEGABYTE, Collection, Stores, collect, stores_of
+from flows.keeping.collect import KINDS, MEGABYTE, NO_STORES, Collection, Stores, collect, stores_of
 from flows.runs.paths import local_folder, root_of
 from pipelines.config import KeepConfig, load_config
 from pipelines.limits import LimitsConfig
@@ -21,7 +21,7 @@ class Kept:
 
     Attributes:
         window: releases that the gate compares the next night with.
-        stores: by modality, stores that the configuration names.
+        stores: by modality, stores that the configuration names; None where its weights are not at hand.
     """
 
     layout: Layout
@@ -55,7 +55,7 @@ def read_kept(place: Path, root: Path | None, changes: Mapping[str, int | None])
         layout,
         keep.model_copy(update=given),
         (config.limits if config else LimitsConfig()).window,
-        stores_of(config) if config else None,
+        stores_of(config) if config else NO_STORES,
     )
 
 

@@ -79,11 +79,12 @@ def diff(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a release has otherwise than another: patients, events by table and code, splits, vocabularies, shards,
-    images, encoders, and the keys of the configuration.
+    """Say how a release differs from another: patients, events by table and code, splits, vocabularies, shards, images,
+    encoders, and the keys of the configuration.
 
-    Files that both have are not read. Counts of 1 to 10 are hidden, as in the report, unless patients are simulated.
-    A changed event counts as one that was removed and one that was added. Writes nothing.
+    Files that both have are not read. Counts of 1 to 10 are hidden, as in the report, and codes of few events are not
+    named, unless patients are simulated. A changed event counts as one that was removed and one that was
+    added. Writes nothing.
     """
     set_debug(debug)
     require("pipeline", "comparisons of releases")
@@ -162,7 +163,7 @@ def gc(
     daily 7, weekly 4, monthly 12 where it says nothing. The lineage stays whole. It may be killed at any moment: each
     release that stays is whole, and the next call goes on.
 
-    Exit codes: 0 done, or nothing to do; 1 nothing was removed, and one line says why: a night is at work, say.
+    Exit codes: 0 done, or nothing to do; 1 it was stopped, and one line says why: a night is at work, say.
     """
     set_debug(debug)
     require("pipeline", "collecting")

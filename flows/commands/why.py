@@ -132,11 +132,12 @@ class _Now:
             found.setdefault(f"{task.params['source']['name']}/{task.params['label']}", []).append(task.fingerprint)
         return found
 
-    def stores(self) -> set[str]:
-        """`modality/store` of every encoder."""
+    def stores(self) -> set[str] | None:
+        """`modality/store` of every encoder; None where weights are not at hand."""
         from flows.keeping.collect import stores_of
 
-        return {f"{name}/{store}" for name, stores in (stores_of(self.config) or {}).items() for store in stores}
+        found = stores_of(self.config)
+        return None if found is None else {f"{name}/{store}" for name, stores in found.items() for store in stores}
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,10 @@ def _changed(stage: str, path: str, manifest: Manifest, now: _Now) -> Iterator[d
                 yield {"kind": "table", "name": table, "is": state}
     if "embed" in stages:
         had = {f"{name}/{entry.store}" for name, entries in manifest.encoders.items() for entry in entries}
-        for store in sorted(had ^ now.stores()):
-            yield {"kind": "encoder", "name": store, "is": "gone" if store in had else "new"}
+        has = now.stores()
+        for store in sorted(had if has is None else had ^ has):
+            state = "not known, as weights are not at hand" if has is None else "gone" if store in had else "new"
+            yield {"kind": "encoder", "name": store, "is": state}
 
 
 def print_why(found: dict[str, Any], say: Callable[[str], None]) -> None:

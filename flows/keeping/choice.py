@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from warehouse.errors import TimeloomError
+from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import Manifest, read_manifest
 from warehouse.publish import current_release
@@ -64,11 +64,13 @@ def lineage_of(layout: Layout, most: int) -> list[str]:
         most: so many at most.
 
     Raises:
-        TimeloomError: there is none, or a manifest is damaged.
+        TimeloomError: there is none, a manifest is damaged, or `current` leads out of the releases.
     """
     current = current_release(layout)
     if current is None:
         raise TimeloomError(f"{layout.root.name} has no release yet", remedy="run `timeloom run` or `timeloom demo`")
+    if current.path.parent != layout.releases.resolve():
+        raise TimeloomError("`current` points at no release of this root", remedy=REPAIR)
     found: list[str] = []
     name: str | None = current.path.name
     while name is not None and name not in found and len(found) < most and (layout.releases / name).is_dir():

@@ -33,6 +33,7 @@ KINDS = {
     "log": "logs",
 }
 Stores = Mapping[str, Set[str]]
+NO_STORES: Stores = {}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def collect(
     layout: Layout,
     keep: KeepConfig,
     window: int,
-    configured: Stores | None = None,
+    configured: Stores | None = NO_STORES,
     *,
     apply: bool = False,
     thorough: bool = False,
@@ -142,7 +143,8 @@ def collect(
 
     Args:
         window: releases that the gate compares the next night with; they stay.
-        configured: by modality, stores that the next night may write to: they stay though no release names them.
+        configured: by modality, stores that the next night may write to: they stay though no release names them. None
+            where they are not known; then every store stays.
         thorough: looks for stores and vectors also where no release goes.
 
     Raises:
@@ -154,7 +156,7 @@ def collect(
     collector.releases()
     if collector.went or thorough:
         collector.segments()
-        collector.stores(configured or {})
+        collector.stores(configured)
     collector.work()
     collector.logs()
     collector.end()
@@ -191,9 +193,12 @@ class _Collector:
     def releases(self) -> None:
         """Moves releases out of the way. A reader that opens one meanwhile has it, or is told that it is gone."""
         moved = []
-        for name in released(self.layout):
+        # All of them before any is moved: a damaged one stops a collection that has done nothing.
+        manifests = {
+            name: read_manifest(self.layout.releases / name / "manifest.json") for name in released(self.layout)
+        }
+        for name, manifest in manifests.items():
             path = self.layout.releases / name
-            manifest = read_manifest(path / "manifest.json")
             if name not in self.found.kept and self._move(path):
                 self.went.append(manifest)
                 moved.append(self.aside / name if self.found.applied else path)
@@ -222,16 +227,23 @@ class _Collector:
                 self._count("segment", path, number=int(path.suffix != ".json"))
                 self._delete(path)
 
-    def stores(self, configured: Stores) -> None:
+    def stores(self, configured: Stores | None) -> None:
         """Removes stores that no release names, and vectors of items that no release has."""
         if self._resumable is not None:
             self.found.left.append("vectors stay until the run that was killed has been resumed")
             return
-        named = {(modality, store) for modality, stores in configured.items() for store in stores}
+        named = {(modality, store) for modality, stores in (configured or {}).items() for store in stores}
         for manifest in self.stay.values():
             named |= {(modality, entry.store) for modality, each in manifest.encoders.items() for entry in each}
-        for folder in sorted(self.layout.root.glob("embeddings/*/*")):
-            if folder.is_dir() and (folder.parent.name, folder.name) not in named:
+        folders = sorted(path for path in self.layout.root.glob("embeddings/*/*") if path.is_dir())
+        unnamed = [folder for folder in folders if (folder.parent.name, folder.name) not in named]
+        if unnamed and configured is None:
+            self.found.left.append(
+                f"{len(unnamed)} stores that no release names stay: which the configuration names is not known, as the "
+                "weights of its encoders are not here"
+            )
+        else:
+            for folder in unnamed:
                 self._count("store", folder)
                 self._delete(folder)
         for bucket in sorted({int(path.stem) for path in self.layout.root.glob("embeddings/*/*/*.lmdb")}):

@@ -1,7 +1,10 @@
 """What `timeloom deploy` writes."""
 
+import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -53,6 +56,39 @@ def test_the_night_alone_has_a_schedule() -> None:
 def test_each_parameter_has_words_in_the_form(entrypoint: str) -> None:
     for name, shown in parameter_schema(flow_of(entrypoint).fn).properties.items():
         assert len(shown.get("description", "")) > 10, name
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"root": Path("/data/{{ old }}")}, "as a template"),
+        ({"pool": "cpu/nights"}, "--pool `cpu/nights` is no name of a work pool"),
+        ({"gpu_pool": " "}, "--gpu-pool ` ` is no name of a work pool"),
+        ({"webhook": "chat.example.org/hook"}, "--webhook is no address"),
+        ({"webhook": "https://[chat"}, "--webhook is no address"),
+        ({"webhook": "file:///etc/hosts"}, "--webhook is no address"),
+    ],
+)
+def test_what_prefect_does_not_take_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(TimeloomError) as refused:
+        replace(DEPLOYED, **changed)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["Ærzte & co.", "a b'c\"d", "...", "ünï: [x]", "%s", "-"])
+def test_a_root_of_any_name_is_deployed(tmp_path: Path, name: str) -> None:
+    deployed = replace(DEPLOYED, root=Path("/data") / name)
+    assert re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{6}", deployed.name)
+    write_file(deployed, tmp_path / "prefect.yaml")
+    written = yaml.safe_load((tmp_path / "prefect.yaml").read_text(encoding="utf-8"))
+    assert {entry["parameters"]["root"] for entry in written["deployments"]} == {f"/data/{name}"}
+
+
+def test_what_is_no_text_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xfe")
+    for place in (tmp_path, tmp_path / "picture.yaml"):
+        with pytest.raises(TimeloomError, match="is not of `timeloom deploy`"):
+            write_file(DEPLOYED, place)
 
 
 def test_the_file_is_yaml_that_only_this_command_replaces(tmp_path: Path) -> None:

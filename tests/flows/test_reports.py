@@ -59,12 +59,25 @@ def test_reports_of_every_release_are_served(server: ReportServer) -> None:
         "/first/quality",
         "/first",
         "/third/quality/report.html",
+        "/first/quality/a%00b",
+        f"/first/quality/{'a' * 300}",
     ],
 )
 def test_nothing_else_is(server: ReportServer, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         get(server, path)
     assert refused.value.code == 404
+
+
+def test_a_name_that_leads_here_is_not_answered(server: ReportServer) -> None:
+    for host, answered in (("reports.example.org", False), ("localhost:8000", True)):
+        asked = urllib.request.Request(server.url + "/", headers={"Host": host})
+        if answered:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                assert answer.read() == b"first"
+        else:
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(asked, timeout=10)
 
 
 def test_a_path_leads_to_a_file_of_a_report_alone(layout: Layout) -> None:

@@ -217,7 +217,7 @@ def test_a_second_run_gets_one_line_and_a_dead_one_frees_the_lock(layout: Layout
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(TimeloomError) as caught, exclusive(layout):
             pass
-        assert str(caught.value) == "another run is working on root; give --wait, or look at its log"
+        assert str(caught.value) == "another run is working on root; wait for its end, as `timeloom run --wait` does"
         holder.kill()
     with exclusive(layout):
         pass

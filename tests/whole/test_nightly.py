@@ -249,7 +249,8 @@ def test_two_nights_at_once(published: Site, tmp_path: Path) -> None:
     with open_run(RunSettings(site.config, site.root, workers=1), None):
         done = subprocess.run(site.command("--direct"), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "timeloom: another run is working on warehouse; give --wait, or look at its log\n"
+    said = "another run is working on warehouse; wait for its end, as `timeloom run --wait` does"
+    assert done.stderr == f"timeloom: {said}\n"
 
 
 # Under a real server ---------------------------------------------------------------------------------------------

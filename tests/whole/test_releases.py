@@ -20,7 +20,8 @@ from flows.runs.settings import RunSettings
 from pipelines.night import Stage
 from pipelines.stages import STAGES
 from tests.support.nights.site import Site, site_of_tables
-from validation.difference import difference
+from validation.difference import RARE, difference, tables_of
+from validation.report.cells import Cells
 from warehouse import Release
 from warehouse.errors import TimeloomError
 from warehouse.manifest import Manifest, read_manifest
@@ -169,7 +170,8 @@ def test_small_counts_of_patients_are_hidden(made: Nights) -> None:
     ]
     second = difference(real[0], real[1], silent)
     assert second["subjects"] == {"added": 0, "withdrawn": 0, "changed": None, "withheld": "changed: 1–10"}
-    assert [row["added"] for row in second["codes"]] == [None]
+    # Three events have the code: its name alone would say that somebody has it.
+    assert [(row["code"], row["added"]) for row in second["codes"]] == [(RARE, None)]
     assert second["vocabularies"][0]["most_frequent"] == []
     third = difference(real[1], real[2], silent)
     shown = [row["removed"] for row in third["codes"] if row["removed"] is not None]
@@ -179,6 +181,14 @@ def test_small_counts_of_patients_are_hidden(made: Nights) -> None:
         # A hidden code alone would be the table's count less the others.
         assert len(hidden) != 1 or table["removed"] is None
     assert all(row["withdrawn"] in (0, None) for row in third["splits"])
+
+
+def test_what_each_patient_has_once_does_not_give_their_number_away() -> None:
+    events = pl.DataFrame({"source": ["patients"] * 3, "code": ["BIRTH", "ETHNICITY", "SEX"], "added": [6] * 3})
+    events = events.with_columns(removed=pl.lit(30))
+    (row,) = tables_of(events, Cells(open=False))
+    assert row == {"table": "patients", "added": None, "removed": 90, "withheld": "added: withheld"}
+    assert tables_of(events, Cells(open=True)) == [{"table": "patients", "added": 18, "removed": 90}]
 
 
 def bucket_with(made: Nights, night: int) -> str:

@@ -1,12 +1,12 @@
 """Taking vectors out of a store that nobody needs: the others go to a new file, which takes the store's place."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 
-from warehouse.embeddings.environments import WRITER_MAP_BYTES, reading, renewed
+from warehouse.embeddings.environments import WRITER_MAP_BYTES, not_writable, reading, renewed
 from warehouse.embeddings.value import BESIDE
 from warehouse.embeddings.writer import sole_writer
 from warehouse.files import atomic_write
@@ -61,7 +61,7 @@ def compact(path: Path, needed: Set[str]) -> None:
     The new file takes the old one's place by one rename. Who has the old one open reads on in it.
 
     Raises:
-        TimeloomError: another worker writes it, or it is damaged.
+        TimeloomError: another worker writes it, it is damaged, or the disk is full.
     """
     with sole_writer(path):
         with atomic_write(path) as temporary:
@@ -76,15 +76,22 @@ def _copy(path: Path, fresh: Path, needed: Set[str]) -> None:
     writing = environment.begin(write=True)
     size = 0
     try:
-        with reading(path) as transaction, transaction.cursor() as cursor:
-            for key, value in cursor:
-                if item_of(bytes(key)) not in needed:
-                    continue
-                writing.put(key, value, append=True)
-                size += len(value)
-                if size >= COMMIT_BYTES:
-                    writing.commit()
-                    writing, size = environment.begin(write=True), 0
+        for key, value in _entries(path, needed):
+            writing.put(key, value, append=True)
+            size += len(value)
+            if size >= COMMIT_BYTES:
+                writing.commit()
+                writing, size = environment.begin(write=True), 0
         writing.commit()
+    except lmdb.Error as error:  # a full disk, say; what is wrong with the old file is said by who reads it
+        raise not_writable(path, error) from error
     finally:
         environment.close()
+
+
+def _entries(path: Path, needed: Set[str]) -> Iterator[tuple[memoryview, memoryview]]:
+    """The entries of needed items, in their order; each is there until the next one is asked for."""
+    with reading(path) as transaction, transaction.cursor() as cursor:
+        for key, value in cursor:
+            if item_of(bytes(key)) in needed:
+                yield key, value

@@ -26,6 +26,7 @@ from tests.support.nights.many_releases import (
     releases,
 )
 from warehouse import Release, leases
+from warehouse.embeddings import compact as compact_store
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
@@ -215,6 +216,48 @@ def test_it_removes_nothing_where_it_is_not_known_what_is_needed(layout: Layout)
         {key for night in range(37, 40) for key in items_of(night)}
     )
     close_stores()
+
+
+def test_a_damaged_manifest_stops_it_before_anything_moves(layout: Layout) -> None:
+    # The oldest is looked at last.
+    manifest = layout.releases / name_of(34) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    before = files_of(layout)
+    with exclusive(layout), pytest.raises(TimeloomError, match="damaged"):
+        collect(layout, KEEP, 2, apply=True, thorough=True)
+    assert files_of(layout) == before
+
+
+def test_it_removes_nothing_where_current_leads_elsewhere(layout: Layout, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / name_of(39)
+    shutil.copytree(layout.releases / name_of(39), elsewhere)
+    layout.current.unlink()
+    layout.current.symlink_to(elsewhere)
+    before = files_of(layout)
+    with exclusive(layout), pytest.raises(TimeloomError, match="`current` points at no release of this root"):
+        collect(layout, KEEP, 2, apply=True, thorough=True)
+    assert files_of(layout) == before
+
+
+def test_stores_stay_where_it_is_not_known_which_are_configured(layout: Layout) -> None:
+    keep = KeepConfig(daily=2, weekly=0, monthly=0)
+    with exclusive(layout):
+        found = collect(layout, keep, 2, None, apply=True, thorough=True)
+    assert layout.embeddings("ct", OLD_STORE).is_dir()
+    assert found.left == [
+        "1 stores that no release names stay: which the configuration names is not known, as the weights of its "
+        "encoders are not here"
+    ]
+
+
+def test_a_full_disk_is_no_damage_of_the_store(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = layout.embedding_bucket("ct", STORE, 0)
+    before = store.read_bytes()
+    monkeypatch.setattr(compact_store, "WRITER_MAP_BYTES", 4096 * 3)
+    with pytest.raises(TimeloomError, match="cannot be written"):
+        compact_store.compact(store, {*items_of(38), *items_of(39)})
+    assert store.read_bytes() == before
+    assert not list(store.parent.glob(".*.part"))
 
 
 def test_it_runs_beside_no_night(layout: Layout) -> None:
