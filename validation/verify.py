@@ -23,6 +23,7 @@ from validation.damage import PARTS, Root
 from validation.measure.anew import measure_anew
 from validation.measure.measured_release import MeasuredRelease, published_release
 from validation.measure.measures import Measures, differences
+from validation.measure.stage import STAGE as MEASURE
 from validation.measure.stores import check_store
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
@@ -100,9 +101,11 @@ def _content(release: _Release) -> Finding:
 
 def _measures(release: _Release) -> Finding:
     """What the release says that was measured is what is measured now."""
-    name = "measures"
-    if not any(file.startswith(f"{name}/") for file in release.manifest.files):
+    name, version = "measures", release.manifest.stages.get(MEASURE.name)
+    if version is None:
         return Finding(name, True, "the release keeps none")
+    if version != MEASURE.version:
+        return Finding(name, True, f"are those of version {version}, which are not made any more")
     changed = differences(Measures(release.tree), release.measured.measures)
     detail = f"not what is measured now: {_named(changed)}" if changed else "are what is measured now"
     return Finding(name, not changed, detail)

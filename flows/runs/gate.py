@@ -52,13 +52,14 @@ def judge_release(
         The manifest with what the release holds, and with the losses that were agreed to.
 
     Raises:
-        TimeloomError: a critical expectation fails; nothing may be published.
+        TimeloomError: a critical expectation fails, or a part was not measured; nothing may be published.
     """
     from validation.gate.judge import judge
     from validation.measure.losses import loss_entries
     from validation.measure.measured_release import MeasuredRelease, earlier_releases
     from validation.measure.measures import Measures
     from validation.measure.stage import STAGE
+    from validation.measure.tasks import unmeasured
     from validation.measurements import measure_release
     from validation.report.page import write_report
 
@@ -76,6 +77,12 @@ def judge_release(
         labels=manifest.labels,
         taken=Measures(tree) if STAGE.name in manifest.stages else None,
     )
+    left_out = unmeasured(tree, release.facts, release.taken.place) if release.taken else []
+    if left_out:
+        raise TimeloomError(
+            f"the gate refuses the release: {len(left_out)} of its parts were not measured, such as {left_out[0]}",
+            remedy="run the night again",
+        )
     measurements = measure_release(release)
     manifest = manifest.model_copy(
         update={"contents": tuple(release.contents), "accepted_losses": loss_entries(release.losses)}

@@ -342,7 +342,7 @@ class Run:
                 parent,
                 self.accept_loss,
             )
-        except TimeloomError:
+        except Exception:
             # A file that was spoilt before it was measured is made again by the next run, and then measured again.
             shutil.rmtree(self.staging / "tasks" / MEASURE.name, ignore_errors=True)
             raise

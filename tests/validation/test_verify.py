@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support import patients, releases
 from validation.measure.measured_release import published_release
+from validation.measure.stage import STAGE
 from validation.measure.tasks import carry_out, readings
 from validation.verify import Finding, verify_release
 from warehouse.embeddings.store import EmbeddingWriter, close_stores
@@ -47,11 +49,16 @@ def flip(path: Path, at: float = 0.5) -> None:
     path.write_bytes(bytes(data))
 
 
-def signed_again(root: Path) -> None:
-    """Gives the changed tree a manifest that fits, so that only the checks of meaning can see the change."""
+def signed_again(root: Path, **stages: int) -> None:
+    """Gives the changed tree a manifest that fits, so that only the checks of meaning can see the change.
+
+    Args:
+        stages: versions of further stages that made it.
+    """
     tree = release(root)
     tree.manifest.unlink()
-    write_manifest(tree.manifest, patients.manifest(tree))
+    manifest = patients.manifest(tree)
+    write_manifest(tree.manifest, manifest.model_copy(update={"stages": manifest.stages | stages}))
 
 
 def store_of(root: Path, key: str) -> Path:
@@ -145,7 +152,7 @@ def test_measures_that_are_not_what_is_measured_are_found(root: Path) -> None:
     manifest = read_manifest(tree.manifest)
     for reading in readings(tree, published_release(tree, manifest, None).facts):
         carry_out(reading.params, tree, tree)
-    signed_again(root)
+    signed_again(root, measure=STAGE.version)
     assert failed(root) == {}
     path = tree.measures("counts", "0001")
     counts = pl.read_parquet(path)
@@ -153,10 +160,16 @@ def test_measures_that_are_not_what_is_measured_are_found(root: Path) -> None:
         path, counts.with_columns(pl.col("count") + (pl.int_range(pl.len()) == 3)), MEASURES["counts"], "counts"
     )
     tree.measures("subjects", "0002").unlink()
-    signed_again(root)
+    signed_again(root, measure=STAGE.version)
     assert {check: finding.detail for check, finding in failed(root).items()} == {
         "measures": "not what is measured now: measures/counts/0001.parquet, measures/subjects/0002.parquet"
     }
+    # Another timeloom counted other things.
+    signed_again(root, measure=STAGE.version + 1)
+    assert failed(root) == {}
+    shutil.rmtree(tree.measured)
+    signed_again(root, measure=STAGE.version)
+    assert set(failed(root)) == {"measures"}
 
 
 def test_a_checksum_that_readers_trust_is_checked_too(root: Path) -> None:

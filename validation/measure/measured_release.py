@@ -68,7 +68,7 @@ class MeasuredRelease:
         It is the first of the configuration; a manifest has them by their names, but a release that was measured says
         of which one.
         """
-        measured = [name for name in self.profiles if self.tree.measures("lengths", name, "*").parent.is_dir()]
+        measured = [name for name in self.profiles if any(self.tree.measures("lengths", name, "*").parent.glob("*"))]
         return next(iter(measured or self.profiles), None)
 
     @property

@@ -5,10 +5,9 @@ again, so judging a night costs what changed in it.
 """
 
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from pipelines import pack
 from pipelines.engine.context import counts_of
@@ -24,6 +23,8 @@ from warehouse.manifest import LabelsEntry, ProfileEntry
 from warehouse.parquet import read_frame
 from warehouse.vocabulary import vocabulary_hash
 
+# Sums of hashes of texts are those of the polars that made them, and what breaks a schema is what meds says.
+_LIBRARIES = [f"{name} {version(name)}" for name in ("meds", "polars")]
 # Whose files are measured.
 _MEASURED = ("embed", "align", "metadata", "split", "labels", "tokenize", "pack", "triplets", "graphs")
 
@@ -60,8 +61,7 @@ def _task(night: Night, reading: Reading, hashes: list[str]) -> Task:
         STAGE,
         reading.key,
         night.context.staging,
-        # Sums of hashes of texts are those of the polars that made them.
-        settings=[reading.params, pl.__version__],
+        settings=[reading.params, _LIBRARIES],
         inputs=[[str(path) for path in reading.inputs], hashes, beside],
         params=dict(reading.params),
         weight=weight,
@@ -102,7 +102,7 @@ STAGE = Stage(
     "measure",
     version=1,
     run="validation.measure.stage:run",
-    settings_are=("what is measured", "polars"),
+    settings_are=("what is measured", "libraries"),
     inputs_are=("names of files", "files", "splits, vocabularies, codes"),
     after=(*_MEASURED, "vocabulary", "subset", "derive"),
     plan=plan,

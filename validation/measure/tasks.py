@@ -207,6 +207,28 @@ def _relative(tree: ReleaseLayout, files: list[Path]) -> tuple[Path, ...]:
     return tuple(path.relative_to(tree.path) for path in files)
 
 
+def unmeasured(tree: ReleaseLayout, facts: Facts, place: ReleaseLayout) -> list[str]:
+    """Keys of what is to be measured of a tree and of which nothing lies below `measures/` of a place: zeros are left
+    out of what is counted, so that nothing would be judged as nothing wrong."""
+    return [reading.key for reading in readings(tree, facts) if not place.measures(*place_of(reading.params)).is_file()]
+
+
+def place_of(params: Params) -> tuple[str, ...]:
+    """Area and folders of the file that a task leaves, whatever it finds."""
+    kind = params["kind"]
+    if kind == RELEASE:
+        return "counts", RELEASE
+    if kind == "timelines":
+        return "timelines", params["profile"], bucket_name(params["bucket"])
+    if kind == "shards":
+        return "shards", f"{params['profile']}.{params['plan']}", params["split"], _part_name(params)
+    return "counts", bucket_name(params["bucket"]) if kind == "events" else f"{kind}-{bucket_name(params['bucket'])}"
+
+
+def _part_name(params: Params) -> str:
+    return f"{Path(params['path']).stem}-{params['part']:04d}"
+
+
 def area_of(params: Params) -> tuple[str, ...]:
     """The areas that a task's files belong to."""
     return {
@@ -244,14 +266,14 @@ def carry_out(params: Params, tree: ReleaseLayout, into: ReleaseLayout) -> dict[
 Tables = dict[tuple[str, ...], pl.DataFrame]
 
 
-def _release(_params: Params, tree: ReleaseLayout) -> Tables:
+def _release(params: Params, tree: ReleaseLayout) -> Tables:
     tally = Tally()
     tally.count("events", {"repeated_codes": repeated_codes(tree)})
     tally.add("codes", measure_codes(tree), of="namespace")
     tally.add("quarantine", read_listed(tree), of="table", within="reason")
     for name in breaks(tree):
         tally.count("meds", {"schema_breaks": 1}, of=name)
-    return {("counts", RELEASE): tally.table()}
+    return {place_of(params): tally.table()}
 
 
 def _events(params: Params, tree: ReleaseLayout) -> Tables:
@@ -285,14 +307,14 @@ def _probes(params: Params, tree: ReleaseLayout) -> Tables:
     bucket, tally = params["bucket"], Tally()
     profiles = {name: Probed(facts["order"], tuple(facts["unknown"])) for name, facts in params["probed"].items()}
     tally.add("probes", probe_bucket(tree, bucket, profiles, params["clocks"]), of="of")
-    return {("counts", f"probes-{bucket_name(bucket)}"): tally.table()}
+    return {place_of(params): tally.table()}
 
 
 def _strata(params: Params, tree: ReleaseLayout) -> Tables:
     bucket, tally = params["bucket"], Tally()
     splits = read_assignments(tree, *params["schemes"]).unique("subject_id")
     tally_strata(tally, *strata_of_bucket(tree, bucket, splits, params["tasks"]))
-    return {("counts", f"strata-{bucket_name(bucket)}"): tally.table()}
+    return {place_of(params): tally.table()}
 
 
 def _timelines(params: Params, tree: ReleaseLayout) -> Tables:
@@ -315,8 +337,8 @@ def _shards(params: Params, tree: ReleaseLayout) -> Tables:
     plan, split = params["plan"], params["split"]
     place = Place(tree.path / params["path"], params["profile"], plan, _plans(params)[plan], split)
     tables = measure_part(place, params["part"], items)
-    name = f"{place.number:04d}-{params['part']:04d}"
-    return {(area, f"{params['profile']}.{plan}", split, name): frame for area, frame in tables.items()}
+    name = f"{params['profile']}.{plan}"
+    return {(area, name, split, _part_name(params)): frame for area, frame in tables.items()}
 
 
 def _plans(params: Params) -> dict[str, PlanEntry]:

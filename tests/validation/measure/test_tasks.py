@@ -15,9 +15,10 @@ from validation.measure.contents import read_holdings
 from validation.measure.events import annotations, item_events, measure_events
 from validation.measure.files import events as of_events
 from validation.measure.files import timelines as of_timelines
+from validation.measure.measured_release import MeasuredRelease
 from validation.measure.measures import Measures
 from validation.measure.tally import tabulated
-from validation.measure.tasks import Facts
+from validation.measure.tasks import Facts, place_of, readings, unmeasured
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, write_tables
 from warehouse.schemas import EVENTS, ITEMS, MEASURES
@@ -182,3 +183,29 @@ def test_a_damaged_file_is_told_to_whoever_asks_for_what_it_holds(tmp_path: Path
     assert "counts" not in measures.failed
     assert measures.counted("events", ["rows"])["rows"].item() > 0
     assert isinstance(measures, Measures)
+
+
+def test_each_part_that_is_not_measured_is_named(tmp_path: Path) -> None:
+    """Nothing counted is no zero: what is gone of the measures would be judged as nothing wrong."""
+    tree = patients.make_tree(tmp_path / "release")
+    taken = measure_anew(tree, FACTS)
+    assert unmeasured(tree, FACTS, taken.place) == []
+    wanted = list(readings(tree, FACTS))
+    assert {reading.params["kind"] for reading in wanted} == {"release", "events", "strata", "timelines", "shards"}
+    for reading in wanted:
+        path = taken.place.measures(*place_of(reading.params))
+        moved = path.rename(path.with_suffix(".aside"))
+        assert unmeasured(tree, FACTS, taken.place) == [reading.key]
+        moved.rename(path)
+
+
+def test_of_which_profile_lengths_are_is_not_told_by_an_empty_folder(tmp_path: Path) -> None:
+    """A run that was killed, whose first profile was another one, leaves it."""
+    tree = ReleaseLayout(tmp_path)
+    for name, kept in (("a", False), ("b", True)):
+        path = tree.measures("lengths", name, "0000")
+        path.parent.mkdir(parents=True)
+        if kept:
+            path.touch()
+    release = MeasuredRelease(tree, 1, dict.fromkeys(("a", "b"), patients.entry()), {})
+    assert release.first_profile == "b"
