@@ -29,7 +29,7 @@ from pipelines.split import assign
 from pipelines.splitting.ledger import INHERITED, Freeze, no_ledger
 from pipelines.splitting.order import order_of
 from pipelines.splitting.strata import quartiles, strata
-from validation.measure.splits import ks_statistic, smd
+from validation.measure.cohort.splits import ks_statistic, smd
 from warehouse.hashing import salt_of, splitmix64
 from warehouse.schemas import SPLITS
 

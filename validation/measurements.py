@@ -7,11 +7,11 @@ import polars as pl
 
 from validation.areas import registry
 from validation.measure.annotations import list_codes
-from validation.measure.budgets import list_budgets
+from validation.measure.cohort.strata import measure_strata
+from validation.measure.cohort.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
+from validation.measure.examples.triplets import count_copies, read_funnel
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.strata import measure_strata
-from validation.measure.subjects import measure_cohorts, measure_gaps, measure_histogram, measure_sets
-from validation.measure.triplets import count_copies, read_funnel
+from validation.measure.profiles.budgets import list_budgets
 
 
 @dataclass(frozen=True)

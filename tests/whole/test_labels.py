@@ -16,7 +16,7 @@ from pipelines.tasks.attrition import discrepancies
 from pipelines.tasks.definition import BUILT_IN
 from tests.support.nights.site import Site
 from validation.measure.anew import measure_anew
-from validation.measure.labels import measure_labels, read_attrition
+from validation.measure.examples.labels import measure_labels, read_attrition
 from validation.measure.tasks import Facts
 from warehouse.hashing import bucket_of
 from warehouse.layout import ReleaseLayout

@@ -3,7 +3,7 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.graphs import measure_graphs
+from validation.measure.examples.graphs import measure_graphs
 from validation.measure.measured_release import MeasuredRelease
 
 

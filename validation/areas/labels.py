@@ -3,7 +3,7 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
-from validation.measure.labels import measure_labels
+from validation.measure.examples.labels import measure_labels
 from validation.measure.measured_release import MeasuredRelease
 
 

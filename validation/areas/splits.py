@@ -3,8 +3,8 @@
 import polars as pl
 
 from validation.areas.area import ITS_LIMIT, Area, Check, Expectation
+from validation.measure.cohort.splits import disagreements, measure_splits, read_set_aside
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.splits import disagreements, measure_splits, read_set_aside
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:

@@ -3,8 +3,8 @@
 import polars as pl
 
 from validation.areas.area import Area, Check, Expectation
+from validation.measure.examples.triplets import measure_triplets
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.triplets import measure_triplets
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:

@@ -8,18 +8,18 @@ import polars as pl
 
 from pipelines.limits import LimitsConfig
 from validation.measure.anew import measure_anew
+from validation.measure.cohort.splits import read_assignments
+from validation.measure.cohort.subjects import read_subjects
 from validation.measure.contents import Holdings, contents_of, read_holdings, table_names
-from validation.measure.coverage import measure_coverage
 from validation.measure.events import EventMeasures, measure_events
+from validation.measure.examples.labels import read_attrition
 from validation.measure.items import read_items
-from validation.measure.labels import read_attrition
 from validation.measure.ledger import read_ledger
 from validation.measure.losses import Earlier, measure_losses, releases_before
 from validation.measure.measures import Measures
-from validation.measure.splits import read_assignments
-from validation.measure.subjects import read_subjects
+from validation.measure.profiles.coverage import measure_coverage
+from validation.measure.profiles.tokenised import measure_tokenised
 from validation.measure.tasks import Facts
-from validation.measure.tokenised import measure_tokenised
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import ContentEntry, LabelsEntry, Manifest, ProfileEntry
 from warehouse.schemas import SPLITS

@@ -12,6 +12,9 @@ from typing import Any, TypedDict
 import polars as pl
 
 from validation.measure.annotations import measure_codes, read_listed, repeated_codes
+from validation.measure.cohort.splits import read_assignments
+from validation.measure.cohort.strata import strata_of_bucket, tally_strata
+from validation.measure.cohort.subjects import MODALITY_SETS, read_sets
 from validation.measure.files.events import EventCounts, EventsFile
 from validation.measure.files.graphs import GraphAudit
 from validation.measure.files.labels import LabelAudit
@@ -21,9 +24,6 @@ from validation.measure.meds_schemas import breaks
 from validation.measure.probes.bucket import Probed, probe_bucket
 from validation.measure.reading import existing, gather
 from validation.measure.shards.parts import Place, measure_part, parts_of, usable_items
-from validation.measure.splits import read_assignments
-from validation.measure.strata import strata_of_bucket, tally_strata
-from validation.measure.subjects import MODALITY_SETS, read_sets
 from validation.measure.tally import Tally
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import LabelsEntry, PlanEntry, ProfileEntry

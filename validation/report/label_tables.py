@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import polars as pl
 
 from pipelines.tasks.attrition import NEGATIVE, NO_SPLIT, POSITIVE, START
-from validation.measure.labels import examples
+from validation.measure.examples.labels import examples
 from validation.measurements import Measurements
 from validation.report.cells import WITHHELD, Cell, Cells, Hidden, follow, is_small
 from validation.report.table import Column, Row, Table

@@ -7,7 +7,7 @@ import polars as pl
 
 from extractors.items import VERDICTS
 from validation.gate.judge import Judgement, Outcome
-from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measure.cohort.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
 from validation.report.around_tables import join_table, loss_table, subject_table, tokenised_table
 from validation.report.cells import LARGEST_SMALL, SMALL, WITHHELD, Cell, Cells, Hidden, follow

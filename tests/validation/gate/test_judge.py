@@ -30,9 +30,9 @@ from tests.validation.gate.mutations import (
 from validation.areas import registry
 from validation.areas.registry import AREAS
 from validation.gate.judge import Judgement, judge
+from validation.measure.cohort.splits import ks_statistic, measure_splits
 from validation.measure.events import misplaced_subjects
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.splits import ks_statistic, measure_splits
 from validation.measurements import Measurements, measure_release
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of

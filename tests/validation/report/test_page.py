@@ -17,9 +17,9 @@ from tests.support import patients, releases
 from validation.areas import ledger
 from validation.gate.judge import judge
 from validation.measure.annotations import LISTED
-from validation.measure.budgets import BUDGETS, list_budgets
+from validation.measure.cohort.subjects import measure_cohorts
 from validation.measure.measured_release import MeasuredRelease
-from validation.measure.subjects import measure_cohorts
+from validation.measure.profiles.budgets import BUDGETS, list_budgets
 from validation.measurements import Measurements, measure_release
 from validation.report.cells import Cells, Hidden
 from validation.report.page import show, write_report

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from validation.measure.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
+from validation.measure.cohort.subjects import IMAGING, INTERVALS, MODALITY_SETS, QUANTILES, STRUCTURED
 from validation.measurements import Measurements
 from validation.report import figures
 from validation.report.cells import SMALL, WITHHELD, Cells, Hidden

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from validation.measure.coverage import measure_coverage
+from validation.measure.profiles.coverage import measure_coverage
 from validation.report.cells import SMALL, WITHHELD, Cells
 from validation.report.vocabulary_tables import coverage_table
 from warehouse.layout import ReleaseLayout

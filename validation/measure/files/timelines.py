@@ -9,10 +9,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from validation.measure.cohort.subjects import DAY_S, DAY_US, IMAGING, KINDS, STRUCTURED
 from validation.measure.files.events import split_of
 from validation.measure.files.losses import loss_of
 from validation.measure.shards.token_sums import hash_tokens, kept_by, per_subject, running
-from validation.measure.subjects import DAY_S, DAY_US, IMAGING, KINDS, STRUCTURED
 from warehouse.arrays import F64, I64, NO_TIME, Bools, numbers_of
 from warehouse.manifest import PlanEntry
 from warehouse.parquet import subjects_together

@@ -4,7 +4,7 @@ import math
 
 import polars as pl
 
-from validation.measure.splits import ks_statistic
+from validation.measure.cohort.splits import ks_statistic
 from warehouse.manifest import PlanEntry
 
 KS_CRITICAL = 1.95  # over the root of the sample's size: alpha 0.001, for samples of 10 and more

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from pipelines.split import SPLITS, assign
 from tests.support.tokens.populations import freeze_all, population
 from validation.measure.anew import measure_anew
-from validation.measure.measures import Measures
-from validation.measure.splits import FEWEST, measure_splits, smd
-from validation.measure.subjects import (
+from validation.measure.cohort.splits import FEWEST, measure_splits, smd
+from validation.measure.cohort.subjects import (
     IMAGING,
     KINDS,
     MODALITY_SETS,
@@ -29,6 +28,7 @@ from validation.measure.subjects import (
     read_subjects,
     set_of,
 )
+from validation.measure.measures import Measures
 from validation.measure.tasks import Facts
 from validation.measurements import Measurements
 from validation.report.cells import Cells

@@ -9,8 +9,8 @@ import polars as pl
 
 from tests.support.cohort import ETHNICITIES, SEXES, TASK, Fact, cohort, draw, split_of
 from tests.support.releases import BUCKETS
+from validation.measure.cohort.strata import LABELLED, PATIENTS, measure_strata, strata_of_bucket, tally_strata
 from validation.measure.measures import Measures
-from validation.measure.strata import LABELLED, PATIENTS, measure_strata, strata_of_bucket, tally_strata
 from validation.measure.tally import Tally
 from validation.report.cells import Cells
 from validation.report.strata_tables import strata_table, task_strata_table
