@@ -71,7 +71,7 @@ def _check_vocabularies(settings: NoteSettings) -> None:
         _check_sizes(settings, settings.tokenizer, usual.size)
     elif usual.digest not in read:
         raise TimeloomError(
-            f"{ASKED_FOR}.tokenizer is none that lies with the weights of an encoder, and they all have one",
+            f"no encoder reads {ASKED_FOR}.tokenizer: each has another vocabulary, of its own or with its weights",
             remedy=f"leave {ASKED_FOR}.tokenizer out, or give the encoder's folder",
         )
 

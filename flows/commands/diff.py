@@ -56,6 +56,7 @@ def print_difference(found: dict[str, Any], console: Console) -> None:
     if found["same"]:
         console.print("the data of both is the same")
     console.print()
+    console.print("patients")
     console.print(table_of("patients", [found["subjects"]], ("added", "withdrawn", "changed")))
     for name, columns in TABLES.items():
         rows: list[Row] = found[name]
