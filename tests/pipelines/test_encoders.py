@@ -142,7 +142,7 @@ def test_encoders_of_notes_read_each_its_own_vocabulary(tmp_path: Path, weights:
     assert cut_by(first, bare, tokenizer=second["weights"].removesuffix("model.safetensors")) == ["first", "second"]
     assert cut_by(first, {**bare, "tokenizer": str(tmp_path / "third")}) == ["first"]
     assert cut_by(first, letters, tokenizer=str(tmp_path / "second")) == ["first", "second"]
-    with pytest.raises(TimeloomError, match="no encoder reads modalities.note.tokenizer: each has another"):
+    with pytest.raises(TimeloomError, match=r"no encoder reads modalities\.note.tokenizer: each has another"):
         check(notes_of(tmp_path, first, tokenizer=str(tmp_path / "second")))
     with pytest.raises(TimeloomError, match="tokenizer of the encoder first of notes is not the one that lies with"):
         check(notes_of(tmp_path, {**first, "tokenizer": str(tmp_path / "second")}))
