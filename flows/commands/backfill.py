@@ -202,7 +202,7 @@ class _PastRun(Run):
                     made.append(task)
                     continue
                 record = next(self.layout.segments.glob(f"*-{fingerprint[:24]}.json"), None)
-                if record is None or load_record(record) is None:
+                if record is None or not self._is_whole(record):
                     lacking.append(table)
                     continue
                 self.from_segments.append(table)
@@ -215,6 +215,11 @@ class _PastRun(Run):
                 remedy="give the configuration of that night, over that night's export; keep.segments keeps segments",
             )
         return made
+
+    def _is_whole(self, record: Path) -> bool:
+        """Whether all that a task recorded is there byte by byte: else it would be run, on the raw file of now."""
+        entry = load_record(record)
+        return entry is not None and all(file.is_of(record.parent / name) for name, file in entry.files.items())
 
     def compared(self) -> Rebuilt:
         """Whether the data is what the night made."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flows.commands.why import why
 from flows.runs.settings import RunSettings
 from pipelines.night import Stage
 from pipelines.stages import STAGES
+from tests.support.nights.damage import flip
 from tests.support.nights.site import Site, site_of_tables
 from validation.difference import RARE, difference, tables_of
 from validation.report.cells import Cells
@@ -281,7 +283,20 @@ def test_a_past_night_is_made_again_of_its_segments_or_its_raw_files(nights: Nig
     assert (first.same, first.from_segments) == (True, [])
     assert nights.site.layout.current.readlink() == current
     assert (nights.site.layout.private / "fingerprints.json").read_bytes() == remembered
-    assert not any(nights.site.layout.past.iterdir())
+    assert not nights.site.layout.past.exists()
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_a_damaged_segment_is_not_made_of_the_raw_file_of_now(nights: Nights, damage: Callable[[Path], None]) -> None:
+    segments = nights.site.layout.segments
+    for name in set(nights.manifest(1).records) - set(nights.manifest(2).records):
+        path = segments / f"{name}.segment"
+        if path.is_file():
+            damage(path)
+    before = {path: path.read_bytes() for path in segments.iterdir()}
+    with pytest.raises(TimeloomError, match=rf"{nights.names[1]} cannot be made again: of simulated-hospital/"):
+        backfill(nights.settings(), nights.names[1], restore=False)
+    assert {path: path.read_bytes() for path in segments.iterdir()} == before
 
 
 def test_a_release_that_was_collected_comes_back(nights: Nights) -> None:
