@@ -7,6 +7,7 @@ that was killed between its publication and its announcement leaves the announce
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,22 @@ from warehouse.publish import current_release
 from warehouse.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
-    from flows.runs.run import RunOutcome
+    from flows.runs.run import Run, RunOutcome
 
 PUBLISHED, UNCHANGED = "timeloom.release.published", "timeloom.night.unchanged"
 QUARANTINED = "timeloom.night.quarantined"
 # What the command reads of its environment.
 RELEASE_VARIABLE, ROOT_VARIABLE = "TIMELOOM_RELEASE", "TIMELOOM_ROOT"
+
+
+def announce_outcome(run: "Run", outcome: "RunOutcome") -> "RunOutcome":
+    """Runs the site's command for what a run has published, once its root is free. Where that fails, the outcome and
+    the run's log say so."""
+    said: list[str] = []
+    announce(run.layout, run.config.on_publish, said.append)
+    for line in said:
+        run.log.line(line)
+    return replace(outcome, unannounced="; ".join(said))
 
 
 def announce(layout: Layout, command: Sequence[str], say: Callable[[str], None]) -> bool:

@@ -245,6 +245,7 @@ def words(outcome: "RunOutcome", cells: Cells) -> list[str]:
     lines += [f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in outcome.tokenised.items()]
     lines += [f"loss agreed to: {part}" for part in outcome.accepted]
     lines += [f"damaged in the release before, made anew: {name}" for name in outcome.damaged]
+    lines += [outcome.unannounced] if outcome.unannounced else []
     return [*lines, *outcome.withheld]
 
 

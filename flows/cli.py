@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
-    from flows.announce import announce
+    from flows.announce import announce_outcome
     from flows.runs.run import open_run
 
     with StageProgress(quiet=as_json) as progress:
@@ -116,7 +116,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
                 for name, step in run.steps:
                     run.carry_out(name, step)
                 outcome = run.outcome()
-            announce(run.layout, run.config.on_publish, say)
+            outcome = announce_outcome(run, outcome)
         else:
             outcome = _in_prefect(settings, progress)
     if as_json:

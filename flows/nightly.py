@@ -27,7 +27,7 @@ from prefect.states import Completed
 from pydantic import PositiveInt
 
 from flows import artifacts
-from flows.announce import announce, emit_events
+from flows.announce import announce_outcome, emit_events
 from flows.deployments import deployment_name
 from flows.runs.log import RunLog
 from flows.runs.run import Run, RunOutcome, open_run
@@ -162,7 +162,7 @@ def nightly(
             for name, step in run.steps:
                 carry_out_step(run, name, step)
             outcome = run.outcome()
-        announce(run.layout, run.config.on_publish, _say_served)
+        outcome = announce_outcome(run, outcome)
     except TimeloomError as error:
         _say_served(f"the night failed: {error}" + (f" (log: {error.log})" if error.log else ""))
         raise

@@ -61,6 +61,7 @@ class RunOutcome:
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
         withheld: why tasks have no labels, a line each.
         collected: what of older nights was removed, in words; empty where nothing was.
+        unannounced: how `on_publish` failed, in words; empty where it did not.
     """
 
     release: str
@@ -73,6 +74,7 @@ class RunOutcome:
     damaged: list[str] = field(default_factory=list)
     withheld: list[str] = field(default_factory=list)
     collected: str = ""
+    unannounced: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -94,8 +96,7 @@ class RunOutcome:
             lines.append(f"{len(self.damaged)} damaged or lost files were made anew: {named}")
         lines += [f"loss agreed to: {part}" for part in self.accepted]
         lines += self.withheld
-        if self.collected:
-            lines.append(self.collected)
+        lines += [said for said in (self.collected, self.unannounced) if said]
         return [*lines, f"report: {self.report}"]
 
 

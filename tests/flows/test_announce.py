@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from flows.announce import announce
+from flows.announce import announce, announce_outcome
+from flows.runs.log import RunLog
+from flows.runs.run import Run, RunOutcome
 from warehouse.layout import Layout
 
 WRITES = "import os, sys; open(sys.argv[1], 'a').write(os.environ['TIMELOOM_RELEASE'] + '\\n')"
@@ -55,6 +59,19 @@ def test_a_command_that_fails_is_said_and_told_again(layout: Layout, tmp_path: P
         "on_publish cannot be started (FileNotFoundError); the next run tries again",
     ]
     assert announce(layout, [sys.executable, "-c", ""], said.append)
+
+
+def test_a_failure_is_in_the_outcome_and_the_log(layout: Layout, tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run.log")
+    config = SimpleNamespace(on_publish=[sys.executable, "-c", "raise SystemExit(3)"])
+    run = cast(Run, SimpleNamespace(layout=layout, config=config, log=log))
+    outcome = RunOutcome("first", published=True, quarantined=0, report=Path("report.html"), steps=[])
+    said = "on_publish ended with exit code 3; the next run tries again"
+    assert announce_outcome(run, outcome).unannounced == said
+    assert announce_outcome(run, outcome).lines() == ["published release first", said, "report: report.html"]
+    assert log.path.read_text().splitlines()[0].endswith(said)
+    config.on_publish = [sys.executable, "-c", ""]
+    assert announce_outcome(run, outcome) == outcome
 
 
 def test_nothing_is_told_without_a_command_or_a_release(layout: Layout, tmp_path: Path) -> None:
