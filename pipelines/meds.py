@@ -23,15 +23,8 @@ from extractors.source import CROSSWALK, checked_source
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
-from pipelines.aligning.continued import (
-    SUBJECTS,
-    Closed,
-    Conversion,
-    Followed,
-    FormerExtract,
-    FormerPart,
-    NotContinuedError,
-)
+from pipelines.aligning.continued import SUBJECTS, Closed, Conversion, NotContinuedError
+from pipelines.aligning.former_extract import Followed, FormerExtract, FormerPart
 from pipelines.aligning.segments import SegmentWriter, read_frame_blob
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.fingerprints import Fingerprints

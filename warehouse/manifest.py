@@ -30,9 +30,13 @@ class FileEntry(BaseModel):
     rows: int | None = None
     xxh3: str | None = None
 
+    def is_as_long_as(self, path: Path) -> bool:
+        """Whether a file is there with as many bytes."""
+        return path.is_file() and path.stat().st_size == self.bytes
+
     def is_of(self, path: Path) -> bool:
         """Whether a file is there with these bytes, told by XXH3-128 where the entry has it; else by SHA-256."""
-        if not path.is_file() or path.stat().st_size != self.bytes:
+        if not self.is_as_long_as(path):
             return False
         return sha256_file(path) == self.sha256 if self.xxh3 is None else xxh3_file(path) == self.xxh3
 

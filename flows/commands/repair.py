@@ -19,6 +19,7 @@ from flows.runs.root import read_root, root_settings
 from flows.runs.run import Run, RunOutcome, open_run
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
+from pipelines.engine.run_stage import load_record
 from validation.damage import RESTORE_KEY, Damage, Root, find_damage, of_older
 from warehouse.errors import TimeloomError
 from warehouse.files import put_in_place
@@ -126,7 +127,8 @@ def _mend_root(root: Root, config: RunConfig, done: Repaired) -> None:
 
 
 def _forget_damaged(layout: Layout, found: list[Damage]) -> None:
-    """Removes what is damaged and is made anew where it is missing, and records whose files are damaged."""
+    """Removes what is damaged and is made anew where it is missing, records whose files are damaged, those of segments
+    that go on from a damaged one among them, and segments without a record."""
     for damage in found:
         top, _, rest = damage.name.partition("/")
         path = layout.private / rest if top == "private" else layout.root / damage.name
@@ -134,6 +136,17 @@ def _forget_damaged(layout: Layout, found: list[Damage]) -> None:
             path.unlink(missing_ok=True)
             if top != "embeddings":
                 path.with_suffix(".json").unlink(missing_ok=True)
+    damaged, named = {damage.name for damage in found}, set[str]()
+    for path in sorted(layout.segments.glob("*.json")):
+        record = load_record(path)
+        names = set(record.files) if record is not None else set()
+        if any(f"segments/{name}" in damaged for name in names):
+            path.unlink()
+        else:
+            named |= names
+    for path in sorted(layout.segments.glob("*")):
+        if path.is_file() and path.name not in named and not path.with_suffix(".json").exists():
+            path.unlink()
 
 
 def _mend_lineage(root: Root, found: list[Damage], config: RunConfig, done: Repaired) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 
 from flows.keeping.choice import chosen, lineage_of, released
 from pipelines.config import KeepConfig, RunConfig
+from pipelines.engine.run_stage import load_record
 from warehouse.embeddings.compact import compact, spare_of
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import sync_directory
@@ -220,10 +221,14 @@ class _Collector:
 
     def segments(self) -> None:
         """Removes what only releases that went, or older ones, were made of."""
-        needed = records_kept(self.layout, self.keep)
         known = {record for manifest in (*self.went, *self.stay.values()) for record in manifest.records}
+        going = known - records_kept(self.layout, self.keep)
+        # A night that published nothing may have left a record, which stays: what it goes on from stays too.
+        for path in sorted(self.layout.segments.glob("*.json")):
+            record = load_record(path) if path.stem not in known else None
+            going -= {Path(name).stem for name in record.files} if record is not None else set()
         for path in list(recorded_files(self.layout)):
-            if path.stem in known - needed:
+            if path.stem in going:
                 self._count("segment", path, number=int(path.suffix != ".json"))
                 self._delete(path)
 

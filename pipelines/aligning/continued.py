@@ -8,11 +8,8 @@ and the account is the sum over the blocks.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,31 +19,15 @@ from extractors.events.by_block import SILENT, BlockCounts
 from extractors.events.convert import Converter
 from extractors.events.converted import REASONS, Account
 from extractors.events.lag_counts import LAGS, LagCounts, by_code
-from extractors.tables.content_blocks import Cutting, Known, RecordBlocks
-from pipelines.aligning.segments import (
-    SCHEMA,
-    BucketPieces,
-    BucketSums,
-    Piece,
-    SegmentReader,
-    SegmentWriter,
-    frame_batch,
-    live_batches,
-    read_frame_blob,
-    read_texts,
-)
-from pipelines.engine.run_stage import load_record
+from extractors.tables.content_blocks import RecordBlocks
+from pipelines.aligning.former_extract import BLOCKS, Followed, FormerExtract, FormerPart
+from pipelines.aligning.segments import SCHEMA, BucketPieces, BucketSums, Piece, SegmentWriter, frame_batch
 from warehouse.arrays import I64, U32
 from warehouse.hashing import bucket_of
-from warehouse.manifest import FileEntry, TaskEntry
+from warehouse.manifest import FileEntry
 
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
-# Of each block of the file, in its order: in which of the segments its rows lie, its number in that one, its digest.
-# What was counted of it stands in further columns, named by the keys as JSON.
-_BLOCKS = pl.DataFrame(
-    schema={"part": pl.UInt16, "block": pl.UInt32, "low": pl.UInt64, "high": pl.UInt64, "length": pl.Int64}
-)
 _SILENT = pl.DataFrame(schema={"part": pl.UInt16, **SILENT.schema})
 _RECORDS = json.dumps(["raw"])
 # Rows of dead blocks are read with the others and left out by whoever reads a bucket, and take their place on the disk:
@@ -63,25 +44,6 @@ _COUNTED_ROWS = 1 << 18
 
 class NotContinuedError(Exception):
     """What an earlier segment holds of a raw file cannot be kept: the whole file is to be converted."""
-
-
-class FormerPart(TypedDict):
-    """A former segment: its name, how many blocks and rows it holds, and where the newest one lists the dead ones."""
-
-    segment: str
-    blocks: int
-    rows: int
-    dead: Piece
-
-
-class Followed(TypedDict):
-    """What is said of a file's blocks: how they are cut, how the file is written, how many the newest segment holds,
-    and the columns of what was counted of each."""
-
-    cutting: tuple[int, int, int]
-    written: list[str | None]
-    blocks: int
-    counted: list[str]
 
 
 @dataclass
@@ -101,89 +63,6 @@ class Closed:
     followed: Followed | None = None
     formers: list[FormerPart] = field(default_factory=list)
     made_before: dict[str, FileEntry] = field(default_factory=dict)
-
-
-class FormerExtract:
-    """What an earlier run made of a raw file under the same rules."""
-
-    def __init__(self, base: Path, entry: TaskEntry) -> None:
-        self.base, self.entry = base, entry
-        self._counts = entry.counts
-        self._newest = base / entry.counts["segment"]
-
-    @classmethod
-    def find(cls, base: Path, line: str, segment: str) -> "FormerExtract | None":
-        """The latest whole one whose files' names begin with `line`; not that of the segment itself."""
-        records = [path for path in base.glob(f"{line}-*.json") if path.stem != Path(segment).stem]
-        for path in sorted(records, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
-            entry = load_record(path)
-            if entry is not None and entry.counts.get("followed") and all(
-                (base / name).is_file() and (base / name).stat().st_size == file.bytes
-                for name, file in entry.files.items()
-            ):  # fmt: skip
-                return cls(base, entry)
-        return None
-
-    @cached_property
-    def codes(self) -> list[str]:
-        return read_texts(self._newest, self._counts["blobs"]["codes"])
-
-    @cached_property
-    def units(self) -> list[str]:
-        return read_texts(self._newest, self._counts["blobs"]["units"])
-
-    def frame(self, name: str, empty: pl.DataFrame) -> pl.DataFrame:
-        """A frame among the blobs, with the columns of `empty`."""
-        return read_frame_blob(self._newest, self._counts["blobs"][name], empty)
-
-    @cached_property
-    def blocks(self) -> pl.DataFrame:
-        """The file's blocks in its order, columns of _BLOCKS and what was counted."""
-        counted = self._counts["followed"]["counted"]
-        return self.frame("blocks", pl.DataFrame(schema={**_BLOCKS.schema, **dict.fromkeys(counted, pl.Int64)}))
-
-    def known(self) -> Known:
-        """The blocks, as a reader looks for them."""
-        said: Followed = self._counts["followed"]
-        halves = np.stack([self.blocks["high"].to_numpy(), self.blocks["low"].to_numpy()], axis=1).astype(">u8")
-        digests = halves.tobytes()
-        return Known(
-            Cutting(*said["cutting"]),
-            said["written"],
-            self.blocks["length"].to_list(),
-            [digests[start : start + 16] for start in range(0, len(digests), 16)],
-        )
-
-    @cached_property
-    def parts(self) -> list[FormerPart]:
-        """Its segments, the newest one last."""
-        name, blocks = self._counts["segment"], self._counts["followed"]["blocks"]
-        rows = self.entry.files[name].rows or 0
-        return [*self._counts["formers"], FormerPart(segment=name, blocks=blocks, rows=rows, dead=(0, 0, 0, ""))]
-
-    @property
-    def index(self) -> dict[str, Any]:
-        index: dict[str, Any] = self._counts["buckets"]
-        return index
-
-    def places(self, bucket: str) -> list[BucketPieces]:
-        """Where a bucket's rows lie in each of the segments."""
-        of = self.index.get(bucket)
-        if of is None:
-            return [BucketPieces() for _ in self.parts]
-        return [BucketPieces(**places) for places in (*of.get("formers", ()), _places_of(of))]
-
-    def batches(self, bucket: str, dead: Sequence[U32], *, gone: bool = False) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """A bucket's rows, each batch with the number of its segment; see `live_batches`."""
-        for part, places in enumerate(self.places(bucket)):
-            if places.pieces and (len(dead[part]) or not gone):
-                with SegmentReader(self.base / self.parts[part]["segment"]) as reader:
-                    for batch in live_batches(reader, places, dead[part], gone=gone):
-                        yield part, batch
-
-
-def _places_of(index: dict[str, Any]) -> dict[str, Any]:
-    return {name: index[name] for name in ("pieces", "spans")}
 
 
 @dataclass(frozen=True)
@@ -239,7 +118,7 @@ class Conversion:
             closed = Closed(writer.index(codes), {}, converter.account, followed)
         else:
             closed = _Continuation(former, np.array(seen), converter, writer, frames).close(followed)
-        followed["counted"] = frames["blocks"].columns[len(_BLOCKS.columns) :]
+        followed["counted"] = frames["blocks"].columns[len(BLOCKS.columns) :]
         closed.blobs |= self._blobs(frames)
         return closed
 
@@ -339,7 +218,7 @@ class _Continuation:
         account = Account.of(
             {
                 tuple(json.loads(name)): int(frames["blocks"][name].sum())
-                for name in frames["blocks"].columns[len(_BLOCKS.columns) :]
+                for name in frames["blocks"].columns[len(BLOCKS.columns) :]
             }
         )
         self._add_lags(lags, account)
@@ -456,7 +335,7 @@ class _Continuation:
     def _blocks(self) -> pl.DataFrame:
         new = self._frames["blocks"].with_columns(pl.lit(self._part, pl.UInt16).alias("part"))
         whole = pl.concat([self._former.blocks, new], how="diagonal")
-        return whole.with_columns(pl.col(whole.columns[len(_BLOCKS.columns) :]).fill_null(0))[self._order()]
+        return whole.with_columns(pl.col(whole.columns[len(BLOCKS.columns) :]).fill_null(0))[self._order()]
 
     def _add_lags(self, gone: LagCounts, account: Account) -> None:
         for name, joined in (("lags_stated", False), ("lags_joined", True)):

@@ -204,8 +204,19 @@ def _batches(
 
 
 def _whole(reader: SegmentReader, segment: dict[str, Any]) -> Iterator[pa.RecordBatch]:
-    """The rows of a segment, and those of former ones that the raw file still has."""
-    return chain(map(reader.blob, segment["pieces"]), *(_of_former(reader, former) for former in segment["formers"]))
+    """The rows of a segment, and those of former ones that the raw file still has.
+
+    Raises:
+        TimeloomError: they are more or fewer than the record says; all these segments are removed.
+    """
+    rows = 0
+    for batch in chain(
+        map(reader.blob, segment["pieces"]), *(_of_former(reader, former) for former in segment["formers"])
+    ):
+        rows += batch.num_rows
+        yield batch
+    if rows != segment["rows"]:
+        raise reader.damaged(*(Path(former["path"]) for former in segment["formers"]))
 
 
 def _of_former(newest: SegmentReader, former: dict[str, Any]) -> Iterator[pa.RecordBatch]:

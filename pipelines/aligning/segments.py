@@ -204,7 +204,7 @@ class SegmentReader:
         try:
             self._file = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:  # another reader found it damaged
-            raise self._damaged() from error
+            raise self.damaged() from error
         self._codec = pa.Codec(_CODEC)
 
     def __enter__(self) -> "SegmentReader":
@@ -225,7 +225,7 @@ class SegmentReader:
         place, length, raw_length, checksum = piece
         packed = os.pread(self._file, length, place)
         if xxhash.xxh3_64_hexdigest(packed) != checksum:
-            raise self._damaged()
+            raise self.damaged()
         return pa.ipc.read_record_batch(self._codec.decompress(packed, raw_length), schema)
 
     def frame(self, piece: Piece, empty: pl.DataFrame) -> pl.DataFrame:
@@ -235,9 +235,15 @@ class SegmentReader:
         assert isinstance(frame, pl.DataFrame)
         return frame
 
-    def _damaged(self) -> TimeloomError:
-        for path in (self._path.with_suffix(".json"), self._path):
-            path.unlink(missing_ok=True)
+    def damaged(self, *formers: Path) -> TimeloomError:
+        """What to raise where the segment, or what it goes on from, is not what its record says: it is removed.
+
+        Args:
+            formers: further segments that are not believed.
+        """
+        for segment in (self._path, *formers):
+            for path in (segment.with_suffix(".json"), segment):
+                path.unlink(missing_ok=True)
         return TimeloomError("a segment is damaged", remedy="run again: its raw file is extracted anew")
 
     def texts(self, piece: Piece) -> pa.Array:

@@ -19,6 +19,7 @@ from tests.support.nights.many_releases import (
     STORE,
     check_whole,
     disk,
+    entry_of,
     files_of,
     items_of,
     make_root,
@@ -30,7 +31,9 @@ from warehouse.embeddings import compact as compact_store
 from warehouse.embeddings.store import EmbeddingStore, close_stores
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
+from warehouse.manifest import TaskEntry
 from warehouse.publish import exclusive
+from warehouse.sealed import write_sealed
 
 KEEP = KeepConfig(daily=3, weekly=2, monthly=2, logs=4)
 # Worked out by hand for forty nights from 1 January 2024, a Monday, to 9 February, a Friday.
@@ -114,6 +117,17 @@ def test_what_goes_and_the_bytes_that_it_gives_back(layout: Layout) -> None:
     )
     again = collect(layout, KEEP, 2, apply=True, thorough=True)
     assert not again.gone
+
+
+def test_what_an_unpublished_night_goes_on_from_stays(layout: Layout) -> None:
+    """Its record names the segment of a night whose release goes."""
+    names = ("late.segment", "seg36.segment")
+    (layout.segments / names[0]).write_bytes(b"r" * 100)
+    entry = TaskEntry(fingerprint="late", files={name: entry_of(layout.segments / name) for name in names})
+    write_sealed(layout.segments / "late.json", entry.model_dump(mode="json"))
+    with exclusive(layout):
+        collect(layout, KEEP, 2, apply=True, thorough=True)
+    assert {path.stem for path in layout.segments.iterdir()} == {"seg36", "seg38", "seg39", "late"}
 
 
 def test_a_store_that_no_release_names_goes_unless_it_is_configured(layout: Layout) -> None:

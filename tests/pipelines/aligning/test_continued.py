@@ -15,7 +15,7 @@ from extractors.events.lag_counts import LAGS
 from extractors.source import Source
 from extractors.tables import content_blocks, csv_reader
 from pipelines import meds
-from pipelines.aligning import continued, segments
+from pipelines.aligning import continued
 from pipelines.aligning.continued import QUARANTINE, SUBJECTS
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from pipelines.engine.context import RunContext
@@ -24,6 +24,7 @@ from pipelines.engine.local import LocalEngine
 from pipelines.engine.run_stage import load_record, run_stage
 from pipelines.engine.task import Task
 from tests.support.raw.raw_tables import align_one, aligned_events
+from tests.support.raw.small_blocks import make_small
 from warehouse.errors import TimeloomError
 
 BUCKETS = 3
@@ -184,18 +185,6 @@ class Nights:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
-
-
-def make_small(patch: pytest.MonkeyPatch) -> None:
-    """Files of some kilobytes are followed, in blocks of some rows."""
-    patch.setattr(csv_reader, "COMPILED_FROM", 0)
-    patch.setattr(content_blocks, "LEAST_BYTES", 100)
-    patch.setattr(content_blocks, "USUAL_BYTES", 400)
-    patch.setattr(content_blocks, "MOST_BYTES", 1500)
-    patch.setattr(content_blocks, "_FIRST_SCAN", 700)
-    patch.setattr(content_blocks, "_READ_BYTES", 900)
-    patch.setattr(continued, "_COPIED_ROWS", 50)
-    patch.setattr(segments, "GATHERED_ROWS", 150)
 
 
 # In `make test` alone: five nights, each converted twice, for each example.
@@ -368,6 +357,34 @@ def test_a_segment_without_a_record_is_written_again(nights: Nights) -> None:
     again = load_record(record)
     assert again is not None and again.counts == night
     nights.agree(dict(again.counts), whole)
+
+
+def test_a_file_that_is_as_it_once_was_writes_its_segment_anew(nights: Nights) -> None:
+    """The first night's record is gone; what the second one made goes on from the first one's segment."""
+    first, second = rows_of(400), rows_of(400)
+    second[200:200] = [("7", "v1", "A", "2020-01-02 03:04:05", "", "5", "mg", "")]
+    nights.convert(csv_of(first, "\n", True))
+    night, _ = nights.convert(csv_of(second, "\n", True))
+    assert night["formers"]
+    record = nights.folder / "night-1.json"
+    record.unlink()
+    nights.path.write_bytes(csv_of(first, "\n", True))
+    execute(nights.task("night", "1"))
+    again, whole = load_record(record), load_record(nights.folder / "whole1-0.json")
+    assert again is not None and whole is not None and not again.counts["formers"]
+    nights.agree(dict(again.counts), dict(whole.counts))
+
+
+def test_rows_that_a_record_counts_and_no_segment_has_are_an_error(nights: Nights) -> None:
+    rows = rows_of(400)
+    nights.convert(csv_of(rows, "\n", True))
+    night, _ = nights.convert(csv_of([*rows, rows[0]], "\n", True))
+    bucket = next(iter(night["buckets"]))
+    night["buckets"][bucket]["rows"] += 1
+    with pytest.raises(TimeloomError, match="a segment is damaged"):
+        align_one(nights.folder, {night["segment"]: night}, int(bucket))
+    # What the next run reads is not built on any of them.
+    assert not list(nights.folder.glob("night-*"))
 
 
 def test_another_header_or_separator_knows_no_block(nights: Nights) -> None:

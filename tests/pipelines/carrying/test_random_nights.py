@@ -18,7 +18,7 @@ def run_nights(folder: Path, seed: int, number: int, monkeypatch: pytest.MonkeyP
         edits = nights.hospital.change()
         carried, anew = nights.carry()
         assert hashes(carried) == hashes(anew), edits
-    assert all(nights.copied[name] > number for name in ("data", "mehrt", "mended")), nights.copied
+    assert all(nights.copied[name] > number for name in ("segments", "data", "mehrt", "mended")), nights.copied
 
 
 @pytest.mark.whole  # In `make test` alone: two runs a night.

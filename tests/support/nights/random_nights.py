@@ -11,12 +11,14 @@ import pytest
 
 from extractors.simulate import simulate
 from flows.runs import gate
+from pipelines.aligning.former_extract import FormerExtract
 from pipelines.carrying import cells
 from pipelines.carrying.kept import KeptCells
 from pipelines.carrying.subjects import Changes
 from pipelines.engine import run_stage
 from pipelines.engine.task import Task
 from tests.support.nights.site import Site
+from tests.support.raw.small_blocks import make_small
 from warehouse.manifest import Manifest, TaskEntry
 
 CELL_ROWS = 150
@@ -135,11 +137,13 @@ class Hospital:
 
 
 class Nights:
-    """Nights over such a hospital; what the release before has of a task is handed on or not."""
+    """Nights over such a hospital; what the night before made of a raw file, and the release before of a task, is
+    handed on or not."""
 
     def __init__(self, folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch, self.hospital, self.folder = monkeypatch, Hospital(folder, seed), folder
         monkeypatch.setattr(cells, "CELL_ROWS", CELL_ROWS)
+        make_small(monkeypatch)
         monkeypatch.setattr(gate, "judge_release", lambda _tree, manifest, *_: manifest)
         self.copied: Counter[str] = Counter()
         self._note()
@@ -164,13 +168,19 @@ class Nights:
                 if name == "anew":
                     patched.setattr(run_stage, "_linked", _nothing)
                     patched.setattr(run_stage, "with_former", lambda task, _: task)
+                    patched.setattr(FormerExtract, "find", lambda *_: None)
+                    shutil.rmtree(anew / "warehouse" / "segments")
                 site = self._site(name)
                 site.night()
                 manifests.append(site.manifest)
+            if name == "carried":
+                records = (run_stage.load_record(path) for path in site.layout.segments.glob("*.json"))
+                self.copied["segments"] += sum(bool(record and record.counts.get("formers")) for record in records)
         return manifests[0], manifests[1]
 
     def _note(self) -> None:
-        """Counts what is copied: cells of files, and buckets whose counts are mended by some subjects."""
+        """Counts what is copied: cells of files, and buckets whose counts are mended by some subjects. What is kept of
+        raw files is counted by the records that name former segments."""
         kept_groups, changes_of = KeptCells.kept_groups, Changes.of
 
         def groups(cells: KeptCells) -> list[int]:
