@@ -20,7 +20,7 @@ from pipelines.profiles.choosing import UNKNOWN, chosen_parts, parents_hash, par
 from pipelines.profiles.lexicon import Ids
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoded, TimelineWriter
-from pipelines.vocabulary import slice_hash
+from pipelines.vocabulary import slice_hash, uncounted_subjects
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout, bucket_name
@@ -75,7 +75,8 @@ def tasks_of(
     tree = ReleaseLayout(context.staging / "release")
     vocabulary = read_frame(tree.vocabulary(name))
     parents = parents_of(tree, profile)
-    needed = {bucket: slice_hash(tree, name, bucket, profile, vocabulary) for bucket in inputs}
+    aside = uncounted_subjects(tree, profile)
+    needed = {bucket: slice_hash(tree, name, bucket, profile, vocabulary, aside) for bucket in inputs}
     return [
         make_task(
             STAGE,
@@ -110,7 +111,8 @@ def _carrying(
     rules = [profile.token_rules(), sorted(stores.items())]
     if former is not None and former.token_counts(name, bucket).is_file():
         with suppress(TimeloomError):
-            before = slice_hash(tree, name, bucket, profile, vocabulary, former)
+            aside = uncounted_subjects(former, profile)
+            before = slice_hash(tree, name, bucket, profile, vocabulary, aside, former)
     relative = ReleaseLayout(Path())
     return Carrying(
         [*rules, needed, parents_hash(tree, bucket, parents)],

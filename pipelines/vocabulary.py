@@ -179,14 +179,19 @@ def slice_hash(
     bucket: int,
     profile: ProfileConfig,
     vocabulary: pl.DataFrame,
+    uncounted: pl.Series,
     counted: ReleaseLayout | None = None,
 ) -> str:
     """A hash of the ids and breaks that one bucket's timelines may need, and of no others.
 
     Args:
+        uncounted: subjects whose tokens nobody counted, as `uncounted_subjects` gives them; theirs may be any.
         counted: the release whose bucket is asked for; `tree` where not given.
     """
     counted = counted or tree
+    if len(uncounted) and uncounted.is_in(read_frame(counted.contents(bucket))["subject_id"].implode()).any():
+        known = read_frame(tree.quantiles(name))
+        return sha256_json([vocabulary_hash(vocabulary), [known[column].to_list() for column in known.columns]])
     tokens = read_frame(counted.token_counts(name, bucket)).select(pl.col("token").unique())
     breaks = None
     wanted = [tokens, fixed_tokens(profile, empty_frame(QUANTILES)).select("token")]
@@ -198,6 +203,12 @@ def slice_hash(
             wanted.append(fused_tokens(quantiles["code"], profile).select("token"))
     found = pl.concat(wanted).unique().join(vocabulary, on="token")
     return sha256_json([vocabulary_hash(found), breaks])
+
+
+def uncounted_subjects(tree: ReleaseLayout, profile: ProfileConfig) -> pl.Series:
+    """The subjects of a release that have no split in the profile's scheme: `count` leaves them out."""
+    path = tree.split_quarantine(str(profile.scheme))
+    return read_frame(path)["subject_id"] if path.is_file() else pl.Series("subject_id", dtype=pl.Int64)
 
 
 STAGE = Stage(

@@ -35,10 +35,25 @@ def synced_later(folder: Path) -> Iterator[None]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes every file and folder below a folder durable, several at a time: the disk writes them down together."""
+    """Makes every file and folder below a folder durable, several at a time: the disk writes them down together.
+
+    A file that the disk does not take goes: a kernel says so once, and would call it durable when it is asked again.
+
+    Raises:
+        OSError: the disk does not take one.
+    """
     places = [folder, *folder.rglob("*")]
     with ThreadPoolExecutor(_SYNCED_AT_ONCE) as pool:
-        deque(pool.map(_sync, (path for path in places if not path.is_symlink())), maxlen=0)
+        deque(pool.map(_sync_or_remove, (path for path in places if not path.is_symlink())), maxlen=0)
+
+
+def _sync_or_remove(path: Path) -> None:
+    try:
+        _sync(path)
+    except OSError:
+        if path.is_file():
+            path.unlink()
+        raise
 
 
 @contextmanager

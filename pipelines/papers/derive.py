@@ -188,7 +188,7 @@ def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = N
 
 STAGE = Stage(
     "derive",
-    version=3,
+    version=4,
     run="pipelines.papers.derive:run",
     after=("align", "metadata"),
     keys=("labels",),

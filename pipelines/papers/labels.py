@@ -230,7 +230,7 @@ def declare(night: Night) -> dict[str, Any]:
 
 STAGE = Stage(
     "labels",
-    version=2,
+    version=3,
     run="pipelines.papers.labels:run",
     after=("align", "metadata", "split", "derive"),
     keys=("labels",),

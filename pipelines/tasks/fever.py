@@ -82,8 +82,9 @@ def _near(first: pl.DataFrame, second: pl.DataFrame, within: int) -> pl.DataFram
     pairs = []
     for earlier, later in ((first, second), (second, first)):
         # The nearest before each: what the later of the two may have happened after it at the least.
-        nearest = later.sort("time").join_asof(
-            earlier.sort("time"),
+        # Of several at one moment the last of the events' order is the nearest.
+        nearest = later.sort("time", maintain_order=True).join_asof(
+            earlier.sort("time", maintain_order=True),
             on="time",
             by="subject",
             strategy="backward",
@@ -118,7 +119,8 @@ def _held(degrees: pl.DataFrame, rules: FeverConfig) -> pl.DataFrame:
 
     Two that lie more than `hours` apart do not tell what was between them.
     """
-    ordered = degrees.sort("subject", "time", "available").with_columns(
+    # Of two at one moment the lower one comes first, whoever else is in the bucket.
+    ordered = degrees.sort("subject", "time", "available", "value", maintain_order=True).with_columns(
         (
             (pl.col("value") < rules.temperature_held)
             | (pl.col("time").diff().over("subject") > rules.hours * _HOUR).fill_null(True)

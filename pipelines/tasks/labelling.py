@@ -124,7 +124,7 @@ class _Labelling:
                 "boolean_value": value[left],
             }
         )
-        return labels.sort("subject_id", "prediction_time"), attrition
+        return labels.sort("subject_id", "prediction_time", "boolean_value"), attrition
 
     # What is known of subjects.
 

@@ -44,7 +44,7 @@ def lines_of_therapy(facts: Facts, drugs: I64, agents: pl.DataFrame, days: int, 
             }
         )
         .join(agents, on="code")
-        .sort("subject", "time", "available", "agent")
+        .sort("subject", "time", "available", "agent", "precision")
     )
     starts = []
     begun = given.unique("subject", keep="first", maintain_order=True)

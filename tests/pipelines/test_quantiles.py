@@ -27,7 +27,7 @@ from warehouse.files import xxh3_file
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, TaskEntry
 from warehouse.parquet import empty_frame, read_frame, write_table
-from warehouse.schemas import EVENTS, ITEMS
+from warehouse.schemas import EVENTS, ITEMS, SPLIT_QUARANTINE
 from warehouse.vocabulary import QUANTILES
 
 NOON = datetime(2020, 6, 1, 12)
@@ -182,6 +182,9 @@ class Nights:
         scheme = self.profile.scheme
         path = tree.subject_splits if scheme is None else tree.scheme_subjects(scheme)
         write_table(path, assigned, SUBJECT_SPLITS, "splits")
+        everyone = pl.concat([frame.select("subject_id") for frame in buckets.values()]).unique()
+        aside = everyone.join(assigned, on="subject_id", how="anti").with_columns(pl.lit("by hand").alias("reason"))
+        write_table(tree.split_quarantine(str(scheme)), aside, SPLIT_QUARANTINE, "subjects set aside")
         inputs = {bucket: str(frame.hash_rows(1, 2, 3, 4).to_list()) for bucket, frame in buckets.items()}
         hashes = {bucket: str(sorted(splits.items())) for bucket in buckets}
         counts = self._carry_out(count.tasks_of(context, "p", self.profile, inputs, hashes, {}))
@@ -235,6 +238,17 @@ def test_a_new_code_in_one_bucket_leaves_the_others_alone(tmp_path: Path, profil
     assert nights.words[: len(words)].select("token_id", "token").equals(words.select("token_id", "token"))
     assert len(nights.words) > len(words)
     assert nights.breaks[: len(breaks)].equals(breaks)
+
+
+def test_who_has_no_split_gets_the_tokens_that_others_bring(tmp_path: Path) -> None:
+    nights = Nights(tmp_path, PAIR)
+    nobody = events(lab(None, code="LOINC/9", subject_id=4))
+    nights.run({0: pl.concat([TRAIN, nobody]), 1: SECOND}, SPLITS)
+    assert "LOINC/9" not in nights.words["token"]
+    more = pl.concat([SECOND, events(lab(None, code="LOINC/9", subject_id=3))])
+    assert nights.run({0: pl.concat([TRAIN, nobody]), 1: more}, SPLITS) == {"p-0000", "p-0001"}
+    ids = read_frame(nights.tree.timeline("p", 0)).filter(pl.col("subject_id") == 4)["token_id"]
+    assert nights.words.filter(pl.col("token") == "LOINC/9")["token_id"].item() in ids
 
 
 def test_breaks_are_frozen_while_values_drift(tmp_path: Path) -> None:

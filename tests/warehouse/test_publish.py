@@ -1,5 +1,6 @@
 """Publication: a release appears whole or not at all, whenever the process dies."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -241,6 +242,25 @@ def test_every_file_and_folder_is_durable_before_the_rename(layout: Layout, monk
     monkeypatch.setattr(Path, "rename", renamed)
     publish(layout, staging, manifest)
     assert wanted == [set()]
+
+
+def test_a_file_that_the_disk_does_not_take_is_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_one(layout, "2026-01-01", "old")
+    manifest = stage(layout, "2026-01-02", "new", "second")
+    staging = layout.work / "second" / "release"
+    refused = (staging / "data.txt").stat().st_ino
+
+    def refuse(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == refused:
+            raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="no disk"):
+        publish(layout, staging, manifest)
+    # A kernel forgets that it could not write a file down: what stands there would pass for durable the next time.
+    assert not (staging / "data.txt").exists()
+    assert (staging / "stable.txt").exists()
+    assert readable(layout) == ("2026-01-01", "old")
 
 
 def test_what_is_synced_later_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

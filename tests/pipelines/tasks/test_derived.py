@@ -285,6 +285,18 @@ def test_a_fever_that_was_held_is_known_with_its_last_value(tmp_path: Path) -> N
     assert (days_of(frame), days_of(frame, "available_time")) == ([pytest.approx(3 * HOUR)], [1.0])
 
 
+def test_which_of_two_values_of_one_moment_comes_first_hangs_on_nobody_else(tmp_path: Path) -> None:
+    events: list[Event] = []
+    for subject in range(1, 121):
+        values = [measured(3, NEUTROPHILS, 0.9)]
+        # Known in another order than they were taken in, so that the rows are put in order anew.
+        values += [measured(1, DEGREES, 36 + number / 8, "Cel", available_time=2.9 - number / 8) for number in range(7)]
+        values += [measured(3 + 2 * HOUR, DEGREES, 38.0, "Cel")]
+        values += [measured(3 + 3 * HOUR, DEGREES, value, "Cel") for value in (38.1, 36.0)]
+        events += [(subject, *event[1:]) for event in values]
+    assert derived(write_bucket(tmp_path, events)).is_empty()
+
+
 def test_a_task_takes_fever_by_codes_or_by_values(tmp_path: Path) -> None:
     events = [*treated(1), measured(30, NEUTROPHILS, 0.2), measured(30.5, DEGREES, 39, "Cel"), (1, 400, "LOINC/718-7")]
     tree = write_bucket(tmp_path, events)
