@@ -7,14 +7,15 @@ from typing import Any, TypedDict
 import polars as pl
 import pyarrow as pa
 
-from pipelines.carrying.subjects import Changes, reads
+from pipelines.carrying.subjects import Changes, reads, splits_of
 from pipelines.engine.context import RunContext
 from pipelines.engine.former import Former
 from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
-from pipelines.profiles.choosing import chosen_parts, parents_hash, parents_hash_before, parents_of
+from pipelines.profiles.choosing import chosen_parts, lexicon_of, parents_hash, parents_hash_before, parents_of
 from pipelines.profiles.counting import LEFT_OUT, VALUES, count_part
 from pipelines.profiles.counting import Counts as TokenCounts
+from pipelines.profiles.lexicon import Lexicon
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.split import hashes_of
 from warehouse.arrays import I64
@@ -106,20 +107,19 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
     tree, bucket, name = ReleaseLayout(base), params["bucket"], params["profile"]
     profile = ProfileConfig.model_validate(params["settings"])
 
-    def counted(tree: ReleaseLayout, subjects: I64 | None = None) -> TokenCounts:
-        splits = read_frame(tree.subject_splits if profile.scheme is None else tree.scheme_subjects(profile.scheme))
-        parts = chosen_parts(tree, bucket, profile, params["stores"], subjects=subjects)
-        return TokenCounts.together(
-            [count_part(chosen, splits.select("subject_id", "split"), profile) for chosen in parts]
-        )
+    def counted(tree: ReleaseLayout, lexicon: Lexicon, subjects: I64 | None = None) -> TokenCounts:
+        splits = splits_of(tree, profile.scheme)
+        parts = chosen_parts(tree, bucket, profile, params["stores"], subjects=subjects, lexicon=lexicon)
+        return TokenCounts.together([count_part(chosen, splits, profile) for chosen in parts])
 
     changes = None
     if former is not None and profile.scheme is not None:
         changes = Changes.of(tree, former.tree, bucket, stores=params["stores"], scheme=profile.scheme)
     if former is None or changes is None:
-        counts = counted(tree)
+        counts = counted(tree, lexicon_of(tree, bucket, profile))
     else:
-        before, now = counted(former.tree, changes.before), counted(tree, changes.now)
+        lexicon = lexicon_of(tree, bucket, profile, former=former.tree)
+        before, now = counted(former.tree, lexicon, changes.before), counted(tree, lexicon, changes.now)
         counts = _former_counts(former, name, bucket, profile).mended(before, now)
     path = tree.token_counts(name, bucket)
     files: dict[str, int | None] = {}

@@ -52,7 +52,6 @@ def with_images(statistics: pl.DataFrame, items: pl.DataFrame | None) -> pl.Data
         of_subject = usable.drop_nulls("subject_id").group_by("subject_id").agg(
             pl.len().cast(pl.Int64).alias(modality)
         )  # fmt: skip
-        statistics = statistics.join(of_subject, on="subject_id", how="left").with_columns(
-            pl.col(modality).fill_null(0)
-        )
+        joined = statistics.join(of_subject, on="subject_id", how="left", maintain_order="left")
+        statistics = joined.with_columns(pl.col(modality).fill_null(0))
     return statistics

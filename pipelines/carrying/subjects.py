@@ -6,6 +6,7 @@ that `pipelines.engine.task.Carrying` names.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import polars as pl
 
 from pipelines.carrying.cells import Contents
 from warehouse.arrays import I64
+from warehouse.files import signature_of
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame
 
 # Of more changed subjects than this the former part costs more than all of tonight's.
 _MOST = 0.4
+# A bucket of fewer rows is made anew in the time that it takes to look who changed, and to say twice what they are.
+FEWEST_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,36 @@ class Changes:
         stores: Mapping[str, str] | None = None,
         scheme: str | None = None,
     ) -> "Changes | None":
-        """Those of a bucket; None where they are so many that all is better made anew.
+        """Those of a bucket; None where all is better made anew: they are many, or the bucket is small.
 
         Args:
             stores: by modality, the store whose vectors count: a subject whose items have others there is changed.
             scheme: the scheme whose splits count.
         """
-        now, before = (Contents.of_frame(read_frame(each.contents(bucket))) for each in (tree, former))
+        now = Contents.of_frame(read_frame(tree.contents(bucket)))
+        if int(now.rows.sum()) < FEWEST_ROWS:
+            return None
+        before = Contents.of_frame(read_frame(former.contents(bucket)))
         same = now.subjects[now.unchanged(before)]
         if stores is not None:
             same = np.setdiff1d(same, subjects_of_other_items(tree, former, bucket, stores))
         if scheme is not None:
-            splits = [read_frame(each.scheme_subjects(scheme)).select("subject_id", "split") for each in (tree, former)]
+            of_bucket = pl.Series("subject_id", same).implode()
+            splits = [splits_of(each, scheme).filter(pl.col("subject_id").is_in(of_bucket)) for each in (tree, former)]
             same = np.setdiff1d(same, _differing(*splits))
         changes = cls(np.setdiff1d(now.subjects, same), np.setdiff1d(before.subjects, same))
         return changes if len(changes.now) + len(changes.before) <= 2 * _MOST * len(now.subjects) else None
+
+
+def splits_of(tree: ReleaseLayout, scheme: str | None) -> pl.DataFrame:
+    """`subject_id`, `split` of everybody who has one in a scheme, or in the first one; read once for many buckets."""
+    path = tree.subject_splits if scheme is None else tree.scheme_subjects(scheme)
+    return _read_splits(path, tuple(signature_of(path.stat())) if path.exists() else ())
+
+
+@lru_cache(maxsize=2)
+def _read_splits(path: Path, _seen: tuple[int, ...]) -> pl.DataFrame:
+    return read_frame(path).select("subject_id", "split")
 
 
 def usable_items(items: pl.DataFrame, stores: Mapping[str, str]) -> pl.DataFrame:

@@ -108,9 +108,10 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
     tree, bucket = ReleaseLayout(base), params["bucket"]
     rules = DerivedConfig.model_validate(params["settings"])
 
+    codes = LabelCodes.of_params(params["codes"], tree)
+
     def derived(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[pl.DataFrame, Counts]:
-        codes = LabelCodes.of_params(params["codes"], tree)
-        return derived_events(tree, bucket, codes.members_of(bucket, LISTS), rules, subjects)
+        return derived_events(tree, bucket, codes.members_of(bucket, LISTS, tree=tree), rules, subjects)
 
     changes = Changes.of(tree, former.tree, bucket) if former is not None else None
     if former is None or changes is None:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import polars as pl
 
-from pipelines.carrying.subjects import Changes, carried, reads
+from pipelines.carrying.subjects import Changes, carried, reads, splits_of
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.former import Former
 from pipelines.engine.task import Carrying, Result, Task, make_task
@@ -119,9 +119,10 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
     tree, bucket = ReleaseLayout(base), params["bucket"]
     tasks = {name: TaskConfig.model_validate(task) for name, task in params["tasks"].items()}
 
+    codes = LabelCodes.of_params(params["codes"], tree)
+
     def labelled(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-        codes = LabelCodes.of_params(params["codes"], tree)
-        splits = read_frame(tree.scheme_subjects(params["scheme"])).select("subject_id", "split")
+        splits = splits_of(tree, params["scheme"])
         derived = read_frame(tree.derived(bucket))
         made = label_bucket(tree, bucket, tasks, codes, splits, derived, params["withheld"], subjects)
         tables = pl.concat([attrition.table(name) for name, (_, attrition) in made.items()])
@@ -172,7 +173,7 @@ def label_bucket(
         subjects: ids, ascending, of those who are wanted; all where not given.
     """
     names = lists_of(tasks)
-    members = codes.members_of(bucket, names, derived["code"].unique())
+    members = codes.members_of(bucket, names, derived["code"].unique(), tree)
     births = members.filter(pl.col("list") == BIRTH)["code"]
     facts = read_facts(tree.events(bucket), members["code"].unique(), derived, births=births, subjects=subjects)
     bucket_labels = BucketLabels(facts, members, splits)

@@ -7,7 +7,7 @@ import polars as pl
 from pipelines.carrying.subjects import usable_items
 from pipelines.engine.context import RunContext
 from pipelines.profiles.events import read_parts
-from pipelines.profiles.lexicon import Ids, make_lexicon
+from pipelines.profiles.lexicon import Ids, Lexicon, make_lexicon
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Chosen, choose
 from warehouse.arrays import I64
@@ -50,6 +50,24 @@ def items_with_vectors(tree: ReleaseLayout, bucket: int, stores: Mapping[str, st
     return usable_items(read_frame(tree.items(bucket)), stores)["item_key"].unique(maintain_order=True)
 
 
+def lexicon_of(
+    tree: ReleaseLayout,
+    bucket: int,
+    profile: ProfileConfig,
+    ids: Ids | None = None,
+    former: ReleaseLayout | None = None,
+) -> Lexicon:
+    """What a bucket's codes lead to.
+
+    Args:
+        ids: the vocabulary, where it is known.
+        former: a release whose bucket's codes, of which the same parents are known, are among them too.
+    """
+    releases = [tree] if former is None else [tree, former]
+    codes = pl.concat([read_frame(each.codes_of(bucket))["code"] for each in releases])
+    return make_lexicon(codes.unique().sort(), profile, parents_of(tree, profile), ids)
+
+
 def chosen_parts(
     tree: ReleaseLayout,
     bucket: int,
@@ -58,17 +76,19 @@ def chosen_parts(
     ids: Ids | None = None,
     subjects: I64 | None = None,
     firsts: I64 | None = None,
+    lexicon: Lexicon | None = None,
 ) -> Iterator[Chosen]:
     """A bucket's events that become tokens, some subjects at a time.
 
     Args:
         stores: by modality, the store whose vectors image tokens carry: an item without one there makes no token.
+        ids: the vocabulary, where it is known.
         subjects: ids, ascending, of those who are wanted; all where not given.
         firsts: ids, ascending, that a part may begin at; every one where not given.
+        lexicon: what the bucket's codes lead to, and maybe others; worked out where not given.
     """
     usable = items_with_vectors(tree, bucket, stores)
-    codes = read_frame(tree.codes_of(bucket))["code"].sort()
-    lexicon = make_lexicon(codes, profile, parents_of(tree, profile), ids)
+    lexicon = lexicon or lexicon_of(tree, bucket, profile, ids)
     values = profile.values != "codes_only" or any(rule.only_numeric for rule in profile.codes.values())
-    for part in read_parts(tree.events(bucket), codes, values=values, subjects=subjects, firsts=firsts):
+    for part in read_parts(tree.events(bucket), lexicon.codes, values=values, subjects=subjects, firsts=firsts):
         yield choose(part, lexicon, usable, profile)

@@ -75,7 +75,8 @@ class BucketLabels:
         self._codes: dict[str, list[str]] = {
             str(name): part["code"].to_list() for (name,), part in members.group_by("list", maintain_order=True)
         }
-        named = pl.DataFrame({"subject_id": facts.subjects}).join(splits, on="subject_id", how="left")
+        everyone = pl.DataFrame({"subject_id": facts.subjects})
+        named = everyone.join(splits, on="subject_id", how="left", maintain_order="left")
         self._split = named["split"].fill_null(NO_SPLIT).replace_strict(
             {name: place for place, name in enumerate(COUNTED)}, return_dtype=pl.Int64
         ).to_numpy()  # fmt: skip

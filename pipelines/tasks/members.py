@@ -73,13 +73,27 @@ class LabelCodes:
         """The members that were asked for among codes of derived events, of which buckets have the same few."""
         return {}
 
-    def members_of(self, bucket: int, names: Sequence[str], derived: pl.Series | None = None) -> pl.DataFrame:
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        """By hash of the lists and codes that were asked for, the hash of their members."""
+        return {}
+
+    def members_of(
+        self,
+        bucket: int,
+        names: Sequence[str],
+        derived: pl.Series | None = None,
+        tree: ReleaseLayout | None = None,
+    ) -> pl.DataFrame:
         """`code`, `list`, `node` of one bucket's codes, for some lists.
 
         Args:
             derived: codes of the bucket's derived events, where they are wanted too.
+            tree: the release whose bucket is asked for; this one where not given. Of another one this one's metadata
+                must say the same of its codes, as `hash_before` tells.
         """
-        codes = pl.Series("code", read_columns(self.tree.codes_of(bucket), ["code"])["code"], dtype=pl.String)
+        of_bucket = (tree or self.tree).codes_of(bucket)
+        codes = pl.Series("code", read_columns(of_bucket, ["code"])["code"], dtype=pl.String)
         whole: pl.DataFrame | None = self.__dict__.get("members")
         if whole is None:
             found = resolve(names, self.lists, codes, self.edges)
@@ -95,22 +109,24 @@ class LabelCodes:
 
     def hash_of(self, bucket: int, names: Sequence[str]) -> str:
         """A hash of `members_of`, worked out of the whole release's."""
-        _ = self.members
-        return sha256_json([column.to_list() for column in self.members_of(bucket, names)])
+        return self._hash_of(self.tree.codes_of(bucket), names)
 
     def hash_before(self, former: ReleaseLayout | None, bucket: int, names: Sequence[str]) -> str | None:
         """As `hash_of`, of the codes that the bucket had in another release; None where nobody can tell."""
-        _ = self.members
         try:
-            codes = read_columns(former.codes_of(bucket), ["code"])["code"] if former is not None else None
+            return self._hash_of(former.codes_of(bucket), names) if former is not None else None
         except TimeloomError:
-            codes = None
-        if codes is None:
             return None
-        wanted = pl.Series("code", codes, dtype=pl.String)
-        held = pl.col("list").is_in(list(names)) & pl.col("code").is_in(wanted.implode())
-        found = self.members.filter(held).sort("code", "list", "node")
-        return sha256_json([column.to_list() for column in found])
+
+    def _hash_of(self, codes_of_bucket: Path, names: Sequence[str]) -> str:
+        codes = pl.Series("code", read_columns(codes_of_bucket, ["code"])["code"], dtype=pl.String)
+        # Most nights leave most buckets their codes: what both releases have is worked out once.
+        asked = sha256_json([list(names), codes.to_list()])
+        if asked not in self._hashes:
+            held = pl.col("list").is_in(list(names)) & pl.col("code").is_in(codes.implode())
+            found = self.members.filter(held).sort("code", "list", "node")
+            self._hashes[asked] = sha256_json([column.to_list() for column in found])
+        return self._hashes[asked]
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from pipelines import count, tokenize, vocabulary
 from pipelines.align import CODE_COUNTS
+from pipelines.carrying import subjects
+from pipelines.carrying.subjects import Changes
 from pipelines.engine.context import RunContext, StageReport
+from pipelines.engine.former import Former
 from pipelines.engine.local import LocalEngine
 from pipelines.profiles import built_in
 from pipelines.profiles.rules import ProfileConfig
@@ -249,6 +252,28 @@ def test_who_has_no_split_gets_the_tokens_that_others_bring(tmp_path: Path) -> N
     assert nights.run({0: pl.concat([TRAIN, nobody]), 1: more}, SPLITS) == {"p-0000", "p-0001"}
     ids = read_frame(nights.tree.timeline("p", 0)).filter(pl.col("subject_id") == 4)["token_id"]
     assert nights.words.filter(pl.col("token") == "LOINC/9")["token_id"].item() in ids
+
+
+@pytest.mark.parametrize("profile", [PAIR, FUSED])
+def test_counts_of_a_bucket_are_mended_by_who_changed(
+    tmp_path: Path, profile: ProfileConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "FEWEST_ROWS", 0)
+    nights = Nights(tmp_path, profile.model_copy(update={"scheme": "s"}))
+    third = [lab(float(hour), hour, code="LOINC/3", subject_id=3) for hour in range(4)]
+    nights.run({0: pl.concat([TRAIN, SECOND, events(*third)])}, SPLITS)
+    former = Former(nights.tree, nights.tasks["count/p-0000"].counts)
+    # The last one had a code that nobody has any more, and has one that nobody had.
+    other = [lab(float(hour), hour, code="LOINC/4", subject_id=3) for hour in range(4)]
+    nights.run({0: pl.concat([TRAIN, SECOND, events(*other)])}, SPLITS)
+    paths = [nights.tree.token_counts("p", 0), count.values_path(nights.tree, "p", 0)]
+    anew = [path.read_bytes() for path in paths], nights.tasks["count/p-0000"].counts
+    for path in paths:
+        path.unlink()
+    params = count.Params(bucket=0, profile="p", settings=nights.profile.model_dump(mode="json"), stores={})
+    assert Changes.of(nights.tree, former.tree, 0, stores={}, scheme="s") == Changes(*[np.array([3])] * 2)
+    result = count.run(params, nights.tree.path, former)
+    assert ([path.read_bytes() for path in paths], result.counts) == anew
 
 
 def test_breaks_are_frozen_while_values_drift(tmp_path: Path) -> None:

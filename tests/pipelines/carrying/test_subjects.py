@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines.carrying import subjects
 from pipelines.carrying.cells import Contents
 from pipelines.carrying.subjects import Changes, carried, mended
 from pipelines.profiles.counting import COUNTED, LEFT_OUT, VALUES, Counts
@@ -14,6 +15,12 @@ from pipelines.tasks.attrition import mended_tables
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import empty_frame, write_table
 from warehouse.schemas import CONTENTS, ITEMS, LABELS, SCHEME_SUBJECTS
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets as small as these are mended too."""
+    monkeypatch.setattr(subjects, "FEWEST_ROWS", 0)
 
 
 def release(path: Path, made: dict[int, int], vectors: dict[int, str], splits: dict[int, str]) -> ReleaseLayout:
@@ -60,6 +67,15 @@ def test_a_subject_is_changed_by_rows_items_and_splits(
 def test_where_most_changed_all_is_made_anew(tmp_path: Path) -> None:
     former = release(tmp_path / "before", MADE, {}, {})
     assert Changes.of(release(tmp_path / "now", dict.fromkeys(range(10), 2), {}, {}), former, 0) is None
+
+
+def test_a_small_bucket_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = release(tmp_path / "before", MADE, {}, {})
+    tree = release(tmp_path / "now", MADE | {3: 2}, {}, {})
+    monkeypatch.setattr(subjects, "FEWEST_ROWS", 30)
+    assert Changes.of(tree, former, 0) is not None, "ten subjects of three rows"
+    monkeypatch.setattr(subjects, "FEWEST_ROWS", 31)
+    assert Changes.of(tree, former, 0) is None
 
 
 def test_rows_of_changed_subjects_are_replaced_and_of_no_others() -> None:

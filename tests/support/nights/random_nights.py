@@ -1,4 +1,4 @@
-"""A small hospital whose tables change at random from night to night, and its nights without the gate."""
+"""A small hospital of which anything changes at random from night to night, and its nights without the gate."""
 
 import random
 import shutil
@@ -12,13 +12,14 @@ import pytest
 from extractors.simulate import simulate
 from flows.runs import gate
 from pipelines.aligning.former_extract import FormerExtract
-from pipelines.carrying import cells
+from pipelines.carrying import cells, subjects
 from pipelines.carrying.kept import KeptCells
 from pipelines.carrying.subjects import Changes
 from pipelines.engine import run_stage
 from pipelines.engine.task import Task
 from tests.support.nights.site import Site
 from tests.support.raw.small_blocks import make_small
+from tests.support.vectors import clam, drawn
 from warehouse.manifest import Manifest, TaskEntry
 
 CELL_ROWS = 150
@@ -26,11 +27,12 @@ CONFIG = {
     "buckets": 2,
     "limits": {"unparsable_times": 0.5, "quarantined": 1.0, "malformed": 1.0},
 }
+WIDTH = 8
 TABLES = ("labs", "diagnoses", "medications", "encounters", "patients", "deaths", "procedures")
 
 
 class Hospital:
-    """Tables in memory.
+    """Tables, scans with their vectors, and merged ids, in memory.
 
     Args:
         folder: where `tables` is written.
@@ -50,9 +52,15 @@ class Hospital:
         for rest in sorted((export / "tables").iterdir()):
             if rest.stem not in TABLES:
                 shutil.copy(rest, self.folder)
+        self.scans: dict[str, tuple[str, str]] = {}
+        self.merged: list[tuple[str, str]] = []
+        self.number = 0
+        for _ in range(12):
+            self.new_scan()
         self.edits: tuple[Callable[[], None], ...] = (
             self.change_value, self.change_code, self.move_row, self.add_row, self.repeat_row, self.take_row,
             self.take_subject, self.bring_back, self.new_subject, self.second_death, self.shift_time, self.reorder,
+            self.new_scan, self.move_scan, self.shift_scan, self.take_scan, self.cut_scan, self.merge, self.part_again,
         )  # fmt: skip
         self.write()
 
@@ -61,6 +69,10 @@ class Hospital:
         for table, rows in self.rows.items():
             lines = [",".join(row) for row in (self.heads[table], *rows)]
             (self.folder / f"{table}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        links = [("match", "subject_id", "time"), *((name, *said) for name, said in self.scans.items())]
+        for name, listed in (("ct", links), ("merges", [("old", "new"), *self.merged])):
+            text = "".join(",".join(row) + "\n" for row in listed)
+            (self.folder.parent / f"{name}.csv").write_text(text, encoding="utf-8")
 
     def change(self) -> list[str]:
         """Some edits, and their names."""
@@ -135,6 +147,48 @@ class Hospital:
     def reorder(self) -> None:
         self.draw.shuffle(self.rows["labs"])
 
+    @property
+    def vectors(self) -> Path:
+        """Where files of vectors lie, one a scan."""
+        return self.folder.parent / "features"
+
+    def _scan(self) -> str:
+        return self.draw.choice(sorted(self.scans))
+
+    def _day(self) -> str:
+        return f"2021-0{self.draw.randint(1, 9)}-1{self.draw.randint(0, 9)} 08:00:00"
+
+    def new_scan(self) -> None:
+        name = f"scan.{self.number:03d}.h5"
+        clam(self.vectors / name, drawn(3, WIDTH, seed=self.number, dtype="float32"))
+        self.scans[name] = self.draw.choice(self._patients()), self._day()
+        self.number += 1
+
+    def move_scan(self) -> None:
+        name = self._scan()
+        self.scans[name] = self.draw.choice(self._patients()), self.scans[name][1]
+
+    def shift_scan(self) -> None:
+        name = self._scan()
+        self.scans[name] = self.scans[name][0], self._day()
+
+    def take_scan(self) -> None:
+        if len(self.scans) > 4:
+            name = self._scan()
+            del self.scans[name]
+            (self.vectors / name).unlink()
+
+    def cut_scan(self) -> None:
+        if len(self.scans) > 4:
+            (self.vectors / self._scan()).write_bytes(b"\x89HDF\r\n\x1a\n")
+
+    def merge(self) -> None:
+        first, second = self.draw.sample(self._patients(), 2)
+        self.merged.append((first, second))
+
+    def part_again(self) -> None:
+        self.merged = self.merged[1:]
+
 
 class Nights:
     """Nights over such a hospital; what the night before made of a raw file, and the release before of a task, is
@@ -144,6 +198,7 @@ class Nights:
         self.monkeypatch, self.hospital, self.folder = monkeypatch, Hospital(folder, seed), folder
         monkeypatch.setattr(cells, "CELL_ROWS", CELL_ROWS)
         make_small(monkeypatch)
+        monkeypatch.setattr(subjects, "FEWEST_ROWS", 0)
         monkeypatch.setattr(gate, "judge_release", lambda _tree, manifest, *_: manifest)
         self.copied: Counter[str] = Counter()
         self._note()
@@ -152,6 +207,13 @@ class Nights:
     def _site(self, name: str) -> Site:
         site = Site(self.folder / name, CONFIG)
         site.config["sources"] = [{"source": "simulated-hospital", "path": str(self.hospital.folder)}]
+        site.config["merges"] = str(self.folder / "merges.csv")
+        vectors = {"path": str(self.hospital.vectors), "format": "hdf5", "dtype": "float32", "name": "merlin"}
+        scans = {
+            "crosswalk": {"file": str(self.folder / "ct.csv")},
+            "encoder": {"imported": vectors | {"width": WIDTH}},
+        }
+        site.config["modalities"] = {"ct": scans}
         return site
 
     def carry(self) -> tuple[Manifest, Manifest]:
