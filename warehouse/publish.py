@@ -41,7 +41,7 @@ def exclusive(layout: Layout, *, wait: bool = False) -> AbstractContextManager[N
         TimeloomError: another run holds it, and this one does not wait.
     """
     busy = TimeloomError(
-        f"another run is working on {layout.root.name}", remedy="try again when it has ended; `timeloom run` has --wait"
+        f"another run is working on {layout.root.name}", remedy="wait for its end, as `timeloom run --wait` does"
     )
     return locked(layout, layout.lock, busy, wait=wait)
 
