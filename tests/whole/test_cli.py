@@ -313,7 +313,7 @@ def test_an_unreadable_image_is_a_verdict(site: Site, tmp_path: Path, in_process
     assert (verdict["modality"], verdict["verdict"]) == ("CT", "failed_unreadable")
 
 
-@pytest.mark.parametrize("where", ["fingerprints.json", "/data/", "/tasks/", "manifest.json", "publishing.json"])
+@pytest.mark.parametrize("where", ["fingerprints.json", "/data/", "manifest.json", "publishing.json"])
 def test_a_full_disk_is_one_line_and_touches_nothing(
     where: str, site: Site, in_process: InThisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

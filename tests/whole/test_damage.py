@@ -161,7 +161,7 @@ RELEASE = {
          "derived/N.parquet", "labels/TASK/N.parquet", "attrition/N.parquet", "duplicates/copies.parquet",
          "triplets/N.parquet", "triplets/funnel/N.parquet", "graphs/codes.parquet", "graphs/visits/N.parquet",
          "graphs/nodes/N.parquet", "graphs/edges/N.parquet", "contents/N.parquet", "measures/counts/N.parquet",
-         "measures/counts/probes-N.parquet", "measures/counts/release.parquet", "measures/subjects/N.parquet",
+         "measures/counts/probes-N.parquet", "measures/counts/strata-N.parquet", "measures/counts/release.parquet", "measures/subjects/N.parquet",
          "measures/keys/N.parquet", "measures/lengths/PROFILE/N.parquet", "measures/gaps/PROFILE/N.parquet",
          "measures/timelines/PROFILE/N.parquet", "measures/losses/PROFILE/N.parquet",
          "measures/shards/PROFILE.PLAN/SPLIT/N-N.parquet", "measures/segments/PROFILE.PLAN/SPLIT/N-N.parquet"],

@@ -65,7 +65,7 @@ def test_a_night_of_one_row_takes_little_disk_and_ends_by_collecting(site: Site)
     names = sorted(path.name for path in site.layout.releases.iterdir())
     assert names == ["2024-03-03T02-00-00Z", "2024-03-04T02-00-00Z"]
     # Of 1.7 MB that a release has; before, Data Docs alone were 4.7 MB of each.
-    assert unshared(site.layout, names[1]) < 1_300_000
+    assert unshared(site.layout, names[1]) < 1_500_000
     assert abs(sizes[3] - sizes[2]) < 20_000
     assert len(list(site.layout.lineage.iterdir())) == 4
 

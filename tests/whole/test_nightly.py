@@ -373,7 +373,7 @@ def _flow_run_with(site: Site, server: Server, patch: str) -> dict[str, list[dic
     known = {run["id"] for run in server.ask("flow_runs")}
     script = (
         "import sys\n"
-        "from flows import nightly\n"
+        "from flows import artifacts, nightly\n"
         "from flows.runs import gate\n"
         f"{patch}\n"
         "if __name__ == '__main__':\n"
@@ -412,11 +412,13 @@ def test_a_server_that_takes_no_artifact_ends_nothing(published: Site, tmp_path:
     site = published.copy(tmp_path, hospital=True)
     patch = (
         "def refuse(*_, **__):\n    raise ConnectionError('the server is away')\n"
-        "nightly.update_progress_artifact = nightly.create_table_artifact = refuse"
+        "artifacts.update_progress_artifact = artifacts.create_table_artifact = refuse"
     )
     seen = _flow_run_with(site, server, patch)
     assert seen["flow_runs"][0]["state_type"] == "COMPLETED"
-    assert [task_run["run_count"] for task_run in seen["task_runs"]] == [1] * len(STEPS), "no step may be repeated"
+    assert [task_run["run_count"] for task_run in seen["task_runs"]] == [1] * len([*STEPS, *IDLE]), (
+        "no step may be repeated"
+    )
     assert site.manifest.release_id != published.manifest.release_id
 
 

@@ -292,7 +292,7 @@ def kill(place: Place, module: str, name: str, calls: int) -> None:
         ("pipelines.meds", "run", 2),
         ("pipelines.lags", "run", 0),
         ("pipelines.align", "run", 5),
-        ("pipelines.align", "write_table", 11),
+        ("pipelines.align", "write_table", 16),
         ("pipelines.metadata", "run", 0),
         ("flows.runs.convert", "link_or_copy", 7),
     ],

@@ -20,7 +20,7 @@ from pipelines.aligning.bucket_rows import BIRTH, DEATH, KINDS, groups
 from pipelines.aligning.columns import NONE_8, NONE_32, PieceColumns, masked, occurring, renumbered
 from pipelines.aligning.gather import Gathered
 from pipelines.aligning.left_out import LeftOut, further_births_and_deaths
-from pipelines.aligning.segments import SCHEMA, frame_batch
+from pipelines.aligning.segments import SCHEMA, STORED, frame_batch
 from pipelines.aligning.statistics import subject_statistics
 from tests.support.tokens.bucket_rows import narrow
 from warehouse.arrays import NO_TIME
@@ -186,7 +186,7 @@ def test_pieces_become_the_columns_that_they_are_of(pieces: list[list[Any]], mor
         )
         columns.add(batch)
         frames.append(pl.from_arrow(pa.Table.from_batches([batch], SCHEMA)))
-    whole = pl.concat([pl.DataFrame(schema=CONVERTED), *frames])
+    whole = pl.concat([pl.DataFrame(schema=STORED), *frames])
     assert columns.rows == len(whole)
     none = {"time": NO_TIME, "available_time": NO_TIME, "unit": NONE_32}
     none |= dict.fromkeys(("precision", "availability", "flag"), NONE_8)

@@ -397,7 +397,8 @@ def test_a_truncated_file_of_the_release_before_is_made_again(inputs: list[Path]
 def test_a_full_disk_has_its_line(
     workers: int, inputs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", os.fsync)  # undone afterwards, where the task runs in this process
+    for name in ("fsync", "replace"):  # undone afterwards, where the task runs in this process
+        monkeypatch.setattr(os, name, getattr(os, name))
     faults = dict.fromkeys(range(5), "full")
     with LocalEngine(workers) as engine, pytest.raises(TimeloomError) as caught:
         run_stage(STAGE, tasks_of(inputs, tmp_path, faults), context_of(tmp_path, engine))
@@ -447,7 +448,8 @@ def test_a_full_disk_does_not_hide_behind_the_log(tmp_path: Path, monkeypatch: p
         toy_stage.fill_disk()
         os.fsync(0)
 
-    monkeypatch.setattr(os, "fsync", os.fsync)
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, getattr(os, name))
     monkeypatch.setattr(Path, "open", full)
     log.failure(TimeloomError("the disk is full", "free space"))
 
