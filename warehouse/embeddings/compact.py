@@ -89,7 +89,7 @@ def _copy(path: Path, fresh: Path, needed: Set[str]) -> None:
         environment.close()
 
 
-def _entries(path: Path, needed: Set[str]) -> Iterator[tuple[memoryview, memoryview]]:
+def _entries(path: Path, needed: Set[str]) -> Iterator[tuple[bytes | memoryview, bytes | memoryview]]:
     """The entries of needed items, in their order; each is there until the next one is asked for."""
     with reading(path) as transaction, transaction.cursor() as cursor:
         for key, value in cursor:
