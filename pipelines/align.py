@@ -8,6 +8,7 @@ it was are copied from the release before, with the bytes that they would get if
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -144,7 +145,7 @@ def tasks_of(
                 inputs=[sorted(inputs), known, happened],
                 params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
                 weight=rows,
-                carrying=Carrying(rules=[bound, INDEXED]),
+                carrying=partial(Carrying, rules=[bound, INDEXED]),
             )
         )
     return tasks

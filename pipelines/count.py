@@ -1,6 +1,7 @@
 """count: events of one bucket → how often each token of a profile occurs. Schema out: TOKEN_COUNTS and value counts."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -84,18 +85,23 @@ def tasks_of(
     tree = ReleaseLayout(context.staging / "release")
     parents = parents_of(tree, profile)
     rules = [profile.token_rules(), profile.scheme, sorted(stores.items())]
+    of_bucket = {bucket: parents_hash(tree, bucket, parents) for bucket in inputs}
+
+    def carrying(bucket: int) -> Carrying:
+        return Carrying(
+            rules=[*rules, of_bucket[bucket]],
+            before=[*rules, parents_hash_before(context, bucket, parents)],
+            reads=reads(bucket, scheme=str(profile.scheme), items=True),
+        )
+
     return [
         make_task(
             STAGE,
             f"{name}-{bucket_name(bucket)}",
             context.staging,
             settings=[profile.token_rules(), profile.scheme],
-            inputs=[hashes, splits.get(bucket), parents_hash(tree, bucket, parents)],
-            carrying=Carrying(
-                rules=[*rules, parents_hash(tree, bucket, parents)],
-                before=[*rules, parents_hash_before(context, bucket, parents)],
-                reads=reads(bucket, scheme=str(profile.scheme), items=True),
-            ),
+            inputs=[hashes, splits.get(bucket), of_bucket[bucket]],
+            carrying=partial(carrying, bucket),
             params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
         )
         for bucket, hashes in inputs.items()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -76,20 +77,19 @@ def tasks_of(
     vocabulary = read_frame(tree.vocabulary(name))
     parents = parents_of(tree, profile)
     aside = uncounted_subjects(tree, profile)
-    needed = {bucket: slice_hash(tree, name, bucket, profile, vocabulary, aside) for bucket in inputs}
+    needed = {
+        bucket: [slice_hash(tree, name, bucket, profile, vocabulary, aside), parents_hash(tree, bucket, parents)]
+        for bucket in inputs
+    }
     return [
         make_task(
             STAGE,
             f"{name}-{bucket_name(bucket)}",
             context.staging,
             settings=profile.token_rules(),
-            inputs=[
-                hashes,
-                needed[bucket],
-                parents_hash(tree, bucket, parents),
-            ],
+            inputs=[hashes, *needed[bucket]],
             params=Params(bucket=bucket, profile=name, settings=profile.model_dump(mode="json"), stores=dict(stores)),
-            carrying=_carrying(context, name, bucket, profile, vocabulary, parents, stores, needed[bucket]),
+            carrying=partial(_carrying, context, name, bucket, profile, vocabulary, parents, stores, needed[bucket]),
         )
         for bucket, hashes in inputs.items()
     ]
@@ -103,10 +103,14 @@ def _carrying(
     vocabulary: pl.DataFrame,
     parents: pl.DataFrame | None,
     stores: Mapping[str, str],
-    needed: str,
+    needed: list[str | None],
 ) -> Carrying:
     """A subject's tokens depend on the rules, and on the ids and breaks of the tokens that its bucket may need: those
-    that the release before needed are to be what they were."""
+    that the release before needed are to be what they were.
+
+    Args:
+        needed: hashes of what the bucket may need, and of its codes' parents.
+    """
     tree, former, before = ReleaseLayout(context.staging / "release"), context.former_tree, UNKNOWN
     rules = [profile.token_rules(), sorted(stores.items())]
     if former is not None and former.token_counts(name, bucket).is_file():
@@ -115,7 +119,7 @@ def _carrying(
             before = slice_hash(tree, name, bucket, profile, vocabulary, aside, former)
     relative = ReleaseLayout(Path())
     return Carrying(
-        [*rules, needed, parents_hash(tree, bucket, parents)],
+        [*rules, *needed],
         [*rules, before, parents_hash_before(context, bucket, parents)],
         [*reads(bucket, items=True), str(relative.vocabulary(name)), str(relative.quantiles(name))],
     )

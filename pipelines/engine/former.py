@@ -26,8 +26,18 @@ class Former:
     counts: Mapping[str, Any]
 
 
+def with_rules(task: Task) -> Task:
+    """The task as a runner gets it, with the hashes of what it takes to copy unchanged subjects: working them out costs
+    more than an up-to-date task does."""
+    if task.carrying is None:
+        return task
+    found = task.carrying()
+    return replace(task, carrying=None, rules=found.rules, rules_before=found.before, reads_before=tuple(found.reads))
+
+
 def with_former(task: Task, context: RunContext) -> Task:
-    """The task, told of its former outcome where the release before was made by the same rules."""
+    """As `with_rules`, told of its former outcome where the release before was made by the same rules."""
+    task = with_rules(task)
     if task.rules is None or context.previous is None or context.previous_path is None:
         return task
     entry = context.previous.tasks.get(f"{task.stage}/{task.key}")

@@ -79,7 +79,7 @@ class StageFunction:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of work: JSON all through, so that any runner can carry it.
+    """One unit of work: as a runner gets it JSON all through, so that any can carry it.
 
     Attributes:
         key: a bucket, a file or a group; unique in its stage.
@@ -96,6 +96,8 @@ class Task:
         checked_when_read: its files hold checksums that are compared whenever a part of them is read, so that only
             their sizes are looked at before they are reused.
         published: its files become part of a release, which are made durable together when it is published.
+        carrying: gives what lets the task copy unchanged subjects. The engine asks for it, and fills in what follows,
+            where the task is out of date; no runner gets it.
         rules: a hash of all that the outcome of every subject depends on besides the subject's own content. Where it
             is given, the function is called with a third argument, the task's `Former` outcome, or None.
         rules_before: what `rules` the former outcome must have, so that what it holds of an unchanged subject is what
@@ -117,6 +119,7 @@ class Task:
     because: Mapping[str, str] = field(default_factory=dict)
     checked_when_read: bool = False
     published: bool = False
+    carrying: "Callable[[], Carrying] | None" = None
     rules: str | None = None
     rules_before: str | None = None
     reads_before: Sequence[str] = ()
@@ -149,7 +152,7 @@ def make_task(
     intact: str | None = None,
     weight: int = 0,
     raw_files: Mapping[str, RawFile] | None = None,
-    carrying: Carrying | None = None,
+    carrying: Callable[[], Carrying] | None = None,
 ) -> Task:
     """A task whose outputs belong to the release.
 
@@ -157,17 +160,17 @@ def make_task(
         settings: JSON that changes what the task makes.
         inputs: content hashes of what it reads.
         params: paths and settings, handed to the function.
-        carrying: where given, the function is handed the former outcome too.
+        carrying: where given, the function is handed the former outcome too. It is asked of a task that is out of
+            date.
     """
 
-    def rules_hash(rules: Any) -> str:
-        return sha256_json([stage.name, stage.version, *LIBRARIES, rules])
+    def carried() -> Carrying:
+        found = carrying() if carrying is not None else Carrying(None)
+        of_stage = [stage.name, stage.version, *LIBRARIES]
+        rules = sha256_json([*of_stage, found.rules])
+        before = rules if found.before is None else sha256_json([*of_stage, found.before])
+        return Carrying(rules, before, tuple(found.reads))
 
-    carried: dict[str, Any] = {}
-    if carrying is not None:
-        rules = rules_hash(carrying.rules)
-        before = rules if carrying.before is None else rules_hash(carrying.before)
-        carried = {"rules": rules, "rules_before": before, "reads_before": tuple(carrying.reads)}
     return Task(
         stage=stage.name,
         function=stage.run,
@@ -180,7 +183,7 @@ def make_task(
         weight=weight,
         raw_files=raw_files or {},
         published=True,
-        **carried,
+        carrying=None if carrying is None else carried,
         because=stage.because(settings, inputs),
     )
 

@@ -6,6 +6,7 @@ would know the answer.
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -80,10 +81,14 @@ def plan(night: Night) -> list[Task]:
             settings=settings,
             inputs=[events[str(ReleaseLayout(Path()).events(bucket))], rules_of(night, bucket)[-1]],
             params=Params(bucket=bucket, settings=settings, codes=codes.params),
-            carrying=Carrying(rules_of(night, bucket), rules_before(night, bucket), reads(bucket)),
+            carrying=partial(_carrying, night, bucket),
         )
         for bucket in range(night.config.buckets)
     ]
+
+
+def _carrying(night: Night, bucket: int) -> Carrying:
+    return Carrying(rules_of(night, bucket), rules_before(night, bucket), reads(bucket))
 
 
 def rules_of(night: Night, bucket: int) -> list[Any]:

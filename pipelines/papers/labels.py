@@ -4,6 +4,7 @@ A bucket is read once for all tasks. A task whose labels cannot be made, because
 event or its outcome, has an empty file, an attrition table that says so, and one line in the run's log.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -61,30 +62,35 @@ def plan(night: Night) -> list[Task]:
     scheme = config.scheme or night.config.primary_scheme
     splits = hashes_of(night, scheme)
     names = lists_of(config.read_tasks)
-    rules = {name: task.rules() for name, task in config.read_tasks.items()}
+    rules_of_tasks = {name: task.rules() for name, task in config.read_tasks.items()}
     # Of the buckets' own codes the hash says which list holds them; derived ones are not among those.
     entries = {name: entries_of(name, codes.lists) for name in names}
     of_derived = {name: both for name, both in entries.items() if DERIVED in systems_of(both[0])}
     withheld = sorted(name for name, (decisive, _) in lacking(night).items() if decisive)
     held = [codes.hash_of(bucket, names) for bucket in range(night.config.buckets)]
+
+    def carrying(bucket: int) -> Carrying:
+        rules = [rules_of_tasks, withheld, scheme, of_derived]
+        before = codes.hash_before(night.context.former_tree, bucket, names)
+        return Carrying(
+            [*rules, held[bucket], rules_of(night, bucket)],
+            [*rules, before, rules_before(night, bucket)],
+            [*reads(bucket, scheme=scheme), str(relative.derived(bucket))],
+        )
+
     return [
         make_task(
             STAGE,
             bucket_name(bucket),
             night.context.staging,
-            settings=[rules, withheld, scheme, of_derived],
+            settings=[rules_of_tasks, withheld, scheme, of_derived],
             inputs=[
                 events[str(relative.events(bucket))],
                 derived[str(relative.derived(bucket))],
                 held[bucket],
                 splits.get(bucket),
             ],
-            carrying=Carrying(
-                [rules, withheld, scheme, of_derived, held[bucket], rules_of(night, bucket)],
-                [rules, withheld, scheme, of_derived]
-                + [codes.hash_before(night.context.former_tree, bucket, names), rules_before(night, bucket)],
-                [*reads(bucket, scheme=scheme), str(relative.derived(bucket))],
-            ),
+            carrying=partial(carrying, bucket),
             params=Params(
                 bucket=bucket,
                 tasks={name: task.model_dump(mode="json") for name, task in config.read_tasks.items()},

@@ -4,10 +4,14 @@ What is measured depends on files and on nothing that a stage said of them. A fi
 again, so judging a night costs what changed in it.
 """
 
+import json
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pipelines import pack
 from pipelines.engine.context import counts_of
@@ -16,12 +20,12 @@ from pipelines.night import Night, Stage
 from pipelines.papers import labels
 from pipelines.split import hashes_of
 from pipelines.tokenize import Counts as TokenizeCounts
+from validation.measure.probes.bucket import makers_of
 from validation.measure.tasks import Facts, Params, Reading, carry_out, readings
 from warehouse.files import sha256_json
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import LabelsEntry, ProfileEntry
 from warehouse.parquet import read_frame
-from warehouse.vocabulary import vocabulary_hash
 
 # Sums of hashes of texts are those of the polars that made them, and what breaks a schema is what meds says.
 _LIBRARIES = [f"{name} {version(name)}" for name in ("meds", "polars")]
@@ -76,7 +80,9 @@ def _beside(night: Night, reading: Reading) -> list[Any]:
         return []
     counts = night.report("tokenize").entries
     prefixes = [
-        _prefix_hash(night, name, counts_of(counts[f"{name}-{bucket_name(bucket)}"], TokenizeCounts)["largest_id"] + 1)
+        night.once(("prefixes of a vocabulary", name), partial(prefix_hashes, night.tree, name))[
+            counts_of(counts[f"{name}-{bucket_name(bucket)}"], TokenizeCounts)["largest_id"]
+        ]
         for name in reading.vocabularies
     ]
     if not reading.codes:
@@ -86,10 +92,20 @@ def _beside(night: Night, reading: Reading) -> list[Any]:
     return [prefixes, sha256_json([codes["code"].to_list(), codes["parent_codes"].to_list()])]
 
 
-def _prefix_hash(night: Night, profile: str, size: int) -> str:
-    """The hash of a vocabulary's first tokens."""
-    vocabulary = night.once(("vocabulary", profile), partial(read_frame, night.tree.vocabulary(profile)))
-    return night.once(("prefix of a vocabulary", profile, size), partial(vocabulary_hash, vocabulary, size))
+def prefix_hashes(tree: ReleaseLayout, profile: str) -> list[str]:
+    """By id the hash of a vocabulary's tokens up to it, of what they are, and of whether any code of the release makes
+    them: a code of another bucket may do so.
+
+    Raises:
+        TimeloomError: the vocabulary or the codes are damaged.
+    """
+    made = pl.Series("made", makers_of(tree, profile, ()).base >= 0)
+    tokens = read_frame(tree.vocabulary(profile)).sort("token_id").select("token_id", "token", "type", made)
+    seen, digests = sha256(), []
+    for row in tokens.iter_rows():
+        seen.update(json.dumps(row).encode())
+        digests.append(seen.hexdigest())
+    return digests
 
 
 def run(params: Params, base: Path) -> Result:

@@ -1,13 +1,15 @@
 """A task's former outcome: told where the rules are the same, believed where every byte is."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipelines.engine.former import whole_former, with_former
+from pipelines.engine.former import whole_former, with_former, with_rules
 from pipelines.engine.task import Carrying, StageFunction, Task, make_task
 from warehouse.files import hash_file
 from warehouse.manifest import FileEntry, TaskEntry
@@ -21,8 +23,24 @@ def entry_of(path: Path) -> FileEntry:
 
 
 def task_of(rules: Any, before: Any = None, reads: tuple[str, ...] = ()) -> Task:
-    carrying = Carrying(rules, before, reads)
-    return make_task(STAGE, "k", Path("staging"), settings=rules, inputs=[], params={}, carrying=carrying)
+    carrying = partial(Carrying, rules, before, reads)
+    task = make_task(STAGE, "k", Path("staging"), settings=rules, inputs=[], params={}, carrying=carrying)
+    return with_rules(task)
+
+
+def test_what_copies_unchanged_subjects_is_asked_for_where_a_task_is_out_of_date(tmp_path: Path) -> None:
+    """An up-to-date task costs no hash of the release before."""
+    asked: list[str] = []
+
+    def carrying() -> Carrying:
+        asked.append("")
+        return Carrying(["r"])
+
+    task = make_task(STAGE, "k", Path("staging"), settings=0, inputs=[], params={}, carrying=carrying)
+    assert not asked and task.rules is None
+    found = with_former(task, context_of(tmp_path, task_of(["r"]).rules))
+    assert asked == [""] and found.before is not None
+    assert json.loads(json.dumps(asdict(found))) and found.carrying is None
 
 
 def context_of(folder: Path, rules: str | None, **files: str) -> Any:
@@ -45,9 +63,9 @@ def test_the_former_outcome_of_the_same_rules_is_told(tmp_path: Path) -> None:
 def test_no_outcome_of_other_rules_is_told(tmp_path: Path) -> None:
     assert with_former(task_of(["r"]), context_of(tmp_path, task_of(["s"]).rules)).before is None
     assert with_former(task_of(["r"]), context_of(tmp_path, None)).before is None
-    other = replace(task_of(["r"]), rules=make_task(
-        StageFunction("toy", 2, "nowhere:run"), "k", Path(), settings=0, inputs=0, params={}, carrying=Carrying(["r"])
-    ).rules)  # fmt: skip
+    newer = StageFunction("toy", 2, "nowhere:run")
+    carrying = partial(Carrying, ["r"])
+    other = with_rules(make_task(newer, "k", Path(), settings=0, inputs=0, params={}, carrying=carrying))
     assert other.rules != task_of(["r"]).rules, "another version has other rules"
 
 

@@ -58,7 +58,7 @@ def at_death(tree: ReleaseLayout) -> None:
 
 
 def a_history_ahead(tree: ReleaseLayout) -> None:
-    """Right labels; tests/validation/measure/test_probes.py plants leaks. The test sets the figure."""
+    """Right labels; tests/validation/measure/probes/test_bucket.py plants leaks. The test sets the figure."""
     at_death(tree)
 
 

@@ -90,7 +90,7 @@ def probe_bucket(
         known = Known.read(tree, bucket, np.unique(asked.subject), check_clock(clock), codes.arrow)
         rows.append(_row(_FEATURES.format(clock), features_ahead(tree, bucket, asked, known, codes.counting)))
         for name in _of_clock(profiles, clock):
-            makers = _makers(tree, name, profiles[name].unknown)
+            makers = makers_of(tree, name, profiles[name].unknown)
             ahead = histories_ahead(tree, bucket, name, asked, known, makers)
             rows.append(_row(_HISTORIES.format(name), ahead))
     return pl.DataFrame(rows, schema=PROBED, orient="row")
@@ -129,8 +129,15 @@ def _read_codes(stated: tuple[Path, int, int]) -> _Codes:
     return _Codes(described, described["code"].to_arrow(), Counting.of(described["code"]))
 
 
-def _makers(tree: ReleaseLayout, name: str, unknown: tuple[str, ...]) -> Makers:
-    """Of a profile; worked out once by a process, for all buckets."""
+def makers_of(tree: ReleaseLayout, name: str, unknown: tuple[str, ...]) -> Makers:
+    """What the tokens of a profile can come from; worked out once by a process, for all buckets.
+
+    Args:
+        unknown: attributes that stand as unknown where no value does.
+
+    Raises:
+        TimeloomError: the vocabulary or the codes are damaged.
+    """
     try:
         return _read_makers(_stated(tree.vocabulary(name)), _stated(tree.codes), unknown)
     except OSError as error:
