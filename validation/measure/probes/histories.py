@@ -178,9 +178,9 @@ def _of_events(owner: I64, base: I64, known: Known, makers: Makers) -> I64:
     counts = np.diff(np.append(starts, len(tokens)))
     first, behind = (np.searchsorted(keys, tokens[starts], side=side) for side in ("left", "right"))
     nth = np.arange(len(tokens)) + np.repeat(first - starts, counts)
-    there = nth < np.repeat(behind, counts)
+    found = nth < np.repeat(behind, counts)
     since = np.full(len(tokens), known.never)
-    since[order[there]] = known.known[event[by_key[nth[there]]]]
+    since[order[found]] = known.known[event[by_key[nth[found]]]]
     return since
 
 

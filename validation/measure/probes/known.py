@@ -126,8 +126,8 @@ class Known:
             return np.full(len(times), self.never, np.int64)
         keys = owner * self.never + place
         found = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        there = (self._keys[found] == keys) & (self.instants[place] == times)
-        return np.where(there, place, self.never)
+        has_event = (self._keys[found] == keys) & (self.instants[place] == times)
+        return np.where(has_event, place, self.never)
 
     def events_by(self, owner: I64, by: I64) -> I64:
         """Where the events begin of each subject (n,) that were not known yet, `by` as `by` gives it."""

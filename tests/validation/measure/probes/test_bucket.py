@@ -138,9 +138,9 @@ def leaks(facts: Sequence[Fact], moved: Sequence[Fact], label: Label) -> bool:
             if all(fact.key != known.key for known in real):
                 return True
         elif fact.code in CODES:
-            told = [each for each in moved if each.subject == label.subject and each.code == fact.code]
-            told = [each for each in told if each.known is not None and each.known <= label.time]
-            if len(told) > sum(known.code.startswith(fact.code) for known in real):
+            shown = [each for each in moved if each.subject == label.subject and each.code == fact.code]
+            shown = [each for each in shown if each.known is not None and each.known <= label.time]
+            if len(shown) > sum(known.code.startswith(fact.code) for known in real):
                 return True
     return False
 
@@ -190,14 +190,14 @@ def test_since_when_a_code_is_known_is_what_plain_loops_find(tmp_path: Path) -> 
         first = known.first(wanted)
         for place, subject in enumerate(home):
             for column, code in enumerate(codes.gather(wanted)):
-                told = [fact.known for fact in facts if (fact.subject, fact.code) == (subject, code)]
-                least = min((NO_TIME if at is None else us(at) for at in told), default=None)
+                shown = [fact.known for fact in facts if (fact.subject, fact.code) == (subject, code)]
+                least = min((NO_TIME if at is None else us(at) for at in shown), default=None)
                 found = int(first[place, column])
                 assert (None if found == known.never else int(known.instants[found])) == least
-            told = [fact.known for fact in facts if fact.subject == subject and fact.time is not None]
+            shown = [fact.known for fact in facts if fact.subject == subject and fact.time is not None]
             since = int(known.first_timed[place])
             assert (None if since == known.never else int(known.instants[since])) == min(
-                (us(at) for at in told if at is not None), default=None
+                (us(at) for at in shown if at is not None), default=None
             )
 
 
