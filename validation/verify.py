@@ -108,7 +108,9 @@ def _measures(release: _Release) -> Finding:
         return Finding(name, True, f"are those of version {version}, which are not made any more")
     changed = differences(Measures(release.tree), release.measured.measures)
     detail = f"not what is measured now: {_named(changed)}" if changed else "are what is measured now"
-    return Finding(name, not changed, detail)
+    entries = release.manifest.files
+    damaged = any(not release.root.is_of(release.tree.path / file, entries[file]) for file in changed if file in entries)
+    return Finding(name, not changed, detail, REPAIR if damaged else "")
 
 
 def _of_area(release: _Release, area: Area, check: Check) -> Finding:
