@@ -109,7 +109,9 @@ def _measures(release: _Release) -> Finding:
     changed = differences(Measures(release.tree), release.measured.measures)
     detail = f"not what is measured now: {_named(changed)}" if changed else "are what is measured now"
     entries = release.manifest.files
-    damaged = any(not release.root.is_of(release.tree.path / file, entries[file]) for file in changed if file in entries)
+    damaged = any(
+        not release.root.is_of(release.tree.path / file, entries[file]) for file in changed if file in entries
+    )
     return Finding(name, not changed, detail, REPAIR if damaged else "")
 
 

@@ -29,6 +29,8 @@ NOT_DECLARED = {"root", "workers", "embedding", "keep", "on_publish"}
 # What a reader is told of a release besides its files: where one of these changes, so does the release.
 DECLARED = (
     "content_hash",
+    # Else a stage of a new version would run every night until its bytes change.
+    "stages",
     "deid",
     "encoders",
     "profiles",
