@@ -21,7 +21,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.commands.status import report_tables
+from flows.commands.status import in_place_of, report_tables
 from flows.reports import address_of
 from validation.report.cells import SMALL_LABEL, Cell, Cells, Hidden, is_small
 from validation.report.page import OPEN_MODE
@@ -104,10 +104,9 @@ def cells_of(root: Path) -> Cells:
     return Cells(open=mode == OPEN_MODE)
 
 
-def show_outcome(outcome: "RunOutcome", root: Path) -> None:
+def show_outcome(outcome: "RunOutcome", root: Path, cells: Cells) -> None:
     """Shows how a night ended, what its release holds, and what changed against the night before."""
     with for_looking():
-        cells = cells_of(root)
         _table("steps", "Tasks run, linked, resumed, and seconds, a step", [_flat(step) for step in outcome.steps])
         _table(
             "devices",
@@ -116,10 +115,10 @@ def show_outcome(outcome: "RunOutcome", root: Path) -> None:
         )
         create_markdown_artifact("\n\n".join(words(outcome, cells)), key="release")
         _show_report(root)
-    release = current_release(Layout(root))
-    if release is None:
-        return
     with for_looking():
+        release = current_release(Layout(root))
+        if release is None:
+            return
         manifest = read_manifest(release.manifest)
         tables = report_tables(release, manifest)
         for key, name, description, columns in SHOWN:
@@ -128,8 +127,7 @@ def show_outcome(outcome: "RunOutcome", root: Path) -> None:
         _show_picture(release)
         before = ReleaseLayout(Layout(root).releases / str(manifest.parent))
         if outcome.published and manifest.parent and before.manifest.is_file():
-            is_open = manifest.deid.mode == OPEN_MODE
-            rows = changes(report_tables(before, read_manifest(before.manifest)), tables, is_open=is_open)
+            rows = changes(report_tables(before, read_manifest(before.manifest)), tables, is_open=cells.open)
             _table("changes", f"Against {manifest.parent}", rows or [{"what": "nothing that the report counts"}])
 
 
@@ -212,10 +210,7 @@ def _number(row: dict[str, Any] | None, name: str) -> int | None:
 def _cell(row: dict[str, Any], name: str) -> Any:
     """A cell for a person: its value, or what stands in place of a withheld one."""
     value = row.get(name)
-    if value is not None:
-        return value
-    hidden = dict(part.split(": ", 1) for part in str(row.get("withheld", "")).split("; ") if ": " in part)
-    return hidden.get(name, "")
+    return in_place_of(row, name) if value is None else value
 
 
 def _table(key: str, description: str, rows: list[dict[str, Any]]) -> None:

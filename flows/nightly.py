@@ -169,8 +169,10 @@ def nightly(
     _say_served(*outcome.lines())
     root_folder = run.layout.root
     with artifacts.for_looking():
-        emit_events(outcome, root_folder, deployment_name(root_folder), artifacts.cells_of(root_folder))
-    artifacts.show_outcome(outcome, root_folder)
+        cells = artifacts.cells_of(root_folder)
+        with artifacts.for_looking():
+            emit_events(outcome, root_folder, deployment_name(root_folder), cells)
+        artifacts.show_outcome(outcome, root_folder, cells)
     return outcome
 
 

@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,26 @@ def simulate(
     arguments = Arguments(seed, subjects, imaging_share, tuple(name for name in MADE if name in modalities), task_cases)
     if (known := _already_there(out, arguments)) is not None:
         return known
+    with appearing_whole(out) as staging:
+        said = asdict(_write(staging, arguments, progress or _silent))
+        del said["truth"]
+        write_json(staging / MARKER, {"arguments": arguments.as_json(), "summary": said})
+    return SimulationSummary(**said, truth=out / "truth")
+
+
+@contextmanager
+def appearing_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which is absent or empty, that takes its name when the block has ended, or goes.
+
+    Raises:
+        TimeloomError: something cannot be written.
+    """
     # One fixed name: the leftover of a killed run is removed by the next one.
     staging = out.parent / f".{out.name}.part"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        summary = _write(staging, arguments, progress or _silent)
-        said = asdict(summary)
-        del said["truth"]
-        write_json(staging / MARKER, {"arguments": arguments.as_json(), "summary": said})
+        yield staging
         staging.replace(out)
         sync_directory(out.parent)
     except OSError as error:
@@ -155,7 +167,6 @@ def simulate(
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return SimulationSummary(**said, truth=out / "truth")
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -148,12 +148,17 @@ def report_tables(release: ReleaseLayout, manifest: Manifest) -> dict[str, Any]:
     return dict(tables)
 
 
+def in_place_of(row: Row, name: str) -> str:
+    """What stands in place of a cell of the report that is withheld; empty where it is not."""
+    hidden = dict(part.split(": ", 1) for part in row.get("withheld", "").split("; ") if ": " in part)
+    return str(hidden.get(name, ""))
+
+
 def _shown(row: Row, name: str) -> str:
     """A cell for a person: its figure, or what stands in place of a hidden one."""
     value = row.get(name)
     if value is None:
-        hidden = dict(part.split(": ", 1) for part in row.get("withheld", "").split("; ") if ": " in part)
-        return str(hidden.get(name, "–"))
+        return in_place_of(row, name) or "–"
     if isinstance(value, float):
         return f"{value:.2%}" if name in ("share", "fill", "target") else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from isal import isal_zlib
 
-from extractors.simulate.hospital import MARKER
+from extractors.simulate.hospital import MARKER, appearing_whole
 from extractors.simulate.large.course import RANGE, draw_subjects, draw_visits
 from extractors.simulate.large.images import HEADER, IMAGES, draw_images
 from extractors.simulate.large.nights import NIGHTS, changed, changes_of, order_of_ranges, selected, shuffled
@@ -26,7 +26,7 @@ from extractors.simulate.large.rows import RangeRows, draw_rows
 from extractors.simulate.large.text import csv_of, header_of, lines_of, own_rows
 from extractors.simulate.record import TABLES
 from warehouse.errors import TimeloomError
-from warehouse.files import sync_directory, write_json
+from warehouse.files import write_json
 from warehouse.progress import Progress
 
 GENERATOR_VERSION = 1
@@ -116,28 +116,15 @@ def simulate_large(
     arguments = Arguments(seed, subjects, imaging_share, compressed, night)
     if (known := _already_there(out, arguments)) is not None:
         return known
-    staging = out.parent / f".{out.name}.part"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        summary = _write(staging, arguments, workers or os.cpu_count() or 1, progress)
+    with appearing_whole(out) as staging:
+        try:
+            summary = _write(staging, arguments, workers or os.cpu_count() or 1, progress)
+        except BrokenProcessPool as error:
+            raise TimeloomError(
+                "a process that draws the simulated hospital died",
+                remedy='in a script of your own, call it below `if __name__ == "__main__":`, or with workers=1',
+            ) from error
         write_json(staging / MARKER, {"arguments": arguments.as_json(), "summary": asdict(summary)})
-        if out.exists():
-            out.rmdir()
-        staging.replace(out)
-        sync_directory(out.parent)
-    except BrokenProcessPool as error:
-        raise TimeloomError(
-            "a process that draws the simulated hospital died",
-            remedy='in a script of your own, call it below `if __name__ == "__main__":`, or with workers=1',
-        ) from error
-    except OSError as error:
-        raise TimeloomError(
-            f"the simulated hospital cannot be written: {error.strerror}",
-            remedy="free space, or choose a folder that can be written",
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return summary
 
 
