@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.real_data import REAL_DATA
+
 # Of several test processes, and of whatever they start, each has one core: threads of torch that wait for one another
 # on it took four times as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -43,10 +45,9 @@ def undurable() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data: $TIMELOOM_DATA, else ../shared/data beside the repository; skips where it is absent."""
-    folder = Path(os.environ.get("TIMELOOM_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
+    if not REAL_DATA.is_dir():
         pytest.skip("no real data: set TIMELOOM_DATA to its folder")
-    return folder
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,10 @@ def aligned(root: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     monkeypatch.setenv("TIMELOOM_GIBLEED", str(database))
     config = load_config(EXAMPLE).model_copy(update={"buckets": 4})
     with Run(config, EXAMPLE.parent, Layout(root), LocalEngine(1)) as run:
-        for name, step in run.steps[:3]:
+        for name, step in run.steps:
             run.carry_out(name, step)
-        assert name == "align"
+            if name == "align":
+                break
         tree = ReleaseLayout(run.staging / "release")
         events = pl.concat(pl.read_parquet(tree.events(bucket)) for bucket in range(4))
         return events.sort("subject_id", maintain_order=True), pl.read_parquet(tree.ledger)

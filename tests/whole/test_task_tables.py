@@ -12,7 +12,6 @@ import yaml
 pytestmark = pytest.mark.proof
 
 REPOSITORY = Path(__file__).parents[2]
-DATA = os.environ.get("TIMELOOM_DATA")
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 
 
@@ -37,11 +36,10 @@ def test_of_the_demo(tmp_path: Path) -> None:
     assert f"```\n{side}\n```" in page()
 
 
-@pytest.mark.skipif(DATA is None, reason="no real data: set TIMELOOM_DATA to its folder")
-def test_of_the_mimic_iv_demo(tmp_path: Path) -> None:
+def test_of_the_mimic_iv_demo(tmp_path: Path, real_data: Path) -> None:
     config = {
         "name": "mimic-iv-demo",
-        "sources": [{"source": "mimic-iv", "path": f"{DATA}/mimic-iv-demo-2.2"}],
+        "sources": [{"source": "mimic-iv", "path": str(real_data / "mimic-iv-demo-2.2")}],
         "deid": {"mode": "limited", "subject_ids": "keep", "dates": "keep"},
         "buckets": 4,
         "splits": {"mehrt": None},

@@ -1,8 +1,6 @@
 """Real ECGs against an independent reading: the libraries wfdb and pydicom, used plainly."""
 
-import os
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -11,8 +9,9 @@ import wfdb
 
 from extractors.items import FoundItem
 from tests.support.ecg import LEADS, indexed, units
+from tests.support.real_data import REAL_DATA
 
-DATA = Path(os.environ.get("TIMELOOM_DATA", "nowhere")) / "ecg"
+DATA = REAL_DATA / "ecg"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs the folder ecg of $TIMELOOM_DATA")
 
 

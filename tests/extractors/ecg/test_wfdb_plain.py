@@ -1,6 +1,5 @@
 """The plainest WFDB records without the library: what it reads of them, and nothing of any other."""
 
-import os
 from dataclasses import replace
 from datetime import date, time
 from pathlib import Path
@@ -13,8 +12,9 @@ from extractors.ecg import wfdb_record
 from extractors.ecg.wfdb_plain import plain_record
 from extractors.ecg.wfdb_record import read_record
 from tests.support.ecg import edit, heart, only, write_record
+from tests.support.real_data import REAL_DATA
 
-DATA = Path(os.environ.get("TIMELOOM_DATA", "nowhere")) / "ecg"
+DATA = REAL_DATA / "ecg"
 REAL = ("cinc2021/E07500.hea", "cinc2021/HR06009.hea", "ptb/00001_lr.hea")  # s0010_re has its signals in two files
 
 

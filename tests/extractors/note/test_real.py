@@ -1,15 +1,14 @@
 """Simulated visit notes as their authors published them: what the index says is what Python's csv module reads."""
 
 import csv
-import os
-from pathlib import Path
 
 import pytest
 
 from extractors.note.tokens import load_tokens
 from tests.support.notes import found_in
+from tests.support.real_data import REAL_DATA
 
-DATA = Path(os.environ.get("TIMELOOM_DATA", Path(__file__).parents[4] / "shared" / "data")) / "notes"
+DATA = REAL_DATA / "notes"
 COLUMNS = {"aci-bench": "note", "mts-dialog": "section_text"}
 pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason="TIMELOOM_DATA has no folder notes"),
