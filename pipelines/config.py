@@ -191,6 +191,10 @@ class KeepConfig(Settings):
     nightly: bool = True
 
 
+# What the numbers of buckets and of pack groups are where a configuration says nothing.
+_NUMBERS = {"buckets": 64, "pack_groups": "auto"}
+
+
 class RunConfig(Settings):
     """A whole run.
 
@@ -198,7 +202,8 @@ class RunConfig(Settings):
         modalities: what items there are: a block for each modality, with its files and its encoders.
         buckets: files that subjects are spread over; `auto` leaves the number to the first run, which takes what suits
             the export.
-        buckets_open: `buckets` is `auto`.
+        pack_groups: in how many runs of buckets timelines are packed; left to the first run too where not given.
+        left_open: which of these two numbers are.
         profiles: named token profiles: a built-in name, or any name with `rules`; a key overrides the rules.
         splits: named schemes, all kept at once; the first is the one that MEDS tools see. Null takes the fractions of
             SCHEMES.
@@ -218,8 +223,8 @@ class RunConfig(Settings):
     embedding: EmbeddingConfig = EmbeddingConfig()
     deid: DeidConfig = DeidConfig()
     buckets: int = Field(default=64, ge=1, le=9999)
-    buckets_open: bool = Field(default=False, exclude=True)
     pack_groups: int = Field(default=1, ge=1)
+    left_open: frozenset[str] = Field(default=frozenset(), exclude=True)
     splits: dict[FolderName, SplitConfig] = Field(default_factory=lambda: {"mehrt": SCHEMES["mehrt"]}, min_length=1)
     merges: LocatedPath | None = None
     profiles: dict[FolderName, ProfileConfig] = Field(default_factory=lambda: {"mehrt": built_in("mehrt")})
@@ -242,12 +247,15 @@ class RunConfig(Settings):
             if old in raw:
                 raise ValueError(f"the key {old} is gone: write {new}")
         filled = dict(raw)
-        if "buckets_open" in raw:
-            raise ValueError("the key buckets_open is not known: write buckets: auto")
-        if raw.get("buckets") == "auto":
-            # Open until the run knows its root and its export; at least as many as pack groups.
-            filled |= {"buckets": max(64, raw["pack_groups"] if isinstance(raw.get("pack_groups"), int) else 0)}
-            filled["buckets_open"] = True
+        if "left_open" in raw:
+            raise ValueError("the key left_open is not known: write buckets: auto")
+        # Open until the run knows its root and its export; there are at least as many buckets as groups that are named.
+        left_open = {name for name, default in _NUMBERS.items() if raw.get(name, default) == "auto"}
+        for name in left_open:
+            filled.pop(name, None)
+        if "buckets" in left_open and isinstance(raw.get("pack_groups"), int):
+            filled["buckets"] = max(64, raw["pack_groups"])
+        filled["left_open"] = left_open
         if "profiles" in raw:
             filled["profiles"] = with_rules(raw["profiles"], (info.context or {}).get("base", Path()))
         filled.setdefault("labels", {} if _evaluates(raw.get("splits")) else {"tasks": {}})

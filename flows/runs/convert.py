@@ -8,7 +8,7 @@ from pathlib import Path
 from extractors.deid import Deidentifier
 from flows.runs.paths import check_paths, local_folder
 from flows.runs.record import quarantined
-from flows.runs.root import bind_root, forget_scratch, with_buckets
+from flows.runs.root import bind_root, forget_scratch, with_numbers
 from flows.runs.settings import RunSettings, make_engine
 from pipelines.config import load_config
 from pipelines.engine.context import Inherited, RunContext, StageReport
@@ -68,7 +68,7 @@ def convert(
     base = settings.config.parent.resolve()
     Deidentifier(config.deid, b"")
     with exclusive(layout):
-        config = with_buckets(config, base, layout, unnamed=True)
+        config = with_numbers(config, base, layout, unnamed=True)
         forget_scratch(layout)
         new = not layout.settings.exists()
         bind_root(layout, config, None, new=new)

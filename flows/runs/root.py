@@ -18,6 +18,8 @@ from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 # not count, few enough that it fits into a gigabyte.
 BUCKET_BYTES = 6 << 20
 MOST_BUCKETS = 1024
+# And of a pack group: some ten million tokens, a quarter of a gigabyte while they are packed.
+GROUP_BYTES = 16 * BUCKET_BYTES
 # Files of plain text, and to what part of itself gzip brings the text of a hospital.
 TEXTS, TEXT_PACKED = (".csv", ".tsv", ".txt"), 8
 # A change would move subjects, give them other ids, or mix a trial with the whole.
@@ -38,29 +40,40 @@ def forget_scratch(layout: Layout) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def with_buckets(config: RunConfig, base: Path, layout: Layout, *, unnamed: bool = False) -> RunConfig:
-    """The configuration with a number of buckets, where it leaves that open: what a root was made with, or what suits
-    the export.
+def with_numbers(config: RunConfig, base: Path, layout: Layout, *, unnamed: bool = False) -> RunConfig:
+    """The configuration with a number of buckets and of pack groups, where it leaves them open: what a root was made
+    with, or what suits the export.
 
     Args:
-        unnamed: it leaves that open also where it says nothing.
+        unnamed: it leaves the number of buckets open also where it says nothing.
 
     Raises:
         TimeloomError: root.json is missing or damaged.
     """
-    if not (config.buckets_open or (unnamed and "buckets" not in config.model_fields_set)):
+    left_open = set(config.left_open)
+    if unnamed and "buckets" not in config.model_fields_set:
+        left_open.add("buckets")
+    if not left_open:
         return config
     if layout.settings.exists():
-        buckets = read_root(layout)["buckets"]
-    else:
-        buckets = suitable_buckets(map(_packed_bytes, raw_files(exports_of(config, base))))
-    return config.model_copy(update={"buckets": max(buckets, config.pack_groups)})
+        found = read_root(layout)
+        return config.model_copy(update={name: found[name] for name in left_open})
+    packed = [_packed_bytes(path) for path in raw_files(exports_of(config, base))]
+    named = 1 if "pack_groups" in left_open else config.pack_groups
+    buckets = max(suitable_buckets(packed), named) if "buckets" in left_open else config.buckets
+    groups = min(suitable_groups(packed), buckets) if "pack_groups" in left_open else named
+    return config.model_copy(update={"buckets": buckets, "pack_groups": groups})
 
 
 def suitable_buckets(packed_bytes: Iterable[float]) -> int:
     """How many buckets suit files of so many bytes, as they are when they are compressed: an even number, so that two
     cores end together."""
     return min(MOST_BUCKETS, max(2, 2 * math.ceil(sum(packed_bytes) / BUCKET_BYTES / 2)))
+
+
+def suitable_groups(packed_bytes: Iterable[float]) -> int:
+    """How many pack groups suit files of so many bytes, as they are when they are compressed."""
+    return max(1, math.ceil(sum(packed_bytes) / GROUP_BYTES))
 
 
 def _packed_bytes(path: Path) -> float:

@@ -27,7 +27,7 @@ from flows.runs.record import (
     share_with,
     with_report,
 )
-from flows.runs.root import bind_root, forget_scratch, is_used, with_buckets
+from flows.runs.root import bind_root, forget_scratch, is_used, with_numbers
 from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines.config import RunConfig
@@ -158,7 +158,7 @@ class Run:
         try:
             complete_publication(self.layout)
             forget_scratch(self.layout)
-            self.config = with_buckets(self.config, self.base, self.layout)
+            self.config = with_numbers(self.config, self.base, self.layout)
             self._check_root()
             self._adopt_work()
             self._stack.enter_context(self.engine)
