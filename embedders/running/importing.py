@@ -21,6 +21,7 @@ from extractors.items import OK, VerdictError
 from extractors.vectors.files import Held, VectorFile, blocks_of, open_vectors, places_of, units_of
 from extractors.vectors.judge import Digest
 from extractors.vectors.settings import ImportedConfig
+from warehouse.embeddings.bucket_lease import Lease
 from warehouse.embeddings.store import PLACES, SOURCE, EmbeddingStore, EmbeddingWriter, sole_writer
 from warehouse.errors import TimeloomError
 from warehouse.sealed import write_sealed
@@ -117,8 +118,8 @@ def _import(buckets: Sequence[ImportBucket], imported: ImportedConfig, spec: Sto
     with ExitStack() as locks:
         filling = []
         for bucket in buckets:
-            locks.enter_context(sole_writer(bucket.store))
-            filling.append(_Filling(bucket, spec, figures))
+            lease = locks.enter_context(sole_writer(bucket.store))
+            filling.append(_Filling(bucket, spec, figures, lease))
         by_file: dict[str, list[tuple[_Filling, ItemToImport]]] = defaultdict(list)
         for target in filling:
             for item in target.todo:
@@ -226,10 +227,10 @@ def _count(figures: ImportFigures, error: Exception) -> None:
 
 
 class _Filling:
-    """A bucket that is being filled; its lock is held by who made this."""
+    """A bucket that is being filled; its lease is held by who made this."""
 
-    def __init__(self, bucket: ImportBucket, spec: StoreSpec, figures: ImportFigures) -> None:
-        self._store, self._figures = bucket.store, figures
+    def __init__(self, bucket: ImportBucket, spec: StoreSpec, figures: ImportFigures, lease: Lease) -> None:
+        self._store, self._figures, self._lease = bucket.store, figures, lease
         known = outcomes(bucket.store, bucket.items, spec.width)
         self.todo = [item for item in bucket.items if not self._lasts(known.get(item.item_key))]
         self._verdicts: dict[str, Mapping[str, str]] = dict(read_verdicts(bucket.store))
@@ -268,10 +269,11 @@ class _Filling:
 
     def commit(self) -> None:
         """Stores what waits, vectors first. A bucket without any vector has a store too, which its release names."""
-        if self._pending or not self._store.is_file():
-            with EmbeddingWriter(self._store) as writer:
-                writer.put_many(self._pending)
-            self._pending, self.pending_bytes = [], 0
-        if self._changed:
-            write_sealed(verdicts_path(self._store), self._verdicts)
-            self._changed = False
+        with self._lease.turn():
+            if self._pending or not self._store.is_file():
+                with EmbeddingWriter(self._store) as writer:
+                    writer.put_many(self._pending)
+                self._pending, self.pending_bytes = [], 0
+            if self._changed:
+                write_sealed(verdicts_path(self._store), self._verdicts)
+                self._changed = False

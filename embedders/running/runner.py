@@ -7,9 +7,10 @@ stores hold already is not made again; a bad item ends with its verdict and stop
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ class _Batch:
 
 
 def embed_buckets(
-    buckets: Sequence[Bucket],
+    buckets: Iterable[Bucket],
     settings: RunnerSettings,
     *,
     progress: Callable[[EmbeddedItem], None] | None = None,
@@ -116,21 +117,24 @@ def embed_buckets(
     the number of cores: on the CPU use a process per core.
 
     Args:
-        buckets: those of one encoder should stand together.
+        buckets: those of one encoder should stand together. Each is asked for when there is room for its items, so that
+            leases may be taken as work is wanted.
         progress: called with each item's outcome when it is certain, not when it is stored.
 
     Raises:
-        TimeloomError: a store cannot be written, or has another writer; images that were indexed are away; an encoder
-            or a decoder does not work.
+        TimeloomError: a store cannot be written, or has another writer; a lease is lost; images that were indexed are
+            away; an encoder or a decoder does not work.
         MemoryError: this machine has too little.
     """
     source: UnitSource = InProcess()
     if settings.decoders:
         source = Decoders(settings.decoders, settings.memory_mb << 20, settings.decode_timeout)
-    runner = _Runner(buckets, settings, source, progress)
+    asked = iter(buckets)
+    first = list(islice(asked, 1))
+    runner = _Runner(chain(first, asked), settings, source, progress)
     try:
         # Without a bucket nothing asks for torch, which takes seconds and 200 MB to import.
-        with _one_thread() if buckets else nullcontext():
+        with _one_thread() if first else nullcontext():
             outcomes, figures = runner.run()
             source.close()  # a decoder at work would make the device's peak look lower than it is
             figures.measure_peaks()
@@ -143,7 +147,7 @@ def embed_buckets(
 class _Runner:
     def __init__(
         self,
-        buckets: Sequence[Bucket],
+        buckets: Iterable[Bucket],
         settings: RunnerSettings,
         source: UnitSource,
         progress: Callable[[EmbeddedItem], None] | None,
@@ -180,7 +184,7 @@ class _Runner:
                 self._told_at = time.monotonic()
                 _log.info("%d units of this run are encoded, %d items done", self._figures.units, self._figures.items)
         self._figures.end()
-        return {bucket.store: self._outcomes[bucket.store] for bucket in self._buckets}, self._figures
+        return self._outcomes, self._figures
 
     def close(self) -> None:
         """Gives the stores back, in whatever state the run is."""

@@ -1,4 +1,4 @@
-"""One bucket of one encoder's store while a worker fills it: its lock, its vectors, its checkpoint, its verdicts."""
+"""One bucket of one encoder's store while a worker fills it: its lease, its vectors, its checkpoint, its verdicts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,7 +21,8 @@ from embedders.running.spans import (
     stored_item,
 )
 from extractors.items import OK, VERDICTS, VerdictError
-from warehouse.embeddings.store import PLACES, EmbeddingStore, EmbeddingWriter, sole_writer
+from warehouse.embeddings.bucket_lease import Lease, sole_writer
+from warehouse.embeddings.store import PLACES, EmbeddingStore, EmbeddingWriter
 from warehouse.sealed import read_sealed, write_sealed
 
 COMMIT_ITEMS = 200
@@ -35,12 +36,18 @@ ABSENT = "absent"  # stands for the signature of files that are not there
 
 @dataclass(frozen=True)
 class Bucket:
-    """What is to be done in one bucket of one store. `encoder` builds the encoder of `spec`, or gives it again."""
+    """What is to be done in one bucket of one store.
+
+    Attributes:
+        encoder: builds the encoder of `spec`, or gives it again.
+        lease: of the bucket, where it is taken already; it is given back when the bucket is closed.
+    """
 
     store: Path
     spec: EncoderSpec
     items: Sequence[ItemToEmbed]
     encoder: Callable[[], Encoder]
+    lease: Lease | None = None
 
 
 def verdicts_path(store: Path) -> Path:
@@ -79,7 +86,7 @@ def outcomes(store: Path, expected: dict[str, int], dim: int) -> dict[str, Embed
 
 
 class OpenBucket:
-    """A bucket in work. Use as a context manager: it holds the store's lock.
+    """A bucket in work. Use as a context manager: it holds the store's lease.
 
     Attributes:
         errors: relative L2 distances of what was stored to what was computed, the largest.
@@ -100,11 +107,16 @@ class OpenBucket:
     def __enter__(self) -> Self:
         store = self.bucket.store
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(store))
-            self._writer = stack.enter_context(EmbeddingWriter(store))
-            self._checkpoint = Checkpoint(store.with_suffix(".partial"))
-            stack.callback(self._checkpoint.close)
-            self._verdicts = read_verdicts(store)
+            if self.bucket.lease is None:
+                self._lease = stack.enter_context(sole_writer(store))
+            else:
+                self._lease = self.bucket.lease
+                stack.callback(self._lease.give_back)
+            with self._lease.turn():
+                self._writer = stack.enter_context(EmbeddingWriter(store))
+                self._checkpoint = Checkpoint(store.with_suffix(".partial"))
+                stack.callback(self._checkpoint.close)
+                self._verdicts = read_verdicts(store)
             self._stack = stack.pop_all()
         return self
 
@@ -132,7 +144,8 @@ class OpenBucket:
             self.results[key] = self._refuse(item, error.verdict, ABSENT)
             self._ended.append(key)
             return None
-        self.resumed += self._checkpoint.restore(progress)
+        with self._lease.turn():
+            self.resumed += self._checkpoint.restore(progress)
         self.in_work[key] = progress
         return progress
 
@@ -188,7 +201,15 @@ class OpenBucket:
         return len(self._pending) >= COMMIT_ITEMS or units >= COMMIT_UNITS or size >= COMMIT_BYTES
 
     def commit(self) -> None:
-        """Stores what has ended, vectors first, and how far the others are."""
+        """Stores what has ended, vectors first, and how far the others are.
+
+        Raises:
+            LeaseLostError: another worker may fill the bucket; nothing is written.
+        """
+        with self._lease.turn():
+            self._commit()
+
+    def _commit(self) -> None:
         if self._pending:
             self._writer.put_many(self._pending)
             self._pending = []
@@ -199,6 +220,7 @@ class OpenBucket:
 
     def finish(self) -> list[EmbeddedItem]:
         """Every item has its outcome: stores the last of them. In the order of the items."""
-        self.commit()
-        self._checkpoint.remove()
+        with self._lease.turn():
+            self._commit()
+            self._checkpoint.remove()
         return [self.results[item.item_key] for item in self.bucket.items]

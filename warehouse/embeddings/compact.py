@@ -6,9 +6,9 @@ from pathlib import Path
 
 import lmdb
 
+from warehouse.embeddings.bucket_lease import sole_writer
 from warehouse.embeddings.environments import WRITER_MAP_BYTES, not_writable, reading, renewed
 from warehouse.embeddings.value import BESIDE
-from warehouse.embeddings.writer import sole_writer
 from warehouse.files import atomic_write
 
 COMMIT_BYTES = 64 << 20
@@ -63,7 +63,7 @@ def compact(path: Path, needed: Set[str]) -> None:
     Raises:
         TimeloomError: another worker writes it, it is damaged, or the disk is full.
     """
-    with sole_writer(path):
+    with sole_writer(path) as lease, lease.turn():
         with atomic_write(path) as temporary:
             _copy(path, temporary, needed)
         # It speaks of the file that is gone.

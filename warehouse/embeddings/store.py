@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from warehouse.embeddings.bucket_lease import sole_writer
 from warehouse.embeddings.environments import close_stores, reading, renewed
 from warehouse.embeddings.value import (
     BESIDE,
@@ -34,7 +35,7 @@ from warehouse.embeddings.value import (
     holds,
     store_name,
 )
-from warehouse.embeddings.writer import EmbeddingWriter, sole_writer
+from warehouse.embeddings.writer import EmbeddingWriter
 from warehouse.errors import REPAIR, TimeloomError
 
 __all__ = [

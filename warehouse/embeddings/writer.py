@@ -1,51 +1,15 @@
 """Writing an embedding store: one worker at a time, whole batches or nothing."""
 
-import fcntl
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import lmdb
 
-from warehouse.embeddings.environments import close_writer, not_writable, open_writer, reading
+from warehouse.embeddings.environments import close_writer, open_writer, reading
 from warehouse.embeddings.value import MAX_KEY_BYTES, Array, StoreDamagedError, decode, encode_value, store_name
 from warehouse.errors import TimeloomError
-
-
-@contextmanager
-def sole_writer(path: Path, patience: float = 30.0) -> Iterator[None]:
-    """Holds the store at `path` for this worker; the kernel frees it when the worker dies.
-
-    LMDB lets several processes write in turns. Two workers would embed the same items twice, and share a checkpoint.
-
-    Args:
-        patience: seconds to wait for another worker, which may be a killed run's that is about to end.
-
-    Raises:
-        TimeloomError: another worker has it still.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".writer").open("a")
-    except OSError as error:
-        raise not_writable(path, error) from error
-    until = time.monotonic() + patience
-    with lock as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise TimeloomError(
-                        f"another worker is writing embedding store {store_name(path)}",
-                        remedy="wait until it has ended, and run again; it resumes",
-                    ) from error
-                time.sleep(0.05)
-        yield
 
 
 class EmbeddingWriter:
