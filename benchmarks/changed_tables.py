@@ -32,7 +32,7 @@ import polars as pl
 from isal import igzip
 
 from benchmarks.mimic_replica import STEPS
-from extractors.deid import DeidConfig, load_key
+from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.source import load_source
 from extractors.tables.csv_loops import compiled
 from pipelines.engine.execute import execute
@@ -121,7 +121,7 @@ def extract(work: str, export: str, path: str, name: str) -> dict[str, Any]:
         load_source("mimic-iv", Path(export)).model_dump(mode="json"),
         DeidConfig.model_validate({"mode": "synthetic"}),
     )
-    load_key(config, Path(work) / "private", create=True)
+    key = load_key(config, Path(work) / "private", create=True)
     params = {
         "source": source,
         "export": export,
@@ -130,6 +130,7 @@ def extract(work: str, export: str, path: str, name: str) -> dict[str, Any]:
         "label": TABLE,
         "path": path,
         "deid": config.model_dump(mode="json"),
+        "key": Deidentifier(config, key).key_fingerprint,
         "private": str(Path(work) / "private"),
         "buckets": BUCKETS,
         "segment": f"{name}.segment",

@@ -6,7 +6,11 @@ Sources: HIPAA 45 CFR 164.514 (what identifies), DICOM PS3.15 Annex E (consisten
 import hashlib
 import hmac
 import os
+import shlex
+import socket
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +24,10 @@ from warehouse.files import atomic_write
 
 Mode = Literal["synthetic", "limited", "expert", "safe_harbor_year"]
 MAX_WEEKS = 104
+# Where a machine's key is, if not in the private folder beside the root: itself in hexadecimal, a file that holds it,
+# or a command that prints it. At most one of them is set.
+KEY_VARIABLES = ("TIMELOOM_KEY", "TIMELOOM_KEY_FILE", "TIMELOOM_KEY_COMMAND")
+_COMMAND_SECONDS = 60
 KEY_BYTES = 32
 SYNTHETIC_KEY = b"timeloom: simulated patients need no secret"
 
@@ -47,34 +55,68 @@ class DeidConfig(BaseModel):
 
 
 def load_key(config: DeidConfig, private: Path, *, create: bool = False) -> bytes:
-    """The site's key, kept outside the root with mode 0600.
+    """The site's key, kept outside the root: where one of KEY_VARIABLES says, else in a file with mode 0600.
 
     Args:
         create: make one where there is none, as for a new root. Anywhere else another key would give every subject
             another id, another date and another split.
 
     Raises:
-        TimeloomError: the key is missing, or the file is no key.
+        TimeloomError: the key is missing, or what is there is no key.
     """
     if config.mode == "synthetic":
         return SYNTHETIC_KEY
+    named = [name for name in KEY_VARIABLES if os.environ.get(name)]
+    if len(named) > 1:
+        raise TimeloomError(f"{named[0]} and {named[1]} are both set", remedy="name the key in one way")
+    if named:
+        return _said_by(named[0], os.environ[named[0]])
     path = private / "deid.key"
     if not path.exists() and not create:
         raise TimeloomError(
             "the private folder beside the root has no de-identification key",
-            remedy="restore deid.key from backup, or put the folder back beside the root",
+            remedy=f"restore deid.key from backup, put the folder back beside the root, or set {KEY_VARIABLES[1]}",
         )
     if not path.exists():
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.touch(mode=0o600)
             temporary.write_text(os.urandom(KEY_BYTES).hex() + "\n", encoding="ascii")
+    return _key_of(_text_of(path), "the de-identification key", "restore deid.key from backup")
+
+
+@cache
+def _said_by(variable: str, value: str) -> bytes:
+    """The key, by the way that a variable of KEY_VARIABLES names it; once a process, for a command may be slow."""
+    text: str | None = value
+    if variable == "TIMELOOM_KEY_FILE":
+        text = _text_of(Path(value))
+    elif variable == "TIMELOOM_KEY_COMMAND":
+        try:
+            # Neither its output nor its words are passed on: either may hold the key.
+            done = subprocess.run(
+                shlex.split(value), stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_SECONDS, check=True
+            )
+            text = done.stdout.decode("ascii")
+        except (OSError, ValueError, subprocess.SubprocessError):
+            text = None
+    return _key_of(text, f"the de-identification key that {variable} names", f"mend {variable}")
+
+
+def _text_of(path: Path) -> str | None:
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise TimeloomError("the de-identification key is unreadable", remedy="restore deid.key from backup") from error
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+
+
+def _key_of(text: str | None, what: str, remedy: str) -> bytes:
+    try:
+        key = bytes.fromhex((text or "no key").strip())
+    except ValueError:
+        raise TimeloomError(f"{what} is unreadable", remedy) from None  # the error quotes what it could not read
     if len(key) < KEY_BYTES:
-        raise TimeloomError("the de-identification key is too short", remedy="restore deid.key from backup")
+        raise TimeloomError(f"{what} is too short", remedy)
     return key
 
 
@@ -89,6 +131,21 @@ class Deidentifier:
             )
         self.config = config
         self._key = key
+
+    @classmethod
+    def held_to(cls, config: DeidConfig, private: Path, fingerprint: str) -> "Deidentifier":
+        """With the key of this machine, as a task has it, which knows that key's fingerprint alone.
+
+        Raises:
+            TimeloomError: there is no key, or it is not the root's.
+        """
+        found = cls(config, load_key(config, private))
+        if found.key_fingerprint != fingerprint:
+            raise TimeloomError(
+                f"the de-identification key on {socket.gethostname()} is not the one that the root was made with",
+                remedy="give that machine the root's key, docs/engines.md, and run again; nothing was made with it",
+            )
+        return found
 
     @property
     def key_fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Commands that explain a YAML that a person writes, and write nothing: of a source, of a task."""
+"""Commands that look and leave nothing behind: at a source, at a task, at the file system of a root."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terminal import StageProgress, console
+from flows.commands.terminal import StageProgress, console, say
 from flows.debugging import set_debug
 from flows.extras import require
 from flows.options import Debug, Json, Warehouse
@@ -85,3 +85,33 @@ def check_task(
     else:
         print_check(description, console)
     raise typer.Exit(description["exit_code"])
+
+
+def check_root(
+    root: Annotated[Path, typer.Argument(help="The folder of a warehouse, or one that is to become it.")],
+    hold: Annotated[
+        int, typer.Option(help="Hold a lock there for that many seconds, for --beside on another machine.", min=0)
+    ] = 0,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="See whether another machine's --hold is seen here.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Try on a file system what a warehouse needs of it: renames, locks, fsync, maps. It leaves nothing behind.
+
+    Exit code 1 where something fails that a warehouse cannot do without; each line that begins with FAIL names it.
+    """
+    set_debug(debug)
+    from flows.commands.check_root import FAIL, beside_another, check, hold_for
+
+    if hold:
+        hold_for(root, hold)
+        return
+    lines = beside_another(root) if beside else check(root)
+    if as_json:
+        print(json.dumps([{"check": line.operation, "state": line.state, "detail": line.detail} for line in lines]))
+    else:
+        for line in lines:
+            say(f"{line.state:<4} {line.operation}{': ' + line.detail if line.detail else ''}")
+    raise typer.Exit(int(any(line.state == FAIL for line in lines)))

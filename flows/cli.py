@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows import scheduling
-from flows.checks import check_source, check_task
+from flows.checks import check_root, check_source, check_task
 from flows.commands import releases
 from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.debugging import debugging, set_debug
@@ -425,6 +425,7 @@ def simulate(
 
 app.command("check-source")(check_source)
 app.command("check-task")(check_task)
+app.command("check-root")(check_root)
 app.command("features")(features)
 app.command("diff")(releases.diff)
 app.command("backfill")(releases.backfill)

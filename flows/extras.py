@@ -16,6 +16,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "h5py", "rensa", "tokenizers",
     ),
     "beam": ("apache_beam",),
+    "dask": ("dask", "distributed"),
 }  # fmt: skip
 
 

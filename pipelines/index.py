@@ -49,13 +49,15 @@ class Counts(TypedDict):
 
 
 class Params(TypedDict):
-    """What a task is given: paths and settings; how many files are none of the modality, and what tells them."""
+    """What a task is given: paths and settings; of the key its fingerprint alone; how many files are none of the
+    modality, and what tells them."""
 
     modality: str
     settings: dict[str, Any]
     grouped: list[str]
     foreign: tuple[int, int]
     deid: dict[str, Any]
+    key: str
     private: str
     buckets: int
     segment: str
@@ -98,6 +100,7 @@ def plan(night: Night) -> list[Task]:
                     grouped=[str(layout.grouped / path) for path, _ in grouped],
                     foreign=foreign,
                     deid=config.deid.model_dump(mode="json"),
+                    key=deid.key_fingerprint,
                     private=str(layout.private),
                     buckets=config.buckets,
                     segment=f"{name}.parquet",
@@ -135,7 +138,7 @@ def run(params: Params, base: Path) -> Result:
     extractor, settings = tree_reader(modality, params["settings"])
     crosswalk = settings.crosswalk
     deid_config = DeidConfig.model_validate(params["deid"])
-    deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
+    deid = Deidentifier.held_to(deid_config, Path(params["private"]), params["key"])
     links = read_crosswalk(crosswalk, f"modalities.{modality}.crosswalk", settings.subject_ids) if crosswalk else None
     if links is not None and isinstance(settings, VectorSettings):
         links = links_of_vectors(links, settings.imported)

@@ -69,7 +69,7 @@ class Counts(TypedDict):
 
 
 class Params(TypedDict):
-    """What a task is given: paths and settings."""
+    """What a task is given: paths and settings, and of the key its fingerprint alone."""
 
     source: dict[str, Any]
     export: str
@@ -78,6 +78,7 @@ class Params(TypedDict):
     label: str
     path: str
     deid: dict[str, Any]
+    key: str
     private: str
     buckets: int
     segment: str
@@ -141,6 +142,7 @@ def plan(night: Night) -> list[Task]:
                             label=label,
                             path=str(path),
                             deid=config.deid.model_dump(mode="json"),
+                            key=deid.key_fingerprint,
                             private=str(layout.private),
                             buckets=config.buckets,
                             segment=f"{stem}.segment",
@@ -183,7 +185,7 @@ def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result
     source = checked_source(params["source"])
     export = Export(Path(params["export"]), source, {name: Path(file) for name, file in params["crosswalks"].items()})
     deid_config = DeidConfig.model_validate(params["deid"])
-    deid = Deidentifier(deid_config, load_key(deid_config, Path(params["private"])))
+    deid = Deidentifier.held_to(deid_config, Path(params["private"]), params["key"])
     table, segment = params["table"], params["segment"]
     private = Path(params["private"])
     closed: Closed | None = None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import shutil
 import time
 from collections import deque
@@ -65,7 +66,8 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     sync = sync and _SYNCED_LATER.get() not in path.parents
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two machines that share a file system may each have a process of one number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield temporary
         if sync:

@@ -39,6 +39,7 @@ from pipelines.night import Night, Stage, carry_out
 from validation import stages as list_of_stages
 from validation.measure.stage import STAGE as MEASURE
 from warehouse.errors import TimeloomError
+from warehouse.file_system import require_fit
 from warehouse.files import link_or_copy
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, TaskEntry, tokenised_shares
@@ -178,7 +179,10 @@ class Run:
 
     def _check_root(self) -> None:
         """Holds the run against what was fixed when the root was made."""
-        bind_root(self.layout, self.config, self.limit_subjects, new=not is_used(self.layout))
+        new = not is_used(self.layout)
+        if new:
+            require_fit(self.layout.root)
+        bind_root(self.layout, self.config, self.limit_subjects, new=new)
 
     def _adopt_work(self) -> None:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())

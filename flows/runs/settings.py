@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from flows.extras import require
-from pipelines.engine.beam import BeamEngine
+from pipelines.engine.beam import DASK, BeamEngine
 from pipelines.engine.local import LocalEngine
 from pipelines.engine.task import Engine
 from pipelines.engine.workers import keep_memory
@@ -53,6 +53,8 @@ def make_engine(settings: RunSettings, config: "RunConfig") -> Engine:
         return LocalEngine(workers)
     if settings.engine == "beam":
         require("beam", "runs on Beam")
+        if settings.runner == DASK:
+            require("dask", "runs on Dask")
         return BeamEngine(settings.runner, workers or 1, settings.beam_options)
     raise TimeloomError(f"there is no engine {settings.engine}", remedy="use local or beam")
 

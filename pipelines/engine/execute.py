@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import json
 import os
 import re
 import traceback
@@ -12,6 +11,7 @@ from typing import Any
 
 from pipelines.engine.cost import task_cost
 from pipelines.engine.former import whole_former
+from pipelines.engine.parcel import unpack
 from pipelines.engine.task import DEBUG_VARIABLE, Result, Task, WorkerLostError
 from warehouse.errors import RawFileChangedError, TimeloomError
 from warehouse.files import hash_file, signature_of, synced_later, write_json
@@ -107,6 +107,10 @@ def _system_error(error: BaseException) -> int | None:
     return int(said[1]) if said else None
 
 
-def execute_element(element: str) -> str:
-    """`execute` on a task as JSON."""
-    return execute(Task(**json.loads(element)))
+def execute_parcel(parcel: str) -> str:
+    """`execute` on what `pipelines.engine.parcel.pack` made, on whatever machine it came to.
+
+    Raises:
+        WorkerRefusedError: this worker may not run it.
+    """
+    return execute(unpack(parcel))

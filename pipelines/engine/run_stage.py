@@ -42,18 +42,21 @@ def _intact(task: Task) -> bool:
     return bool(getattr(importlib.import_module(module), name)(task.params, Path(task.base)))
 
 
-def _finished(task: Task, context: RunContext) -> "TaskEntry | None":
+def _finished(task: Task, *, every_byte: bool = False) -> "TaskEntry | None":
     """The record of an earlier run of this very task, if its files are whole.
 
     Files are read again, but for those that are checked piece by piece when their rows are read: what a damaged record
     or file says is never believed.
+
+    Args:
+        every_byte: those are read again too.
     """
     entry = load_record(Path(task.record))
     if entry is None or entry.fingerprint != task.fingerprint:
         return None
     for relative, file in entry.files.items():
         path = Path(task.base) / relative
-        if task.checked_when_read and file.is_as_long_as(path):
+        if task.checked_when_read and not every_byte and file.is_as_long_as(path):
             continue
         if not file.is_of(path):
             return None
@@ -105,7 +108,7 @@ def run_stage(
     report = StageReport(stage.name)
     todo = []
     for task in tasks:
-        if (entry := _finished(task, context)) is not None:
+        if (entry := _finished(task)) is not None:
             report.resumed += 1
         elif (entry := _linked(task, context)) is not None:
             report.linked += 1
@@ -133,7 +136,7 @@ def run_stage(
         context.engine.map([with_former(task, context) for task in todo], done)
     report.ran = len(todo)
     report.workers_seconds = elsewhere(_cost(task) for task in todo)
-    changed = [task for task in todo if _failure(task).get("changed")] if plan_anew else []
+    changed = [task for task in todo if _failed(task).get("changed")] if plan_anew else []
     if plan_anew and changed:
         again = run_stage(stage, plan_anew(), context, prepare)
         ran = report.ran - len(changed) + again.ran
@@ -161,8 +164,14 @@ def _failure(task: Task) -> dict[str, Any]:
     return reason
 
 
+def _failed(task: Task) -> dict[str, Any]:
+    """As `_failure`; empty where an engine ran the task twice, and what one of the two made stands."""
+    reason = _failure(task)
+    return {} if reason and _finished(task, every_byte=True) is not None else reason
+
+
 def _outcome(task: Task) -> "TaskEntry":
-    if reason := _failure(task):
+    if reason := _failed(task):
         error = TimeloomError(reason["message"], reason["remedy"])
         error.add_note(f"stage {task.stage}, {task.key}\n{reason['where']}")
         raise error

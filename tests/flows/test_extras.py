@@ -28,14 +28,14 @@ def test_the_modules_of_an_extra_are_its_distributions(extra: str) -> None:
 def test_all_is_every_extra_that_runs_something() -> None:
     (everything,) = OPTIONAL["all"]
     assert everything == f"timeloom[{','.join(INSTALLS)}]"
-    assert set(OPTIONAL) == {*INSTALLS, "all", "docs", "dev"}
+    assert set(OPTIONAL) == {*INSTALLS, "dask", "all", "docs", "dev"}
 
 
 @pytest.mark.whole
 def test_what_the_rooms_import_is_declared() -> None:
     owners = packages_distributions()
     modules = set().union(*map(imported, PACKAGES)) - set(PACKAGES)
-    asked = names(declared()["dependencies"]).union(*(names(OPTIONAL[extra]) for extra in INSTALLS))
+    asked = names(declared()["dependencies"]).union(*(names(OPTIONAL[extra]) for extra in (*INSTALLS, "dask")))
     undeclared = {
         module
         for module in modules - WHERE_INSTALLED

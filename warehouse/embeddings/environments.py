@@ -11,6 +11,7 @@ from types import TracebackType
 
 import lmdb
 
+from warehouse.embeddings.scratch import ScratchCopy, scratch_folder
 from warehouse.embeddings.value import PAGE_BYTES, StoreDamagedError, store_name
 from warehouse.errors import TimeloomError
 
@@ -24,6 +25,8 @@ READER_ROOM_BYTES = 1 << 30
 # inherits the table and LMDB's own memory of open paths; it must close its copies (which leaves the parent's alone,
 # as readers hold no lock) before it can open anything.
 _environments: dict[tuple[int, str], lmdb.Environment] = {}
+# Those that are written in another place, with the number of their last transaction before.
+_copies: dict[tuple[int, str], tuple[ScratchCopy, int]] = {}
 # The file that each of them was opened for: another one may take its path.
 _files: dict[tuple[int, str], tuple[int, int]] = {}
 _guard = threading.RLock()
@@ -191,32 +194,55 @@ def open_writer(path: Path) -> lmdb.Environment:
         TimeloomError: it cannot be written.
     """
     with _guard:
-        inherited = _environments.pop(_identity(path), None)
+        identity = _identity(path)
+        inherited = _environments.pop(identity, None)
         if inherited is not None:
             if not inherited.flags()["readonly"]:
-                _environments[_identity(path)] = inherited
+                _environments[identity] = inherited
                 raise RuntimeError(f"{store_name(path)} has a writer in this process already")
             _close(inherited)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file() and path.stat().st_size:
                 _open_reader(path)  # refuses a file that is cut short
-                _close(_environments.pop(_identity(path)))
+                _close(_environments.pop(identity))
+            scratch = scratch_folder()
+            copy = ScratchCopy(path, scratch) if scratch is not None else None
             environment = lmdb.open(
-                str(path), subdir=False, map_size=WRITER_MAP_BYTES, sync=True, writemap=False, readahead=False
+                str(copy.place if copy else path),
+                subdir=False,
+                map_size=WRITER_MAP_BYTES,
+                sync=True,
+                writemap=False,
+                readahead=False,
             )
         except (lmdb.Error, OSError) as error:
             raise not_writable(path, error) from error
-        _environments[_identity(path)] = environment
+        _environments[identity] = environment
+        if copy is not None:
+            _copies[identity] = copy, environment.info()["last_txnid"]
         return environment
 
 
 def close_writer(path: Path, environment: lmdb.Environment | None) -> None:
-    """Closes what `open_writer` gave."""
+    """Closes what `open_writer` gave; what was written elsewhere takes its place.
+
+    Raises:
+        TimeloomError: it cannot be written there.
+    """
     with _guard:
-        _environments.pop(_identity(path), None)
-        if environment is not None:
-            _close(environment)
+        identity = _identity(path)
+        _environments.pop(identity, None)
+        copy, before = _copies.pop(identity, (None, 0))
+        if environment is None:
+            return
+        after = environment.info()["last_txnid"]
+        _close(environment)
+        if copy is not None:
+            try:
+                copy.put_in_place(changed=after != before)
+            except OSError as error:
+                raise not_writable(path, error) from error
 
 
 def not_writable(path: Path, error: Exception) -> TimeloomError:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.deid import DeidConfig, load_key
+from extractors.deid import DeidConfig, Deidentifier, load_key
 from extractors.events.lag_counts import LAGS
 from extractors.source import Source
 from extractors.tables import content_blocks, csv_reader
@@ -122,7 +122,7 @@ class Nights:
             {"name": "test", "subject": "pid", "tables": TABLES | ({"t": rule} if rule else {})}
         )
         self.deid = DeidConfig.model_validate({"mode": "synthetic"})
-        load_key(self.deid, folder / "private", create=True)
+        self.key = Deidentifier(self.deid, load_key(self.deid, folder / "private", create=True)).key_fingerprint
 
     def task(self, line: str, name: str) -> Task:
         params = {
@@ -133,6 +133,7 @@ class Nights:
             "label": "t",
             "path": str(self.path),
             "deid": self.deid.model_dump(mode="json"),
+            "key": self.key,
             "private": str(self.folder / "private"),
             "buckets": BUCKETS,
             "segment": f"{line}-{name}.segment",

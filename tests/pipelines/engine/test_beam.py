@@ -33,6 +33,6 @@ def test_a_runner_that_fails_says_why_in_its_own_words(tmp_path: Path, engine: B
 
 def test_what_a_worker_of_beam_says_is_not_passed_on() -> None:
     elements = [json.dumps({"params": {"path": "/export/DOE/labs.csv"}})]
-    for said in ("no /export/DOE/labs.csv", "x [while running 'Map(execute_element)']", ""):
+    for said in ("no /export/DOE/labs.csv", "x [while running 'Map(execute_parcel)']", ""):
         assert words_of(ValueError(said), elements) == "ValueError"
     assert words_of(RuntimeError("no job\nserver"), elements) == "RuntimeError: no job server"

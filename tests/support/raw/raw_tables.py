@@ -85,6 +85,7 @@ def convert(
             "label": table,
             "path": str(path),
             "deid": config.model_dump(mode="json"),
+            "key": Deidentifier(config, key).key_fingerprint,
             "private": str(private or work / "private"),
             "buckets": BUCKETS,
             "segment": f"{table.replace('/', '-')}-{path.name}.segment",
