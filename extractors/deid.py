@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from extractors.ids import known_ids
 from warehouse.errors import TimeloomError
-from warehouse.files import atomic_write
+from warehouse.files import atomic_write, make_folder
 
 Mode = Literal["synthetic", "limited", "expert", "safe_harbor_year"]
 MAX_WEEKS = 104
@@ -78,7 +78,7 @@ def load_key(config: DeidConfig, private: Path, *, create: bool = False) -> byte
             remedy=f"restore deid.key from backup, put the folder back beside the root, or set {KEY_VARIABLES[1]}",
         )
     if not path.exists():
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(private, mode=0o700)
         with atomic_write(path) as temporary:
             temporary.touch(mode=0o600)
             temporary.write_text(os.urandom(KEY_BYTES).hex() + "\n", encoding="ascii")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -80,6 +81,8 @@ def _options(
 def main() -> None:
     """Entry point: one clear line instead of a traceback, and the exit codes of the documentation."""
     try:
+        # A system that shuts down, a scheduler and a container end a run by SIGTERM: as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         check_ownership()
         code = app(standalone_mode=False)
         if code == INTERRUPTED:

@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
         sync: False for what can be made again and is checked when it is read: a power failure may damage it.
     """
     sync = sync and _SYNCED_LATER.get() not in path.parents
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, sync=sync)
     # Two machines that share a file system may each have a process of one number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -94,6 +95,21 @@ def _sync(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Makes a rename inside `path` durable."""
     _sync(path)
+
+
+def make_folder(path: Path, *, mode: int = 0o777, sync: bool = True) -> None:
+    """Makes a folder, and those above it that are missing; each is synced into the one above it.
+
+    Args:
+        mode: of the folder itself, where it is made.
+        sync: see `atomic_write`.
+    """
+    missing = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    if missing:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for folder in missing if sync else ():
+        with suppress(PermissionError):  # of a folder that may be entered and not listed
+            _sync(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,11 +5,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.files import sync_directory, sync_tree
+from warehouse.files import make_folder, sync_directory, sync_tree
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, write_manifest
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
@@ -57,7 +57,7 @@ def locked(layout: Layout, path: Path, busy: TimeloomError, *, wait: bool = Fals
         TimeloomError: `busy`, where another process holds it and nobody waits; the root cannot be made or written.
     """
     try:
-        layout.root.mkdir(parents=True, exist_ok=True)
+        make_folder(layout.root)
         lock = path.open("a")
     except OSError as error:
         raise TimeloomError(
@@ -71,10 +71,26 @@ def locked(layout: Layout, path: Path, busy: TimeloomError, *, wait: bool = Fals
         yield
 
 
+RELEASE_STAMP = "%Y-%m-%dT%H-%M-%SZ"
+
+
+def made_at(release: str) -> datetime | None:
+    """When a release was made, UTC, by its id; None for what timeloom has not named."""
+    try:
+        return datetime.strptime(release.partition(".")[0], RELEASE_STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 def new_release_id(layout: Layout) -> str:
-    """A UTC time stamp, made unique."""
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    """A UTC time stamp, made unique, that sorts behind those of all releases that are there.
+
+    Where the clock went back since the last of them, it is the second after that one.
+    """
     taken = {path.name for path in layout.releases.iterdir()} if layout.releases.is_dir() else set()
+    now = datetime.now(UTC).replace(microsecond=0)
+    latest = max(filter(None, map(made_at, taken)), default=now)
+    stamp = (now if now >= latest else latest + timedelta(seconds=1)).strftime(RELEASE_STAMP)
     candidates = (stamp, *(f"{stamp}.{number}" for number in range(1, len(taken) + 2)))
     return next(name for name in candidates if name not in taken)
 
@@ -106,7 +122,7 @@ def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
     """
     write_manifest(staging / "manifest.json", manifest)
     sync_tree(staging)
-    layout.releases.mkdir(exist_ok=True)
+    make_folder(layout.releases)
     target = layout.releases / manifest.release_id
     write_sealed(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
     staging.rename(target)

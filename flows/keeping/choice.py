@@ -1,27 +1,17 @@
 """Which releases stay, and why. A release's id says when it was made, so no clock is asked."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import Manifest, read_manifest
-from warehouse.publish import current_release
+from warehouse.publish import current_release, made_at
 
 if TYPE_CHECKING:
     from pipelines.config import KeepConfig
-
-_STAMP = "%Y-%m-%dT%H-%M-%SZ"
-
-
-def made_at(release: str) -> datetime | None:
-    """When a release was made, UTC, by its id; None for what timeloom has not named."""
-    try:
-        return datetime.strptime(release.partition(".")[0], _STAMP).replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def released(layout: Layout) -> list[str]:

@@ -1,7 +1,7 @@
-"""What a run writes down of itself: the manifest of its release, and its line in the lineage."""
+"""What a run writes down of itself: its name, the manifest of its release, and its line in the lineage."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ from warehouse.manifest import (
     TaskEntry,
     content_hash,
 )
-from warehouse.publish import new_release_id
+from warehouse.publish import made_at, new_release_id
 from warehouse.sealed import write_sealed
 
 # Keys of a configuration that say nothing of releases: where they lie, how they are made, how long they stay.
@@ -40,6 +40,36 @@ DECLARED = (
     "triplets",
     "split_scheme",
 )
+
+_RUN_STAMP = "%Y%m%dT%H%M%S%fZ"
+
+
+def new_run_id(layout: Layout) -> str:
+    """The time, UTC, behind that of every run that has a log or a record, whatever the clock says: none of these is
+    written over, and the oldest logs are those with the smallest names."""
+    now = datetime.now(UTC)
+    names = {path.name.partition(".")[0] for folder in (layout.logs, layout.lineage) for path in folder.glob("*")}
+    latest = max(filter(None, map(_began_at, names)), default=None)
+    return (now if latest is None or now > latest else latest + timedelta(microseconds=1)).strftime(_RUN_STAMP)
+
+
+def _began_at(run_id: str) -> datetime | None:
+    """When a run began, UTC, by its name; None for what timeloom has not named."""
+    try:
+        return datetime.strptime(run_id, _RUN_STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def clock_behind(manifest: Manifest) -> str:
+    """That the clock went back since the release before was made, in words; empty where it did not."""
+    named, created = made_at(manifest.release_id), datetime.fromisoformat(manifest.created_at)
+    if named is None or created >= named:
+        return ""
+    return (
+        f"the clock says {created:%Y-%m-%d %H:%M:%S} UTC, which is before the last release was made: this one is named "
+        f"{manifest.release_id}, behind it; set the clock"
+    )
 
 
 def make_manifest(

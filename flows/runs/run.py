@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -19,7 +18,9 @@ from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.paths import configured
 from flows.runs.record import (
+    clock_behind,
     make_manifest,
+    new_run_id,
     quarantined,
     record_lineage,
     records_of,
@@ -63,6 +64,7 @@ class RunOutcome:
         withheld: why tasks have no labels, a line each.
         collected: what of older nights was removed, in words; empty where nothing was.
         unannounced: how `on_publish` failed, in words; empty where it did not.
+        clock: that the clock went back since the release before was made, in words; empty where it did not.
     """
 
     release: str
@@ -76,6 +78,7 @@ class RunOutcome:
     withheld: list[str] = field(default_factory=list)
     collected: str = ""
     unannounced: str = ""
+    clock: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -97,7 +100,7 @@ class RunOutcome:
             lines.append(f"{len(self.damaged)} damaged or lost files were made anew: {named}")
         lines += [f"loss agreed to: {part}" for part in self.accepted]
         lines += self.withheld
-        lines += [said for said in (self.collected, self.unannounced) if said]
+        lines += [said for said in (self.clock, self.collected, self.unannounced) if said]
         return [*lines, f"report: {self.report}"]
 
 
@@ -188,7 +191,7 @@ class Run:
         folders = sorted(path for path in self.layout.work.glob("*") if path.is_dir())
         # A run without its release tree was killed after it had published: its name stays its own.
         left = [path for path in folders if (path / "release").is_dir()][-1:]
-        self.run_id = left[0].name if left else datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        self.run_id = left[0].name if left else new_run_id(self.layout)
         for older in folders:
             if older not in left:
                 shutil.rmtree(older)
@@ -372,6 +375,8 @@ class Run:
             publish(self.layout, self._tree.path, manifest)
             self._state.published = True
             self.log.line(f"published {manifest.release_id}")
+            if behind := clock_behind(manifest):
+                self.log.line(behind)
         # The run's folder stands until then: it says that files without a record may be there.
         self._forget_old_segments()
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -420,6 +425,7 @@ class Run:
                 f"task {name} has no labels: {line}" for name, task in manifest.labels.items() for line in task.withheld
             ],
             collected=self._state.collected,
+            clock="" if self._state.unchanged else clock_behind(manifest),
         )
 
 

@@ -78,33 +78,49 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return {"message": clear.message, "remedy": clear.remedy, "where": where, "changed": changed}
 
 
+_FULL = ("the disk is full", "free space and run again; it resumes")
+_BROKEN = (
+    "the disk could not be read or written (input/output error)",
+    "see the system's log, mend the disk or what mounts it, and run again; it resumes",
+)
+# What a person can mend of the system's errors: message and remedy. A full disk may be out of bytes or of inodes.
+_SYSTEM = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: (
+        "a file would be larger than this process or file system allows",
+        "raise the limit (`ulimit -f`) or use another file system, and run again; it resumes",
+    ),
+    errno.EIO: _BROKEN,
+    errno.ESTALE: _BROKEN,
+    errno.EROFS: ("the file system can only be read", "mount it for writing, or give a --root on another one"),
+    errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`) and run again; it resumes"),
+    errno.ENFILE: ("too many files are open on this machine", "end other programs and run again; it resumes"),
+    errno.EACCES: ("a file may not be read or written", "mend the permissions"),
+    errno.EPERM: ("a file may not be read or written", "mend the permissions"),
+}
+
+
 def clear_error(error: BaseException) -> TimeloomError | None:
-    """What a person can mend, if it is that: a clear error itself, a full disk, a limit, a forbidden file."""
+    """What a person can mend, if it is that: a clear error itself, a full or broken disk, a limit, a forbidden file."""
     if isinstance(error, TimeloomError):
         return error
-    number = _system_error(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return TimeloomError("the disk is full", "free space and run again; it resumes")
-    if number == errno.EFBIG:
-        return TimeloomError(
-            "a file would be larger than this process or file system allows",
-            "raise the limit (`ulimit -f`) or use another file system, and run again; it resumes",
-        )
     if isinstance(error, MemoryError):
         return WorkerLostError("a task ran out of memory", "run again with fewer workers; it resumes")
-    if isinstance(error, PermissionError):
-        return TimeloomError("a file may not be read or written", "mend the permissions")
-    return None
+    known = _SYSTEM.get(_system_error(error) or 0)
+    return TimeloomError(*known) if known else None
 
 
 def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error that it is; polars says it in words alone."""
-    from polars.exceptions import PolarsError
-
-    if isinstance(error, OSError):
+    """The number of the system's error that it is; libraries say it in words alone."""
+    if isinstance(error, PermissionError):
+        return errno.EACCES
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    said = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, PolarsError) else None
-    return int(said[1]) if said else None
+    said = str(error)
+    if (number := re.search(r"\(os error (\d+)\)", said)) is not None:
+        return int(number[1])
+    return next((number for number in _SYSTEM if os.strerror(number) in said), None)
 
 
 def execute_parcel(parcel: str) -> str:

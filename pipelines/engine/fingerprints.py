@@ -14,7 +14,7 @@ from pathlib import Path
 from extractors.trees import folders_of
 from pipelines.engine.task import RawFile
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_file, sha256_json, signature
+from warehouse.files import make_folder, sha256_file, sha256_json, signature
 from warehouse.sealed import read_sealed, write_sealed
 
 
@@ -87,7 +87,7 @@ class Fingerprints:
 
     def save(self) -> None:
         """Keeps what this run saw."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._path.parent, mode=0o700)
         write_sealed(self._path, self._seen)
 
 

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from pipelines.engine.execute import execute
 from pipelines.engine.task import Task, WorkerLostError
-from pipelines.engine.workers import quietly, start_pool
+from pipelines.engine.workers import end_workers, quietly, start_pool
 
 
 class LocalEngine:
@@ -34,8 +34,11 @@ class LocalEngine:
     def __enter__(self) -> "LocalEngine":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool is not None:
+            if kind is not None and not issubclass(kind, Exception):
+                # The run was told to end: what its tasks have not finished is done again, and nobody waits for it.
+                end_workers(self._pool)
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 

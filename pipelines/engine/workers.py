@@ -43,6 +43,12 @@ def start_pool(number: int, modules: Sequence[str] = (), *, at_once: bool = Fals
     return pool
 
 
+def end_workers(pool: ProcessPoolExecutor) -> None:
+    """Ends the processes at once, whatever they do: files of theirs are whole or absent."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Workers that are started here do not hear Ctrl-C, and do not import the program that starts them."""

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 import pytest
 
+from flows.keeping.choice import released
 from tests.support.nights.toy_stage import toy_manifest
 from warehouse import publish as publishing
 from warehouse.errors import TimeloomError
@@ -273,3 +276,37 @@ def test_what_is_synced_later_waits_for_no_disk(tmp_path: Path, monkeypatch: pyt
         assert len(synced) == 2, "a file and its folder"
     write_json(tmp_path / "staging" / "a" / "file", 1)
     assert len(synced) == 4
+
+
+class Clock(datetime):
+    """A clock that a test sets."""
+
+    moment = datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz: object = None) -> Self:  # type: ignore[override]
+        return cls.fromtimestamp(cls.moment.timestamp(), UTC)
+
+
+@pytest.mark.parametrize("back", [timedelta(hours=1), timedelta(days=1), timedelta(days=400)])
+def test_a_release_sorts_behind_all_others_though_the_clock_went_back(
+    back: timedelta, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "datetime", Clock)
+    names = []
+    for moment in (Clock.moment, Clock.moment - back, Clock.moment - back, Clock.moment + timedelta(days=1)):
+        monkeypatch.setattr(Clock, "moment", moment)
+        names.append(new_release_id(layout))
+        (layout.releases / names[-1]).mkdir(parents=True)
+    assert names == [
+        "2026-03-01T02-00-00Z", "2026-03-01T02-00-01Z", "2026-03-01T02-00-02Z", "2026-03-02T02-00-00Z"
+    ]  # fmt: skip
+    assert released(layout) == names[::-1]
+
+
+def test_a_folder_that_is_made_is_durable_in_those_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    made = tmp_path / "root" / "lineage" / "run.json"
+    write_json(made, 1)
+    assert set(synced) == {path.stat().st_ino for path in (made, made.parent, made.parent.parent, tmp_path)}

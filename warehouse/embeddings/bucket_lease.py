@@ -26,6 +26,7 @@ from uuid import uuid4
 from warehouse.embeddings.environments import not_writable
 from warehouse.embeddings.value import store_name
 from warehouse.errors import TimeloomError
+from warehouse.files import make_folder
 
 EXPIRES_SECONDS = 60.0
 BEATS = 6  # changes of a lease in the time after which it expires
@@ -299,7 +300,7 @@ def _locked(store: Path, patience: float) -> Iterator[None]:
         TimeloomError: there is no place to write.
     """
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(store.parent)
         lock = store.with_suffix(".writer").open("a")
     except OSError as error:
         raise not_writable(store, error) from error

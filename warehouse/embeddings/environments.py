@@ -14,6 +14,7 @@ import lmdb
 from warehouse.embeddings.scratch import ScratchCopy, scratch_folder
 from warehouse.embeddings.value import PAGE_BYTES, StoreDamagedError, store_name
 from warehouse.errors import TimeloomError
+from warehouse.files import make_folder, sync_directory
 
 # Address space, not disk: the file grows with its content. A process has at most some writers open, but a trainer has
 # a reader for every bucket, and 128 TiB hold 128 maps of this size: readers map the file and some room to grow.
@@ -202,7 +203,8 @@ def open_writer(path: Path) -> lmdb.Environment:
                 raise RuntimeError(f"{store_name(path)} has a writer in this process already")
             _close(inherited)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            is_new = not path.exists()
             if path.is_file() and path.stat().st_size:
                 _open_reader(path)  # refuses a file that is cut short
                 _close(_environments.pop(identity))
@@ -216,6 +218,8 @@ def open_writer(path: Path) -> lmdb.Environment:
                 writemap=False,
                 readahead=False,
             )
+            if is_new:  # LMDB syncs what is in the file, and not that there is one
+                sync_directory(path.parent)
         except (lmdb.Error, OSError) as error:
             raise not_writable(path, error) from error
         _environments[identity] = environment
