@@ -4,13 +4,12 @@ Sources: HIPAA 45 CFR 164.514 (what identifies), DICOM PS3.15 Annex E (consisten
 """
 
 import hashlib
-import hmac
 import os
 import shlex
 import socket
 import subprocess
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from extractors.ids import known_ids
+from warehouse.arrays import I64, U64
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, make_folder
 
@@ -29,6 +29,8 @@ MAX_WEEKS = 104
 KEY_VARIABLES = ("TIMELOOM_KEY", "TIMELOOM_KEY_FILE", "TIMELOOM_KEY_COMMAND")
 _COMMAND_SECONDS = 60
 KEY_BYTES = 32
+# Of SHA-256.
+_BLOCK_BYTES = 64
 SYNTHETIC_KEY = b"timeloom: simulated patients need no secret"
 
 
@@ -120,6 +122,31 @@ def _key_of(text: str | None, what: str, remedy: str) -> bytes:
     return key
 
 
+class KeyedHash:
+    """HMAC-SHA-256 (RFC 2104) of many short texts under one key, in a third of the time that `hmac.digest` takes: what
+    the hash makes of the key is worked out once."""
+
+    def __init__(self, key: bytes) -> None:
+        block = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
+        self._inner, self._outer = (hashlib.sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))
+
+    def digests(self, domain: str, texts: Iterable[str]) -> list[bytes]:
+        """The hash of each text, 32 bytes. Texts of two domains have nothing in common."""
+        inner, outer = self._inner.copy(), self._outer
+        inner.update(f"{domain}\0".encode())
+        digests: list[bytes] = []
+        for text in texts:
+            first, second = inner.copy(), outer.copy()
+            first.update(text.encode())
+            second.update(first.digest())
+            digests.append(second.digest())
+        return digests
+
+    def numbers(self, domain: str, texts: Iterable[str]) -> U64:
+        """The same as numbers (n, 4) of 64 bits."""
+        return np.frombuffer(b"".join(self.digests(domain, texts)), ">u8").astype(np.uint64).reshape(-1, 4)
+
+
 class Deidentifier:
     """Maps raw identifiers to the release's; the same raw value always gives the same result under one key."""
 
@@ -130,7 +157,7 @@ class Deidentifier:
                 remedy="use `limited` under a data use agreement, or `expert`",
             )
         self.config = config
-        self._key = key
+        self._hash = KeyedHash(key)
 
     @classmethod
     def held_to(cls, config: DeidConfig, private: Path, fingerprint: str) -> "Deidentifier":
@@ -150,22 +177,34 @@ class Deidentifier:
     @property
     def key_fingerprint(self) -> str:
         """Tells two keys apart without telling anything about them."""
-        return self._digest("fingerprint", "")[:8].hex()
+        return f"{self._number('fingerprint'):016x}"
 
     @property
     def row_seed(self) -> int:
         """Seeds the hashes of raw rows that segments hold: without it, trying every id would find the right one."""
-        return int.from_bytes(self._digest("row", "")[:8], "big")
+        return self._number("row")
 
-    def _digest(self, domain: str, value: str) -> bytes:
-        return hmac.digest(self._key, f"{domain}\0{value}".encode(), hashlib.sha256)
+    def _number(self, domain: str) -> int:
+        return int(self._hash.numbers(domain, [""])[0, 0])
 
-    def _identifier(self, domain: str, value: str) -> int:
-        return int.from_bytes(self._digest(domain, value)[:8], "big") >> 1
+    def _identifiers(self, domain: str, raw: pl.Series) -> pl.Series:
+        """int64 ids of texts, null where one is missing."""
+        return self._of_texts(domain, raw, lambda hashes: (hashes >> np.uint64(1)).astype(np.int64))
 
-    def _offset_days(self, value: str) -> int:
-        weeks = int.from_bytes(self._digest("offset", value)[:8], "big") % (2 * MAX_WEEKS) - MAX_WEEKS
-        return 7 * (weeks if weeks < 0 else weeks + 1)
+    def _offset_days(self, raw: pl.Series) -> pl.Series:
+        def days(hashes: U64) -> I64:
+            weeks = (hashes % np.uint64(2 * MAX_WEEKS)).astype(np.int64) - MAX_WEEKS
+            return 7 * np.where(weeks < 0, weeks, weeks + 1)
+
+        return self._of_texts("offset", raw, days)
+
+    def _of_texts(self, domain: str, raw: pl.Series, function: Callable[[U64], I64]) -> pl.Series:
+        """What a function makes of the hashes of texts, null where one is missing."""
+        present = raw.is_not_null()
+        made = pl.Series(function(self._hash.numbers(domain, raw.drop_nulls().to_list())[:, 0]), dtype=pl.Int64)
+        if present.all():
+            return made
+        return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(raw)).scatter(present.arg_true(), made)
 
     def _by_distinct_value(self, raw: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
         """What a function makes of ids in one spelling, int64; it is asked for distinct ones."""
@@ -182,7 +221,7 @@ class Deidentifier:
         """int64 ids of raw text ids, in whatever spelling; null where an id is missing, or no integer under `keep`."""
         if self.config.subject_ids == "keep":
             return _kept(raw)
-        return self._by_distinct_value(raw, _each(lambda value: self._identifier("subject", value)))
+        return self._by_distinct_value(raw, partial(self._identifiers, "subject"))
 
     def subject_checks(self, raw: pl.Series) -> pl.DataFrame:
         """Distinct `subject_id` and a second hash of the raw id, `check`: two raw ids that share the first do not share
@@ -191,18 +230,12 @@ class Deidentifier:
             ids = self.subject_ids(raw).drop_nulls().unique()
             return pl.DataFrame({"subject_id": ids, "check": pl.zeros(len(ids), dtype=pl.Int64, eager=True)})
         distinct = known_ids(raw).drop_nulls().unique()
-        digests = [self._digest("subject", value) for value in distinct.to_list()]
-        return pl.DataFrame(
-            {
-                "subject_id": [int.from_bytes(digest[:8], "big") >> 1 for digest in digests],
-                "check": [int.from_bytes(digest[8:16], "big") >> 1 for digest in digests],
-            },
-            schema={"subject_id": pl.Int64, "check": pl.Int64},
-        )
+        hashes = (self._hash.numbers("subject", distinct.to_list())[:, :2] >> np.uint64(1)).astype(np.int64)
+        return pl.DataFrame({"subject_id": hashes[:, 0], "check": hashes[:, 1]})
 
     def visit_ids(self, raw: pl.Series) -> pl.Series:
         """int64 ids of raw visit ids, null where missing; under `keep`, what is no integer is hashed."""
-        hashed = _each(lambda value: self._identifier("visit", value))
+        hashed = partial(self._identifiers, "visit")
         if self.config.subject_ids == "hash":
             return self._by_distinct_value(raw, hashed)
         kept = raw.cast(pl.Int64, strict=False)
@@ -224,19 +257,12 @@ class Deidentifier:
             # Under `keep`, "007" and "7" are one subject, and so have one offset.
             kept = self.config.subject_ids == "keep"
             subjects = _kept(raw_subjects).cast(pl.String) if kept else raw_subjects
-            days = self._by_distinct_value(subjects, _each(self._offset_days))
+            days = self._by_distinct_value(subjects, self._offset_days)
         return (days.cast(pl.Int64) * 86_400_000_000).cast(pl.Duration("us"))
 
     def item_key(self, identity: str) -> str:
         """The key of an image: 32 hexadecimal digits, a keyed hash of its UIDs and content."""
-        return self._digest("item", identity)[:16].hex()
-
-
-def _each(function: Callable[[str], int]) -> Callable[[pl.Series], pl.Series]:
-    """A function of one id as one of many; null stays null."""
-    return lambda ids: pl.Series(
-        [None if value is None else function(value) for value in ids.to_list()], dtype=pl.Int64
-    )
+        return self._hash.digests("item", [identity])[0][:16].hex()
 
 
 def _kept(raw: pl.Series) -> pl.Series:

@@ -1,5 +1,7 @@
 """De-identification: stable ids, whole-week shifts, a guarded key, and no raw identifier in any file under a root."""
 
+import hashlib
+import hmac
 import os
 import re
 import stat
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors import deid as deid_module
-from extractors.deid import DeidConfig, Deidentifier, load_key
+from extractors.deid import DeidConfig, Deidentifier, KeyedHash, load_key
 from extractors.events.lag_counts import LAGS
 from extractors.ids import INVISIBLE, NULL_IDS
 from pipelines.aligning.continued import QUARANTINE, SUBJECTS
@@ -49,6 +51,16 @@ def test_an_id_becomes_the_same_in_any_block_and_order() -> None:
     assert second.subject_ids(text("z", "b", "a")).to_list()[1:] == [together[2], together[0]]
     assert together.drop_nulls().min() >= 0
     assert first.subject_ids(text()).to_list() == first.subject_ids(text(None)).drop_nulls().to_list() == []
+
+
+@pytest.mark.parametrize("length", [0, 32, 64, 65, 200])
+def test_the_keyed_hash_is_the_standards(length: int) -> None:
+    key, texts = bytes(range(length)), ["", "4711", "ü" * 100, "a\0b"]
+    expected = [hmac.digest(key, f"visit\0{value}".encode(), hashlib.sha256) for value in texts]
+    hashed = KeyedHash(key)
+    assert hashed.digests("visit", texts) == expected == hashed.digests("visit", texts), "nothing is left of the first"
+    assert hashed.numbers("visit", texts).astype(">u8").tobytes() == b"".join(expected)
+    assert hashed.numbers("visit", []).shape == (0, 4)
 
 
 def test_an_id_becomes_the_same_in_another_process() -> None:
@@ -143,8 +155,10 @@ def test_kept_ids_that_are_equal_integers_share_one_offset() -> None:
 
 def test_two_raw_ids_with_one_hash_have_two_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     deid = hashing()
-    real = deid._digest
-    monkeypatch.setattr(deid, "_digest", lambda domain, value: bytes(8) + real(domain, value)[8:])
+    real = KeyedHash.digests
+    monkeypatch.setattr(
+        KeyedHash, "digests", lambda self, domain, texts: [bytes(8) + each[8:] for each in real(self, domain, texts)]
+    )
     assert deid.subject_ids(text("a", "b")).to_list() == [0, 0]
     assert len(deid.subject_checks(text("a", "b", "a"))) == 2
     assert len(deid.subject_checks(text("a", "a", " a "))) == 1

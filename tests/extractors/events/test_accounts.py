@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.deid import Deidentifier
+from extractors.deid import KeyedHash
 from extractors.tables import csv_reader
 from flows.runs.convert import convert as convert_sources
 from flows.runs.settings import RunSettings
@@ -183,14 +184,16 @@ def test_negative_and_the_largest_ids_are_kept(tmp_path: Path) -> None:
 def test_two_ids_of_different_tables_with_one_hash_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collide: bool, refused: bool
 ) -> None:
-    real = Deidentifier._digest
+    real = KeyedHash.digests
 
-    def digest(self: Deidentifier, domain: str, value: str) -> bytes:
-        made = real(self, domain, value)
+    def digests(self: KeyedHash, domain: str, texts: Iterable[str]) -> list[bytes]:
+        texts = list(texts)
+        made = real(self, domain, texts)
         # The first half is the id of the subject; the second half shows whether two raw ids differ.
-        return bytes(8) + made[8:] if collide and domain == "subject" and value.startswith("twin") else made
+        halved = [collide and domain == "subject" and value.startswith("twin") for value in texts]
+        return [bytes(8) + each[8:] if half else each for each, half in zip(made, halved, strict=True)]
 
-    monkeypatch.setattr(Deidentifier, "_digest", digest)
+    monkeypatch.setattr(KeyedHash, "digests", digests)
     rules = {name: table(event(time="at")) for name in ("t", "u")}
     accounts = {}
     for name, rows in {"t": ["twin-one", "other", "twin-one"], "u": ["twin-two", "other"]}.items():
