@@ -12,7 +12,7 @@ import typer
 
 from flows import scheduling
 from flows.checks import check_root, check_source, check_task
-from flows.commands import releases
+from flows.commands import releases, stores
 from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.debugging import debugging, set_debug
 from flows.extras import require
@@ -433,6 +433,8 @@ app.command("features")(features)
 app.command("diff")(releases.diff)
 app.command("backfill")(releases.backfill)
 app.command("gc")(releases.gc)
+app.command("push")(stores.push)
+app.command("pull")(stores.pull)
 app.command("serve")(scheduling.serve)
 app.command("deploy")(scheduling.deploy)
 

@@ -17,6 +17,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "beam": ("apache_beam",),
     "dask": ("dask", "distributed"),
+    "stores": ("fsspec", "s3fs"),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from warehouse import leases
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import make_folder, sync_directory, sync_tree
 from warehouse.layout import Layout, ReleaseLayout
@@ -29,6 +30,28 @@ def current_release(layout: Layout) -> ReleaseLayout | None:
     if not path.is_dir():
         raise TimeloomError("`current` points at a release that is gone", remedy=REPAIR)
     return ReleaseLayout(path)
+
+
+def hold_release(layout: Layout, release: str | None = None) -> ReleaseLayout:
+    """The release that `current` points at now, or the one named; held, so that nothing removes it (warehouse.leases).
+
+    Raises:
+        TimeloomError: nothing is published, or no such release.
+    """
+    if release is None:
+        found = current_release(layout)
+        if found is None:
+            raise TimeloomError(f"{layout.root.name} has no published release", remedy="run `timeloom run` first")
+    else:
+        found = ReleaseLayout(layout.releases.resolve() / release)
+        if not found.path.is_dir():
+            raise TimeloomError(
+                f"there is no release {release}",
+                remedy="`timeloom status --releases` says which there are; `timeloom backfill` may make it again",
+            )
+    if not leases.hold(found.path):
+        raise TimeloomError(f"release {found.path.name} was removed while it was opened", remedy="open another one")
+    return found
 
 
 def exclusive(layout: Layout, *, wait: bool = False) -> AbstractContextManager[None]:
@@ -114,21 +137,38 @@ def _intention(staging: Path) -> Path:
 
 
 def publish(layout: Layout, staging: Path, manifest: Manifest) -> ReleaseLayout:
-    """Turns the staging tree `work/<run>/release` into the current release.
+    """Turns the staging tree `work/<run>/release` into the current release; see `publish_staged`."""
+    write_manifest(staging / "manifest.json", manifest)
+    return publish_staged(layout, staging, manifest.release_id)
+
+
+def publish_staged(layout: Layout, staging: Path, release: str) -> ReleaseLayout:
+    """Turns a staging tree that has its manifest, `work/<run>/<name>`, into the current release.
 
     Every file is synced before the rename, so that a kill or a power failure before it leaves the old release; a kill
     between the rename and the swap leaves an intention beside the staging tree, which `complete_publication` carries
     out.
     """
-    write_manifest(staging / "manifest.json", manifest)
     sync_tree(staging)
     make_folder(layout.releases)
-    target = layout.releases / manifest.release_id
-    write_sealed(_intention(staging), {"release": manifest.release_id, "instead_of": _pointed(layout)})
+    write_sealed(_intention(staging), {"release": release, "instead_of": _pointed(layout)})
+    published = _into_place(layout, staging, release)
+    point_at(layout, release)
+    _intention(staging).unlink()
+    return published
+
+
+def add_staged(layout: Layout, staging: Path, release: str) -> ReleaseLayout:
+    """Turns a staging tree that has its manifest into a release beside the current one, which stays current."""
+    sync_tree(staging)
+    make_folder(layout.releases)
+    return _into_place(layout, staging, release)
+
+
+def _into_place(layout: Layout, staging: Path, release: str) -> ReleaseLayout:
+    target = layout.releases / release
     staging.rename(target)
     sync_directory(layout.releases)
-    point_at(layout, manifest.release_id)
-    _intention(staging).unlink()
     return ReleaseLayout(target)
 
 

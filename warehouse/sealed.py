@@ -26,10 +26,15 @@ def write_sealed(path: Path, value: Mapping[str, Any], *, sync: bool = True) -> 
     Args:
         sync: see warehouse.files.atomic_write.
     """
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_bytes(sealed(value))
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A JSON object with sorted keys as text that carries its checksum."""
     text = json.dumps(dict(value), indent=1, sort_keys=True, default=str).encode("ascii")
     rest = b'"' + (b"," if value else b"") + text[1:] + b"\n"
-    with atomic_write(path, sync=sync) as temporary:
-        temporary.write_bytes(_HEAD + xxhash.xxh3_128_hexdigest(rest).encode("ascii") + rest)
+    return _HEAD + xxhash.xxh3_128_hexdigest(rest).encode("ascii") + rest
 
 
 def read_sealed(path: Path, *, older: bool = False) -> dict[str, Any]:
@@ -42,14 +47,26 @@ def read_sealed(path: Path, *, older: bool = False) -> dict[str, Any]:
         OSError: it cannot be read.
         NotWholeError: a byte of it was changed, or it has no checksum.
     """
-    found: dict[str, Any] = json.loads(sealed_bytes(path, older=older))
+    return unsealed(path.read_bytes(), path.name, older=older)
+
+
+def unsealed(text: bytes, name: str, *, older: bool = False) -> dict[str, Any]:
+    """What `sealed` was given; `name` is what an error calls it.
+
+    Raises:
+        NotWholeError: as `read_sealed`.
+    """
+    found: dict[str, Any] = json.loads(_checked(text, name, older=older))
     found.pop("checksum", None)
     return found
 
 
 def sealed_bytes(path: Path, *, older: bool = False) -> bytes:
     """The text that `write_sealed` wrote; arguments and errors are those of `read_sealed`."""
-    text = path.read_bytes()
+    return _checked(path.read_bytes(), path.name, older=older)
+
+
+def _checked(text: bytes, name: str, *, older: bool) -> bytes:
     digest, rest = text[len(_HEAD) : len(_HEAD) + _DIGEST], text[len(_HEAD) + _DIGEST :]
     fits = xxhash.xxh3_128_hexdigest(rest).encode("ascii") == digest
     if text.startswith(_HEAD) and fits:
@@ -57,7 +74,7 @@ def sealed_bytes(path: Path, *, older: bool = False) -> bytes:
     # With the right checksum, a changed byte is in what stands before it.
     if older and not fits and not text.startswith(_HEAD) and _is_object(text):
         return text
-    raise NotWholeError(f"{path.name} is not what was written")
+    raise NotWholeError(f"{name} is not what was written")
 
 
 def _is_object(text: bytes) -> bool:

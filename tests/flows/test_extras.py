@@ -15,7 +15,7 @@ from tests.warehouse.test_light_reader import imported
 from warehouse.errors import TimeloomError
 
 OPTIONAL = declared()["optional-dependencies"]
-INSTALLS = ("reader", "pipeline", "images", "beam", "trainers")
+INSTALLS = ("reader", "pipeline", "images", "beam", "trainers", "stores")
 
 
 @pytest.mark.parametrize("extra", extras.MODULES)

@@ -13,8 +13,9 @@ from packaging.utils import canonicalize_name
 from tests.support.light_environments import HOME, LightEnvironment, build_wheel, declared, names
 
 READER = "reader"
-# Used where it is installed: graphs of visits are tensors without it.
-OPTIONAL = {"torch_geometric"}
+# Used where they are installed: graphs of visits are tensors without the one, object stores are not read without the
+# other.
+OPTIONAL = {"torch_geometric", "fsspec"}
 LIBRARIES = ["torch", "numpy", "pyarrow", "polars", "lmdb", "xxhash", "pydantic"]
 # What the pipeline imports and the reader must do without.
 ABSENT = [

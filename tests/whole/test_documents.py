@@ -93,6 +93,24 @@ def test_commands_about_releases_over_time_run_on_the_demo(place: Path) -> None:
     assert sorted(path for path in (place / "timeloom-demo").rglob("*")) == before
 
 
+def test_a_release_goes_to_an_object_store_and_back_and_is_whole(tmp_path: Path, demo_release: Path) -> None:
+    (tmp_path / "timeloom-demo").mkdir()
+    (tmp_path / "timeloom-demo" / "warehouse").symlink_to(demo_release)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "set -euo pipefail\n" + "\n".join(blocks("docs/object-stores.md", "bash"))
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "names it as current" in done.stdout
+    assert "FAIL" not in done.stdout
+
+
 def test_readme_commands_and_options_exist() -> None:
     for words in commands("README.md"):
         helped = timeloom([words[1], "--help"], ROOT)

@@ -15,7 +15,7 @@ from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import FileEntry, Manifest, read_manifest
 from warehouse.parquet import read_frame
-from warehouse.publish import current_release
+from warehouse.publish import hold_release
 from warehouse.schemas import SPLITS
 
 # Threads that read files for their checksums, and how many bytes are worth starting them.
@@ -46,19 +46,7 @@ class PinnedRelease:
             TimeloomError: nothing is published, no such release, or its manifest is damaged.
         """
         layout = Layout(Path(root))
-        if release is None:
-            found = current_release(layout)
-            if found is None:
-                raise TimeloomError(f"{layout.root.name} has no published release", remedy="run `timeloom run` first")
-        else:
-            found = ReleaseLayout(layout.releases.resolve() / release)
-            if not found.path.is_dir():
-                raise TimeloomError(
-                    f"there is no release {release}",
-                    remedy="`timeloom status --releases` says which there are; `timeloom backfill` may make it again",
-                )
-        if not leases.hold(found.path):
-            raise TimeloomError(f"release {found.path.name} was removed while it was opened", remedy="open another one")
+        found = hold_release(layout, release)
         return cls(layout, found, read_manifest(found.manifest))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
