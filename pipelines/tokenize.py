@@ -17,15 +17,14 @@ from pipelines.engine.context import RunContext
 from pipelines.engine.former import Former
 from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
-from pipelines.profiles.choosing import UNKNOWN, chosen_parts, parents_hash, parents_hash_before, parents_of
-from pipelines.profiles.lexicon import Ids
+from pipelines.profiles.choosing import UNKNOWN, chosen_parts, ids_of, parents_hash, parents_hash_before, parents_of
 from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Encoded, TimelineWriter
 from pipelines.vocabulary import slice_hash, uncounted_subjects
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
 from warehouse.layout import ReleaseLayout, bucket_name
-from warehouse.parquet import read_frame, write_tables
+from warehouse.parquet import read_frame, read_shared, write_tables
 from warehouse.schemas import TIMELINES
 from warehouse.tokens import UNK
 
@@ -175,8 +174,8 @@ def timelines(
         subjects: ids, ascending, of those who are wanted; all where not given.
         firsts: ids, ascending, that a part may begin at; every one where not given.
     """
-    ids = Ids(read_frame(tree.vocabulary(name)))
-    encoder = TimelineWriter(profile, ids, read_frame(tree.quantiles(name)))
+    ids = ids_of(tree, name)
+    encoder = TimelineWriter(profile, ids, read_shared(tree.quantiles(name)))
     for chosen in chosen_parts(tree, bucket, profile, stores, ids, subjects, firsts):
         yield encoder.encode(chosen)
 

@@ -159,6 +159,15 @@ def signature_of(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
+def seen_of(path: Path) -> tuple[int, ...]:
+    """What the file system says of a file, for what a process keeps of it: of another file it is another; () without
+    one."""
+    try:
+        return tuple(signature_of(path.stat()))
+    except FileNotFoundError:
+        return ()
+
+
 def signature(path: Path) -> list[int]:
     """A file's `signature_of`, which every later change changes: of a file that has just changed it waits for the clock
     that times of change are taken from."""

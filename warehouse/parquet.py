@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from warehouse.arrays import I64
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.files import atomic_write
+from warehouse.files import atomic_write, seen_of
 
 # Rows that the writer takes up at once: its own thousand take a thirtieth longer.
 _BATCH_ROWS = 1 << 16
@@ -159,6 +160,16 @@ def read_frame(path: Path) -> pl.DataFrame:
     frame = pl.from_arrow(read_columns(path))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def read_shared(path: Path) -> pl.DataFrame:
+    """As `read_frame`, of a file that many tasks of a process read: it is kept as long as it is the same file."""
+    return _read_shared(path, seen_of(path))
+
+
+@lru_cache(maxsize=8)
+def _read_shared(path: Path, _seen: tuple[int, ...]) -> pl.DataFrame:
+    return read_frame(path)
 
 
 def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:

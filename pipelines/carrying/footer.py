@@ -5,6 +5,7 @@ holds wherever its bytes lie but for the places and the number of the row group.
 pyarrow decodes and encodes it, which is most of what it costs to make it.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ _ROWS, _GROUPS = 3, 4
 _COLUMNS, _GROUP_ROWS, _GROUP_PLACE, _ORDINAL = 1, 3, 5, 7
 _CHUNK_PLACE, _CHUNK = 2, 3
 _PACKED_BYTES, _DATA_PLACE, _INDEX_PLACE, _DICTIONARY_PLACE = 7, 9, 10, 11
+_NUMBER, _CAUGHT = rb"[\x80-\xff]*+[\x00-\x7f]", rb"([\x80-\xff]*+[\x00-\x7f])"
 
 
 @dataclass(frozen=True)
@@ -120,29 +122,14 @@ def _row_group(reader: "_Reader") -> RowGroup:
     places: list[tuple[int, int, int]] = []
     ordinal, rows, size, begins = None, 0, 0, []
 
-    def chunk_field(kind: int, name: int) -> None:
-        nonlocal size
-        if name == _PACKED_BYTES:
-            size += reader.varint()
-        elif name in (_DATA_PLACE, _INDEX_PLACE, _DICTIONARY_PLACE):
-            places.append(number())
-            begins.append(places[-1][2])
-        else:
-            reader.skip(kind)
-
-    def column_field(kind: int, name: int) -> None:
-        if name == _CHUNK:
-            reader.struct(chunk_field)
-        elif name == _CHUNK_PLACE:
-            places.append(number())
-        else:
-            reader.skip(kind)
-
     def group_field(kind: int, name: int) -> None:
-        nonlocal ordinal, rows
+        nonlocal ordinal, rows, size
         if name == _COLUMNS:
-            for _ in range(reader.items()):
-                reader.struct(column_field)
+            for column in range(reader.items()):
+                packed, in_chunk, own = _column_chunk(reader, column)
+                size += packed
+                places.extend((begin - start, end - start, value) for begin, end, value in in_chunk)
+                begins.extend(own)
         elif name == _GROUP_PLACE:
             places.append(number())
         elif name == _ORDINAL:
@@ -162,11 +149,112 @@ def _row_group(reader: "_Reader") -> RowGroup:
     return RowGroup(reader.said[start : reader.place], places, ordinal, begin, begin + size, rows)
 
 
-class _Reader:
-    """Steps through bytes of the compact protocol."""
+@dataclass(frozen=True)
+class _Shape:
+    """What the description of a column chunk looks like: the same fields, and texts of the same lengths.
 
-    def __init__(self, said: bytes) -> None:
-        self.said, self.place = said, 0
+    Attributes:
+        pattern: catches the numbers that are looked at.
+        fields: of each of them whether it stands in the chunk's own description, not in that of its content; its id.
+    """
+
+    pattern: re.Pattern[bytes]
+    fields: tuple[tuple[bool, int], ...]
+
+
+# By a column's number, shapes that this process has seen: row groups of one schema have few, and to match a pattern
+# takes a twentieth of the time that it takes to step through the fields.
+_SHAPES: dict[int, list[_Shape]] = {}
+_MOST_SHAPES = 8
+_Chunk = tuple[int, list[tuple[int, int, int]], list[int]]
+
+
+def _column_chunk(reader: "_Reader", column: int) -> _Chunk:
+    """Bytes of a column chunk, the numbers in its description that are places, and those where its pages begin."""
+    shapes = _SHAPES.setdefault(column, [])
+    for shape in shapes:
+        if found := shape.pattern.match(reader.said, reader.place):
+            reader.place = found.end()
+            return _caught(reader.said, found, shape)
+    shape = _shape_of(_Reader(reader.said, reader.place))
+    if len(shapes) < _MOST_SHAPES:
+        shapes.append(shape)
+    found = shape.pattern.match(reader.said, reader.place)
+    if found is None:
+        raise ValueError("a footer of another form")
+    reader.place = found.end()
+    return _caught(reader.said, found, shape)
+
+
+def _caught(said: bytes, found: re.Match[bytes], shape: _Shape) -> _Chunk:
+    packed, places, begins = 0, [], []
+    for number, (whole, name) in enumerate(shape.fields, 1):
+        begin, end = found.span(number)
+        value = _Reader(said, begin).varint()
+        if not whole and name == _PACKED_BYTES:
+            packed += value
+            continue
+        places.append((begin, end, value))
+        if not whole:
+            begins.append(value)
+    return packed, places, begins
+
+
+def _shape_of(reader: "_Reader") -> _Shape:
+    parts: list[bytes] = []
+    fields: list[tuple[bool, int]] = []
+
+    def literal(begin: int) -> None:
+        parts.append(re.escape(reader.said[begin : reader.place]))
+
+    def value(kind: int, path: tuple[int, ...]) -> None:
+        begin = reader.place
+        whole = len(path) == 1
+        if kind in (_I16, _I32, _I64):
+            reader.unsigned()
+            looked_at = path == (_CHUNK_PLACE,) or path in _LOOKED_AT
+            parts.append(_CAUGHT if looked_at else _NUMBER)
+            if looked_at:
+                fields.append((whole, path[-1]))
+        elif kind == _STRUCT:
+            struct(path)
+        elif kind in (_LIST, _SET):
+            size, inner = reader.list()
+            literal(begin)
+            for _ in range(size):
+                value(_BYTE if inner in (_TRUE, _FALSE) else inner, (*path, 0))
+        elif kind == _BINARY:
+            length = reader.unsigned()
+            literal(begin)
+            parts.append(b"(?s:.{%d})" % length)
+            reader.place += length
+        else:
+            reader.skip(kind)
+            parts.append(b"(?s:.{%d})" % (reader.place - begin))
+
+    def struct(path: tuple[int, ...]) -> None:
+        last = 0
+        while True:
+            begin = reader.place
+            found = reader.field(last)
+            literal(begin)
+            if found is None:
+                return
+            kind, last, _ = found
+            value(kind, (*path, last))
+
+    struct(())
+    return _Shape(re.compile(b"".join(parts)), tuple(fields))
+
+
+_LOOKED_AT = {(_CHUNK, name) for name in (_PACKED_BYTES, _DATA_PLACE, _INDEX_PLACE, _DICTIONARY_PLACE)}
+
+
+class _Reader:
+    """Steps through bytes of the compact protocol, from a place."""
+
+    def __init__(self, said: bytes, place: int = 0) -> None:
+        self.said, self.place = said, place
 
     def unsigned(self) -> int:
         """A number of as many bytes as it needs."""
@@ -206,9 +294,10 @@ class _Reader:
 
     def items(self) -> int:
         """How many a list has."""
-        return self._list()[0]
+        return self.list()[0]
 
-    def _list(self) -> tuple[int, int]:
+    def list(self) -> tuple[int, int]:
+        """How many a list has, and their kind."""
         head = self.said[self.place]
         self.place += 1
         size = head >> 4
@@ -224,7 +313,7 @@ class _Reader:
         elif kind == _STRUCT:
             self.struct(lambda inner, _: self.skip(inner))
         elif kind in (_LIST, _SET):
-            size, inner = self._list()
+            size, inner = self.list()
             for _ in range(size):
                 # In a list a truth value is a byte of its own.
                 self.skip(_BYTE if inner in (_TRUE, _FALSE) else inner)

@@ -6,7 +6,6 @@ that `pipelines.engine.task.Carrying` names.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ import polars as pl
 
 from pipelines.carrying.cells import Contents
 from warehouse.arrays import I64
-from warehouse.files import signature_of
 from warehouse.layout import ReleaseLayout
-from warehouse.parquet import read_frame
+from warehouse.parquet import read_frame, read_shared
 
 # Of more changed subjects than this the former part costs more than all of tonight's.
 _MOST = 0.4
@@ -71,12 +69,7 @@ class Changes:
 def splits_of(tree: ReleaseLayout, scheme: str | None) -> pl.DataFrame:
     """`subject_id`, `split` of everybody who has one in a scheme, or in the first one; read once for many buckets."""
     path = tree.subject_splits if scheme is None else tree.scheme_subjects(scheme)
-    return _read_splits(path, tuple(signature_of(path.stat())) if path.exists() else ())
-
-
-@lru_cache(maxsize=2)
-def _read_splits(path: Path, _seen: tuple[int, ...]) -> pl.DataFrame:
-    return read_frame(path).select("subject_id", "split")
+    return read_shared(path).select("subject_id", "split")
 
 
 def usable_items(items: pl.DataFrame, stores: Mapping[str, str]) -> pl.DataFrame:

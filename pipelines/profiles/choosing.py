@@ -1,6 +1,8 @@
 """Which parts of a bucket a profile reads, and by which parents of its codes."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
 
 import polars as pl
 
@@ -12,7 +14,7 @@ from pipelines.profiles.rules import ProfileConfig
 from pipelines.profiles.timeline import Chosen, choose
 from warehouse.arrays import I64
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_json
+from warehouse.files import seen_of, sha256_json
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import read_frame
 
@@ -64,8 +66,36 @@ def lexicon_of(
         former: a release whose bucket's codes, of which the same parents are known, are among them too.
     """
     releases = [tree] if former is None else [tree, former]
-    codes = pl.concat([read_frame(each.codes_of(bucket))["code"] for each in releases])
-    return make_lexicon(codes.unique().sort(), profile, parents_of(tree, profile), ids)
+    codes = pl.concat([read_frame(each.codes_of(bucket))["code"] for each in releases]).unique().sort()
+    whole = _of_release(tree, seen_of(tree.codes), profile.model_dump_json(), ids)
+    # The release before may have codes that this one has no longer.
+    found = whole.among(codes) if whole is not None else None
+    return found or make_lexicon(codes, profile, parents_of(tree, profile), ids)
+
+
+@lru_cache(maxsize=4)
+def _of_release(tree: ReleaseLayout, seen: tuple[int, ...], profile: str, ids: Ids | None) -> Lexicon | None:
+    """What the codes of a release lead to, worked out once by each process for all of its buckets; None where they are
+    not listed.
+
+    Args:
+        seen: of metadata/codes.parquet.
+        profile: its rules, JSON.
+    """
+    if not seen:
+        return None
+    rules = ProfileConfig.model_validate_json(profile)
+    return make_lexicon(read_frame(tree.codes)["code"].unique().sort(), rules, parents_of(tree, rules), ids)
+
+
+def ids_of(tree: ReleaseLayout, profile: str) -> Ids:
+    """A profile's vocabulary, kept by each process for all buckets."""
+    return _ids_of(tree.vocabulary(profile), seen_of(tree.vocabulary(profile)))
+
+
+@lru_cache(maxsize=4)
+def _ids_of(vocabulary: Path, _seen: tuple[int, ...]) -> Ids:
+    return Ids(read_frame(vocabulary))
 
 
 def chosen_parts(

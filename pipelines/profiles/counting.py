@@ -17,6 +17,8 @@ from warehouse.tokens import BOS, RESERVED, TIMELINE_END, TYPE_NAMES, TokenType
 COUNTED = {"split": pl.String, "token": pl.String, "type": pl.String, "count": pl.Int64}
 VALUES = {"split": pl.String, "code": pl.String, "unit": pl.String, "value": pl.Float32, "count": pl.Int64}
 LEFT_OUT = {"split": pl.String, "namespace": pl.String, "reason": pl.String, "count": pl.Int64}
+# By number; they count from 0.
+_TYPES = pl.Series("type", [TYPE_NAMES[kind] for kind in sorted(TokenType)])
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ def count_part(chosen: Chosen, splits: pl.DataFrame, profile: ProfileConfig) -> 
     places, groups = chosen.groups(chosen.rows)
     rows = chosen.rows[places]
     of_row = split[part.subject[rows]]
-    names = [TYPE_NAMES[TokenType(kind)] for kind in lexicon.types.tolist()]
-    of_groups = lexicon.groups.select("tokens", pl.Series("type", names, pl.String)).with_row_index("item")
+    of_groups = lexicon.groups.select("tokens", _TYPES.gather(lexicon.types)).with_row_index("item")
     by_group = _counted(of_row, groups, len(lexicon.groups)).join(of_groups, on="item")
     counted = [
         by_group.select("split", pl.col("tokens").alias("token"), "type", "count").explode("token"),

@@ -1,6 +1,7 @@
 """Distinct codes looked up once: the tokens, ids and breaks that a row's code leads to, as arrays to gather from."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,8 @@ class Lexicon:
         only_numeric: which codes need a number (c,).
         first, count: each code's groups (c,); an image's code has the group of its modality.
         image: which codes are those of images with a token (c,).
-        groups: one row a group: columns token (the last of the group), tokens, values.
+        groups: one row a group: columns place (its code's), token (the last of the group), tokens, values; those of
+            images stand at the end.
         start, length: each group's tokens among the flat ones (g,).
         types: each group's TokenType (g,), and `values` whether it tells its number (g,).
         tokens: flat tokens (t,).
@@ -73,6 +75,38 @@ class Lexicon:
     types: U8
     values: Bools
     tokens: pl.Series
+
+    def among(self, codes: pl.Series) -> "Lexicon | None":
+        """What some of the codes lead to; None where others are among them.
+
+        Args:
+            codes: (d,) distinct, in the order that they have here.
+        """
+        stands = self.codes.is_in(codes.implode()).to_numpy()
+        places = np.flatnonzero(stands)
+        if len(places) != len(codes):
+            return None
+        of_group = self.groups["place"].to_numpy()
+        chosen = np.flatnonzero(stands[of_group])
+        place = (np.cumsum(stands) - 1).astype(np.uint32)[of_group[chosen]]
+        length = self.length[chosen]
+        flat = np.repeat(self.start[chosen] - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
+        return Lexicon(
+            codes=codes,
+            reasons=self.reasons.gather(places),
+            wanted=self.wanted[places],
+            facts=self.facts.take(places),
+            demographic=self.demographic[places],
+            only_numeric=self.only_numeric[places],
+            image=self.image[places],
+            groups=self.groups[chosen].with_columns(pl.Series("place", place)),
+            start=np.cumsum(length) - length,
+            length=length,
+            types=self.types[chosen],
+            values=self.values[chosen],
+            tokens=self.tokens.gather(flat),
+            **_places_of_groups(place, self.image[places]),
+        )
 
     @property
     def several(self) -> bool:
@@ -108,9 +142,9 @@ def make_lexicon(
     ).with_columns(pl.col("tokens").list.last().alias("token"))
     demographic = codes.to_frame("code").select(begins_with("code", profile.demographics)).to_series().to_numpy()
     place, length = groups["place"].to_numpy(), groups["tokens"].list.len().to_numpy().astype(np.int64)
-    count = np.bincount(place[: len(kept)], minlength=len(codes))
-    first = np.searchsorted(place[: len(kept)], np.arange(len(codes)))
-    first[images.to_numpy()] = np.arange(len(images)) + len(kept)
+    image = of_image.is_not_null().to_numpy()
+    places = _places_of_groups(place, image)
+    first, count = places["first"], places["count"]
     types = np.where(demographic[place], TokenType.DEMOGRAPHIC, TokenType.STRUCTURED).astype(np.uint8)
     types[len(kept) :] = TokenType.IMAGE
     first_group = pl.Series(np.where(demographic & (count > 0), first, -1)).replace(-1, None).cast(pl.UInt32)
@@ -127,15 +161,34 @@ def make_lexicon(
         facts=facts_of(heads, profile),
         demographic=demographic,
         only_numeric=whole,
-        image=of_image.is_not_null().to_numpy(),
-        first=np.minimum(first, max(len(groups) - 1, 0)),
-        count=count,
+        image=image,
+        **places,
         groups=groups,
         start=np.cumsum(length) - length,
         length=length,
         types=types,
         values=groups["values"].to_numpy(),
         tokens=groups["tokens"].explode(),
+    )
+
+
+class _PlacesOfGroups(TypedDict):
+    first: I64
+    count: I64
+
+
+def _places_of_groups(place: npt.NDArray[np.uint32], image: Bools) -> _PlacesOfGroups:
+    """`first` and `count` of a Lexicon.
+
+    Args:
+        place: of each group (g,) its code's; those of images, one a code, stand at the end.
+        image: which codes (c,) are those of images.
+    """
+    codes = place[: len(place) - int(image.sum())]
+    first = np.searchsorted(codes, np.arange(len(image)))
+    first[image] = np.arange(len(codes), len(place))
+    return _PlacesOfGroups(
+        first=np.minimum(first, max(len(place) - 1, 0)), count=np.bincount(codes, minlength=len(image))
     )
 
 

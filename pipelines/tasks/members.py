@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.tasks.codes import MEMBERS, CodeList, edges_of, read_mappings, resolve
+from pipelines.tasks.codes import CodeList, edges_of, read_mappings, resolve
 from pipelines.tasks.settings import LabelsConfig
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json, signature_of
@@ -69,8 +69,8 @@ class LabelCodes:
         return resolve(self.lists, self.lists, self.codes["code"], self.edges)
 
     @cached_property
-    def _of_derived(self) -> dict[tuple[tuple[str, ...], tuple[str, ...]], pl.DataFrame]:
-        """The members that were asked for among codes of derived events, of which buckets have the same few."""
+    def _of_derived(self) -> dict[tuple[tuple[str, ...], str], pl.DataFrame]:
+        """By lists and code what was asked for of codes of derived events, of which all buckets have the same few."""
         return {}
 
     @cached_property
@@ -99,13 +99,16 @@ class LabelCodes:
             found = resolve(names, self.lists, codes, self.edges)
         else:
             found = whole.filter(pl.col("list").is_in(list(names)) & pl.col("code").is_in(codes.implode()))
-        further = pl.DataFrame(schema=MEMBERS)
-        if derived is not None and len(derived):
-            asked = tuple(names), tuple(sorted(derived.to_list()))
-            if asked not in self._of_derived:
-                self._of_derived[asked] = resolve(names, self.lists, derived.sort(), self.edges.clear())
-            further = self._of_derived[asked]
-        return pl.concat([found, further]).sort("code", "list", "node")
+        further = self._members_among(derived, tuple(names)) if derived is not None else []
+        return pl.concat([found, *further]).sort("code", "list", "node")
+
+    def _members_among(self, derived: pl.Series, names: tuple[str, ...]) -> list[pl.DataFrame]:
+        codes = derived.to_list()
+        for code in codes:
+            if (names, code) not in self._of_derived:
+                alone = pl.Series("code", [code], dtype=pl.String)
+                self._of_derived[names, code] = resolve(names, self.lists, alone, self.edges.clear())
+        return [self._of_derived[names, code] for code in codes]
 
     def hash_of(self, bucket: int, names: Sequence[str]) -> str:
         """A hash of `members_of`, worked out of the whole release's."""
