@@ -35,9 +35,19 @@ FIXED = {
 
 
 def forget_scratch(layout: Layout) -> None:
-    """Removes what a killed run left beside the root of rows that asked a large lookup: they are raw."""
+    """Removes what a killed run left under names that are taken only while something is written; beside the root also
+    rows that asked a large lookup: they are raw. Whoever calls it holds the root's lock.
+
+    A store's folder is left alone: a worker that holds no lock of the root may write there.
+    """
     for folder in layout.private.glob(f"{SCRATCH}*"):
         shutil.rmtree(folder, ignore_errors=True)
+    for place in (layout.root, layout.segments, layout.lineage, layout.private, *layout.private.glob("*/")):
+        for path in (*place.glob(".*.part"), *place.glob(".current.*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def with_numbers(config: RunConfig, base: Path, layout: Layout, *, unnamed: bool = False) -> RunConfig:
