@@ -19,11 +19,13 @@ CUT, CUTS = "cut", "cuts"
 
 OK = "ok"
 TWO_SUBJECTS = "failed_two_subjects"
+WAITING = "waiting_for_vector"
 ABSENT = "failed_missing_file"
 
 # Every verdict with its meaning; docs/verdicts.md says more, and a test holds the two together.
 VERDICTS: Mapping[str, str] = {
     OK: "usable",
+    WAITING: "usable, and not encoded yet: a next night has its vector",
     # not the modality: nothing is wrong, there is nothing to embed
     "refused_not_dicom": "files of the tree that are neither DICOM nor NIfTI (one item counts them all)",
     "refused_not_ct": "DICOM of another kind: MR, PET, RT, SEG, SR, dose report, private SOP class",

@@ -13,6 +13,7 @@ import typer
 from flows import scheduling
 from flows.checks import check_root, check_source, check_task
 from flows.commands import releases, stores
+from flows.commands.embed import embed
 from flows.commands.terminal import StageProgress, console, say, show_error
 from flows.debugging import debugging, set_debug
 from flows.extras import require
@@ -40,7 +41,6 @@ from warehouse.errors import TimeloomError
 if TYPE_CHECKING:
     from flows.runs.run import RunOutcome
     from flows.runs.settings import RunSettings
-    from warehouse.progress import Progress
 
 EXIT_CODES = (
     "Exit codes: 0 the current release is whole, new or unchanged; 2 it has quarantined images or rows; "
@@ -115,7 +115,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
 
     with StageProgress(quiet=as_json) as progress:
         if direct:
-            with open_run(settings, progress) as run:
+            with open_run(settings, progress, notice=progress.notice) as run:
                 for name, step in run.steps:
                     run.carry_out(name, step)
                 outcome = run.outcome()
@@ -130,7 +130,7 @@ def _carry_out(settings: "RunSettings", *, direct: bool, as_json: bool) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
+def _in_prefect(settings: "RunSettings", progress: StageProgress) -> "RunOutcome":
     """The run as a flow run, visible in the Prefect UI. Its server's own chatter stays out of the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.prefect_server import ensure_server
@@ -138,9 +138,10 @@ def _in_prefect(settings: "RunSettings", progress: "Progress") -> "RunOutcome":
 
     configured(settings)  # what is wrong with the keys and the paths is said before a server starts
     ensure_server()
-    from flows.nightly import nightly, watch
+    from flows.nightly import nightly, watch, watch_notice
 
     watch.set(progress)
+    watch_notice.set(progress.notice)
     outcome: RunOutcome = nightly(
         config=str(settings.config),
         root=str(settings.root) if settings.root else None,
@@ -287,6 +288,7 @@ def meds(
     raise typer.Exit(2 if converted.quarantined else 0)
 
 
+app.command("embed")(embed)
 app.command("status")(releases.status)
 
 

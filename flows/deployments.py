@@ -1,8 +1,8 @@
 """`timeloom deploy`: the flows of a root on the work pools of a Prefect server.
 
 What is deployed stands in a `prefect.yaml`, which Prefect's own command applies and a site may keep in its repository.
-Beside it: the work pools, a queue that lets one flow run of the root work at a time, and automations that call a
-webhook where a night fails or has quarantined rows.
+Beside it: the work pools, a queue that lets one flow run of the root work at a time and one for flow runs that make
+vectors, and automations that call a webhook where a night fails or has quarantined rows.
 """
 
 import os
@@ -77,6 +77,11 @@ class Deployed:
         """Of the root's deployments and of its queue."""
         return deployment_name(self.root)
 
+    @property
+    def embed_queue(self) -> str:
+        """Of the root's flow runs that make vectors."""
+        return f"{self.name}-embed"
+
 
 def deployment_name(root: Path) -> str:
     """The name of a root's deployments: the folder's, made one that Prefect takes, and a hash of where it lies."""
@@ -90,16 +95,18 @@ def prefect_file(deployed: Deployed) -> dict[str, Any]:
 
     def entry(flow: str, pool: str, parameters: dict[str, Any], *crons: str) -> dict[str, Any]:
         module = "flows.nightly" if flow == "nightly" else "flows.upkeep"
+        # Two nights of one root: the second one begins when the first has ended. Vectors are made by many at once.
+        alone = {"concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}} if flow != "embed" else {}
+        queue = deployed.name if alone else deployed.embed_queue
         return {
             "name": deployed.name,
             "entrypoint": f"{module}.{flow}",
             "description": _SAYS[flow],
             "tags": ["timeloom", flow, deployed.root.name],
             "parameters": parameters,
-            "work_pool": {"name": pool, "work_queue_name": deployed.name},
+            "work_pool": {"name": pool, "work_queue_name": queue},
             "schedules": [{"cron": cron, "timezone": deployed.timezone, "active": True} for cron in crons],
-            # Two nights of one root: the second one begins when the first has ended.
-            "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+            **alone,
         }
 
     return {
@@ -119,7 +126,7 @@ def prefect_file(deployed: Deployed) -> dict[str, Any]:
 
 _SAYS = {
     "nightly": "Raw exports to a published release.",
-    "embed": "Vectors ahead of the night, on a machine with a GPU.",
+    "embed": "Vectors, on a machine with a GPU: ahead of the night, or for a night that is at work; many at once.",
     "verify": "Every checksum and cross-reference of the current release, recomputed.",
     "backfill": "A past night made again and held to its hash.",
     "gc": "What nobody needs any more; change `apply` to remove it.",
@@ -160,8 +167,11 @@ def deploy(deployed: Deployed, path: Path, say: Callable[[str], None]) -> None:
 
     try:
         with get_client(sync_client=True) as client:
-            for pool in dict.fromkeys((deployed.pool, deployed.gpu_pool)):
-                say(f"work pool {pool}: {_make_pool(client, pool, deployed.name)}")
+            for pool, queue, at_once in (
+                (deployed.pool, deployed.name, 1),
+                (deployed.gpu_pool, deployed.embed_queue, None),
+            ):
+                say(f"work pool {pool}: {_make_pool(client, pool, queue, at_once)}")
             _apply(path)
             flows = [entry["entrypoint"].rpartition(".")[2] for entry in prefect_file(deployed)["deployments"]]
             say(f"deployments: {', '.join(f'{flow}/{deployed.name}' for flow in flows)}")
@@ -174,8 +184,8 @@ def deploy(deployed: Deployed, path: Path, say: Callable[[str], None]) -> None:
         ) from error
 
 
-def _make_pool(client: "Client", name: str, queue: str) -> str:
-    """A work pool with a queue that lets one flow run at a time work."""
+def _make_pool(client: "Client", name: str, queue: str, at_once: int | None) -> str:
+    """A work pool with a queue that lets so many flow runs at a time work; None: any number."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
@@ -188,7 +198,7 @@ def _make_pool(client: "Client", name: str, queue: str) -> str:
     try:
         client.read_work_queue_by_name(queue, work_pool_name=name)
     except ObjectNotFound:
-        client.create_work_queue(queue, work_pool_name=name, concurrency_limit=1)
+        client.create_work_queue(queue, work_pool_name=name, concurrency_limit=at_once)
     return said
 
 

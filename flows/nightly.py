@@ -54,6 +54,7 @@ def _worth_retrying(_task: Any, _run: Any, state: Any) -> bool:
 
 # What a terminal shows, for the run of this process; a parameter would be sent to the server.
 watch: ContextVar[Progress | None] = ContextVar("watch", default=None)
+watch_notice: ContextVar[Callable[[str], None] | None] = ContextVar("watch_notice", default=None)
 
 
 def carry_out_step(run: Run, name: str, step: Callable[[], None]) -> None:
@@ -157,7 +158,7 @@ def nightly(
         wait,
     )
     try:
-        with open_run(settings, None) as run:
+        with open_run(settings, None, notice=_notice) as run:
             run.log.line(f"prefect flow run {flow_run.get_id()}")
             for name, step in run.steps:
                 carry_out_step(run, name, step)
@@ -174,6 +175,14 @@ def nightly(
             emit_events(outcome, root_folder, deployment_name(root_folder), cells)
         artifacts.show_outcome(outcome, root_folder, cells)
     return outcome
+
+
+def _notice(line: str) -> None:
+    """A line that a person must see while the night works: in the UI, and on the terminal that watches it."""
+    get_run_logger().warning("%s", line)
+    _say_served(line)
+    if (seen := watch_notice.get()) is not None:
+        seen(line)
 
 
 def _say_served(*lines: str) -> None:

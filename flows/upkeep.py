@@ -4,20 +4,19 @@ needs."""
 from pathlib import Path
 
 from prefect import flow, get_run_logger
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from flows import artifacts
 from flows.commands.backfill import backfill as make_again
 from flows.commands.backfill import print_rebuilt
 from flows.commands.gc import carry_out, described, read_kept
 from flows.nightly import carry_out_step, without_values
+from flows.runs.embedding import ENCODED, work
 from flows.runs.run import open_run
 from flows.runs.settings import RunSettings
 from validation.verify import verify_release
 from warehouse.errors import TimeloomError
-
-# The stage after which everything that a GPU does is done.
-ENCODED = "embed"
+from warehouse.publish import RootBusyError
 
 
 @flow(name="embed", persist_result=False)
@@ -25,24 +24,33 @@ def embed(
     config: str,
     root: str | None = None,
     workers: PositiveInt | None = None,
-    wait: bool = True,
+    gpu: NonNegativeInt | None = None,
+    idle_seconds: NonNegativeFloat = 600.0,
 ) -> None:
-    """Indexes tables and images and makes the vectors, on a machine with a GPU say; publishes nothing.
+    """Makes vectors, on a machine with a GPU say; publishes nothing. Any number of these may run at once.
 
-    The next night goes on from there.
+    Where no run is at work on the root, it indexes tables and images first, and the next night goes on from there.
+    Where one is, it takes the buckets that this run wants filled, under leases, as each of them does.
 
     Args:
         config: Path of the run's YAML, on the worker's machine.
         root: The warehouse; the configuration's `root` where this is None.
-        workers: Processes on the CPU; as many as the machine has cores where this is None. A GPU has one each.
-        wait: Wait until another run of this root has ended; else this one is refused.
+        workers: Processes on the CPU of one that indexes; as many as the machine has cores where this is None.
+        gpu: The number of the GPU of one that takes leases; the first one where this is None.
+        idle_seconds: One that takes leases ends after so long without work.
     """
-    settings = RunSettings(Path(config), Path(root) if root else None, workers=workers, wait=wait)
-    with open_run(settings, None) as run:
-        for name, step in run.steps:
-            carry_out_step(run, name, step)
-            if name == ENCODED:
-                break
+    settings = RunSettings(Path(config), Path(root) if root else None, workers=workers)
+    try:
+        with open_run(settings, None, encodes=True) as run:
+            for name, step in run.steps:
+                carry_out_step(run, name, step)
+                if name == ENCODED:
+                    return
+    except RootBusyError:
+        say = get_run_logger().info
+        with without_values("the flow embed", "run `timeloom embed --worker --debug` on the worker's machine"):
+            worked = work(settings, say, idle_seconds=idle_seconds, gpu=gpu)
+        say(worked.line())
 
 
 @flow(name="verify", persist_result=False)

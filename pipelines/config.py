@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -153,9 +153,15 @@ def _unmatched(modality: str, imported: ImportedConfig) -> str | None:
 
 
 class EmbeddingConfig(Settings):
-    """How images are read and encoded; nothing here changes what is stored.
+    """How and where images are read and encoded; nothing here changes what is stored.
 
     Attributes:
+        workers: who encodes: the processes of the night (`here`), which workers of other machines may help, or only
+            those workers (`elsewhere`): `timeloom embed --worker`.
+        wait: with workers elsewhere: until every item has its vector, or its verdict. With false the release is made of
+            what is encoded by then, and what is not waits for a next night.
+        worker_timeout: seconds after which a night that waits ends, where no worker shows any life.
+        lease_seconds: a worker that shows no life for so long loses the bucket that it fills.
         decoders: processes that read images for each GPU, or each worker on the CPU; with 0 a worker reads them itself.
             Where not given: the machine's cores on a GPU, 0 on the CPU.
         memory_mb: shared memory of a worker's decoders.
@@ -167,6 +173,16 @@ class EmbeddingConfig(Settings):
     memory_mb: int = Field(default=2048, ge=64)
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     decode_timeout: float = Field(default=600.0, gt=0)
+    workers: Literal["here", "elsewhere"] = "here"
+    wait: bool = True
+    worker_timeout: float = Field(default=3600.0, gt=0)
+    lease_seconds: float = Field(default=60.0, ge=1)
+
+    @model_validator(mode="after")
+    def _somebody_encodes(self) -> "EmbeddingConfig":
+        if not self.wait and self.workers == "here":
+            raise ValueError("wait: false is for workers: elsewhere; the night's own processes encode what it needs")
+        return self
 
 
 class KeepConfig(Settings):

@@ -6,25 +6,31 @@ Schema in: indexed items. Schema out: ITEMS; a vector per row with verdict ok, u
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import polars as pl
 
 from embedders.encoders.spec import cut_for
+from extractors.items import WAITING
 from pipelines.aligning.bound import within_bound
-from pipelines.encode import EncoderParams, StoreParams, stores_of, usable_items
+from pipelines.dealing import wants_nothing
 from pipelines.engine.context import StageReport, counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.items import items_of_bucket
 from pipelines.night import Night, Stage
+from pipelines.stores import EncoderParams, StoreParams, stores_of, units_of_items, usable_items
 from pipelines.trial import trial_bound
 from pipelines.vectors import bucket_hashes, files_sha256, strangers_of, tied_stores
+from warehouse.embeddings.bucket_lease import undisturbed
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.items import each_once
 from warehouse.layout import Layout, ReleaseLayout, bucket_name
 from warehouse.parquet import read_frame, write_table
 from warehouse.schemas import ITEMS
+
+if TYPE_CHECKING:
+    from embedders.running.spans import EmbeddedItem
 
 
 class Counts(TypedDict):
@@ -47,14 +53,16 @@ class Counts(TypedDict):
 
 
 class Params(StoreParams):
-    """What a task is given: paths and settings."""
+    """What a task is given: paths and settings; whether it makes do with items that wait for their vectors."""
 
     bucket: int
+    may_wait: bool
 
 
 def plan(night: Night) -> list[Task]:
-    """One task per bucket. It is up to date as long as the bucket's items and their encoders are."""
+    """One task per bucket. It is up to date as long as the bucket's items and their encoders are, and none waits."""
     config, layout = night.config, night.layout
+    waiting = _waiting_before(night)
     segments = [str(layout.segments / path) for path in sorted(night.report("index").hashes())]
     made_by, bound = night.encoders, trial_bound(night)
     hashes = _bucket_hashes([Path(path) for path in segments], config.buckets)
@@ -77,9 +85,10 @@ def plan(night: Night) -> list[Task]:
             bucket_name(bucket),
             night.context.staging,
             settings=[bound, {name: sorted(entry.store for entry in entries) for name, entries in made_by.items()}],
-            inputs=[hashes.get(bucket), vectors[bucket]] if bucket in vectors else hashes.get(bucket),
+            inputs=_inputs(hashes.get(bucket), vectors.get(bucket), waiting.get(bucket)),
             params=Params(
                 bucket=bucket,
+                may_wait=not config.embedding.wait,
                 trial_bound=bound,
                 segments=segments,
                 folders={name: str(block.path) for name, block in config.modalities.items()},
@@ -92,6 +101,24 @@ def plan(night: Night) -> list[Task]:
         )
         for bucket in range(config.buckets)
     ]
+
+
+def _inputs(items: Any, vectors: Any, waiting: str | None) -> Any:
+    found = items if vectors is None else [items, vectors]
+    return found if waiting is None else {"waiting in": waiting, "items": found}
+
+
+def _waiting_before(night: Night) -> dict[int, str]:
+    """By bucket, the release before, where it has items that wait: this night looks for their vectors again."""
+    previous = night.context.previous
+    if previous is None:
+        return {}
+    prefix = f"{STAGE.name}/"
+    return {
+        int(key.removeprefix(prefix)): previous.release_id
+        for key, entry in previous.tasks.items()
+        if key.startswith(prefix) and any(WAITING in found for found in entry.counts.get("of_stores", {}).values())
+    }
 
 
 def _bucket_hashes(segments: list[Path], buckets: int) -> dict[int, list[list[str]]]:
@@ -116,8 +143,11 @@ def has_vectors(params: Params, base: Path) -> bool:
     usable = items.filter(pl.col("verdict") == "ok")
     for (modality, store), part in usable.partition_by("modality", "store", as_dict=True).items():
         path = layout.embedding_bucket(str(modality), str(store), bucket)
-        if not path.is_file() or not EmbeddingStore.open(path).has_whole(part["item_key"].to_list()):
-            return False
+        with undisturbed(path):
+            if not path.is_file() or not EmbeddingStore.open(path).has_whole(part["item_key"].to_list()):
+                return False
+    if (items["verdict"] == WAITING).any():
+        return False
     # Of what failed, only items that an encoder was to read name its store.
     failed = items.filter((pl.col("verdict") != "ok") & pl.col("store").is_not_null())
     for (modality, store), part in failed.partition_by("modality", "store", as_dict=True).items():
@@ -139,7 +169,10 @@ def run(params: Params, base: Path) -> Result:
     outcomes = []
     for modality, usable in usable_items(params, bucket):
         for store in stores_of(params, modality):
-            known = store.outcomes(bucket, usable)
+            with undisturbed(store.bucket(bucket)):
+                known = store.outcomes(bucket, usable)
+            if len(known) < len(usable) and params["may_wait"] and store.tied is None:
+                known += _waiting(usable, known, store.cut)
             if len(known) < len(usable):
                 raise TimeloomError(
                     f"the {modality} store {store.entry.store} lacks what was just made", remedy="run again; it resumes"
@@ -188,6 +221,15 @@ def run(params: Params, base: Path) -> Result:
         items=len(items),
     )
     return Result({str(path.relative_to(base)): rows}, counts)
+
+
+def _waiting(usable: pl.DataFrame, known: "list[EmbeddedItem]", cut: str) -> "list[EmbeddedItem]":
+    """The outcome of items that nobody has encoded yet: an empty place."""
+    from embedders.running.spans import EmbeddedItem
+
+    there = {outcome.item_key for outcome in known}
+    units = units_of_items(usable, cut)
+    return [EmbeddedItem(key, WAITING, units[key], 0, 0, None) for key in units if key not in there]
 
 
 def _counted(items: pl.DataFrame, by: str) -> dict[str, dict[str, int]]:
@@ -249,6 +291,25 @@ def _total(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, i
     return {name: dict(sorted(verdicts.items())) for name, verdicts in sorted(total.items())}
 
 
+def waiting_vectors(report: StageReport) -> dict[str, int]:
+    """By modality, the vectors that wait to be made."""
+    counts = [counts_of(entry, Counts)["of_stores"] for entry in report.entries.values()]
+    waiting = Counter[str]()
+    for of_stores in counts:
+        for made_in, verdicts in of_stores.items():
+            waiting[made_in.partition("/")[0]] += verdicts.get(WAITING, 0)
+    return {modality: number for modality, number in sorted(waiting.items()) if number}
+
+
+def check(report: StageReport, night: Night) -> None:
+    """Says which vectors wait; where none does, workers have nothing more to do."""
+    waiting = waiting_vectors(report)
+    if not waiting:
+        wants_nothing(night.layout)
+    for modality, number in waiting.items():
+        night.log(f"{number} {modality} vectors wait to be made; the next night fills them in")
+
+
 def failed_items(report: StageReport) -> int:
     """Items that failed under any encoder; what a rule refuses did not."""
     return sum(counts_of(entry, Counts)["failed"] for entry in report.entries.values())
@@ -262,6 +323,7 @@ STAGE = Stage(
     keys=("modalities", "buckets"),
     plan=plan,
     ready=ready,
+    check=check,
     declare=declare,
     quarantined=failed_items,
     settings_are=("trial", "encoders"),

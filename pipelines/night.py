@@ -48,6 +48,7 @@ class Stage(StageFunction):
         check: looks at what the stage did, and raises what must stop the run.
         prepares: the stage whose out-of-date tasks this one works for. It runs before them, and only if there are some;
             its plan reads them from `night.stale`.
+        before, behind: of a stage that prepares another one: what is done before its plan, and after its tasks.
         lasting: patterns of files that later releases carry on, even those whose configuration does not name them.
         in_release: whether its files belong to the release; else they lie in `segments/` and are shared by releases.
         in_conversion: whether `timeloom meds` runs it too.
@@ -63,6 +64,8 @@ class Stage(StageFunction):
     ready: "Callable[[Night], None] | None" = None
     check: "Callable[[StageReport, Night], None] | None" = None
     prepares: str | None = None
+    before: "Callable[[Night], None] | None" = None
+    behind: "Callable[[Night], None] | None" = None
     lasting: tuple[str, ...] = ()
     in_release: bool = True
     in_conversion: bool = False
@@ -123,6 +126,12 @@ class Night:
         if self.reader is not None and name not in (*self.reader.after, self.reader.name):
             raise LookupError(f"the stage {self.reader.name} reads {name}, which it does not name in `after`")
         return self.reports.get(name)
+
+    def tell(self, line: str) -> None:
+        """A line for whoever watches the run, and for its log."""
+        self.log(line)
+        if self.context.notice:
+            self.context.notice(line)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
         """A value that several stages need and one works out."""
@@ -242,9 +251,13 @@ def carry_out(stage: Stage, night: Night, stages: Sequence[Stage]) -> list[Stage
     def prepare(stale: Sequence[Task]) -> None:
         for helper in stages:
             if helper.prepares == stage.name:
-                began = used_here()
-                tasks = list(helper.plan(night.seen_by(helper, stale)))
+                began, seen_by_helper = used_here(), night.seen_by(helper, stale)
+                if helper.before:
+                    helper.before(seen_by_helper)
+                tasks = list(helper.plan(seen_by_helper))
                 prepared = night.reports[helper.name] = run_stage(helper, tasks, night.context)
+                if helper.behind:
+                    helper.behind(seen_by_helper)
                 prepared.cost = used_here() - began + Cost(0.0, prepared.workers_seconds)
                 reports.append(prepared)
 

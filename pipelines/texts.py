@@ -14,10 +14,10 @@ from extractors.extractor import imported
 from extractors.items import OK, UnitRequest, VerdictError
 from extractors.modalities import EXTRACTORS
 from pipelines.embed import Counts as EmbedCounts
-from pipelines.encode import RawParams, raw_items
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
+from pipelines.stores import RawParams, raw_items
 from warehouse.errors import TimeloomError
 from warehouse.items import each_once
 from warehouse.layout import ReleaseLayout, bucket_name

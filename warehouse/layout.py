@@ -241,6 +241,11 @@ class Layout:
         return self.embeddings(modality, store) / f"{bucket_name(bucket)}.lmdb"
 
     @property
+    def wanted(self) -> Path:
+        """Which buckets of which stores lack vectors, for workers on any machine."""
+        return self.root / "embeddings" / "wanted.json"
+
+    @property
     def private(self) -> Path:
         """Beside the root, never in it: the key, and what ties de-identified items to raw files."""
         return self.root.with_name(f"{self.root.name}.private")

@@ -16,6 +16,10 @@ from warehouse.manifest import Manifest, write_manifest
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
 
+class RootBusyError(TimeloomError):
+    """Another run is at work on the root."""
+
+
 def current_release(layout: Layout) -> ReleaseLayout | None:
     """The published release, its path resolved so that a later swap does not move the reader; None before the first."""
     if not layout.current.is_symlink():
@@ -61,9 +65,9 @@ def exclusive(layout: Layout, *, wait: bool = False) -> AbstractContextManager[N
         wait: until another run has freed it.
 
     Raises:
-        TimeloomError: another run holds it, and this one does not wait.
+        RootBusyError: another run holds it, and this one does not wait.
     """
-    busy = TimeloomError(
+    busy = RootBusyError(
         f"another run is working on {layout.root.name}", remedy="wait for its end, as `timeloom run --wait` does"
     )
     return locked(layout, layout.lock, busy, wait=wait)

@@ -107,6 +107,19 @@ class RunFigures:
                 reached = load.flops / load.busy_seconds if load.busy_seconds else 0.0
                 load.peak_flops = max(load.encoder.figures.peak_flops, reached)
 
+    def add(self, other: "RunFigures") -> None:
+        """Figures of a further run of the same worker; the time between the two counts in neither."""
+        for name in ("items", "units", "seconds", "busy_seconds", "decode_seconds", "resumed_units"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.rounding_error = max(self.rounding_error, other.rounding_error)
+        for kind, number in other.errors.items():
+            self.errors[kind] = self.errors.get(kind, 0) + number
+        for store, load in other.loads.items():
+            known = self.loads.setdefault(store, Load(load.modality, load.encoder))
+            known.units += load.units
+            known.busy_seconds += load.busy_seconds
+            known.peak_flops = load.peak_flops or known.peak_flops
+
     @property
     def device_idle_share(self) -> float | None:
         """The share of the time in which the device had nothing to do; None where nothing was encoded."""

@@ -21,7 +21,7 @@ from embedders.running.spans import (
     stored_item,
 )
 from extractors.items import OK, VERDICTS, VerdictError
-from warehouse.embeddings.bucket_lease import Lease, sole_writer
+from warehouse.embeddings.bucket_lease import Lease, LeaseLostError, sole_writer
 from warehouse.embeddings.store import PLACES, EmbeddingStore, EmbeddingWriter
 from warehouse.sealed import read_sealed, write_sealed
 
@@ -101,27 +101,34 @@ class OpenBucket:
         self.resumed = 0
         self._pending: list[tuple[str, npt.NDArray[Any], int]] = []
         self._ended: list[str] = []
-        self._stack = ExitStack()
+        self._held, self._files = ExitStack(), ExitStack()
         self._keep = bucket.spec.output == "sequence"
 
     def __enter__(self) -> Self:
         store = self.bucket.store
-        with ExitStack() as stack:
+        with ExitStack() as held:
             if self.bucket.lease is None:
-                self._lease = stack.enter_context(sole_writer(store))
+                self._lease = held.enter_context(sole_writer(store))
             else:
                 self._lease = self.bucket.lease
-                stack.callback(self._lease.give_back)
-            with self._lease.turn():
-                self._writer = stack.enter_context(EmbeddingWriter(store))
+                held.callback(self._lease.give_back)
+            with self._lease.turn(), ExitStack() as files:
+                self._writer = files.enter_context(EmbeddingWriter(store))
                 self._checkpoint = Checkpoint(store.with_suffix(".partial"))
-                stack.callback(self._checkpoint.close)
+                files.callback(self._checkpoint.close)
                 self._verdicts = read_verdicts(store)
-            self._stack = stack.pop_all()
+                self._files = files.pop_all()
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with self._held:
+            try:
+                with self._lease.turn():
+                    self._files.close()  # a store that was written in a scratch folder takes its place
+            except LeaseLostError:  # whoever writes next is told; what is not stored there is made again
+                self._writer.abandon()
+                self._files.close()
 
     def begin(self, item: ItemToEmbed) -> Progress | None:
         """Takes an item up, from where an earlier run left it; None where its outcome is known already.

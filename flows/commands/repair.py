@@ -21,6 +21,7 @@ from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
 from pipelines.engine.run_stage import load_record
 from validation.damage import RESTORE_KEY, Damage, Root, find_damage, of_older
+from warehouse.embeddings.bucket_lease import sole_writer
 from warehouse.errors import TimeloomError
 from warehouse.files import put_in_place
 from warehouse.layout import Layout, ReleaseLayout
@@ -176,12 +177,13 @@ def _mend_stores(root: Root, done: Repaired) -> None:
         done.damaged.append(name)
         fresh = path.with_suffix(".fresh")
         keys = list(_keys_of(root, path))
-        saved = _apart(salvage, path, fresh, keys) if path.stat().st_size else None
-        for old in (path, path.with_name(f"{path.name}-lock"), fresh.with_name(f"{fresh.name}-lock")):
-            old.unlink(missing_ok=True)
-        if saved:
-            fresh.replace(path)
-        fresh.unlink(missing_ok=True)
+        with sole_writer(path) as lease, lease.turn():
+            saved = _apart(salvage, path, fresh, keys) if path.stat().st_size else None
+            for old in (path, path.with_name(f"{path.name}-lock"), fresh.with_name(f"{fresh.name}-lock")):
+                old.unlink(missing_ok=True)
+            if saved:
+                fresh.replace(path)
+            fresh.unlink(missing_ok=True)
         done.taken.append(f"{name}: {saved or 0} of {len(keys)} vectors were whole; the others are made anew")
 
 

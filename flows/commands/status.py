@@ -8,13 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.keeping.choice import opened, released
+from warehouse.embeddings.bucket_lease import holders, undisturbed
+from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, read_manifest
+from warehouse.parquet import read_frame
 from warehouse.publish import current_release
 from warehouse.sealed import read_sealed
 
 Row = dict[str, Any]
+_LARGEST_SMALL = 10  # as in the report
 # What a column is called here, where its own name would say something else in another table.
 HEADINGS = {
     ("table_a1", "tokens"): "tokens without images",
@@ -71,9 +75,48 @@ def describe(root: Path, release: str | None = None) -> dict[str, Any]:
         "profiles": {name: entry.model_dump() for name, entry in manifest.profiles.items()},
         "tables": {name: tables.get(name, {}).get("rows", []) for name in TABLES},
         "steps": _steps(root, manifest.run_id),
+        "waiting": _waiting(layout, current, manifest),
+        "workers": holders(layout),
         "unmapped_files": _unmapped(root, sorted(manifest.sources)),
         "report": str(current.report),
     }
+
+
+def _waiting(layout: Layout, release: ReleaseLayout, manifest: Manifest) -> list[Row]:
+    """By modality and store, the vectors that the release lacks because they waited, and those made since; as counts
+    of items are shown.
+
+    Raises:
+        TimeloomError: a file of items is gone or damaged.
+    """
+    rows = []
+    for modality, entries in sorted(manifest.encoders.items()):
+        for entry in entries:
+            total = entry.verdicts.get("waiting_for_vector", 0)
+            if total:
+                made = sum(_made(layout, release, modality, entry.store, bucket) for bucket in range(manifest.buckets))
+                rows.append({"modality": modality, "store": entry.store} | _counted(total, made, manifest.deid.mode))
+    return rows
+
+
+def _counted(waited: int, made: int, mode: str) -> Row:
+    """The two counts, small ones of real patients hidden, and those from which one could be worked out."""
+    small = [number for number in (waited, made, waited - made) if 0 < number <= _LARGEST_SMALL]
+    if mode == "synthetic" or not small:
+        return {"waited": waited, "made_since": made}
+    hidden = {"made_since": None, "withheld": "made_since: withheld"}
+    if waited > _LARGEST_SMALL:
+        return {"waited": waited, **hidden}
+    return {"waited": None, **hidden, "withheld": "waited: 1–10; made_since: withheld"}
+
+
+def _made(layout: Layout, release: ReleaseLayout, modality: str, store: str, bucket: int) -> int:
+    path = layout.embedding_bucket(modality, store, bucket)
+    if not path.is_file():
+        return 0
+    items = read_frame(release.items(bucket)).filter(modality=modality, store=store, verdict="waiting_for_vector")
+    with undisturbed(path):
+        return len(set(items["item_key"]) & set(EmbeddingStore.open(path).keys()))
 
 
 def _steps(root: Path, run_id: str) -> list[Row]:
@@ -189,6 +232,11 @@ def print_status(description: dict[str, Any], console: Console) -> None:
         if rows and columns:
             console.print()
             console.print(table_of(name, rows, columns))
+    if description["waiting"]:
+        console.print()
+        console.print(table_of("waiting", description["waiting"], ("modality", "store", "waited", "made_since")))
+    for holder, buckets in description["workers"].items():
+        console.print(f"worker {holder} fills {buckets} buckets")
     if description["steps"]:
         console.print()
         console.print(table_of("steps", description["steps"], STEP_COLUMNS))

@@ -54,6 +54,11 @@ class StageProgress:
         if self._lively:
             self._rich.stop()
 
+    def notice(self, line: str) -> None:
+        """A line that a person must see while the work goes on."""
+        if not self.quiet:
+            _errors.print(line, markup=False)
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         if not total:
             return

@@ -15,7 +15,9 @@ import polars as pl
 
 from flows.keeping.choice import chosen, lineage_of, released
 from pipelines.config import KeepConfig, RunConfig
+from pipelines.dealing import wanted_of
 from pipelines.engine.run_stage import load_record
+from warehouse.embeddings.bucket_lease import dead_leases
 from warehouse.embeddings.compact import compact, spare_of
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import sync_directory
@@ -31,6 +33,7 @@ KINDS = {
     "segment": "segments and findings",
     "store": "stores of encoders",
     "vectors": "vectors",
+    "lease": "leases of workers that died",
     "log": "logs",
 }
 Stores = Mapping[str, Set[str]]
@@ -237,7 +240,13 @@ class _Collector:
         if self._resumable is not None:
             self.found.left.append("vectors stay until the run that was killed has been resumed")
             return
-        named = {(modality, store) for modality, stores in (configured or {}).items() for store in stores}
+        for path in dead_leases(self.layout):
+            self._count("lease", path)
+            self._delete(path)
+        wanted = wanted_of(self.layout)
+        stores = wanted["stores"].items() if wanted else ()
+        filled = {(modality, str(each["entry"]["store"])) for modality, entries in stores for each in entries}
+        named = filled | {(modality, store) for modality, stores in (configured or {}).items() for store in stores}
         for manifest in self.stay.values():
             named |= {(modality, entry.store) for modality, each in manifest.encoders.items() for entry in each}
         folders = sorted(path for path in self.layout.root.glob("embeddings/*/*") if path.is_dir())
@@ -252,7 +261,11 @@ class _Collector:
                 self._count("store", folder)
                 self._delete(folder)
         for bucket in sorted({int(path.stem) for path in self.layout.root.glob("embeddings/*/*/*.lmdb")}):
-            self._vectors(bucket, named, self._needed(bucket))
+            # What workers make there is in no release yet.
+            spared = filled if wanted and bucket in wanted["buckets"] else set()
+            self._vectors(bucket, named - spared, self._needed(bucket))
+        if filled:
+            self.found.left.append("vectors stay in buckets that workers fill for the next night")
 
     def _needed(self, bucket: int) -> dict[tuple[str, str], set[str]]:
         """By modality and store, the items of a bucket that a release has a vector of."""

@@ -32,6 +32,8 @@ from flows.runs.root import bind_root, forget_scratch, is_used, with_numbers
 from flows.runs.settings import RunSettings, make_engine
 from flows.runs.standing import parent_of, put_back, standing_releases
 from pipelines.config import RunConfig
+from pipelines.embed import STAGE as EMBED
+from pipelines.embed import waiting_vectors
 from pipelines.engine.context import RunContext, Standing
 from pipelines.engine.cost import Cost, used_here
 from pipelines.engine.fingerprints import Fingerprints
@@ -63,6 +65,7 @@ class RunOutcome:
         damaged: files of the release before, and stores of vectors, that were damaged or gone and are made anew.
         withheld: why tasks have no labels, a line each.
         collected: what of older nights was removed, in words; empty where nothing was.
+        waiting: by modality, the vectors that wait to be made: workers elsewhere make them.
         unannounced: how `on_publish` failed, in words; empty where it did not.
         clock: that the clock went back since the release before was made, in words; empty where it did not.
     """
@@ -79,6 +82,7 @@ class RunOutcome:
     collected: str = ""
     unannounced: str = ""
     clock: str = ""
+    waiting: dict[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -91,6 +95,11 @@ class RunOutcome:
         if self.quarantined:
             lines.append(
                 f"{self.quarantined} images or raw rows (duplicates apart) are quarantined; the report says why"
+            )
+        if self.waiting:
+            named = ", ".join(f"{number} {modality}" for modality, number in self.waiting.items())
+            lines.append(
+                f"vectors that wait to be made: {named}; their places are empty, and the next night fills them"
             )
         lines += [
             f"profile {name}: {share:.1%} of clinical events are tokens" for name, share in self.tokenised.items()
@@ -127,6 +136,7 @@ class Run:
         repair: what is damaged in the current release and cannot be made again is taken from the release before.
         stages: what a night consists of; the whole list where None.
         wait: for another run of the root to end; else this one is refused.
+        notice: takes lines for whoever watches the run.
     """
 
     # The steps that are no stages.
@@ -146,11 +156,12 @@ class Run:
         progress: Progress | None = None,
         stages: Sequence[Stage] | None = None,
         wait: bool = False,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.base, self.layout, self.engine = config, base, layout, engine
         self.limit_subjects, self.rehash, self.repair = limit, rehash, repair
         self.accept_loss = tuple(accept_loss)
-        self.progress, self.wait = progress, wait
+        self.progress, self.wait, self.notice = progress, wait, notice
         self.stages = tuple(stages or list_of_stages.NIGHT)
         self.summaries: list[dict[str, Any]] = []
         self._state = _State()
@@ -220,6 +231,7 @@ class Run:
             previous=self.previous,
             previous_path=standing.path if standing else None,
             progress=self.progress,
+            notice=self.notice,
             older=older,
         )
         self.night = Night(
@@ -426,12 +438,29 @@ class Run:
             ],
             collected=self._state.collected,
             clock="" if self._state.unchanged else clock_behind(manifest),
+            waiting=waiting_vectors(self.night.reports[EMBED.name]) if EMBED.name in self.night.reports else {},
         )
 
 
-def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool = False) -> Run:
-    """A run, ready to be entered."""
+def open_run(
+    settings: RunSettings,
+    progress: Progress | None,
+    *,
+    repair: bool = False,
+    notice: Callable[[str], None] | None = None,
+    encodes: bool = False,
+) -> Run:
+    """A run, ready to be entered.
+
+    Args:
+        notice: takes lines for whoever watches the run.
+        encodes: its own processes encode, whatever the configuration says.
+    """
     config, layout = configured(settings)
+    if encodes:
+        config = config.model_copy(
+            update={"embedding": config.embedding.model_copy(update={"workers": "here", "wait": True})}
+        )
     return Run(
         config,
         settings.config.parent.resolve(),
@@ -443,6 +472,7 @@ def open_run(settings: RunSettings, progress: Progress | None, *, repair: bool =
         repair=repair,
         progress=progress,
         wait=settings.wait,
+        notice=notice,
     )
 
 

@@ -1,6 +1,6 @@
 """What the stages of a run share, and what each one reports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -86,6 +86,7 @@ class RunContext:
     Attributes:
         staging: `work/<run>`; `release/` below it becomes the release.
         previous: manifest and directory of the current release, or None.
+        notice: takes a line for whoever watches the run.
         older: what a repair may take from where a file of the current release is damaged and cannot be made again, the
             latest release first; None in a night, which stops there.
         taken: by such a file, the release that it was taken from; None where no release has it whole, so that what it
@@ -99,6 +100,7 @@ class RunContext:
     previous: "Manifest | None"
     previous_path: Path | None
     progress: Progress | None = None
+    notice: Callable[[str], None] | None = None
     older: "Sequence[Standing] | None" = None
     taken: dict[str, str | None] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)

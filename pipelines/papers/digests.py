@@ -15,10 +15,10 @@ from extractors.extractor import Extractor, imported
 from extractors.items import OK, UnitRequest, VerdictError
 from extractors.modalities import EXTRACTORS
 from pipelines.clinifuse.settings import DuplicatesConfig
-from pipelines.encode import RawParams, raw_items
 from pipelines.engine.task import Result, Task
 from pipelines.night import Night, Stage
 from pipelines.scan import earlier_files
+from pipelines.stores import RawParams, raw_items
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.items import each_once

@@ -18,11 +18,11 @@ from extractors.modalities import EXTRACTORS
 from extractors.note.copies import BANDS, ROWS, U32, candidates_of, groups_of
 from pipelines.clinifuse.perceptual import near_pairs
 from pipelines.clinifuse.settings import DuplicatesConfig
-from pipelines.encode import RawParams, raw_items
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.papers.digests import compared, raw_params
+from pipelines.stores import RawParams, raw_items
 from warehouse.arrays import I64
 from warehouse.files import sha256_file
 from warehouse.layout import ReleaseLayout

@@ -18,7 +18,6 @@ from pipelines.clinifuse.sentences import sentences_of
 from pipelines.clinifuse.settings import GraphsConfig, TripletsConfig
 from pipelines.clinifuse.studies import NO_TEXT, NO_VISIT, pair
 from pipelines.clinifuse.visits import read_events, visits_of
-from pipelines.encode import RawParams, raw_items
 from pipelines.engine.context import counts_of
 from pipelines.engine.task import Result, Task, make_task
 from pipelines.night import Night, Stage
@@ -26,6 +25,7 @@ from pipelines.papers.digests import raw_params
 from pipelines.papers.duplicates import scheme_of
 from pipelines.profiles.choosing import parents_hash
 from pipelines.split import hashes_of
+from pipelines.stores import RawParams, raw_items
 from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.hashing import bucket_of

@@ -11,9 +11,9 @@ from embedders.encoders.spec import EncoderConfig, cut_for, store_spec
 from embedders.running.spans import ItemToEmbed
 from extractors.note.check import check
 from pipelines.config import RunConfig, parse_config
-from pipelines.encode import _units_of as units_of
 from pipelines.profiles.choosing import items_with_vectors
 from pipelines.scan import settings_of
+from pipelines.stores import units_of_items as units_of
 from tests.support import patients
 from tests.support.notes import write_discharge
 from warehouse.errors import TimeloomError

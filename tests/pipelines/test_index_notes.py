@@ -10,7 +10,7 @@ import pytest
 from extractors.items import UnitRequest
 from extractors.note.read import read_tokens_of
 from pipelines.config import parse_config
-from pipelines.encode import RawParams, raw_items
+from pipelines.stores import RawParams, raw_items
 from tests.support.images.indexing import index_images, layout_of
 from tests.support.notes import write_discharge, write_table
 from warehouse.errors import TimeloomError

@@ -114,8 +114,8 @@ def test_a_deployed_night_runs_on_a_work_pool_and_a_webhook_hears_of_it(
     (schedule,) = night["schedules"]
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Vienna")
     assert {pool["name"] for pool in ask(server, "work_pools")} >= {"cpu", "gpu"}
-    queues = [each for each in ask(server, "work_queues") if each["name"] == name]
-    assert {each["concurrency_limit"] for each in queues} == {1}
+    queues = {each["name"]: each["concurrency_limit"] for each in ask(server, "work_queues")}
+    assert (queues[name], queues[f"{name}-embed"]) == (1, None)
     assert len(ask(server, "automations")) == 2
 
     prefect = [sys.executable, "-m", "prefect"]

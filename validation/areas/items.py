@@ -7,7 +7,7 @@ from validation.measure.events import item_events
 from validation.measure.items import measure_items
 from validation.measure.measured_release import MeasuredRelease
 
-VERDICT_PATTERN = r"^(?:ok|(?:refused|failed)_[a-z0-9_]+)$"
+VERDICT_PATTERN = r"^(?:ok|(?:refused|failed|waiting)_[a-z0-9_]+)$"
 
 
 def measure(release: MeasuredRelease) -> pl.DataFrame:
@@ -25,7 +25,7 @@ AREA = Area(
         Expectation("ok_events_off", "Every usable image is one event of its patient, and only one."),
         Expectation(
             "verdict",
-            "Every image has a verdict: usable, refused as another kind, or failed.",
+            "Every image has a verdict: usable, refused as another kind, failed, or waiting for its vector.",
             kind="text",
             pattern=VERDICT_PATTERN,
             meaning="a known kind of verdict",
@@ -33,6 +33,13 @@ AREA = Area(
         Expectation(
             "failed_share",
             "In every modality, at most 10 % of the images that should be good have failed.",
+            "warning",
+            "derived",
+            high=0.1,
+        ),
+        Expectation(
+            "waiting_share",
+            "In every modality, at most 10 % of the images that should be good wait for their vectors.",
             "warning",
             "derived",
             high=0.1,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from extractors.items import WAITING
 from validation.measure.measures import Measures
 from warehouse.items import each_once
 from warehouse.manifest import ContentEntry
@@ -45,7 +46,8 @@ class Holdings:
     Attributes:
         spaces: `label` (as events call a table), `namespace`, `events`, `static` (of them without a time).
         sets: `labels`, `subjects`: how many subjects have events of exactly these tables.
-        imaged: `modality`, `items` (usable ones), `subjects` (of all items), `alone` (those that no table has).
+        imaged: `modality`, `items` (usable, or waiting for their vectors), `subjects` (of all items), `alone` (those
+            that no table has).
     """
 
     spaces: pl.DataFrame
@@ -75,7 +77,9 @@ def _imaged(items: pl.DataFrame, subject_ids: pl.Series) -> pl.DataFrame:
     alone = subjects.group_by("modality").agg(
         pl.len().cast(pl.Int64).alias("subjects"), (~known).sum().cast(pl.Int64).alias(ALONE)
     )
-    usable = items.group_by("modality").agg((pl.col("verdict") == "ok").sum().cast(pl.Int64).alias("items"))
+    # An item that waits for its vector is not lost.
+    there = pl.col("verdict").is_in(["ok", WAITING])
+    usable = items.group_by("modality").agg(there.sum().cast(pl.Int64).alias("items"))
     return (
         usable.join(alone, on="modality", how="left")
         .with_columns(pl.col("subjects", ALONE).fill_null(0))

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from extractors.items import WAITING
 from validation.measure.reading import gather
 from warehouse.errors import TimeloomError
 from warehouse.items import each_once
@@ -29,8 +30,8 @@ def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFram
 
     Columns: items, units_expected, units_encoded, units_failed, duplicate_keys (rows of one item and encoder),
     ok_incomplete (no subject, time, key, store, encoder or dim), ok_units_off (nothing encoded, or encoded + failed is
-    not expected), ok_events_off (not exactly one event), failed_share (of the modality's items that should have been
-    good).
+    not expected), ok_events_off (not exactly one event), failed_share and waiting_share (of the modality's items that
+    should have been good).
     """
     ok = pl.col("verdict") == "ok"
     needed = ("subject_id", "time", "available_time", "store", "encoder", "dim")
@@ -42,12 +43,17 @@ def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFram
     duplicate = row.is_duplicated() & row.is_first_distinct()
     failed, counted = pl.col("verdict").str.starts_with("failed_"), pl.col("counted")
     share = (failed & counted).sum() / ((failed | ok) & counted).sum()
+    waits = pl.col("verdict") == WAITING
+    waiting = (waits & counted).sum() / ((waits | failed | ok) & counted).sum()
     places = items.with_row_index("row")
     return (
         places.with_columns(pl.col("row").is_in(each_once(places)["row"].implode()).alias("counted"))
         .join(item_events, on="item_key", how="left")
         .with_columns(pl.col("events").fill_null(0), duplicate.alias("duplicate"))
-        .with_columns(share.over("modality").fill_nan(0.0).alias("failed_share"))
+        .with_columns(
+            share.over("modality").fill_nan(0.0).alias("failed_share"),
+            waiting.over("modality").fill_nan(0.0).alias("waiting_share"),
+        )
         .group_by("modality", "verdict")
         .agg(
             counted.sum().cast(pl.Int64).alias("items"),
@@ -56,7 +62,7 @@ def measure_items(items: pl.DataFrame, item_events: pl.DataFrame) -> pl.DataFram
             (ok & lacking).sum().cast(pl.Int64).alias("ok_incomplete"),
             (ok & units_off).sum().cast(pl.Int64).alias("ok_units_off"),
             (ok & (pl.col("events") != 1)).sum().cast(pl.Int64).alias("ok_events_off"),
-            pl.col("failed_share").first(),
+            pl.col("failed_share", "waiting_share").first(),
         )
         .sort("modality", "verdict")
     )
@@ -69,24 +75,26 @@ def measure_encoders(items: pl.DataFrame) -> pl.DataFrame:
     of the modality made a vector of), items_not_given (items of other encoders that this one was not given),
     encoder_failed_share (of its items, those that failed; null where the modality has no other encoder).
     """
-    read = items.drop_nulls("store").with_columns((pl.col("verdict") == "ok").alias("usable"))
+    read = items.drop_nulls("store").with_columns(
+        (pl.col("verdict") == "ok").alias("usable"), (pl.col("verdict") != WAITING).alias("tried")
+    )
     known, several = (pl.col(name).n_unique().over("modality") for name in ("item_key", "store"))
     elsewhere = pl.col("usable").any().over("item_key")
     return (
         read.with_columns(
             known.alias("known"),
             (several > 1).alias("several"),
-            (~pl.col("usable") & elsewhere).alias("failed_here_alone"),
+            (pl.col("tried") & ~pl.col("usable") & elsewhere).alias("failed_here_alone"),
         )
         .group_by("modality", "store")
         .agg(
             pl.col("encoder").drop_nulls().first(),
             pl.len().cast(pl.Int64).alias("items"),
             pl.col("usable").sum().cast(pl.Int64),
-            (~pl.col("usable")).sum().cast(pl.Int64).alias("failed"),
+            (pl.col("tried") & ~pl.col("usable")).sum().cast(pl.Int64).alias("failed"),
             pl.col("failed_here_alone").sum().cast(pl.Int64),
             (pl.col("known").first() - pl.col("item_key").n_unique()).cast(pl.Int64).alias("items_not_given"),
-            (~pl.col("usable")).filter("several").mean().alias("encoder_failed_share"),
+            (~pl.col("usable")).filter(pl.col("several") & pl.col("tried")).mean().alias("encoder_failed_share"),
         )
         .sort("modality", "store")
     )

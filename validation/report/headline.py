@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from extractors.items import WAITING
 from validation.measurements import Measurements
 from validation.report.cells import Cells
 from warehouse.shards.packs import DEFAULT_PLAN
@@ -38,7 +39,10 @@ def left_out(measurements: Measurements, cells: Cells) -> list[tuple[str, str]]:
     items = measurements.areas["items"]
     if items["items"].sum():
         refused, usable = items["verdict"].str.starts_with(REFUSED), items["verdict"] == USABLE
-        parts = {"Images that failed": ~(refused | usable), "images that were refused": refused}
+        waiting = items["verdict"] == WAITING
+        parts = {"Images that failed": ~(refused | usable | waiting), "images that were refused": refused}
+        if waiting.any():
+            parts["images that wait for their vectors"] = waiting
         counted = [f"{name}: {cells.about(int(items.filter(of)['items'].sum()))}" for name, of in parts.items()]
         said.append(("verdicts", "; ".join(counted) + "."))
     return said

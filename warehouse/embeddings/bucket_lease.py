@@ -15,9 +15,10 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -27,6 +28,7 @@ from warehouse.embeddings.environments import not_writable
 from warehouse.embeddings.value import store_name
 from warehouse.errors import TimeloomError
 from warehouse.files import make_folder
+from warehouse.layout import Layout
 
 EXPIRES_SECONDS = 60.0
 BEATS = 6  # changes of a lease in the time after which it expires
@@ -84,7 +86,7 @@ class Held:
         """None where there is no lease; one of nobody where it is damaged, or being written."""
         try:
             text = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             found = json.loads(text)
@@ -110,6 +112,7 @@ class Lease:
     def __init__(self, store: Path, seconds: float, descriptor: int, held: Held) -> None:
         self.store, self.seconds = store, seconds
         self._descriptor, self._held, self._beats = descriptor, held, 0
+        self.due = time.monotonic() + seconds / BEATS
 
     @property
     def token(self) -> str:
@@ -130,8 +133,8 @@ class Lease:
             yield
 
     def beat(self) -> None:
-        """Shows that its holder lives."""
-        self._beats += 1
+        """Shows that its holder lives, until it is `due` again."""
+        self._beats, self.due = self._beats + 1, time.monotonic() + self.seconds / BEATS
         with suppress(OSError):  # a disk that is away for a moment; where it stays away, writing says so
             os.pwrite(self._descriptor, str(self._beats).zfill(_DIGITS).encode(), len(_HEAD))
             os.fsync(self._descriptor)  # other machines see it now
@@ -184,10 +187,12 @@ class _Heart:
     def _run(self) -> None:
         while True:
             with self._guard:
+                now = time.monotonic()
                 for lease in self._leases:
-                    lease.beat()
-                pause = min((lease.seconds for lease in self._leases), default=None)
-            self._woken.wait(None if pause is None else pause / BEATS)
+                    if lease.due <= now:
+                        lease.beat()
+                due = min((lease.due for lease in self._leases), default=None)
+            self._woken.wait(None if due is None else max(0.0, due - time.monotonic()))
             self._woken.clear()
 
 
@@ -200,7 +205,7 @@ class _Look:
     """For how long a lease has been seen unchanged, and when it was last looked at."""
 
     held: Held
-    at: float = field(default_factory=time.monotonic)
+    at: float
     unchanged: float = 0.0
 
 
@@ -213,7 +218,7 @@ def _is_dead(path: Path, held: Held) -> bool:
         return True
     look = _looks.get(path)
     if look is None or look.held != held:
-        _looks[path] = _Look(held)
+        _looks[path] = _Look(held, time.monotonic())
         return False
     now = time.monotonic()
     look.unchanged += min(now - look.at, held.seconds / LOOKS)
@@ -238,6 +243,18 @@ def holder_of(store: Path) -> Held | None:
     path = lease_path(store)
     held = Held.read(path)
     return None if held is None or (held.machine == _machine() and _is_unlocked(path)) else held
+
+
+def holders(layout: Layout) -> dict[str, int]:
+    """By worker, a host and a process, the buckets that it fills now."""
+    found = (holder_of(path.with_suffix(".lmdb")) for path in sorted(layout.root.glob("embeddings/*/*/*.lease")))
+    return dict(Counter(held.holder for held in found if held is not None))
+
+
+def dead_leases(layout: Layout) -> list[Path]:
+    """Leases of workers that died on this machine; those of other machines are ended by who takes the bucket next."""
+    found = sorted(layout.root.glob("embeddings/*/*/*.lease"))
+    return [path for path in found if path.is_file() and holder_of(path.with_suffix(".lmdb")) is None]
 
 
 def take(store: Path, seconds: float = EXPIRES_SECONDS) -> Lease | None:

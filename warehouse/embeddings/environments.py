@@ -228,8 +228,11 @@ def open_writer(path: Path) -> lmdb.Environment:
         return environment
 
 
-def close_writer(path: Path, environment: lmdb.Environment | None) -> None:
+def close_writer(path: Path, environment: lmdb.Environment | None, *, keep: bool = True) -> None:
     """Closes what `open_writer` gave; what was written elsewhere takes its place.
+
+    Args:
+        keep: False where another worker may write the store by now: what was written elsewhere stays there.
 
     Raises:
         TimeloomError: it cannot be written there.
@@ -242,7 +245,7 @@ def close_writer(path: Path, environment: lmdb.Environment | None) -> None:
             return
         after = environment.info()["last_txnid"]
         _close(environment)
-        if copy is not None:
+        if copy is not None and keep:
             try:
                 copy.put_in_place(changed=after != before)
             except OSError as error:

@@ -33,6 +33,11 @@ class EmbeddingWriter:
         close_writer(self.path, self._environment)
         self._environment = None
 
+    def abandon(self) -> None:
+        """Closes the store, of which another worker may be the writer by now: what does not stand there goes."""
+        close_writer(self.path, self._environment, keep=False)
+        self._environment = None
+
     def put_many(self, items: Sequence[tuple[str, Array, int]]) -> None:
         """Stores (key, array, n_units) triples in one transaction; a key stored before is replaced.
 

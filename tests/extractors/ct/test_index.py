@@ -304,7 +304,7 @@ def test_turning_keeps_every_pixel(orientation: list[int]) -> None:
 def test_every_verdict_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "verdicts.md").read_text(encoding="utf-8")
     assert [verdict for verdict in VERDICTS if f"`{verdict}`" not in text] == []
-    assert set(re.findall(r"`((?:refused|failed)_\w+)`", text)) <= set(VERDICTS)
+    assert set(re.findall(r"`((?:refused|failed|waiting)_\w+)`", text)) <= set(VERDICTS)
     with pytest.raises(ValueError, match="no such verdict"):
         VerdictError("failed_somehow")
 

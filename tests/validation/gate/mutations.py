@@ -242,6 +242,11 @@ def many_failed(tree: ReleaseLayout) -> None:
     change(tree, "items", of_item("ct-scout", verdict="failed_no_time"))
 
 
+@breaks("items.waiting_share")
+def many_waiting(tree: ReleaseLayout) -> None:
+    change(tree, "items", of_item("ct-scout", verdict="waiting_for_vector"))
+
+
 def under_a_second_encoder(tree: ReleaseLayout, *keys: str, **values: object) -> None:
     """Rows of images under a second encoder of their modality."""
     second = pl.col("item_key").is_in(keys)
