@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
+from uuid import uuid4
 
 import polars as pl
 
@@ -17,7 +18,6 @@ from pipelines.config import RunConfig
 from pipelines.stores import EncoderParams, Store, StoreParams, stores_of, usable_items
 from warehouse.embeddings.bucket_lease import holder_of, undisturbed
 from warehouse.errors import TimeloomError
-from warehouse.files import sha256_json
 from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
@@ -36,11 +36,13 @@ class Wanted(TypedDict):
     """What a run wants encoded. It names buckets and stores, and no item.
 
     Attributes:
+        token: tells it from what was wanted before, though that was the same: a store may have gone since.
         made_by: versions of the code, which must be the workers'.
         key: tells the de-identification key from others.
         stores: by modality.
     """
 
+    token: str
     made_by: dict[str, str]
     key: str | None
     trial_bound: str | None
@@ -65,6 +67,7 @@ def want(layout: Layout, shared: StoreParams, buckets: Sequence[int], made_by: d
         for modality, encoders in shared["encoders"].items()
     }
     wanted = Wanted(
+        token=uuid4().hex,
         made_by=made_by,
         key=_key_of(layout),
         trial_bound=shared["trial_bound"],
@@ -262,8 +265,3 @@ def await_workers(
                 "`timeloom embed --worker`"
             )
         time.sleep(min(LOOK_SECONDS, timeout))
-
-
-def wanted_hash(wanted: Wanted) -> str:
-    """Tells what is wanted from what was wanted before."""
-    return sha256_json(wanted)

@@ -12,7 +12,7 @@ from flows.runs.root import bind_root, is_used, read_root, with_numbers
 from flows.runs.run import open_run
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
-from pipelines.dealing import LOOK_SECONDS, Unit, params_of, units_of, wanted_hash, wanted_of
+from pipelines.dealing import LOOK_SECONDS, Unit, params_of, units_of, wanted_of
 from pipelines.encode import described
 from pipelines.engine.parcel import code_here
 from pipelines.filling import Filler
@@ -87,12 +87,12 @@ def work(
     served = ""
     while True:
         wanted = wanted_of(layout)
-        if wanted is not None and wanted_hash(wanted) != served:
+        if wanted is not None and wanted["token"] != served:
             _check_root(config, base, layout)
             params = params_of(wanted, config, layout, code_here())
             units = units_of(params, wanted["buckets"])
             filler = Filler(params, units, _embedding(config, units), _device(config, gpu))
-            served = wanted_hash(wanted)
+            served = wanted["token"]
             say(f"{len(units)} buckets of {len({unit.store.folder for unit in units})} stores are wanted")
         elif wanted is None:
             filler, served = None, ""
@@ -112,7 +112,7 @@ def _fill(filler: Filler, layout: Layout, served: str, worked: Worked, say: Call
 
     def goes_on() -> bool:
         wanted = wanted_of(layout)
-        return wanted is not None and wanted_hash(wanted) == served
+        return wanted is not None and wanted["token"] == served
 
     try:
         buckets, figures = filler.fill_free(goes_on)

@@ -7,6 +7,7 @@ The list is that of a real root of two releases, so that a new kind of file with
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from flows.commands.status import describe
 from flows.runs.root import read_root
 from flows.runs.settings import RunSettings
 from pipelines.aligning.segments import SegmentReader
+from pipelines.dealing import wanted_of
 from pipelines.engine.fingerprints import Fingerprints
 from pipelines.engine.run_stage import load_record
 from pipelines.group import has_kept
@@ -41,6 +43,7 @@ from warehouse.errors import REPAIR, TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.parquet import read_frame
 from warehouse.publish import current_release
+from warehouse.sealed import write_sealed
 
 # Takes a root and the damaged file; True where it is refused, or not believed.
 Opens = Callable[[Layout, Path], bool]
@@ -194,6 +197,9 @@ KINDS = {
     "private/digests/N-HASH-HASH.parquet": Row(unbelieved_output),
     "private/items/items-MODALITY-HASH.parquet": Row(unbelieved_places),
     "private/deid.key": Row(None, RESTORE_KEY),
+    # Every run writes it anew, or removes it; workers do not believe a damaged one.
+    "embeddings/wanted.json": Row(lambda layout, _: wanted_of(layout) is None, ""),
+    "embeddings/MODALITY/STORE/N.lease": OF_NO_CONTENT,
     **dict.fromkeys(
         [".lock", "logs/RUN.log", "embeddings/MODALITY/STORE/N.lmdb-lock", "embeddings/MODALITY/STORE/N.writer"],
         OF_NO_CONTENT,
@@ -227,6 +233,11 @@ def published(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
     lines = labs.read_text().splitlines()
     labs.write_text("\n".join([*lines, lines[1].replace(",", "0,", 1)]) + "\n")
     assert site.night().published
+    # What a night leaves that did not wait, and a worker that died.
+    write_sealed(site.layout.wanted, {"token": "", "buckets": [], "stores": {}})
+    store = next(site.layout.root.glob("embeddings/*/*/*.lmdb"))
+    child = "import sys; from pathlib import Path; from warehouse.embeddings.bucket_lease import take; "
+    subprocess.run([sys.executable, "-c", child + "take(Path(sys.argv[1]))", str(store)], check=True)
     close_stores()
     return site
 
