@@ -392,8 +392,8 @@ MEASURES = {
             pa.field("split", pa.string(), nullable=False),
             pa.field("seconds", pa.int64(), nullable=False),
             pa.field("gaps", pa.int64(), nullable=False),
-            pa.field("days", pa.float64(), nullable=False),
-            pa.field("squares", pa.float64(), nullable=False),
+            pa.field("rest", pa.int64(), nullable=False),
+            pa.field("squares", pa.int64(), nullable=False),
         ]
     ),
     "timelines": pa.schema(

@@ -20,10 +20,13 @@ class Former:
     Attributes:
         tree: that release.
         counts: what the task counted then.
+        files: those of that release that were compared with what was published, relative to it: the task's outcome,
+            and what it reads besides.
     """
 
     tree: ReleaseLayout
     counts: Mapping[str, Any]
+    files: frozenset[str] = frozenset()
 
 
 def with_rules(task: Task) -> Task:
@@ -60,4 +63,4 @@ def whole_former(before: Mapping[str, Any] | None) -> Former | None:
         return None
     path = Path(before["path"])
     whole = all(FileEntry(**file).is_of(path / name) for name, file in before["files"].items())
-    return Former(ReleaseLayout(path), before["counts"]) if whole else None
+    return Former(ReleaseLayout(path), before["counts"], frozenset(before["files"])) if whole else None

@@ -1,27 +1,31 @@
 """measure: what other stages made → aggregates that the gate judges. Schema in: theirs. Schema out: MEASURES.
 
 What is measured depends on files and on nothing that a stage said of them. A file that did not change is not measured
-again, so judging a night costs what changed in it.
+again, and of a bucket that changed those subjects alone whose rows are others, so judging a night costs what changed in
+it.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 
 from pipelines import pack
 from pipelines.engine.context import counts_of
-from pipelines.engine.task import Result, Task, make_task
+from pipelines.engine.former import Former
+from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.night import Night, Stage
 from pipelines.papers import labels
 from pipelines.split import hashes_of
 from pipelines.tokenize import Counts as TokenizeCounts
+from validation.measure.carried import carried
 from validation.measure.probes.bucket import makers_of
-from validation.measure.tasks import Facts, Params, Reading, carry_out, readings
+from validation.measure.tasks import Facts, Params, Reading, measured, readings, write_measures
 from warehouse.files import sha256_json
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import LabelsEntry, ProfileEntry
@@ -33,17 +37,29 @@ _LIBRARIES = [f"{name} {version(name)}" for name in ("meds", "polars")]
 _MEASURED = ("embed", "align", "metadata", "split", "labels", "tokenize", "pack", "triplets", "graphs")
 
 
+class TaskParams(TypedDict):
+    """What a task is given.
+
+    Attributes:
+        parts: what is measured, all of one bucket, or one thing.
+        inputs: the files that are read, relative to the tree.
+    """
+
+    parts: list[Params]
+    inputs: list[str]
+
+
 def plan(night: Night) -> list[Task]:
-    """One task per bucket, per bucket's timelines of each profile, and per part of a shard; one for the whole."""
+    """One task per bucket, and one per part of a shard; one for the whole."""
     hashes = {path: digest for name in _MEASURED for path, digest in night.report(name).hashes().items()}
-    facts = facts_of(night)
-    tasks = []
-    for reading in readings(night.tree, facts):
-        names = [str(path) for path in reading.inputs]
+    together: dict[str, list[Reading]] = {}
+    for reading in readings(night.tree, facts_of(night)):
         # What a killed run with other settings left behind is removed before the night is judged.
-        if all(name in hashes for name in names):
-            tasks.append(_task(night, reading, [hashes[name] for name in names]))
-    return tasks
+        if all(str(path) in hashes for path in reading.inputs):
+            bucket = reading.params.get("bucket")
+            key = reading.key if bucket is None else f"bucket-{bucket_name(bucket)}"
+            together.setdefault(key, []).append(reading)
+    return [_task(night, key, parts, hashes) for key, parts in together.items()]
 
 
 def facts_of(night: Night) -> Facts:
@@ -54,41 +70,66 @@ def facts_of(night: Night) -> Facts:
     return Facts(night.config.buckets, profiles, tasks, night.config.primary_scheme, lengths)
 
 
-def _task(night: Night, reading: Reading, hashes: list[str]) -> Task:
-    bucket = reading.params.get("bucket")
-    splits: list[Any] = (
-        [hashes_of(night, scheme).get(bucket) for scheme in reading.schemes] if bucket is not None else []
-    )
-    beside = [splits, *_beside(night, reading)]
-    weight = sum((night.tree.path / path).stat().st_size for path in reading.inputs)
+def _task(night: Night, key: str, parts: list[Reading], hashes: Mapping[str, str]) -> Task:
+    names = list(dict.fromkeys(str(path) for reading in parts for path in reading.inputs))
+    bucket = parts[0].params.get("bucket")
+    params = [reading.params for reading in parts]
+    schemes = sorted({scheme for reading in parts for scheme in reading.schemes})
+    splits: list[Any] = [hashes_of(night, scheme).get(bucket) for scheme in schemes] if bucket is not None else []
+    beside = [_beside(night, reading) for reading in parts] if bucket is not None else []
     return make_task(
         STAGE,
-        reading.key,
+        key,
         night.context.staging,
-        settings=[reading.params, _LIBRARIES],
-        inputs=[[str(path) for path in reading.inputs], hashes, beside],
-        params=dict(reading.params),
-        weight=weight,
+        settings=[params, _LIBRARIES],
+        inputs=[names, [hashes[name] for name in names], [splits, beside]],
+        params=TaskParams(parts=params, inputs=names),
+        weight=sum((night.tree.path / name).stat().st_size for name in names),
+        carrying=None if bucket is None else partial(_carrying, night, parts, names, schemes, beside),
     )
 
 
-def _beside(night: Night, reading: Reading) -> list[Any]:
+def _carrying(
+    night: Night, parts: list[Reading], names: list[str], schemes: list[str], beside: list[list[Any] | None]
+) -> Carrying:
+    """All that is measured of a subject depends on these, besides the subject's rows and splits."""
+    rules = [[reading.params for reading in parts], _LIBRARIES, names, schemes]
+    relative = ReleaseLayout(Path())
+    profiles = {profile for reading in parts for profile in reading.vocabularies}
+    read = [*map(relative.scheme_subjects, schemes), *map(relative.vocabulary, sorted(profiles)), relative.codes]
+    return Carrying(
+        [*rules, beside],
+        [*rules, [_beside(night, reading, before=True) for reading in parts]],
+        [*names, *map(str, read)],
+    )
+
+
+def _beside(night: Night, reading: Reading, *, before: bool = False) -> list[Any] | None:
     """Hashes of those parts of the vocabularies and of the descriptions of codes that a bucket has anything to do with:
-    both grow every night."""
-    bucket = reading.params.get("bucket")
-    if bucket is None:
-        return []
-    counts = night.report("tokenize").entries
-    prefixes = [
-        night.once(("prefixes of a vocabulary", name), partial(prefix_hashes, night.tree, name))[
-            counts_of(counts[f"{name}-{bucket_name(bucket)}"], TokenizeCounts)["largest_id"]
-        ]
-        for name in reading.vocabularies
-    ]
+    both grow every night.
+
+    Args:
+        before: of this night's, those that the bucket had to do with in the release before; None where nobody can tell.
+    """
+    bucket = reading.params["bucket"]
+    previous, former = night.context.previous, night.context.former_tree
+    prefixes = []
+    for name in reading.vocabularies:
+        key = f"{name}-{bucket_name(bucket)}"
+        entries = night.report("tokenize").entries
+        entry = entries[key] if not before else previous.tasks.get(f"tokenize/{key}") if previous else None
+        known = night.once(("prefixes of a vocabulary", name), partial(prefix_hashes, night.tree, name))
+        largest = counts_of(entry, TokenizeCounts)["largest_id"] if entry is not None else len(known)
+        if before and largest >= len(known):
+            return None
+        prefixes.append(known[largest])
     if not reading.codes:
         return [prefixes]
     described = night.once("described codes", partial(read_frame, night.tree.codes))
-    codes = read_frame(night.tree.codes_of(bucket)).select("code").join(described, on="code").sort("code")
+    tree = former if before else night.tree
+    if tree is None or (before and not tree.codes_of(bucket).is_file()):
+        return None
+    codes = read_frame(tree.codes_of(bucket)).select("code").join(described, on="code").sort("code")
     return [prefixes, sha256_json([codes["code"].to_list(), codes["parent_codes"].to_list()])]
 
 
@@ -108,15 +149,19 @@ def prefix_hashes(tree: ReleaseLayout, profile: str) -> list[str]:
     return digests
 
 
-def run(params: Params, base: Path) -> Result:
-    """Measures one bucket, a bucket's timelines or a part of a shard."""
-    tree = ReleaseLayout(base)
-    return Result({str(path.relative_to(base)): rows for path, rows in carry_out(params, tree, tree).items()})
+def run(params: TaskParams, base: Path, former: Former | None = None) -> Result:
+    """Measures a bucket, by its changed subjects alone where that will do, or a part of a shard, or the whole."""
+    tree, parts = ReleaseLayout(base), params["parts"]
+    tables = carried(parts, params["inputs"], tree, former, base.parent) if former is not None else None
+    if tables is None:
+        tables = {place: frame for part in parts for place, frame in measured(part, tree).items()}
+    written = write_measures(tables, tree)
+    return Result({str(path.relative_to(base)): rows for path, rows in written.items()})
 
 
 STAGE = Stage(
     "measure",
-    version=1,
+    version=2,
     run="validation.measure.stage:run",
     settings_are=("what is measured", "libraries"),
     inputs_are=("names of files", "files", "splits, vocabularies, codes"),

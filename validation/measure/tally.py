@@ -28,11 +28,9 @@ class Tally:
             for key in _KEYS
         ]
         numbers = [name for name in counts.columns if name not in named.values()]
-        for name in numbers:
-            rows = counts.select(
-                pl.lit(f"{area}.{name}").alias("measure"), *keys, pl.col(name).cast(pl.Int64).alias("count")
-            )
-            self._parts.append(rows.filter(pl.col("count") != 0))
+        rows = counts.select(*keys, *(pl.col(name).cast(pl.Int64).alias(f"{area}.{name}") for name in numbers))
+        said = rows.unpivot(index=_KEYS, variable_name="measure", value_name="count")
+        self._parts.append(said.filter(pl.col("count") != 0).select(COUNTS.names()))
 
     def count(self, area: str, numbers: Mapping[str, int], of: str = "") -> None:
         """Adds numbers, each as a row `<area>.<name>`."""

@@ -33,6 +33,13 @@ from warehouse.schemas import ITEMS, MEASURES, SPLITS
 # A plan as the shards must be laid; what it made of the timelines is judged, so it does not count.
 _OF_PLAN = {"context", "mode", "subjects", "images", "groups", "loss"}
 RELEASE = "release"
+# By area whose rows are subjects', in which order they stand.
+ORDERS = {
+    "subjects": ["subject_id"],
+    "lengths": ["subject_id"],
+    "timelines": ["with_images", "last", "subject_id"],
+    "losses": ["plan", "subject_id"],
+}
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,9 @@ def area_of(params: Params) -> tuple[str, ...]:
     }[params["kind"]]
 
 
+Tables = dict[tuple[str, ...], pl.DataFrame]
+
+
 def carry_out(params: Params, tree: ReleaseLayout, into: ReleaseLayout) -> dict[Path, int]:
     """Measures, and writes what is found; gives each file's rows.
 
@@ -251,19 +261,29 @@ def carry_out(params: Params, tree: ReleaseLayout, into: ReleaseLayout) -> dict[
     Raises:
         TimeloomError: a file is damaged.
     """
+    return write_measures(measured(params, tree), into)
+
+
+def measured(params: Params, tree: ReleaseLayout) -> Tables:
+    """What a task finds, by area and folders.
+
+    Raises:
+        TimeloomError: a file is damaged.
+    """
     kinds = {
         RELEASE: _release, "events": _events, "probes": _probes, "strata": _strata, "timelines": _timelines,
         "shards": _shards,
     }  # fmt: skip
-    found = kinds[params["kind"]]
-    written = {}
-    for (area, *folders), frame in found(params, tree).items():
-        path = into.measures(area, *folders)
-        written[path] = write_table(path, frame, MEASURES[area], f"measures of {area}")
-    return written
+    found: Tables = kinds[params["kind"]](params, tree)
+    return {place: frame.sort(ORDERS[place[0]]) if place[0] in ORDERS else frame for place, frame in found.items()}
 
 
-Tables = dict[tuple[str, ...], pl.DataFrame]
+def write_measures(tables: Tables, into: ReleaseLayout) -> dict[Path, int]:
+    """Writes tables below the `measures/` of a tree; gives each file's rows."""
+    return {
+        (path := into.measures(area, *folders)): write_table(path, frame, MEASURES[area], f"measures of {area}")
+        for (area, *folders), frame in tables.items()
+    }
 
 
 def _release(params: Params, tree: ReleaseLayout) -> Tables:

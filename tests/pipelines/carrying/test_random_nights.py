@@ -19,6 +19,8 @@ def run_nights(folder: Path, seed: int, number: int, monkeypatch: pytest.MonkeyP
         carried, anew = nights.carry()
         assert hashes(carried) == hashes(anew), edits
     assert all(nights.copied[name] > number for name in ("segments", "data", "mehrt", "mended")), nights.copied
+    # A code that is new to the vocabulary, or to a bucket, has all of the bucket measured.
+    assert nights.copied["measures"] > number // 4, nights.copied
 
 
 @pytest.mark.whole  # In `make test` alone: two runs a night.

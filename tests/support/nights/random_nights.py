@@ -20,6 +20,8 @@ from pipelines.engine.task import Task
 from tests.support.nights.site import Site
 from tests.support.raw.small_blocks import make_small
 from tests.support.vectors import clam, drawn
+from validation.measure import carried as measures
+from validation.measure import stage as measure
 from warehouse.manifest import Manifest, TaskEntry
 
 CELL_ROWS = 150
@@ -199,6 +201,7 @@ class Nights:
         monkeypatch.setattr(cells, "CELL_ROWS", CELL_ROWS)
         make_small(monkeypatch)
         monkeypatch.setattr(subjects, "FEWEST_ROWS", 0)
+        monkeypatch.setattr(measures, "FEWEST_ROWS", 0)
         monkeypatch.setattr(gate, "judge_release", lambda _tree, manifest, *_: manifest)
         self.copied: Counter[str] = Counter()
         self._note()
@@ -241,8 +244,8 @@ class Nights:
         return manifests[0], manifests[1]
 
     def _note(self) -> None:
-        """Counts what is copied: cells of files, and buckets whose counts are mended by some subjects. What is kept of
-        raw files is counted by the records that name former segments."""
+        """Counts what is copied: cells of files, and buckets whose counts or measures are mended by some subjects. What
+        is kept of raw files is counted by the records that name former segments."""
         kept_groups, changes_of = KeptCells.kept_groups, Changes.of
 
         def groups(cells: KeptCells) -> list[int]:
@@ -255,6 +258,14 @@ class Nights:
             self.copied["mended"] += found is not None
             return found
 
+        measured = measures.carried
+
+        def mended(*args: Any) -> Any:
+            found = measured(*args)
+            self.copied["measures"] += found is not None
+            return found
+
+        self.monkeypatch.setattr(measure, "carried", mended)
         self.monkeypatch.setattr(KeptCells, "kept_groups", groups)
         self.monkeypatch.setattr(Changes, "of", changes)
 

@@ -5,13 +5,19 @@ one before one that says that it is unknown; an age is that at the first event, 
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from validation.measure.files.events import Texts
 from validation.measure.measures import Measures
-from validation.measure.reading import collect, existing, gather, scan
+from validation.measure.reading import existing, gather, unreadable
 from validation.measure.tally import Tally
 from warehouse.layout import ReleaseLayout
+from warehouse.parquet import row_groups
 from warehouse.schemas import LABELS
 
 # By attribute what its codes begin with.
@@ -29,6 +35,11 @@ MOST = 12
 _APART = "/"
 _ANSWERS = ["positive", "negative"]
 _BIRTH, _OLDEST, _DAYS_A_YEAR = "MEDS_BIRTH", 90, 365.2425
+_COLUMNS = ["subject_id", "time", "available_time", "code"]
+_LIVES = pl.Schema({"subject_id": pl.Int64, "born": pl.Datetime("us"), "first": pl.Datetime("us")})
+_FACTS = pl.Schema(
+    {"subject_id": pl.Int64, "available_time": pl.Datetime("us"), "attribute": pl.String, "value": pl.String}
+)
 
 
 def strata_of_bucket(
@@ -85,27 +96,7 @@ def _number(which: pl.Expr | None = None) -> pl.Expr:
 def _values(tree: ReleaseLayout, bucket: int) -> Iterable[pl.DataFrame]:
     """`subject_id`, `attribute` and `value` of every subject of a bucket, for each attribute."""
     for path in existing([tree.events(bucket)]):
-        code, timed = pl.col("code"), pl.col("time").is_not_null()
-        events = scan(path).select("subject_id", "time", "available_time", "code")
-        subjects = collect(
-            events.group_by("subject_id").agg(
-                pl.col("time").filter(code == _BIRTH).min().alias("born"),
-                pl.col("time").filter((code != _BIRTH) & timed).min().alias("first"),
-            ),
-            path,
-        )
-        name = pl.coalesce(pl.when(code.str.starts_with(begin)).then(pl.lit(key)) for key, begin in ATTRIBUTES.items())
-        stated = code
-        for begin in ATTRIBUTES.values():
-            stated = stated.str.strip_prefix(begin)
-        facts = collect(
-            events.with_columns(name.alias("attribute"), stated.str.to_lowercase().alias("value"))
-            .drop_nulls("attribute")
-            .sort(pl.col("value") == UNKNOWN, "available_time", "value", nulls_last=False)
-            .group_by("subject_id", "attribute", maintain_order=True)
-            .agg(pl.col("value").first()),
-            path,
-        )
+        subjects, facts = _read(path)
         years = ((pl.col("first") - pl.col("born")).dt.total_days() / _DAYS_A_YEAR).clip(0, _OLDEST)
         decade = (years // 10 * 10).cast(pl.Int64)
         band = pl.format("{}-{}", decade, decade + 9)
@@ -119,6 +110,59 @@ def _values(tree: ReleaseLayout, bucket: int) -> Iterable[pl.DataFrame]:
         yield every.join(known, on=["subject_id", "attribute"], how="left").with_columns(
             pl.col("value").fill_null(UNKNOWN)
         )
+
+
+def _read(path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`subject_id`, `born`, `first` (when something else first was) of every subject, and `subject_id`, `attribute`,
+    `value` of what is known of some.
+
+    Raises:
+        TimeloomError: the events are damaged.
+    """
+    lives, facts = [pl.DataFrame(schema=_LIVES)], [pl.DataFrame(schema=_FACTS)]
+    try:
+        with pq.ParquetFile(path, read_dictionary=["code"], page_checksum_verification=True, pre_buffer=True) as file:
+            for groups in row_groups(file):
+                table = file.read_row_groups(groups, columns=_COLUMNS)
+                code = Texts.of(table["code"])
+                frame = pl.DataFrame(table.drop_columns("code"))
+                lives.append(_lives(frame, code))
+                facts.append(_facts(frame, code))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise unreadable(path) from error
+    first = (
+        pl.concat(facts)
+        .sort(pl.col("value") == UNKNOWN, "available_time", "value", nulls_last=False)
+        .group_by("subject_id", "attribute", maintain_order=True)
+        .agg(pl.col("value").first())
+    )
+    return pl.concat(lives).group_by("subject_id").agg(pl.col("born", "first").min()), first
+
+
+def _lives(frame: pl.DataFrame, code: Texts) -> pl.DataFrame:
+    birth, other = code.which((_BIRTH,)), ~code.which((_BIRTH, None))
+    time = pl.col("time")
+    return (
+        frame.with_columns(pl.Series("birth", birth), pl.Series("other", other))
+        .group_by("subject_id")
+        .agg(time.filter("birth").min().alias("born"), time.filter("other").min().alias("first"))
+    )
+
+
+def _facts(frame: pl.DataFrame, code: Texts) -> pl.DataFrame:
+    text = pl.col("code")
+    stated = text
+    for begin in ATTRIBUTES.values():
+        stated = stated.str.strip_prefix(begin)
+    name = pl.coalesce(pl.when(text.str.starts_with(begin)).then(pl.lit(key)) for key, begin in ATTRIBUTES.items())
+    # Said once for each code that there is, and spread.
+    said = pl.DataFrame({"code": pl.Series(code.distinct, dtype=pl.String)}).select(
+        name.alias("attribute"), stated.str.to_lowercase().alias("value")
+    )
+    rows = np.flatnonzero(said["attribute"].is_not_null().to_numpy()[code.place])
+    return pl.concat(
+        [frame.select("subject_id", "available_time")[rows], said[code.place[rows]]], how="horizontal"
+    ).select(list(_FACTS))
 
 
 def _rare(patients: pl.DataFrame) -> pl.DataFrame:

@@ -85,8 +85,11 @@ def measure_gaps(measures: Measures, profile: str | None) -> pl.DataFrame:
         of_population = counted.filter(pl.col("population") == population).drop("population")
         whole = of_population.group_by("split", "seconds").sum().sort("split", "seconds")
         number = pl.col("gaps").sum()
-        mean = pl.col("days").sum() / number
-        spread = ((pl.col("squares").sum() - number * mean**2).clip(0) / (number - 1)).sqrt()
+        # A gap is its seconds and a rest, s + r; its square is s² + 2sr + r².
+        seconds, rest, gaps = pl.col("seconds"), pl.col("rest") / 1e6, pl.col("gaps")
+        mean = (seconds * gaps + rest).sum() / DAY_S / number
+        squares = (seconds.cast(pl.Float64) * (seconds * gaps + 2 * rest) + pl.col("squares") / 1e6).sum() / DAY_S**2
+        spread = ((squares - number * mean**2).clip(0) / (number - 1)).sqrt()
         reached = pl.col("gaps").cum_sum()
         frames.append(
             whole.group_by("split", maintain_order=True)

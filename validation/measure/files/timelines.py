@@ -226,7 +226,8 @@ class Moments:
         ).with_columns(pl.col(pl.Float64).fill_nan(None))
 
     def gaps(self, members: pl.DataFrame) -> pl.DataFrame:
-        """`split`, `seconds` (a gap, rounded), `gaps` (how many), `days` and `squares` (exact sums).
+        """`split`, `seconds` (a gap, rounded down), `gaps` (how many); of what they have beyond these seconds `rest`,
+        the sum in µs, and `squares`, that of squares in ms²: whole numbers, whose sums are exact in any order.
 
         In whole seconds, in whole minutes from one day on, so that distinct ones stay few.
         """
@@ -237,17 +238,17 @@ class Moments:
         split = np.repeat(split_of(subject[starts], members), np.diff(np.append(starts, len(subject))))[1:][same]
         seconds = gap // 1_000_000
         seconds = np.where(seconds < DAY_S, seconds, seconds // 60 * 60)
-        days = pl.col("gap") / DAY_US
+        rest = gap - seconds * 1_000_000
         return (
-            pl.DataFrame({"place": split, "seconds": seconds, "gap": gap})
+            pl.DataFrame({"place": split, "seconds": seconds, "rest": rest, "squares": (rest // 1000) ** 2})
             .filter(pl.col("place") < len(SPLITS))
             .group_by("place", "seconds")
-            .agg(pl.len().cast(pl.Int64).alias("gaps"), days.sum().alias("days"), (days**2).sum().alias("squares"))
+            .agg(pl.len().cast(pl.Int64).alias("gaps"), pl.col("rest", "squares").sum())
             .select(
                 pl.col("place").replace_strict(range(len(SPLITS)), list(SPLITS), return_dtype=pl.String).alias("split"),
                 "seconds",
                 "gaps",
-                "days",
+                "rest",
                 "squares",
             )
         )
