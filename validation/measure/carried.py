@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 
 from pipelines.carrying.compared import SubjectsFile, among, changed_subjects
 from pipelines.engine.former import Former
-from validation.measure.cohort.splits import read_assignments
 from validation.measure.tasks import ORDERS, Params, Tables, area_of, measured, place_of
 from warehouse.arrays import I64
-from warehouse.files import signature_of
+from warehouse.files import seen_of
 from warehouse.layout import ReleaseLayout
-from warehouse.parquet import empty_frame, read_columns, read_frame
+from warehouse.parquet import empty_frame, read_columns, read_frame, read_shared
 from warehouse.schemas import MEASURES
 
 # Of more changed subjects than this both parts cost more than all of tonight's.
@@ -129,7 +128,7 @@ def _changed(files: Both, schemes: set[str], tree: ReleaseLayout, former: Releas
     there = np.unique(np.concatenate([file.subjects for both in files.values() for file in both]))
     for scheme in sorted(schemes):
         paths = tree.scheme_subjects(scheme), former.scheme_subjects(scheme)
-        others = _other_splits(*((path, tuple(signature_of(path.stat()))) for path in paths))
+        others = _other_splits(*((path, seen_of(path)) for path in paths))
         found.append(np.intersect1d(there, others, assume_unique=True))
     return np.unique(np.concatenate(found))
 
@@ -137,7 +136,7 @@ def _changed(files: Both, schemes: set[str], tree: ReleaseLayout, former: Releas
 @lru_cache(maxsize=4)
 def _other_splits(now: tuple[Path, tuple[int, ...]], before: tuple[Path, tuple[int, ...]]) -> I64:
     """The subjects of a scheme, of all buckets, whose splits differ."""
-    frames = [read_frame(path).select("subject_id", "split") for path, _ in (now, before)]
+    frames = [read_shared(path).select("subject_id", "split") for path, _ in (now, before)]
     alone = [frames[a].join(frames[b], on=frames[a].columns, how="anti") for a, b in ((0, 1), (1, 0))]
     return np.unique(pl.concat(alone)["subject_id"].drop_nulls().to_numpy())
 
@@ -157,7 +156,7 @@ def _alone(
     for scheme in schemes:
         path = tree.scheme_subjects(scheme)
         path.parent.mkdir(parents=True, exist_ok=True)
-        splits = read_assignments(release, scheme)
+        splits = read_shared(release.scheme_subjects(scheme))
         splits.filter(pl.Series(among(splits["subject_id"].to_numpy(), subjects))).write_parquet(path)
     return tree
 

@@ -1,12 +1,16 @@
 """How validation reads a release tree: lazily, and with the project's own error where a file is damaged."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from warehouse.arrays import I64, Bools, numbers_of
 from warehouse.errors import REPAIR, TimeloomError
 
 # A query of polars over a few small files costs more than they do.
@@ -69,3 +73,37 @@ def _read(path: Path, columns: list[str]) -> pl.DataFrame:
         raise unreadable(path) from error
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column of texts: the distinct ones, and each row's place among them; the last place is that of null."""
+
+    distinct: list[str | None]
+    place: I64
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Texts":
+        array = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+        chunks = array.unify_dictionaries().chunks
+        distinct = chunks[0].dictionary.to_pylist() if chunks else []
+        places = pa.chunked_array([chunk.indices.cast(pa.int64()) for chunk in chunks], pa.int64())
+        return cls([*distinct, None], numbers_of(places, len(distinct)).astype(np.int64, copy=False))
+
+    @property
+    def size(self) -> int:
+        return len(self.distinct)
+
+    def which(self, texts: Sequence[str | None]) -> Bools:
+        """Which rows (n,) are one of `texts`."""
+        wanted = set(texts)
+        return np.array([text in wanted for text in self.distinct], np.bool_)[self.place]
+
+    def starting(self, name: str, separator: str = "//") -> Bools:
+        """Which rows (n,) are `name`, or `name` and more behind a separator."""
+        found = [text is not None and (text == name or text.startswith(f"{name}{separator}")) for text in self.distinct]
+        return np.array(found, np.bool_)[self.place]
+
+    def at(self, places: I64) -> pl.Series:
+        """The texts at some places among the distinct ones."""
+        return pl.Series(self.distinct, dtype=pl.String).gather(places)

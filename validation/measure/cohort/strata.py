@@ -12,9 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from validation.measure.files.events import Texts
 from validation.measure.measures import Measures
-from validation.measure.reading import existing, gather, unreadable
+from validation.measure.reading import Texts, existing, gather, unreadable
 from validation.measure.tally import Tally
 from warehouse.layout import ReleaseLayout
 from warehouse.parquet import row_groups
@@ -36,10 +35,17 @@ _APART = "/"
 _ANSWERS = ["positive", "negative"]
 _BIRTH, _OLDEST, _DAYS_A_YEAR = "MEDS_BIRTH", 90, 365.2425
 _COLUMNS = ["subject_id", "time", "available_time", "code"]
-_LIVES = pl.Schema({"subject_id": pl.Int64, "born": pl.Datetime("us"), "first": pl.Datetime("us")})
-_FACTS = pl.Schema(
-    {"subject_id": pl.Int64, "available_time": pl.Datetime("us"), "attribute": pl.String, "value": pl.String}
-)
+_LIVES: dict[str, pl.DataType | type[pl.DataType]] = {
+    "subject_id": pl.Int64,
+    "born": pl.Datetime("us"),
+    "first": pl.Datetime("us"),
+}
+_FACTS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "subject_id": pl.Int64,
+    "available_time": pl.Datetime("us"),
+    "attribute": pl.String,
+    "value": pl.String,
+}
 
 
 def strata_of_bucket(

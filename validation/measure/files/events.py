@@ -1,7 +1,7 @@
 """One bucket's events, some subjects at a time, each column once: what stands in them, and where something is wrong."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from validation.measure.annotations import count_annotations
-from validation.measure.reading import unreadable
+from validation.measure.reading import Texts, unreadable
 from validation.measure.tally import Tally, tabulated
 from warehouse.arrays import I64, NO_TIME, Bools, numbers_of
 from warehouse.parquet import subjects_together
@@ -25,40 +25,6 @@ PART_ROWS = 1 << 20
 EARLIEST, LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1850, 2300))
 _TEXTS = ("code", "kind", "source", "availability", "value_flag", "conflict", "item_key")
 _COLUMNS = ("subject_id", "time", "available_time", "numeric_value", *_TEXTS)
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A column of texts: the distinct ones, and each row's place among them; the last place is that of null."""
-
-    distinct: list[str | None]
-    place: I64
-
-    @classmethod
-    def of(cls, column: pa.ChunkedArray) -> "Texts":
-        array = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
-        chunks = array.unify_dictionaries().chunks
-        distinct = chunks[0].dictionary.to_pylist() if chunks else []
-        places = pa.chunked_array([chunk.indices.cast(pa.int64()) for chunk in chunks], pa.int64())
-        return cls([*distinct, None], numbers_of(places, len(distinct)).astype(np.int64, copy=False))
-
-    @property
-    def size(self) -> int:
-        return len(self.distinct)
-
-    def which(self, texts: Sequence[str | None]) -> Bools:
-        """Which rows (n,) are one of `texts`."""
-        wanted = set(texts)
-        return np.array([text in wanted for text in self.distinct], np.bool_)[self.place]
-
-    def starting(self, name: str, separator: str = "//") -> Bools:
-        """Which rows (n,) are `name`, or `name` and more behind a separator."""
-        found = [text is not None and (text == name or text.startswith(f"{name}{separator}")) for text in self.distinct]
-        return np.array(found, np.bool_)[self.place]
-
-    def at(self, places: I64) -> pl.Series:
-        """The texts at some places among the distinct ones."""
-        return pl.Series(self.distinct, dtype=pl.String).gather(places)
 
 
 @dataclass(frozen=True)
