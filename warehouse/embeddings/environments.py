@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +30,17 @@ _environments: dict[tuple[int, str], lmdb.Environment] = {}
 _copies: dict[tuple[int, str], tuple[ScratchCopy, int]] = {}
 # The file that each of them was opened for: another one may take its path.
 _files: dict[tuple[int, str], tuple[int, int]] = {}
+# What fetches a store that is not on this machine, by its path.
+_suppliers: dict[Path, Callable[[], None]] = {}
 _guard = threading.RLock()
 
 # How often a map was given up: an address into a map holds for the generation in which it was found.
 _generation = 1
+
+
+def supply(path: Path, fetch: Callable[[], None]) -> None:
+    """Has a store fetched to `path` before this process, or a child of it, opens it there."""
+    _suppliers[path] = fetch
 
 
 def _forget_inherited() -> None:
@@ -144,6 +151,8 @@ def _open_reader(path: Path) -> lmdb.Environment:
         identity = _identity(path)
         if identity in _environments:
             return _environments[identity]
+        if path in _suppliers:
+            _suppliers[path]()
         if not path.is_file():
             raise TimeloomError(
                 f"embedding store {store_name(path)} is missing",

@@ -1,6 +1,6 @@
 """A split's packs as a torch dataset: a deterministic order, dealt to ranks, resumed from a cursor of a few bytes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Generic, Self, cast
@@ -118,6 +118,7 @@ class ShardDataset(BatchReader[B], Generic[B]):
     def steps(self, batch_size: int, uneven: Uneven) -> Iterator[Step]:
         epoch, start = self.cursor
         order, world = self.order(epoch), batch_size * self.world_size
+        self.expect([(self, order[start:])])
         full, rest = step_sizes(len(order) - start, world, uneven)
         end = start + full * world
         for first in range(start, end, SORTED_STEPS * world):
@@ -130,6 +131,20 @@ class ShardDataset(BatchReader[B], Generic[B]):
             share = np.sort(dealt(order[end : end + size], self.rank, self.world_size))
             end += size
             yield Step(share, (epoch, end), batch_size - len(share) if uneven == "pad" else 0)
+
+    def expect(self, parts: "Sequence[tuple[ShardDataset[B], I64]]") -> None:
+        """Tells the release which packs of datasets will be read by all ranks, in order: it may have to fetch them."""
+        rank, ranks = self.rank, self.world_size
+        stores = {store for dataset, _ in parts for store in dataset.stores_read}
+        self.release.expect(
+            lambda: [path for dataset, packs in parts for path in dataset.shelf.files_of(dealt(packs, rank, ranks))],
+            stores,
+        )
+
+    @property
+    def stores_read(self) -> list[tuple[str, str]]:
+        """The modalities, with their stores, whose vectors batches have."""
+        return [(name, self.encoders[name].store) for name in self.recipe.vectors if name in self.encoders]
 
     def start(self) -> Cursor:
         return 0, 0

@@ -19,8 +19,10 @@ def usable_rows(release: PinnedRelease, columns: Sequence[str]) -> Iterator[tupl
     files, buckets = release.files, release.manifest.buckets
     for path in release.present([files.items(bucket) for bucket in range(buckets)]):
         # Not by polars, whose threads are not there in a forked worker.
-        with pq.ParquetFile(release.checked(path), page_checksum_verification=True) as file:
+        checked = release.checked(path)
+        with pq.ParquetFile(checked, page_checksum_verification=True) as file:
             table = file.read([*columns, "verdict"], use_threads=False)
+        release.let_go(checked)
         values = [
             (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
             for column in map(table.column, columns)

@@ -92,6 +92,13 @@ class Mixture(BatchReader[B], Generic[B]):
         tokens, *taken = self.cursor
         world = batch_size * self.world_size
         orders: list[tuple[int, I64]] = [(-1, np.empty(0, np.int64))] * len(self.members)
+        epochs = [divmod(number, len(dataset)) for dataset, number in zip(self.members, taken, strict=True)]
+        self.members[0].expect(
+            [
+                (dataset, dataset.order(epoch)[first:])
+                for dataset, (epoch, first) in zip(self.members, epochs, strict=True)
+            ]
+        )
         while self.token_budget is None or tokens < self.token_budget:
             member, number = self.turns(taken, world)
             packs = np.empty(world, dtype=np.int64)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from warehouse.errors import REPAIR, TimeloomError
 from warehouse.manifest import EncoderEntry
 from warehouse.modalities import MODALITIES
 from warehouse.readers.pinned import PinnedRelease, check_split
+from warehouse.remote.cache import NoRoomError
 from warehouse.shards.file import MappedRows, MappedShard, open_shard
 from warehouse.shards.packs import SmallColumns
 from warehouse.vocabulary import hash_of
@@ -255,6 +257,12 @@ class OpenShards:
         counts = np.diff(self._edges)
         return np.repeat((self.numbers << 32) - self._edges[:-1], counts) + np.arange(len(self), dtype=np.int64)
 
+    def files_of(self, packs: I64) -> list[Path]:
+        """The files that packs lie in, in the order in which they are first needed; none is opened."""
+        files = np.searchsorted(self._edges, packs, side="right") - 1
+        found, first = np.unique(files, return_index=True)
+        return [self.paths[file] for file in found[np.argsort(first)].tolist()]
+
     def places(self, packs: I64) -> list[PackAddress]:
         """Where packs (n,) lie, their files opened and checked before the first use.
 
@@ -297,7 +305,7 @@ class OpenShards:
     def _open(self, file: int) -> _Opened:
         found = self._maps.get(file)
         if found is None:
-            path = self.release.checked(self.paths[file])
+            path = self._checked(self.paths[file])
             shard = open_shard(path)
             self._check(self.release.relative(path), shard, int(self._edges[file + 1] - self._edges[file]))
             unit = shard.header.time_unit_us
@@ -308,11 +316,25 @@ class OpenShards:
                 first = int(self._edges[file]) + block.first
                 self._id_address[first : first + block.rows] = addresses(block.input_ids)
             while len(self._maps) > self._maps_most:
-                closed, _ = self._maps.popitem(last=False)
-                self._id_address[self._edges[closed] : self._edges[closed + 1]] = 0
+                self._close_oldest()
         else:
             self._maps.move_to_end(file)
         return found
+
+    def _checked(self, path: Path) -> Path:
+        """A file of the release; where it does not fit beside those that are open, the oldest of them are closed."""
+        while True:
+            try:
+                return self.release.checked(path)
+            except NoRoomError:
+                if not self._maps:
+                    raise
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        closed, opened = self._maps.popitem(last=False)
+        self._id_address[self._edges[closed] : self._edges[closed + 1]] = 0
+        self.release.let_go(opened.shard.path)
 
     def _small(self, file: int, number: int, shard: MappedShard) -> PackColumns:
         key = file, number

@@ -1,6 +1,6 @@
 """A release, pinned: its files as the manifest lists them, each compared with its checksum before it is first used."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,13 @@ class PinnedRelease:
             return [self.checked(path) for path in listed]
         with ThreadPoolExecutor(CHECKERS) as pool:
             return list(pool.map(self.checked, listed))
+
+    def let_go(self, path: Path) -> None:
+        """Nothing reads a file any more that `checked` gave; a release of this machine needs no telling."""
+
+    def expect(self, paths: Callable[[], Iterable[Path]], stores: Iterable[tuple[str, str]]) -> None:
+        """What will be read next, in that order, and the vectors of which modalities and stores beside it; on this
+        machine everything is there."""
 
     def _is_known(self, path: Path) -> bool:
         identity, known = _said_of(path, self._entry(path))

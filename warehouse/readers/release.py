@@ -1,16 +1,19 @@
 """What trainers import: a release, pinned and checked. torch is imported by what gives tensors, not before."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from warehouse.configuration import is_address
 from warehouse.errors import TimeloomError
 from warehouse.hashing import bucket_of
 from warehouse.parquet import read_frame
 from warehouse.readers.pinned import PinnedRelease, check_split
+from warehouse.readers.stored import StoredFiles
 from warehouse.schemas import COPIES, EVENTS, ITEMS, TEXTS
 from warehouse.tokens import TokenType
 
@@ -115,8 +118,41 @@ class FeatureOptions(TypedDict, total=False):
     seed: int
 
 
+CACHE_BYTES = 100 << 30
+
+
 class Release(PinnedRelease):
     """One published release. It never changes, so a reader that holds it is not disturbed by the next night."""
+
+    @classmethod
+    def open(
+        cls,
+        root: Path | str,
+        release: str | None = None,
+        *,
+        cache: Path | str | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> "Release":
+        """The release that `current` points at now, or the one named: any that is still kept.
+
+        `timeloom gc` leaves it alone until this process ends, or `close` is called.
+
+        Args:
+            root: a warehouse's folder; or the address that `timeloom push` was given, such as s3://bucket/prefix, from
+                where files are fetched when they are needed (docs/object-stores.md).
+            release: its id.
+            cache: of an address, a folder on a fast local disk that files are fetched to. Processes share it.
+            cache_bytes: what the folder may hold; what was not used for longest goes first, what is in use stays.
+
+        Raises:
+            TimeloomError: nothing is published, no such release, or its manifest is damaged; an address lacks a cache,
+                or cannot be reached.
+        """
+        if is_address(root):
+            return StoredRelease.fetched(root, release, cache, cache_bytes)
+        if cache is not None:
+            raise TimeloomError("a warehouse on this machine needs no cache", remedy="leave cache= out")
+        return super().open(root, release)
 
     def events(self, split: str | None = None, scheme: str | None = None) -> pl.LazyFrame:
         """MEDS events (warehouse.schemas.EVENTS), a subject's rows together and by time; of one split, or of all.
@@ -351,6 +387,10 @@ class Release(PinnedRelease):
 
         most = k if isinstance(k, Mapping) else dict.fromkeys(batch.item_positions, k)
         return {modality: visibility.visible_items(batch, modality, number) for modality, number in most.items()}
+
+
+class StoredRelease(StoredFiles, Release):
+    """A release in an object store; made by `Release.open`."""
 
 
 def _empty(schema: Any) -> pl.LazyFrame:

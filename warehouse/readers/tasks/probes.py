@@ -190,7 +190,8 @@ class ProbeDataset(IterableDataset[ProbeBatch]):
             rows = np.arange(edges[bucket], edges[bucket + 1])
             if not len(rows):
                 continue
-            tokens = BucketTokens.read(self.release.checked(files.timeline(self.profile, bucket)), self._end)
+            timeline = self.release.checked(files.timeline(self.profile, bucket))
+            tokens = BucketTokens.read(timeline, self._end)
             subjects, times = self._subjects[rows], self._times[rows]
             place = tokens.places(subjects)
             events = self.release.checked_all([files.events(bucket)])
@@ -198,6 +199,8 @@ class ProbeDataset(IterableDataset[ProbeBatch]):
                 tokens, np.unique(place[place >= 0]), events[0] if events else None, self.names, self._unknown
             )
             plan = windows(tokens, subjects, times, self.length, front=self.front, late=late, prompt=self._prompt_ids)
+            for path in (timeline, *events):
+                self.release.let_go(path)
             yield rows, tokens, plan, late
 
     def __iter__(self) -> Iterator[ProbeBatch]:
