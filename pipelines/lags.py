@@ -42,7 +42,8 @@ class Params(TypedDict):
 
 def plan(night: Night) -> list[Task]:
     """One task over every segment that counted lags, and over the lags that were given out so far."""
-    (before,) = night.context.inherited(ReleaseLayout(Path()).lags)
+    path = ReleaseLayout(Path()).lags
+    (before,) = night.context.inherited(path)
     segments = [
         {
             "source": counts_of(entry, MedsCounts)["table"],
@@ -58,10 +59,8 @@ def plan(night: Night) -> list[Task]:
             "all",
             night.context.staging,
             settings=[PERCENTILE, MIN_ROWS],
-            inputs=[
-                sorted([segment["source"], segment["codes"][-1], segment["lags"][-1]] for segment in segments),
-                before.sha256 if before else None,
-            ],
+            inputs=sorted([segment["source"], segment["codes"][-1], segment["lags"][-1]] for segment in segments),
+            continued={str(path): before.sha256 if before else None},
             params=Params(segments=segments, before=str(before.path) if before else None),
         )
     ]
@@ -131,5 +130,5 @@ STAGE = Stage(
     plan=plan,
     lasting=("lags.parquet",),
     settings_are=("percentile", "least rows"),
-    inputs_are=("rows of tables", "lags before"),
+    inputs_are=("rows of tables",),
 )

@@ -114,7 +114,11 @@ def tasks_of(
                 name,
                 context.staging,
                 settings=[fractions.model_dump(), primary],
-                inputs=[subjects, ledger and ledger.sha256, freeze and freeze.sha256, digest],
+                inputs=[subjects, digest],
+                continued={
+                    str(relative.split_ledger(name)): ledger.sha256 if ledger else None,
+                    str(relative.split_freeze(name)): freeze.sha256 if freeze else None,
+                },
                 params=Params(
                     scheme=name,
                     fractions=fractions.model_dump(),
@@ -333,5 +337,5 @@ STAGE = Stage(
     declare=declare,
     lasting=("splits/*/ledger.parquet", "splits/*/freeze.json"),
     settings_are=("fractions", "first scheme"),
-    inputs_are=("subjects", "ledger", "freeze", "merges"),
+    inputs_are=("subjects", "merges"),
 )

@@ -78,6 +78,7 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
     Raises:
         TimeloomError: the vocabulary before was fitted for other splits or quantiles, or has a higher version.
     """
+    relative = ReleaseLayout(Path())
     settings = {"version": profile.vocabulary_version, "scheme": profile.scheme, "quantiles": profile.quantiles}
     known = _known(context, name, settings)
     parts = {key: entry for key, entry in counts.entries.items() if key.rpartition("-")[0] == name}
@@ -94,7 +95,11 @@ def task_of(context: RunContext, name: str, profile: ProfileConfig, counts: Stag
         name,
         context.staging,
         settings=[profile.token_rules(), settings],
-        inputs=[hashes, [list(row) for row in summed.iter_rows()], {key: digest for key, (_, digest) in known.items()}],
+        inputs=[hashes, [list(row) for row in summed.iter_rows()]],
+        continued={
+            str(relative.vocabulary(name)): known["vocabulary"][1] if "vocabulary" in known else None,
+            str(relative.quantiles(name)): known["quantiles"][1] if "quantiles" in known else None,
+        },
         params=Params(
             profile=name,
             settings=profile.model_dump(mode="json"),
@@ -220,5 +225,5 @@ STAGE = Stage(
     plan=plan,
     lasting=("vocabularies/*/*",),
     settings_are=("token rules", "settings"),
-    inputs_are=("counts", "left out", "vocabulary before"),
+    inputs_are=("counts", "left out"),
 )

@@ -51,6 +51,8 @@ class TaskEntry(BaseModel):
         rules: SHA-256 over all of the fingerprint that is no subject's content; null where the task copies no subject
             from the release before, and in a release of an older timeloom.
         because: by name, a short hash of each part of the fingerprint; none in a release of an older timeloom.
+        continued: by path, the hashes of the files of the release before that the task went on from; null for one that
+            was not there.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +61,7 @@ class TaskEntry(BaseModel):
     counts: dict[str, Any] = Field(default_factory=dict)
     rules: str | None = None
     because: dict[str, str] = Field(default_factory=dict)
+    continued: dict[str, str | None] = Field(default_factory=dict)
 
 
 class Deidentification(BaseModel):

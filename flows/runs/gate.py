@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipelines.config import RunConfig
+from pipelines.engine.context import Standing
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest
@@ -63,13 +64,14 @@ def judge_release(
     from validation.measurements import measure_release
     from validation.report.page import write_report
 
+    before = Standing(parent, layout.releases / parent.release_id) if parent else None
     names = dict.fromkeys([config.primary_scheme, *config.splits])
     release = MeasuredRelease(
         tree=tree,
         buckets=config.buckets,
         profiles=manifest.profiles,
         schemes={name: config.splits[name].model_dump() for name in names},
-        before=ReleaseLayout(layout.releases / parent.release_id) if parent else None,
+        before=ReleaseLayout(before.path) if before else None,
         sources=manifest.sources,
         limits=config.limits,
         earlier=earlier_releases(layout, parent, config.limits.window) if parent else (),
@@ -87,7 +89,7 @@ def judge_release(
     manifest = manifest.model_copy(
         update={"contents": tuple(release.contents), "accepted_losses": loss_entries(release.losses)}
     )
-    judgement = judge(measurements, tree.quality / "data_docs")
+    judgement = judge(measurements, tree.quality / "data_docs", before)
     context = {
         "manifest": manifest,
         "steps": steps,

@@ -1,5 +1,6 @@
 """What a run writes down of itself: its name, the manifest of its release, and its line in the lineage."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from pipelines.config import RunConfig
 from pipelines.engine.context import Standing
 from pipelines.engine.task import short_hash
 from pipelines.night import Night, Stage
-from warehouse.files import hash_file, put_in_place, sha256_json
+from warehouse.files import atomic_write, hash_file, put_in_place, sha256_json
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import (
     Deidentification,
@@ -135,18 +136,21 @@ def records_of(night: Night, stages: Sequence[Stage]) -> set[str]:
 def share_with(before: Standing, tree: ReleaseLayout, manifest: Manifest, stages: Sequence[Stage]) -> None:
     """Makes files that the release before has too, byte by byte, links to its own: they take no disk twice.
 
-    What lasts, such as ledgers of splits and vocabularies, stays a file of its own where it was written anew: it cannot
-    be made again, and where one release's is damaged, a repair takes the other's.
+    What lasts, such as ledgers of splits and vocabularies, becomes a file of its own where it was linked: it cannot be
+    made again, and where one release's is damaged, a repair takes the other's.
     """
     lasting = [pattern for stage in stages for pattern in stage.lasting]
     for name, entry in manifest.files.items():
         theirs = before.manifest.files.get(name)
         if theirs is None or theirs.sha256 != entry.sha256:
             continue
-        if any(PurePosixPath(name).match(pattern) for pattern in lasting):
-            continue
         source, made = before.path / name, tree.path / name
-        if theirs.is_of(source) and not source.samefile(made):
+        shared = source.exists() and source.samefile(made)
+        if any(PurePosixPath(name).match(pattern) for pattern in lasting):
+            if shared:
+                with atomic_write(made) as temporary:
+                    shutil.copy2(source, temporary)
+        elif not shared and theirs.is_of(source):
             put_in_place(source, made)
 
 

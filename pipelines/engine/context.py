@@ -73,6 +73,11 @@ class Standing:
         entry = self.manifest.files.get(relative)
         return entry is None or entry.is_of(self.path / relative)
 
+    def whole(self, relative: str) -> Path | None:
+        """A file of the release, if it has one of that name and that is what was published."""
+        entry, path = self.manifest.files.get(relative), self.path / relative
+        return path if entry is not None and entry.is_of(path) else None
+
     def inherited(self, relative: str) -> Inherited | None:
         """A file of the release, if there is one."""
         entry = self.manifest.files.get(relative)

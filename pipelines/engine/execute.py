@@ -46,6 +46,7 @@ def execute(task: Task) -> str:
             counts=dict(result.counts),
             rules=task.rules,
             because=dict(task.because),
+            continued=dict(task.continued),
         )
         write_sealed(record, entry.model_dump(mode="json") | {"cost": task_cost()}, sync=not task.published)
     except (Exception, PanicException) as error:  # a panic of polars is no Exception

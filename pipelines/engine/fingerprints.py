@@ -34,6 +34,7 @@ class Fingerprints:
             known = {}
         self._known = {} if rehash else known
         self._seen: dict[str, list[str | int]] = {}
+        self._kept = known
 
     def of(self, path: Path) -> str:
         """SHA-256 of a file; of a database, with what stands in its write-ahead log."""
@@ -86,9 +87,12 @@ class Fingerprints:
         return digest.hexdigest()
 
     def save(self) -> None:
-        """Keeps what this run saw."""
+        """Keeps what this run saw, if that is something else than what is kept."""
+        if self._seen == self._kept:
+            return
         make_folder(self._path.parent, mode=0o700)
         write_sealed(self._path, self._seen)
+        self._kept = dict(self._seen)
 
 
 def _log_of(path: Path) -> Path:

@@ -71,7 +71,7 @@ def _linked(task: Task, context: RunContext) -> "TaskEntry | None":
     if context.previous is None or context.previous_path is None:
         return None
     entry = context.previous.tasks.get(f"{task.stage}/{task.key}")
-    if entry is None or entry.fingerprint != task.fingerprint:
+    if entry is None or (entry.fingerprint != task.fingerprint and not task.would_repeat(entry)):
         return None
     for relative, file in entry.files.items():
         source = context.previous_path / relative

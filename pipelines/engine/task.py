@@ -11,10 +11,12 @@ from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 
 if TYPE_CHECKING:
-    from warehouse.manifest import FileEntry
+    from warehouse.manifest import FileEntry, TaskEntry
 
 # Set by --debug: a task's traceback goes to the terminal, never into a file, since it may quote a patient's value.
 DEBUG_VARIABLE = "TIMELOOM_DEBUG"
+# Among the parts of a fingerprint, what a task goes on from.
+BEFORE = "before"
 # Bytes are the same only as these write them.
 LIBRARIES = tuple(f"{name} {version(name)}" for name in ("pyarrow", "polars", "numpy"))
 
@@ -104,6 +106,9 @@ class Task:
             this task would make.
         reads_before: further files of the release before that the function reads then, relative to it.
         before: where the former outcome stands; filled in by the engine, see `pipelines.engine.former`.
+        continued: by their path in a release, the hashes of the files of the release before that it goes on from, as a
+            ledger; None where that one has no such file. They are part of the fingerprint.
+        rest: the fingerprint without them.
     """
 
     stage: str
@@ -124,6 +129,21 @@ class Task:
     rules_before: str | None = None
     reads_before: Sequence[str] = ()
     before: Mapping[str, Any] | None = None
+    continued: Mapping[str, str | None] = field(default_factory=dict)
+    rest: str = ""
+
+    def would_repeat(self, entry: "TaskEntry") -> bool:
+        """Whether an earlier outcome is what it would make once more: made of the same, and what the task goes on from
+        is what that outcome left. What a task adds to such a file, it adds once."""
+        left = {path: entry.files[path].sha256 if path in entry.files else None for path in self.continued}
+        return (
+            bool(left) and left == dict(self.continued) and entry.fingerprint == _going_on(self.rest, entry.continued)
+        )
+
+
+def _going_on(rest: str, continued: Mapping[str, str | None]) -> str:
+    """The fingerprint of a task that goes on from files of the release before."""
+    return sha256_json([rest, dict(continued)])
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,7 @@ def make_task(
     weight: int = 0,
     raw_files: Mapping[str, RawFile] | None = None,
     carrying: Callable[[], Carrying] | None = None,
+    continued: Mapping[str, str | None] | None = None,
 ) -> Task:
     """A task whose outputs belong to the release.
 
@@ -162,7 +183,13 @@ def make_task(
         params: paths and settings, handed to the function.
         carrying: where given, the function is handed the former outcome too. It is asked of a task that is out of
             date.
+        continued: see `Task`; None where it goes on from nothing.
     """
+    because = stage.because(settings, inputs)
+    rest = fingerprint = sha256_json([stage.name, stage.version, settings, inputs])
+    if continued is not None:
+        because[BEFORE] = short_hash(dict(continued))
+        fingerprint = _going_on(rest, continued)
 
     def carried() -> Carrying:
         found = carrying() if carrying is not None else Carrying(None)
@@ -178,13 +205,15 @@ def make_task(
         base=str(staging / "release"),
         record=str(staging / "tasks" / stage.name / f"{key.replace('/', '~')}.json"),
         params=dict(params),
-        fingerprint=sha256_json([stage.name, stage.version, settings, inputs]),
+        fingerprint=fingerprint,
         intact=intact,
         weight=weight,
         raw_files=raw_files or {},
         published=True,
         carrying=None if carrying is None else carried,
-        because=stage.because(settings, inputs),
+        because=because,
+        continued=continued or {},
+        rest=rest,
     )
 
 

@@ -85,9 +85,7 @@ def test_a_second_night_without_news_publishes_nothing(published: Site, tmp_path
     assert outcome.exit_code == 2, "quarantined items stay quarantined"
     assert outcome.release == before[1].release_id
     assert (site.releases(), site.manifest) == before
-    ran = {step["step"]: step["ran"] for step in outcome.steps}
-    # These alone run: they go on from those of the night before, and the first night had none.
-    assert {name: count for name, count in ran.items() if count} == {"lags": 1, "split": 1, "vocabulary": 1}
+    assert not any(step["ran"] for step in outcome.steps)
     assert sum(step["seconds"] for step in outcome.steps) < 5
     assert not list(site.layout.work.iterdir())
 
@@ -180,6 +178,8 @@ def test_a_night_rewrites_only_what_changed(published: Site, tmp_path: Path) -> 
     touched = {f"{_bucket(patient):04d}.parquet"}
     assert _rewritten(first, second, "data") == touched
     assert _rewritten(first, second, "items") == set()
+    # What only grows is a file of its own in each release: where one is damaged, a repair takes the other.
+    assert second.lags.read_bytes() == first.lags.read_bytes() and not second.lags.samefile(first.lags)
     assert _rewritten(first, second, "timelines/mehrt") == touched
     assert _rewritten(first, second, "measures/timelines/mehrt") == touched
     assert (

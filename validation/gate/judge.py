@@ -12,9 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
+from pipelines.engine.context import Standing
 from validation.areas import registry
 from validation.areas.area import Expectation, Kind, Severity
-from validation.gate.great_expectations import make_offline, run_suites, write_index
+from validation.gate.data_docs import write_docs
+from validation.gate.great_expectations import run_suites
 from validation.measurements import Measurements
 
 
@@ -79,19 +81,19 @@ def _said(expectation: Expectation, frame: pl.DataFrame, success: bool) -> dict[
     }
 
 
-def judge(measurements: Measurements, docs_dir: Path | None) -> Judgement:
+def judge(measurements: Measurements, docs_dir: Path | None, before: Standing | None = None) -> Judgement:
     """Holds measurements to the expectations of every area.
 
     Args:
         docs_dir: where Data Docs are written (quality/data_docs); None writes none.
+        before: the release that this one follows, which may have pages of Data Docs that say the same.
     """
+    answers = run_suites(measurements.areas, registry.AREAS)
     if docs_dir is not None:
         shutil.rmtree(docs_dir, ignore_errors=True)  # pages of a run that was killed
         docs_dir.mkdir(parents=True)
-    success = run_suites(measurements.areas, registry.AREAS, docs_dir)
-    if docs_dir is not None:
-        write_index(docs_dir, registry.AREAS, success)
-        make_offline(docs_dir)
+        write_docs(docs_dir, registry.AREAS, answers, before)
+    success = {name: met for answer in answers.values() for name, met in answer.success.items()}
     results = [
         Outcome(
             suite=area.name,
