@@ -22,6 +22,8 @@ from warehouse.hashing import splitmix64
 
 # Rows that are held at a time, give or take a row group and a subject.
 PART_ROWS = 1 << 18
+# A file of no more rows is read once.
+HELD_ROWS = 1 << 14
 # No hospital's: ids are hashes or numbers from 0 on.
 NO_SUBJECT = np.iinfo(np.int64).min
 
@@ -37,6 +39,7 @@ class SubjectsFile:
         owners: (n,) each row's subject, NO_SUBJECT for none.
         subjects: ids (s,), ascending.
         edges: (g + 1,) the row at which each row group begins, the last being the number of rows.
+        held: all of its rows, where they are few.
     """
 
     path: Path
@@ -46,6 +49,8 @@ class SubjectsFile:
     owners: I64
     subjects: I64
     edges: I64
+    schema: pa.Schema
+    held: pa.Table | None
 
     @classmethod
     def read(cls, path: Path) -> "SubjectsFile":
@@ -60,12 +65,15 @@ class SubjectsFile:
                 for group in footer.groups
             )
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-            owners = numbers_of(parquet.read(columns=["subject_id"])["subject_id"], NO_SUBJECT)
+            schema, few = parquet.schema_arrow, parquet.metadata.num_rows <= HELD_ROWS
+            table = parquet.read(columns=None if few else ["subject_id"])
+        owners = numbers_of(table["subject_id"], NO_SUBJECT)
         ordered = not (owners[1:] < owners[:-1]).any() and (not len(owners) or int(owners[0]) != NO_SUBJECT)
         runs = owners[np.append([True], owners[1:] != owners[:-1])[: len(owners)]]
         subjects = runs if ordered else np.setdiff1d(runs, [NO_SUBJECT])
         edges = np.append(0, np.cumsum([group.rows for group in footer.groups])).astype(np.int64)
-        return cls(path, footer.head + footer.tail, digests, ordered, owners, subjects, edges)
+        form, held = footer.head + footer.tail, table if few else None
+        return cls(path, form, digests, ordered, owners, subjects, edges, schema, held)
 
     def in_groups(self, groups: Bools) -> I64:
         """The subjects with a row in some row groups (g,)."""
@@ -81,6 +89,10 @@ class SubjectsFile:
             subjects: ids, ascending.
         """
         rows = among(self.owners, subjects)
+        if self.held is not None:
+            if rows.any():
+                yield self.held.filter(pa.array(rows))
+            return
         before = np.append(0, np.cumsum(rows))
         groups = np.flatnonzero(before[self.edges[1:]] > before[self.edges[:-1]])
         if not len(groups):
@@ -106,19 +118,23 @@ class SubjectsFile:
         if held:
             yield held
 
-    def hashes(self, subjects: I64) -> pl.DataFrame:
-        """`subject_id`, `hash` of all rows of some subjects, in their order."""
-        parts = [pl.DataFrame(schema={"subject_id": pl.Int64, "hash": pl.UInt64})]
+    def hashes(self, subjects: I64) -> tuple[I64, U64]:
+        """The ids, ascending, of those of some subjects who have rows, and of each a hash of all of them in order."""
+        parts = [(self.owners[:0], np.zeros(0, np.uint64))]
         for table in self.rows_of(subjects):
             frame = pl.from_arrow(table)
             assert isinstance(frame, pl.DataFrame)
             parts.append(_hashed(frame if self.ordered else frame.sort("subject_id", maintain_order=True)))
-        return pl.concat(parts)
+        ids, hashes = (np.concatenate(found) for found in zip(*parts, strict=True))
+        return ids, hashes
 
     def naming(self, column: str, texts: pa.Array) -> I64:
         """The subjects, ascending, with a row in which a column has one of some texts."""
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            named = file.read(columns=[column])[column]
+        if self.held is not None:
+            named = self.held[column]
+        else:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+                named = file.read(columns=[column])[column]
         return np.unique(self.owners[pc.is_in(named, value_set=texts.cast(named.type)).to_numpy()])
 
 
@@ -142,20 +158,22 @@ def changed_subjects(now: SubjectsFile, before: SubjectsFile) -> I64 | None:
         both = np.union1d(now.in_groups(place < 0), before.in_groups(gone))
     else:
         both = np.union1d(now.subjects, before.subjects)
-    hashes = now.hashes(both), before.hashes(both)
-    alone = [hashes[a].join(hashes[b], on=["subject_id", "hash"], how="anti") for a, b in ((0, 1), (1, 0))]
-    return np.unique(pl.concat(alone)["subject_id"].to_numpy())
+    (ids, hashes), (ids_before, hashes_before) = now.hashes(both), before.hashes(both)
+    if not len(ids_before):
+        return ids
+    place = np.minimum(np.searchsorted(ids_before, ids), len(ids_before) - 1)
+    same = ids[(ids_before[place] == ids) & (hashes_before[place] == hashes)]
+    return np.setdiff1d(np.union1d(ids, ids_before), same, assume_unique=True)
 
 
-def _hashed(frame: pl.DataFrame) -> pl.DataFrame:
-    """`subject_id`, `hash` of rows whose subjects stand together."""
+def _hashed(frame: pl.DataFrame) -> tuple[I64, U64]:
+    """Ids and hashes of subjects whose rows stand together."""
     ids = frame["subject_id"].to_numpy()
     starts = np.flatnonzero(np.append([True], ids[1:] != ids[:-1])[: len(ids)])
     place = np.arange(len(ids)) - np.repeat(starts, np.diff(np.append(starts, len(ids))))
     rows: U64 = frame.hash_rows().to_numpy() ^ splitmix64(place)
     # Sums modulo 2^64 of what is mixed once more, so that the same two changes in two rows do not cancel out.
-    sums = np.add.reduceat(splitmix64(rows.view(np.int64)), starts) if len(ids) else rows
-    return pl.DataFrame({"subject_id": ids[starts], "hash": sums})
+    return ids[starts], np.add.reduceat(splitmix64(rows.view(np.int64)), starts) if len(ids) else rows
 
 
 def among(ids: I64, wanted: I64) -> Bools:

@@ -28,7 +28,7 @@ from warehouse.schemas import MEASURES
 # Of more changed subjects than this both parts cost more than all of tonight's.
 _MOST = 0.4
 # A bucket of fewer events is measured in the time that it takes to look who changed.
-FEWEST_ROWS = 20_000
+FEWEST_ROWS = 150_000
 # By area what a row is of, where rows of one bucket's subjects are summed.
 _SUMMED = {
     "counts": ["measure", "of", "within", "split"],
@@ -149,8 +149,7 @@ def _alone(
     for name, file in files.items():
         path = tree.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        schema = pq.read_schema(file.path)
-        with pq.ParquetWriter(path, schema, compression="none", write_statistics=["subject_id"]) as writer:
+        with pq.ParquetWriter(path, file.schema, compression="none", write_statistics=["subject_id"]) as writer:
             for table in file.rows_of(subjects):
                 writer.write_table(table)
     for scheme in schemes:
@@ -163,7 +162,7 @@ def _alone(
 
 def _shared_items(some: Sequence[SubjectsAlone], files: Both, subjects: I64) -> bool:
     """Whether a row of another subject names an item of some subjects: by their events it is judged."""
-    named = [name for name, (now, _) in files.items() if "item_key" in pq.read_schema(now.path).names]
+    named = [name for name, (now, _) in files.items() if "item_key" in now.schema.names]
     columns = [read_columns(tree.path / name, ["item_key"])["item_key"] for tree in some for name in named]
     keys = [column.cast(pa.string()).combine_chunks().drop_null() for column in columns]
     items = pa.concat_arrays([pa.array([], pa.string()), *keys]).unique()

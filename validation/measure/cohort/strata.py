@@ -64,12 +64,17 @@ def strata_of_bucket(
         placed = values.join(splits.select("subject_id", "split").drop_nulls(), on="subject_id")
         counted = placed.group_by("attribute", "value", "split").agg(_number().alias("subjects"))
         patients.append(counted.select(PATIENTS.names()))
-        for task in tasks:
-            labels = gather([tree.labels(task, bucket)], LABELS, ["subject_id", "boolean_value"])
-            of_task = labels.join(values, on="subject_id").group_by("attribute", "value")
+        labels = [
+            gather([tree.labels(task, bucket)], LABELS, ["subject_id", "boolean_value"]).with_columns(
+                pl.lit(task).alias("task")
+            )
+            for task in tasks
+        ]
+        if labels:
+            of_tasks = pl.concat(labels).join(values, on="subject_id").group_by("task", "attribute", "value")
             positive, negative = _number(pl.col("boolean_value")), _number(~pl.col("boolean_value"))
-            counted = of_task.agg(positive.alias("positive"), negative.alias("negative"))
-            labelled.append(counted.select(pl.lit(task).alias("task"), "attribute", "value", "positive", "negative"))
+            counted = of_tasks.agg(positive.alias("positive"), negative.alias("negative"))
+            labelled.append(counted.select(LABELLED.names()))
     return pl.concat(patients), pl.concat(labelled)
 
 

@@ -17,6 +17,10 @@ from warehouse.schemas import LABELS
 
 KEYS = ["subject_id", "prediction_time"]
 AUDITED = ("labels", "repeated", "unknown_by_then", "after_death")
+_MOMENT = [*KEYS, "clock"]
+_LABELS = pl.Schema(
+    [("subject_id", pl.Int64()), ("prediction_time", pl.Datetime("us")), ("task", pl.String()), ("clock", pl.String())]
+)
 _DIED: dict[str, pl.DataType | type[pl.DataType]] = {"subject_id": pl.Int64, "died": pl.Datetime("us")}
 
 
@@ -28,15 +32,19 @@ class LabelAudit:
     """
 
     def __init__(self, tree: ReleaseLayout, bucket: int, clocks: Mapping[str, str]) -> None:
-        self._clocks = clocks
-        self._labels = {name: gather([tree.labels(name, bucket)], LABELS, KEYS) for name in clocks}
+        labels = [
+            gather([tree.labels(name, bucket)], LABELS, KEYS).with_columns(
+                pl.lit(name).alias("task"), pl.lit(clock).alias("clock")
+            )
+            for name, clock in clocks.items()
+        ]
+        self._labels = pl.concat([pl.DataFrame(schema=_LABELS), *labels])
         self._asked = {
-            clock: pl.concat([frame for name, frame in self._labels.items() if clocks[name] == clock]).unique()
-            for clock in set(clocks.values())
+            clock: self._labels.filter(pl.col("clock") == clock).select(KEYS).unique() for clock in set(clocks.values())
         }
-        self._known: dict[str, list[pl.DataFrame]] = {clock: [frame.clear()] for clock, frame in self._asked.items()}
+        self._known = [self._labels.select(_MOMENT).clear()]
         self._deaths = [pl.DataFrame(schema=_DIED)]
-        self.asked = any(frame.height for frame in self._labels.values())
+        self.asked = self._labels.height > 0
 
     def add(self, part: Part) -> None:
         """Looks for the moments of labels among a part's events."""
@@ -47,21 +55,22 @@ class LabelAudit:
                 pl.Series(timed & (times != NO_TIME))
             )
             moments = moments.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
-            self._known[clock].append(moments.join(asked, on=KEYS, how="semi").unique())
+            known = moments.join(asked, on=KEYS, how="semi").unique()
+            self._known.append(known.with_columns(pl.lit(clock).alias("clock")))
         died = part.texts["code"].starting(DEATH, separator="/") & timed & (part.available != NO_TIME)
         deaths = pl.DataFrame({"subject_id": part.subject[died], "died": part.available[died]})
         self._deaths.append(deaths.with_columns(pl.col("died").cast(pl.Datetime("us"))))
 
     def count(self, tally: Tally) -> None:
         """Adds AUDITED of each task."""
-        known = {clock: pl.concat(parts) for clock, parts in self._known.items()}
         deaths = pl.concat(self._deaths).group_by("subject_id").agg(pl.col("died").min())
-        for name, labels in self._labels.items():
-            dead = labels.join(deaths, on="subject_id").filter(pl.col("died") <= pl.col("prediction_time"))
-            numbers = (
-                labels.height,
-                labels.height - labels.unique().height,
-                labels.join(known[self._clocks[name]], on=KEYS, how="anti").height,
-                dead.height,
-            )
-            tally.count("labels", dict(zip(AUDITED, numbers, strict=True)), of=name)
+        known = pl.concat(self._known).unique().with_columns(pl.lit(True).alias("known"))
+        row = pl.struct("task", *KEYS)
+        audited = self._labels.join(known, on=_MOMENT, how="left").join(deaths, on="subject_id", how="left")
+        counts = audited.group_by("task").agg(
+            pl.len().alias(AUDITED[0]),
+            (pl.len() - row.n_unique()).alias(AUDITED[1]),
+            pl.col("known").is_null().sum().alias(AUDITED[2]),
+            (pl.col("died") <= pl.col("prediction_time")).sum().alias(AUDITED[3]),
+        )
+        tally.add("labels", counts, of="task")
