@@ -9,6 +9,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from warehouse.embeddings.value import store_name
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, signature_of
 from warehouse.sealed import read_sealed, write_sealed
@@ -73,9 +74,18 @@ class ScratchCopy:
             return False
 
     def put_in_place(self, changed: bool) -> None:
-        """The store takes its place, if this writer or one before it has `changed` it; the copy goes."""
+        """The store takes its place, if this writer or one before it has `changed` it; the copy goes.
+
+        Raises:
+            TimeloomError: another worker has written the store since the copy was made; that stands.
+        """
         if changed or self._goes_on or not self.path.is_file():
             with atomic_write(self.path) as temporary:
                 shutil.copyfile(self.place, temporary)
+                if not self._is_known():
+                    raise TimeloomError(
+                        f"embedding store {store_name(self.path)} was written by another worker meanwhile",
+                        remedy="run again; what that one stored stands, and the rest is made again",
+                    )
         with suppress(OSError):
             shutil.rmtree(self._folder)

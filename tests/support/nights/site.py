@@ -91,9 +91,9 @@ class Site:
                 run.carry_out(name, step)
             return run.outcome()
 
-    def killed_before(self, step: str) -> None:
+    def killed_before(self, step: str, engine: Engine | None = None) -> None:
         """A run that does not come to `step`, as after a kill."""
-        with self._run(None, None) as run:
+        with self._run(engine, None) as run:
             for name, tasks in run.steps:
                 if name == step:
                     return
