@@ -3,9 +3,9 @@
 import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
-from pipelines.engine.execute import execute_parcel
 from pipelines.engine.parcel import pack, refusal_in
 from pipelines.engine.task import Task
 from warehouse.errors import TimeloomError
@@ -17,6 +17,9 @@ DASK = "DaskRunner"
 _DASK_CLASS = "apache_beam.runners.dask.dask_runner.DaskRunner"  # Beam knows it by this name alone
 # Runners that hand options which this process does not know to a service of theirs.
 _PASS_ON = ("DataflowRunner", "FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
+# `execute_parcel`, sent as code and not as a name: a worker of Dask that cannot import a name ends without a word, and
+# the run waits for ever; an import that fails inside a task is an error of the task.
+_ANYWHERE = lambda parcel: import_module("pipelines.engine.execute").execute_parcel(parcel)  # noqa: E731
 
 
 class BeamEngine:
@@ -62,11 +65,11 @@ class BeamEngine:
             pipeline = beam.Pipeline(options=PipelineOptions(self._flags, save_main_session=False))
             self._refuse_unknown(PipelineOptions)
             with pipeline:
-                _ = pipeline | beam.Create(parcels) | beam.Reshuffle() | beam.Map(execute_parcel)
+                _ = pipeline | beam.Create(parcels) | beam.Reshuffle() | "execute_parcel" >> beam.Map(_ANYWHERE)
         except TimeloomError as error:
             raise refusal_in(str(error)) or error from error
         except (Exception, SystemExit) as error:  # argparse ends the process over an option
-            raise self._clear(error, parcels) from error
+            raise self._clear(error, parcels, begun=pipeline is not None) from error
         finally:
             # DaskRunner leaves a connection, and its threads, for each pipeline.
             client = getattr(getattr(pipeline, "result", None), "client", None)
@@ -89,11 +92,15 @@ class BeamEngine:
                 "mend --beam-option; an option is written --beam-option=--name=value",
             )
 
-    def _clear(self, error: BaseException, parcels: Sequence[str]) -> TimeloomError:
-        """What a person can do about a failure, in one line."""
+    def _clear(self, error: BaseException, parcels: Sequence[str], *, begun: bool) -> TimeloomError:
+        """What a person can do about a failure, in one line.
+
+        Args:
+            begun: the runner itself was found.
+        """
         if (refused := refusal_in(str(error))) is not None:
             return refused
-        if absent := _ABSENT.search(str(error)):
+        if begun and (absent := _ABSENT.search(str(error))):
             return TimeloomError(
                 f"a worker of the Beam runner {self.runner} has no module {absent[1]}",
                 "install timeloom with the same constraints.txt on every worker, and run again; it resumes",

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors import deid as deid_module
-from extractors.deid import DeidConfig, Deidentifier, KeyedHash, load_key
+from extractors.deid import SYNTHETIC_KEY, DeidConfig, Deidentifier, KeyedHash, load_key
 from extractors.events.lag_counts import LAGS
 from extractors.ids import INVISIBLE, NULL_IDS
 from pipelines.aligning.continued import QUARANTINE, SUBJECTS
@@ -196,6 +196,61 @@ def test_a_damaged_key_is_refused_in_one_line(tmp_path: Path, damage: bytes) -> 
     with pytest.raises(TimeloomError, match=r"key is (unreadable|too short); restore deid.key") as caught:
         load_key(DeidConfig(), tmp_path, create=True)
     assert "\n" not in str(caught.value)
+
+
+TEXT = "5a" * 32
+
+
+@pytest.mark.parametrize("way", ["KEY", "KEY_FILE", "KEY_COMMAND"])
+def test_a_machine_may_have_the_key_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    (tmp_path / "key").write_text(f"{TEXT}\n")
+    named = {"KEY": TEXT, "KEY_FILE": str(tmp_path / "key"), "KEY_COMMAND": f"cat '{tmp_path / 'key'}'"}
+    monkeypatch.setenv(f"TIMELOOM_{way}", named[way])
+    assert load_key(DeidConfig(), tmp_path / "private", create=True) == bytes.fromhex(TEXT)
+    assert not (tmp_path / "private").exists(), "no other key is made"
+    assert load_key(DeidConfig(mode="synthetic"), tmp_path) == SYNTHETIC_KEY
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TIMELOOM_KEY", "5a5a no key"),
+        ("TIMELOOM_KEY", "5a" * 31),
+        ("TIMELOOM_KEY_FILE", "/absent/5a5a"),
+        ("TIMELOOM_KEY_COMMAND", "false 5a5a"),
+        ("TIMELOOM_KEY_COMMAND", "echo 5a5a no key"),
+        ("TIMELOOM_KEY_COMMAND", "/absent/5a5a"),
+        ("TIMELOOM_KEY_COMMAND", "echo '5a5a"),
+    ],
+)
+def test_a_key_elsewhere_that_is_none_is_one_line_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TimeloomError) as caught:
+        load_key(DeidConfig(), tmp_path, create=True)
+    assert str(caught.value).startswith(f"the de-identification key that {variable} names is ")
+    assert "5a5a" not in repr(caught.value)
+    assert caught.value.__cause__ is None, "nothing that quotes it"
+
+
+def test_a_key_is_named_in_one_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIMELOOM_KEY", TEXT)
+    monkeypatch.setenv("TIMELOOM_KEY_COMMAND", "false")
+    with pytest.raises(TimeloomError, match="TIMELOOM_KEY and TIMELOOM_KEY_COMMAND are both set; name the key in one"):
+        load_key(DeidConfig(), tmp_path)
+
+
+def test_a_machine_is_held_to_the_fingerprint_of_the_key(tmp_path: Path) -> None:
+    key = load_key(DeidConfig(), tmp_path, create=True)
+    fingerprint = Deidentifier(DeidConfig(), key).key_fingerprint
+    assert Deidentifier.held_to(DeidConfig(), tmp_path, fingerprint).item_key("x") == Deidentifier(
+        DeidConfig(), key
+    ).item_key("x")
+    load_key(DeidConfig(), tmp_path / "other", create=True)
+    with pytest.raises(TimeloomError, match="is not the one that the root was made with") as caught:
+        Deidentifier.held_to(DeidConfig(), tmp_path / "other", fingerprint)
+    assert key.hex() not in str(caught.value)
 
 
 def test_synthetic_patients_need_no_key_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import extras
 from flows.runs.settings import RunSettings, make_engine
 from pipelines.config import parse_config
 from pipelines.engine import beam
@@ -234,10 +235,12 @@ def test_a_wrong_option_is_one_line(tmp_path: Path, options: list[str], says: st
 
 
 def test_the_command_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import extras
-
     monkeypatch.setitem(extras.MODULES, "dask", ("absent_module",))
-    config = parse_config({"sources": [], "deid": {"mode": "synthetic"}}, tmp_path, "test")
+    config = parse_config(
+        {"sources": [{"source": "simulated-hospital", "path": "tables"}], "deid": {"mode": "synthetic"}},
+        tmp_path,
+        "test",
+    )
     with pytest.raises(TimeloomError, match=r"runs on Dask need absent_module.*timeloom\[dask\]"):
         make_engine(RunSettings(tmp_path / "c.yaml", engine="beam", runner="DaskRunner"), config)
 
@@ -273,6 +276,7 @@ def test_a_night_on_a_runner_with_faults_makes_the_same_bytes(
     assert made(site) == made(calm)
 
 
+@pytest.mark.proof
 def test_a_night_that_lost_tasks_names_one_and_is_resumed(folder: Path, hospital: Path, calm: Site) -> None:
     site = vector_site(folder / "losing", hospital, **EXPERT)
     losing = BeamEngine(faulty_runner.NAME, 1, ["--fault=lose"])

@@ -15,6 +15,11 @@ from warehouse.errors import TimeloomError
     ("engine", "says"),
     [
         (BeamEngine("NoSuchRunner"), "NoSuchRunner failed: ValueError: Unexpected pipeline runner: NoSuchRunner"),
+        (
+            BeamEngine("nosuch.Runner"),
+            "the Beam runner nosuch.Runner failed: ModuleNotFoundError: No module named 'nosuch'",
+        ),
+        (BeamEngine(options=["--no_such_option"]), "the Beam runner FnApiRunner has no option --no_such_option; mend"),
         (BeamEngine(options=["--runner_pool=x", "--direct_num_workers=many"]), "an option is wrong"),
         (BeamEngine("SparkRunner", options=["--spark_master_url=nowhere"]), "the Beam runner SparkRunner failed: "),
     ],
