@@ -311,7 +311,7 @@ def has_events(report: StageReport, night: Night) -> None:
 
 STAGE = Stage(
     "align",
-    version=6,
+    version=7,
     run="pipelines.align:run",
     after=("meds", "lags", "embed"),
     in_conversion=True,

@@ -197,7 +197,7 @@ def _count_kept(kept: KeptCells, made: Counts) -> None:
 
 STAGE = Stage(
     "tokenize",
-    version=6,
+    version=7,
     run="pipelines.tokenize:run",
     after=("align", "embed", "vocabulary"),
     keys=("profiles",),

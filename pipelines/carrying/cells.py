@@ -13,7 +13,7 @@ from warehouse.arrays import I64, U64, Bools
 from warehouse.hashing import salt_of, splitmix64
 
 # About so many rows a cell: with fewer, a row group costs more than what is in it; with more, more is made again.
-CELL_ROWS = 12_000
+CELL_ROWS = 4_000
 _SALT = salt_of("timeloom cell")
 
 

@@ -30,6 +30,7 @@ from warehouse.schemas import DERIVED
 
 ORDER = ["subject_id", "time", "code", "available_time", "numeric_value", "time_precision"]
 LISTS = ("creatinine", "antineoplastic", "neutropenia", "pancytopenia", "fever", "neutrophils", "temperature")
+MEASURED = ("creatinine", "neutrophils", "temperature")
 
 
 class Counts(TypedDict):
@@ -115,17 +116,17 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
 
     codes = LabelCodes.of_params(params["codes"], tree)
 
-    def derived(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[pl.DataFrame, Counts]:
-        return derived_events(tree, bucket, codes.members_of(bucket, LISTS, tree=tree), rules, subjects)
-
+    members = codes.members_of(bucket, LISTS, tree=tree)
     changes = Changes.of(tree, former.tree, bucket) if former is not None else None
     if former is None or changes is None:
-        frame, counts = derived(tree)
+        frame, counts = derived_events(tree, bucket, members, rules)
     else:
-        (frame, now), (_, before) = derived(tree, changes.now), derived(former.tree, changes.before)
+        frame, now = derived_events(tree, bucket, members, rules, changes.now)
         frame = carried(read_frame(former.tree.derived(bucket)), frame, changes, ORDER)
+        members = codes.members_of(bucket, LISTS, tree=former.tree)
+        before = values_of(former.tree, bucket, members, rules, changes.before)
         counts = Counts(
-            derived=mended(former.counts["derived"], before["derived"], now["derived"]),
+            derived=_kinds(frame),
             creatinine=mended(former.counts["creatinine"], before["creatinine"], now["creatinine"]),
             neutrophils=mended(former.counts["neutrophils"], before["neutrophils"], now["neutrophils"]),
             temperature=mended(former.counts["temperature"], before["temperature"], now["temperature"]),
@@ -167,13 +168,30 @@ def derived_events(
         pairs, measured = fever.febrile_neutropenia(facts, neutrophils, temperature, rules.neutropenic_fever)
         found.append(_events(facts, pairs, fever.CODE_OF_VALUES))
     events = pl.concat(found).sort(ORDER)
-    kinds = events["code"].str.replace(r"//\d+$", "").value_counts().sort("code")
     return events, Counts(
-        derived={str(kind): int(number) for kind, number in kinds.iter_rows()},
+        derived=_kinds(events),
         creatinine=mended(used, {}, {}),
         neutrophils=mended(measured["neutrophils"], {}, {}),
         temperature=mended(measured["temperature"], {}, {}),
     )
+
+
+def _kinds(events: pl.DataFrame) -> dict[str, int]:
+    """How many derived events there are of each kind."""
+    kinds = events["code"].str.replace(r"//\d+$", "").value_counts().sort("code")
+    return {str(kind): int(number) for kind, number in kinds.iter_rows()}
+
+
+def values_of(
+    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig, subjects: I64
+) -> dict[str, Counter[str]]:
+    """What `derived_events` says of measured values, without deriving anything; arguments are the same."""
+    of = {name: members.filter(pl.col("list") == name)["code"] for name in MEASURED}
+    codes = pl.concat(list(of.values())).unique()
+    facts = read_facts(tree.events(bucket), codes, values=True, subjects=subjects)
+    creatinine, *measured = (np.flatnonzero(facts.holds(of[name])) for name in MEASURED)
+    _, _, used = kidney.in_mg_dl(facts, creatinine, rules.kdigo)
+    return {"creatinine": used, **fever.reasons_of(facts, *measured, rules.neutropenic_fever)}
 
 
 def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = None) -> pl.DataFrame:

@@ -4,6 +4,7 @@ A bucket is read once for all tasks. A task whose labels cannot be made, because
 event or its outcome, has an empty file, an attrition table that says so, and one line in the run's log.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,7 +22,7 @@ from pipelines.split import hashes_of
 from pipelines.tasks.attrition import Attrition, mended_tables
 from pipelines.tasks.codes import DERIVED, entries_of, systems_of
 from pipelines.tasks.definition import BIRTH, TaskConfig
-from pipelines.tasks.facts import read_facts
+from pipelines.tasks.facts import Facts, read_facts
 from pipelines.tasks.labelling import BucketLabels, empty_labels, lists_of
 from pipelines.tasks.members import LabelCodes
 from pipelines.tasks.notices import missing_of, namespaces_of, older_codes
@@ -127,21 +128,25 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
 
     codes = LabelCodes.of_params(params["codes"], tree)
 
-    def labelled(tree: ReleaseLayout, subjects: I64 | None = None) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-        splits = splits_of(tree, params["scheme"])
-        derived = read_frame(tree.derived(bucket))
-        made = label_bucket(tree, bucket, tasks, codes, splits, derived, params["withheld"], subjects)
-        tables = pl.concat([attrition.table(name) for name, (_, attrition) in made.items()])
-        return {name: labels for name, (labels, _) in made.items()}, tables
+    def asked(tree: ReleaseLayout, subjects: I64 | None = None) -> Asked:
+        return Asked(tree, splits_of(tree, params["scheme"]), read_frame(tree.derived(bucket)), subjects)
 
     changes = Changes.of(tree, former.tree, bucket, scheme=params["scheme"]) if former is not None else None
     if former is None or changes is None:
-        labels, attrition = labelled(tree)
+        made = labelled(asked(tree), bucket, tasks, codes, params["withheld"])
+        labels = {name: frame for name, (frame, _) in made.items()}
+        attrition = pl.concat([each.table(name) for name, (_, each) in made.items()])
     else:
-        (labels, attrition), (_, before) = labelled(tree, changes.now), labelled(former.tree, changes.before)
-        for name, new in labels.items():
-            labels[name] = carried(read_frame(former.tree.labels(name, bucket)), new, changes, LABELS.names)
-        attrition = mended_tables(read_frame(former.tree.attrition(bucket)), before, attrition)
+        before = asked(former.tree, changes.before)
+        made = labelled(asked(tree, changes.now), bucket, tasks, codes, params["withheld"], before)
+        labels = {
+            name: carried(read_frame(former.tree.labels(name, bucket)), frame, changes, LABELS.names)
+            for name, (frame, _) in made.items()
+        }
+        of_now, of_before = (
+            pl.concat([each.table(name, group) for name, (_, each) in made.items()]) for group in (0, 1)
+        )
+        attrition = mended_tables(read_frame(former.tree.attrition(bucket)), of_before, of_now)
     files: dict[str, int | None] = {}
     for name, frame in labels.items():
         path = tree.labels(name, bucket)
@@ -160,6 +165,29 @@ def left_by_rule(attrition: pl.DataFrame) -> dict[str, dict[str, int]]:
     return left
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Whom labels are made of in a bucket.
+
+    Attributes:
+        tree: a release.
+        splits: `subject_id`, `split`.
+        derived: columns of DERIVED.
+        subjects: ids, ascending, of those who are wanted; all where not given.
+    """
+
+    tree: ReleaseLayout
+    splits: pl.DataFrame
+    derived: pl.DataFrame
+    subjects: I64 | None = None
+
+    def facts(self, bucket: int, members: pl.DataFrame) -> Facts:
+        """What lists hold of their events; `members` are the lists' codes."""
+        births = members.filter(pl.col("list") == BIRTH)["code"]
+        path = self.tree.events(bucket)
+        return read_facts(path, members["code"].unique(), self.derived, births=births, subjects=self.subjects)
+
+
 def label_bucket(
     tree: ReleaseLayout,
     bucket: int,
@@ -168,7 +196,6 @@ def label_bucket(
     splits: pl.DataFrame,
     derived: pl.DataFrame,
     withheld: list[str],
-    subjects: I64 | None = None,
 ) -> dict[str, tuple[pl.DataFrame, Attrition]]:
     """By task, the labels of a bucket and who was left out.
 
@@ -176,18 +203,40 @@ def label_bucket(
         splits: `subject_id`, `split`.
         derived: columns of DERIVED.
         withheld: tasks whose labels cannot be made.
-        subjects: ids, ascending, of those who are wanted; all where not given.
+    """
+    return labelled(Asked(tree, splits, derived), bucket, tasks, codes, withheld)
+
+
+def labelled(
+    asked: Asked,
+    bucket: int,
+    tasks: dict[str, TaskConfig],
+    codes: LabelCodes,
+    withheld: list[str],
+    before: Asked | None = None,
+) -> dict[str, tuple[pl.DataFrame, Attrition]]:
+    """By task, the labels of some subjects and who was left out.
+
+    Args:
+        withheld: tasks whose labels cannot be made.
+        before: who gets no labels, and is counted in a group apart: what is done for few subjects takes as long as what
+            is done for fewer.
     """
     names = lists_of(tasks)
-    members = codes.members_of(bucket, names, derived["code"].unique(), tree)
-    births = members.filter(pl.col("list") == BIRTH)["code"]
-    facts = read_facts(tree.events(bucket), members["code"].unique(), derived, births=births, subjects=subjects)
-    bucket_labels = BucketLabels(facts, members, splits)
+    both = [asked] if before is None else [asked, before]
+    members = pl.concat([codes.members_of(bucket, names, each.derived["code"].unique(), each.tree) for each in both])
+    members = members.unique(maintain_order=True)
+    facts, *others = (each.facts(bucket, members) for each in both)
+    if before is None:
+        bucket_labels = BucketLabels(facts, members, asked.splits)
+    else:
+        facts = facts.followed_by(others[0])
+        bucket_labels = BucketLabels(facts, members, asked.splits, len(others[0].subjects), before.splits)
     made = {}
     for name, task in tasks.items():
         if name in withheld:
             everyone = np.arange(len(facts.subjects))
-            attrition = Attrition(bucket_labels.split_of(everyone))
+            attrition = bucket_labels.attrition(everyone)
             attrition.remove(WITHHELD, np.ones(len(everyone), np.bool_))
             attrition.labelled(np.zeros(len(everyone), np.bool_))
             made[name] = empty_labels(), attrition

@@ -19,12 +19,14 @@ class Attrition:
     """Candidates of a task in one bucket, as rules take them away.
 
     Attributes:
-        split: of each candidate (n,), a place in COUNTED.
+        split: of each candidate (n,), a place in COUNTED; len(COUNTED) higher for each group before the candidate's.
+        groups: that are counted apart, each in a table.
         left: who is left (n,).
         rows: rule, and by split how many it removed and left.
     """
 
     split: I64
+    groups: int = 1
     left: Bools = field(init=False)
     rows: list[tuple[str, I64, I64]] = field(default_factory=list)
 
@@ -33,7 +35,7 @@ class Attrition:
         self._put(START, np.zeros(len(self.split), np.bool_))
 
     def _counted(self, which: Bools) -> I64:
-        return np.bincount(self.split[which], minlength=len(COUNTED)).astype(np.int64)
+        return np.bincount(self.split[which], minlength=self.groups * len(COUNTED)).astype(np.int64)
 
     def _put(self, rule: str, removed: Bools) -> None:
         self.rows.append((rule, self._counted(removed), self._counted(self.left)))
@@ -48,14 +50,14 @@ class Attrition:
         """Counts the labels (n,) of those who are left."""
         for rule, which in ((POSITIVE, value), (NEGATIVE, ~value)):
             counted = self._counted(self.left & which)
-            self.rows.append((rule, np.zeros(len(COUNTED), np.int64), counted))
+            self.rows.append((rule, np.zeros_like(counted), counted))
 
-    def table(self, task: str) -> pl.DataFrame:
-        """A row a rule and split: columns of warehouse.schemas.ATTRITION."""
+    def table(self, task: str, group: int = 0) -> pl.DataFrame:
+        """A row a rule and split, of one group: columns of warehouse.schemas.ATTRITION."""
         rows = [
             (task, step, rule, split, int(removed[place]), int(left[place]))
             for step, (rule, removed, left) in enumerate(self.rows)
-            for place, split in enumerate(COUNTED)
+            for place, split in enumerate(COUNTED, group * len(COUNTED))
         ]
         return pl.DataFrame(
             rows,

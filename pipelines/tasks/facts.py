@@ -5,7 +5,7 @@ a row that no list holds costs a comparison of numbers.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ class Facts:
     """A bucket.
 
     Attributes:
-        subjects: ids (s,), in order.
+        subjects: ids (s,), in order where they are of one release.
         first, last: µs (s,), of the subject's first event with a time other than a birth, and of the last with a time;
             NEVER and NO_TIME without any.
         last_known: µs (s,), when the last of them became available.
@@ -105,6 +105,15 @@ class Facts:
     rows: Rows
     codes: pl.Series
     units: tuple[str, ...]
+
+    def followed_by(self, others: "Facts") -> "Facts":
+        """These subjects and then others, of whom the same codes were asked for; who is in both stands there twice."""
+        units = tuple(dict.fromkeys([*self.units, *others.units]))
+        # No unit has the place -1.
+        unit = np.array([*(units.index(name) for name in others.units), -1], np.int32)
+        moved = replace(others.rows, subject=others.rows.subject + len(self.subjects), unit=unit[others.rows.unit])
+        both = ((getattr(self, name), getattr(others, name)) for name in ("subjects", "first", "last", "last_known"))
+        return Facts(*map(np.concatenate, both), Rows.joined([self.rows, moved]), self.codes, units)
 
     def holds(self, members: Iterable[str]) -> Bools:
         """Which rows (n,) have one of some codes."""

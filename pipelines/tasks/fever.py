@@ -61,6 +61,12 @@ def febrile_neutropenia(
     return _at_the_later(_near(low, hot, rules.hours * _HOUR)), reasons
 
 
+def reasons_of(facts: Facts, neutrophils: I64, temperature: I64, rules: FeverConfig) -> dict[str, Counter[str]]:
+    """What `febrile_neutropenia` counts of measured values."""
+    lists = (("neutrophils", neutrophils, rules.neutrophils), ("temperature", temperature, rules.temperature))
+    return {name: _reasons(facts, places, *_in_unit(facts, places, unit)) for name, places, unit in lists}
+
+
 def _frame(rows: Rows) -> pl.DataFrame:
     return pl.DataFrame(
         {

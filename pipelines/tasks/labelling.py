@@ -68,18 +68,27 @@ class BucketLabels:
         facts: rows of every list that the tasks name, derived ones among them.
         members: `code`, `list`, as pipelines.tasks.codes.resolve gives them.
         splits: `subject_id`, `split` of the scheme.
+        counted: how many of the last subjects get no labels: it is only counted, in a group of their own, what becomes
+            of them. They have splits of their own, `their_splits`.
     """
 
-    def __init__(self, facts: Facts, members: pl.DataFrame, splits: pl.DataFrame) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        members: pl.DataFrame,
+        splits: pl.DataFrame,
+        counted: int = 0,
+        their_splits: pl.DataFrame | None = None,
+    ) -> None:
         self.facts = facts
         self._codes: dict[str, list[str]] = {
             str(name): part["code"].to_list() for (name,), part in members.group_by("list", maintain_order=True)
         }
-        everyone = pl.DataFrame({"subject_id": facts.subjects})
-        named = everyone.join(splits, on="subject_id", how="left", maintain_order="left")
-        self._split = named["split"].fill_null(NO_SPLIT).replace_strict(
-            {name: place for place, name in enumerate(COUNTED)}, return_dtype=pl.Int64
-        ).to_numpy()  # fmt: skip
+        self.labelled = len(facts.subjects) - counted
+        self._split, self._groups = _places_of_splits(facts.subjects[: self.labelled], splits), 1
+        if their_splits is not None:
+            theirs = _places_of_splits(facts.subjects[self.labelled :], their_splits)
+            self._split, self._groups = np.concatenate([self._split, theirs + len(COUNTED)]), 2
         self._held: dict[str, Bools] = {}
 
     def label(self, task: TaskConfig) -> tuple[pl.DataFrame, Attrition]:
@@ -92,10 +101,17 @@ class BucketLabels:
             self._held[name] = self.facts.holds(self._codes.get(name, []))
         return self._held[name]
 
-    def split_of(self, subject: I64) -> I64:
-        """The place in COUNTED of each subject's split (n,)."""
-        found: I64 = self._split[subject]
-        return found
+    def attrition(self, subject: I64) -> Attrition:
+        """Of candidates, by the places of their subjects (n,), that nobody has left out yet."""
+        return Attrition(self._split[subject], self._groups)
+
+
+def _places_of_splits(subjects: I64, splits: pl.DataFrame) -> I64:
+    """The place in COUNTED of each subject's split (n,)."""
+    named = pl.DataFrame({"subject_id": subjects}).join(splits, on="subject_id", how="left", maintain_order="left")
+    places = {name: place for place, name in enumerate(COUNTED)}
+    found: I64 = named["split"].fill_null(NO_SPLIT).replace_strict(places, return_dtype=pl.Int64).to_numpy()
+    return found
 
 
 class _Labelling:
@@ -117,7 +133,7 @@ class _Labelling:
             attrition.remove("competing_death", competing)
         value = hit | (competing if task.competing_death == "positive" else False)
         attrition.labelled(value)
-        left = attrition.left
+        left = attrition.left & (found.subject < self.bucket.labelled)
         labels = pl.DataFrame(
             {
                 "subject_id": self.facts.subjects[found.subject[left]],
@@ -218,7 +234,7 @@ class _Labelling:
             given = self._first_moments(index, events & ~self.bucket.holds(index.orders))
             first = np.where(given <= shifted(first, index.order_days), given, first)
         everyone = np.arange(len(first))
-        attrition = Attrition(self.bucket.split_of(everyone))
+        attrition = self.bucket.attrition(everyone)
         for requirement in index.requires:
             known = self._when(requirement.codes).by(everyone, np.full(len(everyone), NEVER))
             attrition.remove(f"no_{bare(requirement.codes)}", ~known)
@@ -230,7 +246,7 @@ class _Labelling:
         """Every index event."""
         assert index.event is not None
         subject, moment = self._moments(self.bucket.holds(index.event))
-        attrition = Attrition(self.bucket.split_of(subject))
+        attrition = self.bucket.attrition(subject)
         self._require(index, subject, moment, attrition)
         return Candidates.of(subject, moment), attrition
 
@@ -244,7 +260,7 @@ class _Labelling:
         """Every stay of a kind, at its start or its end."""
         assert index.stay is not None
         stays = self._stays(index.stay)
-        attrition = Attrition(self.bucket.split_of(stays.subject))
+        attrition = self.bucket.attrition(stays.subject)
         attrition.remove("bad_order", stays.bad_order)
         attrition.remove("inside_another_stay", stays.inside)
         subject, start, end = stays.subject, stays.start, stays.end
