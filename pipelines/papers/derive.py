@@ -183,15 +183,15 @@ def _kinds(events: pl.DataFrame) -> dict[str, int]:
 
 
 def values_of(
-    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig, subjects: I64
+    tree: ReleaseLayout, bucket: int, members: pl.DataFrame, rules: DerivedConfig, subjects: I64 | None = None
 ) -> dict[str, Counter[str]]:
     """What `derived_events` says of measured values, without deriving anything; arguments are the same."""
     of = {name: members.filter(pl.col("list") == name)["code"] for name in MEASURED}
     codes = pl.concat(list(of.values())).unique()
     facts = read_facts(tree.events(bucket), codes, values=True, subjects=subjects)
-    creatinine, *measured = (np.flatnonzero(facts.holds(of[name])) for name in MEASURED)
+    creatinine, neutrophils, temperature = (np.flatnonzero(facts.holds(of[name])) for name in MEASURED)
     _, _, used = kidney.in_mg_dl(facts, creatinine, rules.kdigo)
-    return {"creatinine": used, **fever.reasons_of(facts, *measured, rules.neutropenic_fever)}
+    return {"creatinine": used, **fever.reasons_of(facts, neutrophils, temperature, rules.neutropenic_fever)}
 
 
 def _events(facts: Facts, frame: pl.DataFrame, code: str, number: str | None = None) -> pl.DataFrame:

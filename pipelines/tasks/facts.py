@@ -112,8 +112,15 @@ class Facts:
         # No unit has the place -1.
         unit = np.array([*(units.index(name) for name in others.units), -1], np.int32)
         moved = replace(others.rows, subject=others.rows.subject + len(self.subjects), unit=unit[others.rows.unit])
-        both = ((getattr(self, name), getattr(others, name)) for name in ("subjects", "first", "last", "last_known"))
-        return Facts(*map(np.concatenate, both), Rows.joined([self.rows, moved]), self.codes, units)
+        return Facts(
+            subjects=np.concatenate([self.subjects, others.subjects]),
+            first=np.concatenate([self.first, others.first]),
+            last=np.concatenate([self.last, others.last]),
+            last_known=np.concatenate([self.last_known, others.last_known]),
+            rows=Rows.joined([self.rows, moved]),
+            codes=self.codes,
+            units=units,
+        )
 
     def holds(self, members: Iterable[str]) -> Bools:
         """Which rows (n,) have one of some codes."""
