@@ -109,6 +109,10 @@ def test_a_release_goes_to_an_object_store_and_back_and_is_whole(tmp_path: Path,
     assert done.returncode == 0, done.stdout + done.stderr
     assert "names it as current" in done.stdout
     assert "FAIL" not in done.stdout
+    (code,) = blocks("docs/object-stores.md", "python")
+    code += "\nassert len(batch.input_ids) == 16"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_readme_commands_and_options_exist() -> None:

@@ -24,7 +24,7 @@ from warehouse.remote import vectors
 from warehouse.remote.place import Place
 from warehouse.remote.pull import pull
 from warehouse.remote.push import push
-from warehouse.sealed import write_sealed
+from warehouse.sealed import sealed, write_sealed
 
 
 def objects(address: str) -> dict[str, int]:
@@ -274,3 +274,31 @@ def test_no_credentials_are_a_line(root: Path, store: Store, monkeypatch: pytest
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert refused(root, store.address("x")) == "there are no credentials for s3://hospital/x (NoCredentialsError)"
+
+
+def test_a_place_that_another_root_took_meanwhile_gets_no_release(
+    root: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Place.send
+
+    def send(self: Place, name: str, path: Path, sha256: str) -> None:
+        # As where the store knows no condition, and both wrote their name.
+        Place(address).write(shipments.PLACE, sealed({"format_version": 1, "name": "elsewhere", "id": "0123"}))
+        real(self, name, path, sha256)
+
+    monkeypatch.setattr(Place, "send", send)
+    assert "belongs to the root elsewhere (0123)" in refused(root, address)
+    assert shipments.current_at(Place(address)) is None
+
+
+def test_what_the_store_does_not_list_is_not_published(
+    root: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Place.sizes
+
+    def sizes(self: Place, folder: str) -> dict[str, int]:
+        return dict(list(real(self, folder).items())[1:])
+
+    monkeypatch.setattr(Place, "sizes", sizes)
+    assert "does not list 1 objects that it has taken" in refused(root, address)
+    assert shipments.current_at(Place(address)) is None
