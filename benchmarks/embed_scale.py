@@ -55,7 +55,7 @@ def prepare(work: Path, volumes: int, slices: int) -> Path:
     from tests.support.images.phantoms import write_series
 
     hospital = work / "hospital"
-    simulate(hospital, subjects=max(20, volumes), seed=5, modalities=())
+    simulate(hospital, subjects=max(20, volumes), seed=5, modalities=("note",))
     flat = np.random.default_rng(0).normal(0, 300, (64, 64)).astype(np.float32)
     for number in range(volumes):
         write_series(

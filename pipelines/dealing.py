@@ -22,7 +22,8 @@ from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry
 from warehouse.sealed import NotWholeError, read_sealed, write_sealed
 
-LOOK_SECONDS = 1.0  # between two looks at the buckets that are not done
+LOOK_SECONDS = 1.0  # between two looks at the buckets that are not done, at least
+_TIMES_A_LOOK = 4  # a pause is at least so much longer than the look before it
 
 
 class WantedStore(TypedDict):
@@ -245,6 +246,7 @@ def await_workers(
     standing = Standing(units)
     silent_since = told_at = time.monotonic()
     while True:
+        began = time.monotonic()
         alive = standing.look()
         show(len(units) - len(standing.lacking), len(units))
         if not standing.lacking:
@@ -264,4 +266,5 @@ def await_workers(
                 f"no worker has shown life for {silent:.0f} s; {len(standing.lacking)} buckets lack vectors: start "
                 "`timeloom embed --worker`"
             )
-        time.sleep(min(LOOK_SECONDS, timeout))
+        # Looking at many stores takes its time too, and holds up who writes them.
+        time.sleep(max(min(LOOK_SECONDS, timeout), _TIMES_A_LOOK * (now - began)))

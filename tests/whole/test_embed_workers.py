@@ -197,6 +197,7 @@ def test_a_worker_that_was_stopped_writes_nothing_after_it(waiting: Site, calm: 
     assert stores_of(made(waiting)) == after == stores_of(made(calm))
 
 
+@pytest.mark.proof
 def test_a_lease_that_is_deleted_by_hand_ends_its_worker_alone(waiting: Site, calm: Site, tmp_path: Path) -> None:
     embedding(waiting, workers="elsewhere", wait=False, checkpoint_seconds=0.3)
     log = tmp_path / "log"
@@ -260,6 +261,7 @@ def test_without_any_worker_a_night_ends_and_the_next_goes_on(export: Path, calm
     assert site.manifest.content_hash == calm.manifest.content_hash
 
 
+@pytest.mark.proof
 def test_two_nights_and_two_workers_at_once(export: Path, calm: Site, tmp_path: Path) -> None:
     """Nights that encode themselves are helped, and one waits for the other."""
     site = begun(tmp_path, export)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from warehouse.embeddings.environments import not_writable
+from warehouse.embeddings.environments import not_writable, open_anew
 from warehouse.embeddings.value import store_name
 from warehouse.errors import TimeloomError
 from warehouse.files import make_folder
@@ -336,11 +336,13 @@ def _locked(store: Path, patience: float) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(store: Path) -> Iterator[None]:
-    """No worker writes the store meanwhile: what is read of it is of one moment. For short readings."""
+    """No worker writes the store meanwhile: what is read of it is of one moment, and all that was written before, on
+    whichever machine. For short readings."""
     if not store.with_suffix(".writer").is_file() or not os.access(store.parent, os.W_OK):
         yield
         return
     with _locked(store, LOCK_PATIENCE_SECONDS):
+        open_anew(store)
         yield
 
 

@@ -140,6 +140,15 @@ def renewed(path: Path) -> bool:
         return True
 
 
+def open_anew(path: Path) -> None:
+    """What this process reads of a store next is what stands there then, whoever has written it; a writer of this
+    process stays open."""
+    with _guard:
+        environment = _environments.get(_identity(path))
+        if environment is not None and environment.flags()["readonly"]:
+            _close_reader(path)
+
+
 def _file(path: Path) -> tuple[int, int]:
     """Which file stands at a path."""
     status = path.stat()
