@@ -14,9 +14,11 @@ from uuid import uuid4
 import polars as pl
 
 from embedders.encoders.spec import cut_for, store_spec
+from extractors.items import OK
 from pipelines.config import RunConfig
 from pipelines.stores import EncoderParams, Store, StoreParams, stores_of, usable_items
 from warehouse.embeddings.bucket_lease import holder_of, undisturbed
+from warehouse.embeddings.store import EmbeddingStore
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 from warehouse.manifest import EncoderEntry
@@ -164,9 +166,19 @@ class Unit:
         return self.store.bucket(self.bucket)
 
     def lacking(self) -> int:
-        """Items that have neither vector nor verdict."""
+        """Items that have neither verdict nor vector; once all have one, those whose vector is damaged.
+
+        Raises:
+            TimeloomError: the store itself is damaged.
+        """
         with undisturbed(self.path):
-            return len(self.items) - len(self.store.outcomes(self.bucket, self.items))
+            known = self.store.outcomes(self.bucket, self.items)
+            keys = [outcome.item_key for outcome in known if outcome.verdict == OK]
+            lacking = len(self.items) - len(known)
+            if lacking or not keys:
+                return lacking
+            reader = EmbeddingStore.open(self.path)
+            return 0 if reader.has_whole(keys) else sum(not reader.has_whole([key]) for key in keys)
 
 
 def units_of(params: StoreParams, buckets: Sequence[int]) -> list[Unit]:

@@ -62,17 +62,17 @@ class Filler:
         """Whether no unit lacks anything that another try would make."""
         return len(self._done) == len(self._units)
 
-    def fill_free(self, goes_on: Callable[[], bool] = lambda: True) -> "tuple[int, RunFigures]":
-        """Encodes what is lacking in units that no other worker holds; gives how many these were, and what it was like.
+    def fill_free(self, goes_on: Callable[[], bool] = lambda: True) -> "RunFigures":
+        """Encodes what is lacking in units that no other worker holds; says what it was like.
 
         Args:
             goes_on: is asked before each unit whether another one is to be taken.
         """
         from embedders.running.runner import embed_buckets
 
-        outcomes, figures = embed_buckets(self._taken(goes_on), self._settings)
+        _, figures = embed_buckets(self._taken(goes_on), self._settings)
         self.figures.add(figures)
-        return len(outcomes), figures
+        return figures
 
     def _taken(self, goes_on: Callable[[], bool]) -> "Iterator[Bucket]":
         for unit in self._units:
@@ -89,19 +89,12 @@ class Filler:
                 lease.give_back()
                 raise
             self._done.add(unit.path)
-            if bucket is None:
-                lease.give_back()
-            else:
-                yield bucket
+            yield bucket
 
-    def _bucket(self, unit: Unit, lease: Lease) -> "Bucket | None":
-        """What is to be done in a unit whose lease is taken; None where nothing is."""
-        from embedders.running.store_bucket import PASSING, Bucket
+    def _bucket(self, unit: Unit, lease: Lease) -> "Bucket":
+        """A unit whose lease is taken. What of it is stored, whole, is not made again."""
+        from embedders.running.store_bucket import Bucket
 
-        with lease.turn():
-            known = unit.store.outcomes(unit.bucket, unit.items)
-        if len(known) == len(unit.items) and PASSING.isdisjoint(outcome.verdict for outcome in known):
-            return None
         store = unit.store
         if store.folder not in self._encoders:
             self._encoders[store.folder] = _spec(store), _encoder(store, self._device)

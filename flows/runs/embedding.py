@@ -44,13 +44,11 @@ def embed_ahead(settings: RunSettings, progress: Progress | None) -> None:
 class Worked:
     """What a worker did."""
 
-    buckets: int = 0
     items: int = 0
     units: int = 0
     resumed_units: int = 0
 
-    def add(self, buckets: int, figures: "RunFigures") -> None:
-        self.buckets += buckets
+    def add(self, figures: "RunFigures") -> None:
         self.items += figures.items
         self.units += figures.units
         self.resumed_units += figures.resumed_units
@@ -58,7 +56,7 @@ class Worked:
     def line(self) -> str:
         """The same in words."""
         resumed = f", {self.resumed_units} more taken over from workers that ended" if self.resumed_units else ""
-        return f"{self.buckets} buckets filled: {self.items} items, {self.units} units encoded{resumed}"
+        return f"{self.items} items, {self.units} units encoded{resumed}"
 
 
 def work(
@@ -115,13 +113,13 @@ def _fill(filler: Filler, layout: Layout, served: str, worked: Worked, say: Call
         return wanted is not None and wanted["token"] == served
 
     try:
-        buckets, figures = filler.fill_free(goes_on)
+        figures = filler.fill_free(goes_on)
     except FileNotFoundError:
         if goes_on():
             raise
         return  # what it was made of went with the run that wanted it
-    worked.add(buckets, figures)
-    if buckets:
+    worked.add(figures)
+    if figures.items:
         say(described({"worker": "", **figures.counts(), "imported": []}).removeprefix("worker : "))
 
 
