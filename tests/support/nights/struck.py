@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,28 +65,44 @@ class StruckSite(Site):
             shutil.copytree(self.hospital, export)
         return StruckSite(folder, export).configure()
 
-    def begin(self, order: str = "", *more: str, workers: int = 2) -> "Night":
+    def begin(
+        self,
+        order: str = "",
+        *more: str,
+        workers: int = 2,
+        notes: Path | None = None,
+        direct: bool = True,
+        ahead: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> "Night":
         """Starts a night in a session of its own, with every point of it written down.
 
         Args:
             order: what happens at which of them, see tests/support/nights/points.
+            more: further arguments of the command.
+            notes: where points are written down, and what the night says; beside the root where None.
+            direct: without Prefect.
+            ahead: done in its process before it begins.
+            environment: variables.
         """
-        notes = self.folder / "notes"
+        notes = notes or self.folder / "notes"
         shutil.rmtree(notes, ignore_errors=True)
         notes.mkdir()
         if order:
             (notes / "order").write_text(order, encoding="utf-8")
-        environment = os.environ | {NOTES: str(notes), BELOW: str(self.folder), "PYTHONPATH": str(POINTS)}
+        environment = os.environ | environment
+        environment |= {NOTES: str(notes), BELOW: str(self.folder), "PYTHONPATH": str(POINTS)}
         (notes / "log").touch()
         (notes / "hits").touch()
         with (notes / "said").open("w") as said:
             process = subprocess.Popen(
-                self.command("--direct", "--json", *more, workers=workers),
+                self.command("--json", *(["--direct"] if direct else []), *more, workers=workers),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
+                preexec_fn=ahead,
             )
         return Night(self, process, notes)
 
