@@ -21,6 +21,7 @@ from pipelines.aligning.bucket_rows import BucketRows
 from pipelines.aligning.cells import row_group_bounds
 from pipelines.aligning.columns import NONE_8, NONE_32
 from pipelines.aligning.conflicts import CONFLICTS, differing_statics, find_conflicts
+from pipelines.aligning.content_changes import MadeOf, contents_since
 from pipelines.aligning.contents import ContentSums
 from pipelines.aligning.gather import Gathered, Wanted, read_contents
 from pipelines.aligning.left_out import (
@@ -38,6 +39,7 @@ from pipelines.carrying.kept import KeptCells
 from pipelines.embed import Counts as EmbedCounts
 from pipelines.engine.context import RunContext, StageReport, counts_of
 from pipelines.engine.former import Former
+from pipelines.engine.run_stage import load_record
 from pipelines.engine.task import Carrying, Result, Task, make_task
 from pipelines.lags import awaited
 from pipelines.meds import Counts as MedsCounts
@@ -70,6 +72,7 @@ class Params(TypedDict):
 
     bucket: int
     segments: list[dict[str, Any]]
+    before: MadeOf | None
     lags: dict[str, dict[str, int]]
     items: bool
     trial_bound: str | None
@@ -105,35 +108,19 @@ def tasks_of(
         bound: hexadecimal bound on the subjects' hash, for a trial run on a few.
     """
     tasks = []
+    published = _Published.of(context, layout, meds)
     for bucket in range(buckets):
         segments, inputs = [], []
         wanted: dict[str, set[str]] = {}
-        rows = 0
         for entry in meds.entries.values():
-            index = counts_of(entry, MedsCounts)["buckets"].get(str(bucket))
+            counts = counts_of(entry, MedsCounts)
+            index = counts["buckets"].get(str(bucket))
             if index:
-                source = counts_of(entry, MedsCounts)["table"]
-                segments.append(
-                    {
-                        "path": str(layout.segments / counts_of(entry, MedsCounts)["segment"]),
-                        "source": source,
-                        "kinds": counts_of(entry, MedsCounts)["kinds"],
-                        "rules": counts_of(entry, MedsCounts)["rules"],
-                        "rows": index["rows"],
-                        "pieces": index["pieces"],
-                        "formers": [
-                            {"path": str(layout.segments / part["segment"]), "dead": part["dead"], **places}
-                            for part, places in zip(
-                                counts_of(entry, MedsCounts)["formers"], index.get("formers", ()), strict=True
-                            )
-                        ],
-                        "codes": counts_of(entry, MedsCounts)["blobs"]["codes"],
-                        "units": counts_of(entry, MedsCounts)["blobs"]["units"],
-                    }
-                )
-                inputs.append([counts_of(entry, MedsCounts)["rules"], source, index["rows"], index["hash"]])
+                source = counts["table"]
+                segments.append(segment_of(layout.segments, counts, bucket))
+                inputs.append([counts["rules"], source, index["rows"], index["hash"]])
                 wanted.setdefault(source, set()).update(index["awaited"])
-                rows += index["rows"]
+        rows = sum(segment["rows"] for segment in segments)
         known = awaited(lags, wanted)
         happened = counts_of(items.entries[bucket_name(bucket)], EmbedCounts)["happened"] if items else None
         tasks.append(
@@ -143,12 +130,100 @@ def tasks_of(
                 context.staging,
                 settings=[bound, INDEXED],
                 inputs=[sorted(inputs), known, happened],
-                params=Params(bucket=bucket, segments=segments, lags=known, items=items is not None, trial_bound=bound),
+                params=Params(
+                    bucket=bucket,
+                    segments=segments,
+                    before=published.made_of(bucket, lags, wanted) if published is not None else None,
+                    lags=known,
+                    items=items is not None,
+                    trial_bound=bound,
+                ),
                 weight=rows,
-                carrying=partial(Carrying, rules=[bound, INDEXED]),
+                carrying=partial(
+                    Carrying,
+                    rules=[bound, INDEXED],
+                    reads=published.items(bucket) if published is not None else (),
+                ),
             )
         )
     return tasks
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the buckets of the current release were made of.
+
+    Attributes:
+        counts: of each raw file.
+    """
+
+    context: RunContext
+    segments: Path
+    counts: list[MedsCounts]
+    lags: pl.DataFrame
+
+    @classmethod
+    def of(cls, context: RunContext, layout: Layout, meds: StageReport) -> "_Published | None":
+        """None where there is no release. A record that is gone is missed in the number of rows."""
+        if context.previous is None:
+            return None
+        (lags,) = context.inherited(ReleaseLayout(Path()).lags)
+        tonight = {Path(entry.counts["segment"]).stem: entry for entry in meds.entries.values()}
+        entries = [
+            tonight.get(name) or load_record(layout.segments / f"{name}.json") for name in context.previous.records
+        ]
+        if lags is None or not entries:
+            return None
+        # Other stages have records among them.
+        counts = [counts_of(entry, MedsCounts) for entry in entries if entry is not None and "kinds" in entry.counts]
+        return cls(context, layout.segments, counts, read_frame(lags.path))
+
+    def items(self, bucket: int) -> list[str]:
+        """The file of a bucket's items, where the release has it."""
+        path = str(ReleaseLayout(Path()).items(bucket))
+        return [path] if self.context.previous is not None and path in self.context.previous.files else []
+
+    def made_of(self, bucket: int, lags: pl.DataFrame, wanted: dict[str, set[str]]) -> MadeOf | None:
+        """What a bucket was made of; None where codes got a lag since that its rows await.
+
+        Args:
+            lags: tonight's, columns of LAGS.
+            wanted: by source, the codes that tonight's rows await.
+        """
+        codes = {source: set(of) for source, of in wanted.items()}
+        for counts in self.counts:
+            index = counts["buckets"].get(str(bucket))
+            codes.setdefault(counts["table"], set()).update(index["awaited"] if index else ())
+        known = awaited(self.lags, codes)
+        if known != awaited(lags, codes):
+            return None
+        made = [segment_of(self.segments, of, bucket) for of in self.counts if str(bucket) in of["buckets"]]
+        return MadeOf(segments=made, lags=known, items=bool(self.items(bucket)))
+
+
+def segment_of(folder: Path, counts: MedsCounts, bucket: int) -> dict[str, Any]:
+    """What a task is told of a bucket's rows of one raw file.
+
+    Args:
+        folder: of the segments.
+    """
+    index = counts["buckets"][str(bucket)]
+    return {
+        "path": str(folder / counts["segment"]),
+        "source": counts["table"],
+        "kinds": counts["kinds"],
+        "rules": counts["rules"],
+        "rows": index["rows"],
+        "hash": index["hash"],
+        "pieces": index["pieces"],
+        "spans": index["spans"],
+        "formers": [
+            {"path": str(folder / part["segment"]), "dead": part["dead"], **places}
+            for part, places in zip(counts["formers"], index.get("formers", ()), strict=True)
+        ],
+        "codes": counts["blobs"]["codes"],
+        "units": counts["blobs"]["units"],
+    }
 
 
 def run(params: Params, base: Path, former: Former | None = None) -> Result:
@@ -180,7 +255,7 @@ def run(params: Params, base: Path, former: Former | None = None) -> Result:
         carried = Carried()
     else:
         written = {events: kept.write(events, groups, _write)}
-        carried = Carried.of(kept, former.tree, bucket)
+        carried = Carried.of(kept, former, bucket)
     statistics = pl.concat([aligned.subjects(), carried.statistics]).sort("subject_id")
     account = pl.concat([set_aside.account(), carried.account])
     counted = aligned.codes() + carried.codes
@@ -207,8 +282,13 @@ def _kept(params: Params, bucket: int, images: pl.DataFrame | None, former: Form
     """What may be copied from the release before; nothing in a trial, which has an account of those left out."""
     if former is None or params["trial_bound"] is not None:
         return None
-    now = read_contents(params["segments"], images, params["lags"])
     before = Contents.of_frame(read_frame(former.tree.contents(bucket)))
+    now, made_of = None, params["before"]
+    if made_of is not None:
+        items_before = each_once(read_frame(former.tree.items(bucket))) if made_of["items"] else None
+        now = contents_since(before, made_of, items_before, params["segments"], images, params["lags"])
+    if now is None:
+        now = read_contents(params["segments"], images, params["lags"])
     kept = KeptCells.of(now, before, former.tree.events(bucket))
     return kept if (kept.kept >= 0).any() else None
 
@@ -285,14 +365,14 @@ class Carried:
     availability: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, kept: KeptCells, before: ReleaseLayout, bucket: int) -> "Carried":
+    def of(cls, kept: KeptCells, before: Former, bucket: int) -> "Carried":
         """Of the kept cells of a bucket."""
         theirs = pl.col("subject_id").is_in(kept.kept_subjects)
         return cls(
-            read_frame(before.subjects(bucket)).filter(theirs).select(NO_STATISTICS.columns),
-            account_of(read_frame(before.contents(bucket)).filter(theirs)),
-            Counter(kept.counted("code")),
-            Counter(kept.counted("availability")),
+            read_frame(before.tree.subjects(bucket)).filter(theirs).select(NO_STATISTICS.columns),
+            account_of(read_frame(before.tree.contents(bucket)).filter(theirs)),
+            Counter(kept.counted("code", dict(read_frame(before.tree.codes_of(bucket)).iter_rows()))),
+            Counter(kept.counted("availability", before.counts["availability"])),
         )
 
 

@@ -30,29 +30,42 @@ class ContentSums:
     _sums: list[U64] = field(default_factory=list)
     _rows: list[I64] = field(default_factory=list)
 
-    def add(self, subject: I64, hashes: U64, events: Bools | None = None) -> None:
+    def add(self, subject: I64, hashes: U64, events: Bools | None = None, *, gone: bool = False) -> None:
         """Adds some rows' hashes (n,) to those of their subjects (n,).
 
         Args:
             events: which of them (n,) are rows of events; all where not given.
+            gone: takes them out instead.
         """
         if not len(subject):
             return
         # A subject's rows stand together in most exports: each run of them is added up first.
         starts = np.flatnonzero(np.concatenate([[True], subject[1:] != subject[:-1]]))
         sums = [np.add.reduceat(each, starts) for each in (hashes, splitmix64(hashes))]
-        self._subjects.append(subject[starts])
-        self._sums.append(np.stack(sums, axis=1))
         counted = np.diff(starts, append=len(subject))
-        self._rows.append(counted if events is None else np.add.reduceat(events, starts, dtype=np.int64))
+        rows = counted if events is None else np.add.reduceat(events, starts, dtype=np.int64)
+        self._subjects.append(subject[starts])
+        self._sums.append(np.negative(np.stack(sums, axis=1)) if gone else np.stack(sums, axis=1))
+        self._rows.append(-rows if gone else rows)
 
-    def add_items(self, items: pl.DataFrame) -> None:
-        """Adds a bucket's items, each once: all that events and statistics take of them."""
+    def add_contents(self, contents: Contents) -> None:
+        """Adds what was added up before."""
+        self._subjects.append(contents.subjects)
+        self._sums.append(contents.hashes)
+        self._rows.append(contents.rows)
+
+    def add_items(self, items: pl.DataFrame, *, gone: bool = False) -> int:
+        """Adds a bucket's items, each once: all that events and statistics take of them; gives how many are events.
+
+        Args:
+            gone: takes them out instead.
+        """
         taken = items.filter(~pl.col("verdict").str.starts_with("refused_")).drop_nulls("subject_id")
         columns = ("modality", "item_key", "time", "available_time", "time_precision")
         hashes = taken.select(*columns, pl.col("verdict") == "ok").hash_rows(*_SEEDS).to_numpy()
         happened = taken["time"].is_not_null().to_numpy()
-        self.add(taken["subject_id"].to_numpy(), splitmix64(hashes, _ITEM), happened)
+        self.add(taken["subject_id"].to_numpy(), splitmix64(hashes, _ITEM), happened, gone=gone)
+        return int(happened.sum())
 
     def total(self) -> Contents:
         """Of the subjects that have rows of events."""
@@ -83,7 +96,9 @@ class SegmentHashes:
         self._lags: U64 | None = None
         if of_code:
             known = pc.index_in(codes, value_set=pa.array(list(of_code), codes.type)).fill_null(-1).to_numpy()
-            self._lags = splitmix64(np.append(list(of_code.values()), -1)[known], _LAG)
+            # A row whose code has none hashes as where no code has one: it hangs on its own code alone.
+            of_lag = splitmix64(np.array(list(of_code.values())), _LAG)
+            self._lags = np.append(of_lag, np.uint64(0))[known]
 
     def of(self, batch: pa.RecordBatch) -> U64:
         """The hash of each row (n,), columns CONVERTED."""

@@ -1,6 +1,6 @@
 """A file of a bucket's subjects in cells, row groups each: those that are as they were are copied."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,21 @@ class KeptCells:
             found: npt.NDArray[Any] = file.read_row_groups(groups, columns=[column])[column].to_numpy()
         return found
 
-    def counted(self, column: str) -> dict[str, int]:
-        """How often each text of a column stands in what is copied."""
-        groups = self.kept_groups()
+    def counted(self, column: str, before: Mapping[str, int]) -> dict[str, int]:
+        """How often each text of a column stands in what is copied; of that and the rest, the smaller part is read.
+
+        Args:
+            before: how often each stood in all.
+        """
+        kept = self.kept_groups()
+        rest = sorted(set(range(sum(map(len, self.groups)))) - set(kept))
+        if len(kept) <= len(rest):
+            return self._counted(column, kept)
+        gone = self._counted(column, rest)
+        return {name: left for name, number in before.items() if (left := number - gone.get(name, 0))}
+
+    def _counted(self, column: str, groups: list[int]) -> dict[str, int]:
+        """How often each text of a column stands in some row groups."""
         if not groups:
             return {}
         with pq.ParquetFile(self.path, read_dictionary=[column], page_checksum_verification=True) as file:

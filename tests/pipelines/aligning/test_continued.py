@@ -4,7 +4,7 @@ import gzip
 import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +15,11 @@ from extractors.events.lag_counts import LAGS
 from extractors.source import Source
 from extractors.tables import content_blocks, csv_reader
 from pipelines import meds
+from pipelines.align import segment_of
 from pipelines.aligning import continued
+from pipelines.aligning.content_changes import MadeOf, contents_since
 from pipelines.aligning.continued import QUARANTINE, SUBJECTS
+from pipelines.aligning.gather import read_contents
 from pipelines.aligning.segments import read_frame_blob, read_texts
 from pipelines.engine.context import RunContext
 from pipelines.engine.execute import execute
@@ -113,6 +116,7 @@ class Nights:
 
     def __init__(self, folder: Path, gz: bool = False, rule: dict[str, Any] | None = None) -> None:
         self.folder, self.number = folder, 0
+        self.before: dict[str, Any] | None = None
         self.raw = folder / "raw"
         self.raw.mkdir()
         (self.raw / "stays.csv").write_text("visit,left\nv1,2020-02-01 00:00:00\nv2,2020-02-02 00:00:00\n")
@@ -174,6 +178,20 @@ class Nights:
                 align_one(self.folder, {counts["segment"]: counts}, bucket)
                 aligned.append(aligned_events(self.folder, bucket))
             assert aligned[0].equals(aligned[1])
+        self.tell(night)
+
+    def tell(self, night: dict[str, Any]) -> None:
+        """Holds what subjects are made of, told from the night before, against what all rows say."""
+        lags = {"t": {"LAB/A": 7_000_000}}
+        for bucket in map(str, range(BUCKETS) if self.before is not None else ()):
+            before, now = (
+                [segment_of(self.folder, cast(meds.Counts, of), int(bucket))] if bucket in of["buckets"] else []
+                for of in (self.before or {}, night)
+            )
+            made_of = MadeOf(segments=before, lags=lags, items=False)
+            told = contents_since(read_contents(before, None, lags), made_of, None, now, None, lags)
+            assert told is not None and told.frame().equals(read_contents(now, None, lags).frame())
+        self.before = night
 
     def frame(self, counts: dict[str, Any], name: str, empty: Any) -> Any:
         return read_frame_blob(self.folder / counts["segment"], counts["blobs"][name], empty)

@@ -21,6 +21,7 @@ def run_nights(folder: Path, seed: int, number: int, monkeypatch: pytest.MonkeyP
     assert all(nights.copied[name] > number for name in ("segments", "data", "mehrt", "mended")), nights.copied
     # A code that is new to the vocabulary, or to a bucket, has all of the bucket measured.
     assert nights.copied["measures"] > number // 4, nights.copied
+    assert nights.copied["contents"] > number / 2, "what subjects are made of is told from what they were made of"
 
 
 @pytest.mark.whole  # In `make test` alone: two runs a night.

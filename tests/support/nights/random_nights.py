@@ -11,8 +11,10 @@ import pytest
 
 from extractors.simulate import simulate
 from flows.runs import gate
+from pipelines import align
 from pipelines.aligning.former_extract import FormerExtract
 from pipelines.carrying import cells, subjects
+from pipelines.carrying.cells import Contents
 from pipelines.carrying.kept import KeptCells
 from pipelines.carrying.subjects import Changes
 from pipelines.engine import run_stage
@@ -246,7 +248,7 @@ class Nights:
     def _note(self) -> None:
         """Counts what is copied: cells of files, and buckets whose counts or measures are mended by some subjects. What
         is kept of raw files is counted by the records that name former segments."""
-        kept_groups, changes_of = KeptCells.kept_groups, Changes.of
+        kept_groups, changes_of, contents_since = KeptCells.kept_groups, Changes.of, align.contents_since
 
         def groups(cells: KeptCells) -> list[int]:
             found = kept_groups(cells)
@@ -266,6 +268,12 @@ class Nights:
             return found
 
         self.monkeypatch.setattr(measure, "carried", mended)
+        def contents(*args: Any) -> Contents | None:
+            found = contents_since(*args)
+            self.copied["contents"] += found is not None
+            return found
+
+        self.monkeypatch.setattr(align, "contents_since", contents)
         self.monkeypatch.setattr(KeptCells, "kept_groups", groups)
         self.monkeypatch.setattr(Changes, "of", changes)
 

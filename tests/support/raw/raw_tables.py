@@ -200,6 +200,7 @@ def align_one(
             "rules": counts["rules"],
             "rows": counts["buckets"][str(bucket)]["rows"],
             "pieces": counts["buckets"][str(bucket)]["pieces"],
+            "spans": counts["buckets"][str(bucket)]["spans"],
             "formers": [
                 {"path": str(work / part["segment"]), "dead": part["dead"], **places}
                 for part, places in zip(
@@ -213,7 +214,16 @@ def align_one(
         if str(bucket) in counts["buckets"]
     ]
     return align.run(
-        {"bucket": bucket, "segments": found, "trial_bound": bound, "lags": lags or {}, "items": True}, base, former
+        {
+            "bucket": bucket,
+            "segments": found,
+            "before": None,
+            "trial_bound": bound,
+            "lags": lags or {},
+            "items": True,
+        },
+        base,
+        former,
     )
 
 
