@@ -176,7 +176,9 @@ class _Published:
             return None
         # Other stages have records among them.
         counts = [counts_of(entry, MedsCounts) for entry in entries if entry is not None and "kinds" in entry.counts]
-        return cls(context, layout.segments, counts, read_frame(lags.path))
+        continued = {part["segment"] for of in counts for part in of["formers"]}
+        newest = [of for of in counts if of["segment"] not in continued]
+        return cls(context, layout.segments, newest, read_frame(lags.path))
 
     def items(self, bucket: int) -> list[str]:
         """The file of a bucket's items, where the release has it."""

@@ -11,15 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import polars as pl
 
 from extractors.deid import DeidConfig, Deidentifier, load_key
-from extractors.events.by_block import BlockCounts
+from extractors.events.by_block import BlockCounts, sums_of
 from extractors.events.convert import Converter
 from extractors.events.converted import Account
-from extractors.events.joins import attach_rows, name_of
+from extractors.events.joins import attach_rows, looked_up, name_of
 from extractors.events.lookups import JoinCounts
 from extractors.source import CROSSWALK, checked_source
+from extractors.tables.content_blocks import Known
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
 from extractors.tables.rows import Rows
@@ -52,6 +54,7 @@ class Counts(TypedDict):
     formers: list[FormerPart]
     followed: Followed | None
     rules: str
+    joined: str
     buckets: dict[str, dict[str, Any]]
     blobs: dict[str, Any]
     kinds: list[str]
@@ -84,6 +87,7 @@ class Params(TypedDict):
     segment: str
     line: str
     rules: str
+    joined: str
 
 
 def ready(night: Night) -> None:
@@ -124,8 +128,8 @@ def plan(night: Night) -> list[Task]:
             looked_up = planned_files(export, joined, fingerprints)
             for part, path in enumerate(files):
                 fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
-                # The same for this file every night, until its rules or what it is joined with change.
-                line = sha256_json([rules, inputs, number, deid.item_key(str(path))])[:12]
+                # The same for this file every night, until its rules change.
+                line = sha256_json([rules, number, deid.item_key(str(path))])[:12]
                 stem = f"{line}-{fingerprint[:24]}"
                 tasks.append(
                     Task(
@@ -148,6 +152,7 @@ def plan(night: Night) -> list[Task]:
                             segment=f"{stem}.segment",
                             line=line,
                             rules=rules,
+                            joined=sha256_json(inputs),
                         ),
                         fingerprint=fingerprint,
                         weight=path.stat().st_size,
@@ -199,7 +204,10 @@ def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result
             raw.require(source.needed_columns(table))
             followed = None
             if rule.role != "reference":
-                followed = raw.follow(deid.row_seed, former.known() if former is not None else None)
+                known = former.known() if former is not None else None
+                if former is not None and known is not None and former.joined != params["joined"]:
+                    known = known.without(_looked_up_anew(former, known, export, params, deid))
+                followed = raw.follow(deid.row_seed, known)
             counts_by_block = BlockCounts(followed) if followed is not None else None
             texts = {"codes": former.codes, "units": former.units} if former is not None else {}
             converter = Converter(source, table, deid, lambda: raw.label, blocks=counts_by_block, **texts)
@@ -225,6 +233,7 @@ def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result
         followed=closed.followed if closed is not None else None,
         # With the header, which says what each of the bytes that were hashed means, and what the whole file decided.
         rules=sha256_json([params["rules"], columns, *settled]),
+        joined=params["joined"],
         buckets=closed.index if closed is not None else {},
         blobs=closed.blobs if closed is not None else {},
         kinds=[event.kind for event in rule.events] if rule is not None else [],
@@ -245,6 +254,35 @@ def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result
         noticed=noticed,
     )
     return Result({segment: rows}, counts, closed.made_before if closed is not None else {})
+
+
+def _looked_up_anew(
+    former: FormerExtract, known: Known, export: Export, params: Params, deid: Deidentifier
+) -> list[int]:
+    """The places of the known blocks for whose rows the joined tables say something else than they did: of all of them
+    the keys are read, and looked up."""
+    joins, seed = export.source.tables[params["table"]].joins, deid.row_seed
+    raw = export.open(Path(params["path"]), params["table"], params["label"])
+    followed = raw.follow(seed, known, known_alone=True)
+    if followed is None or followed.known is None:
+        return []
+    keys = {name for join in joins for name in join.key} & set(raw.columns)
+    records = former.records
+
+    def asking() -> Iterator[Rows]:
+        for block in raw.blocks(sorted(keys)):
+            yield Rows(block.columns, block.numbers(np.arange(len(block))), np.zeros(len(block), np.uint64))
+
+    sums = np.zeros(len(records), np.uint64)
+    for rows in attach_rows(asking(), export, joins, Path(params["private"])):
+        places = np.array(followed.seen, np.int64)
+        places = places[places >= 0]
+        block = np.searchsorted(np.cumsum(records[places]), rows.number, side="left")
+        sums += sums_of(places[block], looked_up(rows, joins, seed), len(sums))
+    met = np.zeros(len(records), np.bool_)
+    met[[place for place in followed.seen if place >= 0]] = True
+    changed: list[int] = np.flatnonzero(met & (sums != former.looked_up)).tolist()
+    return changed
 
 
 def _rows(converter: Converter, raw: RawTable, export: Export, scratch: Path) -> Iterator[Rows]:
@@ -418,7 +456,7 @@ def quarantined(report: StageReport) -> int:
 
 STAGE = Stage(
     "meds",
-    version=5,
+    version=6,
     run="pipelines.meds:run",
     in_release=False,
     in_conversion=True,

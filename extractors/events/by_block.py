@@ -2,12 +2,13 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from warehouse.arrays import I64, U32
+from warehouse.arrays import I64, U32, U64
 
 Key = tuple[str, ...]
 SILENT = pl.DataFrame(schema={"block": pl.UInt32, "subject_id": pl.Int64})
@@ -32,6 +33,7 @@ class BlockCounts:
         self._blocks = blocks
         self._counts: dict[Key, list[tuple[int, I64]]] = defaultdict(list)
         self._silent: list[pl.DataFrame] = []
+        self._looked_up: list[tuple[int, U64]] = []
         self._last: tuple[I64, int, I64] | None = None
 
     def add(self, key: Key, numbers: I64) -> None:
@@ -56,6 +58,20 @@ class BlockCounts:
         blocks = self.of(numbers)
         new = np.append(True, (blocks[1:] != blocks[:-1]) | (subjects[1:] != subjects[:-1]))
         self._silent.append(pl.DataFrame({"block": blocks[new], "subject_id": subjects[new]}))
+
+    def add_looked_up(self, numbers: I64, hashes: U64) -> None:
+        """Adds up hashes (n,) of what was looked up for records of some numbers (n,)."""
+        if len(numbers) and self._blocks.whole:
+            blocks = self.of(numbers)
+            first = int(blocks.min())
+            self._looked_up.append((first, sums_of(blocks - np.uint32(first), hashes, int(blocks.max()) - first + 1)))
+
+    def looked_up(self, blocks: int) -> U64:
+        """The sums of what was looked up for each block (m,)."""
+        found = np.zeros(blocks, np.uint64)
+        for first, sums in self._looked_up:
+            found[first : first + len(sums)] += sums
+        return found
 
     def table(self, blocks: int) -> dict[Key, I64]:
         """By key, how many rows each block (m,) has."""
@@ -89,6 +105,13 @@ class BlockCounts:
 
     def _search(self, numbers: I64) -> U32:
         return (np.searchsorted(np.array(self._blocks.starts, np.int64), numbers, side="right") - 1).astype(np.uint32)
+
+
+def sums_of(places: npt.NDArray[Any], hashes: U64, size: int) -> U64:
+    """The sum of the hashes (n,) at each of `size` places (n,)."""
+    sums = np.zeros(size, np.uint64)
+    np.add.at(sums, places, hashes)
+    return sums
 
 
 def _ascend(numbers: I64) -> bool:

@@ -13,6 +13,7 @@ from extractors.events.by_block import BlockCounts, Key
 from extractors.events.converted import AT_TIME, AWAITED, MISSED, REASONS, RECORDED, Account
 from extractors.events.interner import Interner
 from extractors.events.joins import MISSED as MISSED_COLUMN
+from extractors.events.joins import looked_up
 from extractors.events.lag_counts import LagCounts, by_code
 from extractors.events.series import both, column, filled, spread
 from extractors.events.times import MOMENTS, PRECISIONS, Times, column_times, first_filled, times_as_read
@@ -161,6 +162,8 @@ class Converter:
         The account is brought up to date.
         """
         never = pl.Series([False]).new_from_index(0, len(rows))
+        if self.blocks is not None and self.rule.joins:
+            self.blocks.add_looked_up(rows.number, looked_up(rows, self.rule.joins, self.deid.row_seed))
         rows, failed = self.derive(rows)
         conditions, failed = self._conditions(rows, failed)
         patient = self._patient(rows)

@@ -87,6 +87,14 @@ def name_of(join: JoinRule) -> str:
     return f"{join.table} by {', '.join(join.key)}"
 
 
+def looked_up(rows: Rows, joins: list[JoinRule], seed: int) -> U64:
+    """A hash of all that the joins of a table say of each row (n,): its keys, what was attached, what was missed."""
+    names = {name for join in joins for name in (*join.key, *join.columns)}
+    names |= {f"{MISSED}{number}" for number in range(len(joins))}
+    attached = pl.DataFrame({name: rows.columns[name].rows for name in sorted(names)})
+    return attached.hash_rows(seed=seed).to_numpy()
+
+
 def _attach(
     blocks: Iterator[Rows], export: Export, join: JoinRule, asking: Asking, scratch: Path, most: int
 ) -> Iterator[Rows]:

@@ -8,7 +8,7 @@ it when it was read, so that the same bytes behind the same end say the same.
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -190,6 +190,13 @@ class Known:
         """Takes a block, once."""
         self._used[place] = 1
 
+    def without(self, places: Iterable[int]) -> "Known":
+        """The blocks, of which nobody has taken any, but for some."""
+        others = Known(self.cutting, self.written, self.lengths, self.digests)
+        for place in places:
+            others.take(place)
+        return others
+
     def find(self, digest: bytes) -> int | None:
         """The place of a block that nobody has taken."""
         places = self._places.get(digest, [])
@@ -232,27 +239,32 @@ class UnknownRecords:
 
     def _part(self, size: int) -> bytes:
         while not self._lost and self._holds(1):
-            place = self._next
-            if self._known.is_next(place) and self._stands(place):
-                self._found(place)
-                continue
-            length = self._cut()
-            if length is None:
-                self._lost = True
-                break
-            digest = self._digest(length)
-            found = self._known.find(digest)
-            if found is not None:
-                self._found(found)
-                continue
-            self._blocks.expect(length, digest)
-            self._next += 1
-            self._strange += length
-            self._lost = self._strange > self._most_strange
-            start, self._at = self._at, self._at + length
-            return self._data[start : self._at]
+            if unknown := self._block():
+                return unknown
         rest, self._data, self._at = self._data[self._at :], b"", 0
         return rest or (b"" if self._ended else self._stream.read(size))
+
+    def _block(self) -> bytes:
+        """Steps over the next block; gives its bytes if it is not known."""
+        place = self._next
+        if self._known.is_next(place) and self._stands(place):
+            self._found(place)
+            return b""
+        length = self._cut()
+        if length is None:
+            self._lost = True
+            return b""
+        digest = self._digest(length)
+        found = self._known.find(digest)
+        if found is not None:
+            self._found(found)
+            return b""
+        self._blocks.expect(length, digest)
+        self._next += 1
+        self._strange += length
+        self._lost = self._strange > self._most_strange
+        start, self._at = self._at, self._at + length
+        return self._data[start : self._at]
 
     def _found(self, place: int) -> None:
         self._known.take(place)
@@ -322,6 +334,28 @@ class UnknownRecords:
         self._ending = self._known.cutting.ending(self._ends, hashes_of(records, self._blocks.seed)).tolist()
         self._scanned = begin + end
         return True
+
+
+class KnownRecords(UnknownRecords):
+    """A stream of a file's records in known blocks, without all others."""
+
+    def __init__(self, stream: Stream, known: Known, blocks: RecordBlocks, grammar: Grammar, line_end: bytes) -> None:
+        super().__init__(stream, known, blocks, grammar, line_end)
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of records that are known, about so many; none at the end."""
+        self._length, self._parts = 0, []
+        while self._length < size and not self._lost and self._holds(1):
+            self._block()
+        return b"".join(self._parts)
+
+    def _found(self, place: int) -> None:
+        start = self._at
+        super()._found(place)
+        self._parts.append(self._data[start : self._at])
+        self._length += self._at - start
 
 
 def hashes_of(records: pl.Series, seed: int) -> U64:

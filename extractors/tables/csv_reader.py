@@ -24,7 +24,7 @@ from extractors.tables.block import (
     UnclosedQuoteError,
     hash_of_columns,
 )
-from extractors.tables.content_blocks import Known, RecordBlocks, UnknownRecords
+from extractors.tables.content_blocks import Known, KnownRecords, RecordBlocks, UnknownRecords
 from extractors.tables.csv_dialect import HEAD_BYTES, NOTHING_SAID, Recoded, Request, Stream, grammar_of, hint_of
 from extractors.tables.csv_records import LINE_ENDS, Chunk, Grammar, Spans, numbers_at, records_of
 from extractors.tables.rows import MOMENT_BYTES, TextColumn
@@ -85,14 +85,16 @@ class CsvReader:
             raise broken from error
         self._size = self._path.stat().st_size * (_GZIP_RATIO if self._gzipped() else 1)
         self._followed: RecordBlocks | None = None
+        self._records: type[UnknownRecords] = UnknownRecords
 
-    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+    def follow(self, seed: int, known: Known | None, *, known_alone: bool) -> RecordBlocks | None:
         grammar = self._grammar
         # Smaller files are soon read, and the general reader does not say where its records end.
         if grammar.escape or self._size < COMPILED_FROM:
             return None
         written = [self._encoding, grammar.separator, grammar.quote, repr(self._line_end), *self.columns]
         self._followed = RecordBlocks(seed, self._size, written, known)
+        self._records = KnownRecords if known_alone else UnknownRecords
         return self._followed
 
     def _gzipped(self) -> bool:
@@ -119,7 +121,7 @@ class CsvReader:
                 stream.read(self._first)
                 if self._followed is not None and self._followed.known is not None:
                     known = self._followed.known
-                    stream = UnknownRecords(stream, known, self._followed, self._grammar, self._line_end)
+                    stream = self._records(stream, known, self._followed, self._grammar, self._line_end)
                 data = stream.read(CHUNK_BYTES)
                 ended = False
                 while not ended:

@@ -153,10 +153,14 @@ class RawTable:
             remedy = "say in `reading` what separates its columns" if alone else "mend the export, or the source's YAML"
             raise self._refuse(f"lacks the column {missing[0]}", remedy)
 
-    def follow(self, seed: int, known: Known | None = None) -> RecordBlocks | None:
+    def follow(self, seed: int, known: Known | None = None, *, known_alone: bool = False) -> RecordBlocks | None:
         """What gets to know the file's blocks while `blocks` gives their rows, but for those of the known ones; None
-        where the file is small, or none whose blocks can be told."""
-        return self._reader.follow(seed, known)
+        where the file is small, or none whose blocks can be told.
+
+        Args:
+            known_alone: `blocks` gives the rows of the known ones, and no others.
+        """
+        return self._reader.follow(seed, known, known_alone=known_alone)
 
     def blocks(
         self, columns: list[str] | None = None, *, seed: int | None = None, plain: Collection[str] | None = None

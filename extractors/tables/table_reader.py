@@ -31,10 +31,11 @@ class TableReader(Protocol):
         Columns may be numbered where `plain` names them not.
         """
 
-    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+    def follow(self, seed: int, known: Known | None, *, known_alone: bool) -> RecordBlocks | None:
         """What gets to know the blocks that the next call of `blocks` reads; that then leaves the known ones out. None
         where the reader cannot tell them.
 
         Args:
             seed: that of `blocks`.
+            known_alone: it leaves all others out instead.
         """

@@ -29,7 +29,7 @@ class ParquetReader:
         self.repeated: list[int] = []
         self.noticed = ""
 
-    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+    def follow(self, seed: int, known: Known | None, *, known_alone: bool) -> RecordBlocks | None:
         return None
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:
@@ -52,7 +52,7 @@ class DatabaseReader:
         self.repeated: list[int] = []
         self.noticed = ""
 
-    def follow(self, seed: int, known: Known | None) -> RecordBlocks | None:
+    def follow(self, seed: int, known: Known | None, *, known_alone: bool) -> RecordBlocks | None:
         return None
 
     def blocks(self, columns: list[str], seed: int | None, plain: Collection[str] | None) -> Iterator[TableBlock]:

@@ -20,7 +20,7 @@ from extractors.events.convert import Converter
 from extractors.events.converted import REASONS, Account
 from extractors.events.lag_counts import LAGS, LagCounts, by_code
 from extractors.tables.content_blocks import RecordBlocks
-from pipelines.aligning.former_extract import BLOCKS, Followed, FormerExtract, FormerPart
+from pipelines.aligning.former_extract import BLOCKS, RECORDS, Followed, FormerExtract, FormerPart
 from pipelines.aligning.segments import SCHEMA, BucketPieces, BucketSums, Piece, SegmentWriter, frame_batch
 from warehouse.arrays import I64, U32
 from warehouse.hashing import bucket_of
@@ -29,7 +29,6 @@ from warehouse.manifest import FileEntry
 SUBJECTS = pl.DataFrame(schema={"subject_id": pl.Int64, "check": pl.Int64})
 QUARANTINE = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
 _SILENT = pl.DataFrame(schema={"part": pl.UInt16, **SILENT.schema})
-_RECORDS = json.dumps(["raw"])
 # Rows of dead blocks are read with the others and left out by whoever reads a bucket, and take their place on the disk:
 # beyond this share of the live ones all live ones are copied into one segment, which costs about as much as the reading
 # of a whole bucket's rows for each bucket. A new row costs no more in a further segment than in the first one.
@@ -164,6 +163,7 @@ def _blocks_frame(blocks: RecordBlocks, counts: BlockCounts) -> pl.DataFrame:
             "low": halves[:, 1],
             "high": halves[:, 0],
             "length": np.array(blocks.lengths, np.int64),
+            "looked_up": counts.looked_up(number),
             **{json.dumps(key): rows for key, rows in counted.items()},
         }
     )
@@ -311,7 +311,7 @@ class _Continuation:
     def _quarantine(self) -> pl.DataFrame:
         """The quarantine of the whole file: rows move with their blocks."""
         former, new = self._former, self._frames["blocks"]
-        records = np.concatenate([former.blocks[_RECORDS].to_numpy(), new[_RECORDS].to_numpy()])
+        records = np.concatenate([former.blocks[RECORDS].to_numpy(), new[RECORDS].to_numpy()])
         order = self._order()
         starts = np.zeros(len(records), np.int64)
         starts[order] = np.cumsum(records[order]) - records[order]

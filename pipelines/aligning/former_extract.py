@@ -1,5 +1,6 @@
 """What earlier runs made of a raw file: the record of the latest one, and the segments that it stands for."""
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,23 @@ import pyarrow as pa
 from extractors.tables.content_blocks import Cutting, Known
 from pipelines.aligning.segments import BucketPieces, Piece, SegmentReader, live_batches, read_frame_blob, read_texts
 from pipelines.engine.run_stage import load_record
-from warehouse.arrays import U32
+from warehouse.arrays import I64, U32, U64
 from warehouse.manifest import TaskEntry
 
-# Of each block of the file, in its order: in which of the segments its rows lie, its number in that one, its digest.
-# What was counted of it stands in further columns, named by the keys as JSON.
+# Of each block of the file, in its order: in which of the segments its rows lie, its number in that one, its digest,
+# the sum of the hashes of what was looked up for its rows. What was counted of it stands in further columns, named by
+# the keys as JSON.
 BLOCKS = pl.DataFrame(
-    schema={"part": pl.UInt16, "block": pl.UInt32, "low": pl.UInt64, "high": pl.UInt64, "length": pl.Int64}
+    schema={
+        "part": pl.UInt16,
+        "block": pl.UInt32,
+        "low": pl.UInt64,
+        "high": pl.UInt64,
+        "length": pl.Int64,
+        "looked_up": pl.UInt64,
+    }
 )
+RECORDS = json.dumps(["raw"])
 
 
 class FormerPart(TypedDict):
@@ -80,6 +90,16 @@ class FormerExtract:
         counted = self._counts["followed"]["counted"]
         return self.frame("blocks", pl.DataFrame(schema={**BLOCKS.schema, **dict.fromkeys(counted, pl.Int64)}))
 
+    @property
+    def records(self) -> I64:
+        """How many records each of the blocks has."""
+        return self.blocks[RECORDS].to_numpy()
+
+    @property
+    def looked_up(self) -> U64:
+        """Of each of the blocks the sum of the hashes of what was looked up for its rows."""
+        return self.blocks["looked_up"].to_numpy()
+
     def known(self) -> Known:
         """The blocks, as a reader looks for them."""
         said: Followed = self._counts["followed"]
@@ -98,6 +118,12 @@ class FormerExtract:
         name, blocks = self._counts["segment"], self._counts["followed"]["blocks"]
         rows = self.entry.files[name].rows or 0
         return [*self._counts["formers"], FormerPart(segment=name, blocks=blocks, rows=rows, dead=(0, 0, 0, ""))]
+
+    @property
+    def joined(self) -> str:
+        """A hash of the tables that were looked up in."""
+        joined: str = self._counts["joined"]
+        return joined
 
     @property
     def index(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pipelines.engine.task import Task
 from tests.support.raw.raw_tables import align_one, aligned_events
 from tests.support.raw.small_blocks import make_small
 from warehouse.errors import TimeloomError
+from warehouse.files import sha256_json
 
 BUCKETS = 3
 RULE: dict[str, Any] = {
@@ -119,14 +120,19 @@ class Nights:
         self.before: dict[str, Any] | None = None
         self.raw = folder / "raw"
         self.raw.mkdir()
-        (self.raw / "stays.csv").write_text("visit,left\nv1,2020-02-01 00:00:00\nv2,2020-02-02 00:00:00\n")
-        (self.raw / "names.csv").write_text("test,name\nA,alpha\nB,beta\n")
+        self.look_up({"v1": "2020-02-01 00:00:00", "v2": "2020-02-02 00:00:00"}, {"A": "alpha", "B": "beta"})
         self.path = self.raw / ("t.csv.gz" if gz else "t.csv")
         self.source = Source.model_validate(
             {"name": "test", "subject": "pid", "tables": TABLES | ({"t": rule} if rule else {})}
         )
         self.deid = DeidConfig.model_validate({"mode": "synthetic"})
         self.key = Deidentifier(self.deid, load_key(self.deid, folder / "private", create=True)).key_fingerprint
+
+    def look_up(self, stays: dict[str, str], names: dict[str, str]) -> None:
+        """Writes the tables that rows look something up in."""
+        for header, name, rows in (("visit,left", "stays", stays), ("test,name", "names", names)):
+            lines = [header, *(f"{key},{value}" for key, value in rows.items()), ""]
+            (self.raw / f"{name}.csv").write_text("\n".join(lines))
 
     def task(self, line: str, name: str) -> Task:
         params = {
@@ -143,6 +149,7 @@ class Nights:
             "segment": f"{line}-{name}.segment",
             "line": line,
             "rules": "rules",
+            "joined": sha256_json([(self.raw / name).read_text() for name in ("stays.csv", "names.csv")]),
         }
         record = str(self.folder / f"{line}-{name}.json")
         return Task("meds", meds.STAGE.run, "t", str(self.folder), record, params, name)
@@ -230,6 +237,12 @@ def test_nights_say_what_the_whole_file_says(
         nights = Nights(Path(folder), gz)
         for _ in range(5):
             nights.agree(*nights.convert(csv_of(rows, line_end, ended)))
+            if draw.random() < 0.5:
+                stays = {f"v{number}": f"2020-02-0{draw.randrange(1, 4)} 00:00:00" for number in range(4)}
+                names = {test: draw.choice(["alpha", "beta"]) for test in "ABCD"}
+                for of in (stays, names):
+                    del of[draw.choice(sorted(of))]
+                nights.look_up(stays, names)
             rows = edited(rows, draw)
             if line_end == "\r\n":
                 rows = [tuple(text.replace("\n", " ") for text in fields) for fields in rows]
@@ -275,6 +288,33 @@ def test_an_appended_row_converts_the_last_block(nights: Nights) -> None:
     nights.convert(csv_of(rows, "\n", False))
     night, whole = nights.convert(csv_of([*rows, rows[0]], "\n", False))
     assert night["followed"]["blocks"] == 1 and len(night["formers"]) == 1
+    nights.agree(night, whole)
+
+
+@pytest.mark.parametrize(
+    ("stays", "blocks"),
+    [
+        ({"v1": "1", "v2": "2", "v9": "3"}, 0),
+        ({"v1": "1", "v2": "2", "w": "9"}, 1),
+        ({"v1": "1", "v2": "2"}, 1),
+        ({"v1": "2", "v2": "1", "w": "3"}, 40),
+    ],
+    ids=["a stay of nobody", "another value", "gone", "two stays that change places"],
+)
+def test_a_row_for_which_another_table_says_something_else_converts_its_block(
+    nights: Nights, stays: dict[str, str], blocks: int
+) -> None:
+    def look_up(found: dict[str, str]) -> None:
+        nights.look_up({stay: f"2020-02-0{day} 00:00:00" for stay, day in found.items()}, {"A": "alpha"})
+
+    rows = rows_of(400)
+    rows[200:200] = [("7", "w" if blocks else "v1", "A", "2020-01-02 03:04:05", "", "5", "mg", "")]
+    look_up({"v1": "1", "v2": "2"} | ({"w": "3"} if blocks else {}))
+    first, _ = nights.convert(csv_of(rows, "\n", True))
+    look_up(stays)
+    night, whole = nights.convert(csv_of(rows, "\n", True))
+    read = night["followed"]["blocks"]
+    assert read == blocks if blocks < 2 else read == first["followed"]["blocks"] >= blocks
     nights.agree(night, whole)
 
 

@@ -90,6 +90,7 @@ def convert(
             "buckets": BUCKETS,
             "segment": f"{table.replace('/', '-')}-{path.name}.segment",
             "line": "line",
+            "joined": "",
             "rules": "rules",
         },
         work,
