@@ -268,6 +268,7 @@ class Nights:
             return found
 
         self.monkeypatch.setattr(measure, "carried", mended)
+
         def contents(*args: Any) -> Contents | None:
             found = contents_since(*args)
             self.copied["contents"] += found is not None
