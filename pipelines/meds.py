@@ -20,7 +20,7 @@ from extractors.events.convert import Converter
 from extractors.events.converted import Account
 from extractors.events.joins import attach_rows, looked_up, name_of
 from extractors.events.lookups import JoinCounts
-from extractors.source import CROSSWALK, checked_source
+from extractors.source import CROSSWALK, checked_source, raw_columns
 from extractors.tables.content_blocks import Known
 from extractors.tables.export import Export
 from extractors.tables.raw_table import RawTable
@@ -259,14 +259,15 @@ def _convert(params: Params, base: Path, former: FormerExtract | None) -> Result
 def _looked_up_anew(
     former: FormerExtract, known: Known, export: Export, params: Params, deid: Deidentifier
 ) -> list[int]:
-    """The places of the known blocks for whose rows the joined tables say something else than they did: of all of them
-    the keys are read, and looked up."""
-    joins, seed = export.source.tables[params["table"]].joins, deid.row_seed
+    """The places of the known blocks for whose rows the joined tables say something else than they did, and of those
+    that the file has not: of all others the keys are read, and looked up."""
+    rule, seed = export.source.tables[params["table"]], deid.row_seed
+    joins = rule.joins
     raw = export.open(Path(params["path"]), params["table"], params["label"])
     followed = raw.follow(seed, known, known_alone=True)
     if followed is None or followed.known is None:
         return []
-    keys = {name for join in joins for name in join.key} & set(raw.columns)
+    keys = {name for join in joins for name in join.key} & raw_columns(rule, export.source.subject)
     records = former.records
 
     def asking() -> Iterator[Rows]:
@@ -281,7 +282,7 @@ def _looked_up_anew(
         sums += sums_of(places[block], looked_up(rows, joins, seed), len(sums))
     met = np.zeros(len(records), np.bool_)
     met[[place for place in followed.seen if place >= 0]] = True
-    changed: list[int] = np.flatnonzero(met & (sums != former.looked_up)).tolist()
+    changed: list[int] = np.flatnonzero(~met | (sums != former.looked_up)).tolist()
     return changed
 
 
