@@ -26,6 +26,8 @@ from warehouse.hashing import bucket_of, splitmix64
 GATHERED_ROWS = 1 << 19
 # Events of one subject in a row that are sooner copied together than gathered one by one.
 _LONG_RUN = 64
+# Of the blocks of a piece's rows no more are named: where a table stands in the order of its subjects, they are few.
+_NAMED_BLOCKS = 64
 _CODEC = "lz4"
 
 Piece = tuple[int, int, int, str]
@@ -87,15 +89,22 @@ def _to_sum(batch: pa.RecordBatch) -> tuple[U64, U32, Bools]:
 
 @dataclass
 class BucketPieces:
-    """Where a bucket's rows lie in a segment: pieces, and of each the first and the last block of its rows."""
+    """Where a bucket's rows lie in a segment.
+
+    Attributes:
+        spans: of each of the pieces the blocks of its rows, in their order; the first and the last alone where they are
+            many, so that all between them may be.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    spans: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, piece: Piece, blocks: U32) -> None:
         """Takes a piece, and the blocks of its rows (n,)."""
         self.pieces.append(piece)
-        self.spans.append((int(blocks.min()), int(blocks.max())))
+        distinct = np.unique(blocks)
+        few = 1 < len(distinct) <= _NAMED_BLOCKS
+        self.spans.append(tuple((distinct if few else distinct[[0, -1]]).tolist()))
 
 
 class SegmentWriter:
@@ -260,8 +269,11 @@ def live_batches(
         dead: numbers of these blocks (n,), in their order.
         gone: gives the rows of these blocks, and no other.
     """
-    for piece, (first, last) in zip(places.pieces, places.spans, strict=True):
+    for piece, span in zip(places.pieces, places.spans, strict=True):
+        first, last = span[0], span[-1]
         inside = dead[slice(*np.searchsorted(dead, [first, last + 1]))]
+        if len(span) > 2:
+            inside = np.intersect1d(inside, np.array(span, np.uint32), assume_unique=True)
         if len(inside):
             marked = np.full(last + 1 - first, not gone)
             marked[inside - np.uint32(first)] = gone
