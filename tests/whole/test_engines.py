@@ -5,8 +5,6 @@ where the night was planned, and which have the key by other means.
 """
 
 import json
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -286,23 +284,6 @@ def test_a_night_that_lost_tasks_names_one_and_is_resumed(folder: Path, hospital
         site.killed_before(END)
     expected = made(calm)
     assert made(site) == {path: expected[path] for path in made(site)}
-
-
-@pytest.mark.proof
-def test_a_worker_that_never_answers_loses_its_tasks_to_another(tmp_path: Path) -> None:
-    """And when it answers after all, it changes nothing."""
-    inputs = toy(tmp_path / "raw")
-    expected = hashes(inputs, tmp_path / "calm", LocalEngine(1))
-    waits_for = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
-    with dask_cluster(tmp_path, settings=waits_for) as cluster:
-        engine = BeamEngine("DaskRunner", 2, cluster.options)
-        hashes(inputs, tmp_path / "warm", engine)
-        os.kill(cluster.workers[0].pid, signal.SIGSTOP)
-        assert hashes(inputs, tmp_path / "staging", engine) == expected
-        os.kill(cluster.workers[0].pid, signal.SIGCONT)
-        assert hashes(inputs, tmp_path / "again", engine) == expected
-    on_disk = {f"sorted/{path.name}": sha256_file(path) for path in (tmp_path / "staging/release/sorted").iterdir()}
-    assert on_disk == expected
 
 
 @pytest.mark.proof
