@@ -97,7 +97,7 @@ def judge_release(
         "sources": [source.source for source in config.sources],
         "artificial_links": any(block.crosswalk and block.crosswalk.artificial for block in config.modalities.values()),
     }
-    write_report(tree, measurements, judgement, context)
+    write_report(tree, measurements, judgement, context, before)
     if not judgement.passed:
         first = judgement.failures[0]
         raise TimeloomError(

@@ -1,16 +1,17 @@
 """The quality report: one page that a data steward can read, print and keep, without a network."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipelines.engine.context import Standing
 from validation.gate.judge import Judgement
 from validation.measurements import Measurements
 from validation.report.cells import SMALL_LABEL, WITHHELD, WITHHELD_LABEL, Cell, Cells, Hidden
-from validation.report.figures import length_figure, modality_figure
+from validation.report.figures import length_figure, modality_figure, picture
 from validation.report.headline import headline, left_out
 from validation.report.table import Column, Format, Row, Table
 from validation.report.tables import build_tables, listed
@@ -123,13 +124,17 @@ def _save(tree: ReleaseLayout, tables: Mapping[str, Table], figures: Mapping[str
     for name, table in tables.items():
         with atomic_write(quality / f"{name}.parquet") as temporary:
             pq.write_table(table.frame().to_arrow(), temporary, write_page_checksum=True)
-    for name, picture in figures.items():
+    for name, png in figures.items():
         with atomic_write(quality / f"{name}.png") as temporary:
-            temporary.write_bytes(picture)
+            temporary.write_bytes(png)
 
 
 def write_report(
-    tree: ReleaseLayout, measurements: Measurements, judgement: Judgement, context: Mapping[str, Any]
+    tree: ReleaseLayout,
+    measurements: Measurements,
+    judgement: Judgement,
+    context: Mapping[str, Any],
+    before: Standing | None = None,
 ) -> None:
     """Writes quality/report.html, tables.json, a Parquet file per table, and the figures.
 
@@ -141,6 +146,7 @@ def write_report(
             `texts`: true where the release holds texts.
             `encoders`: modality to entries of name, label, dim, weights_sha256. `steps`: entries of step, ran, linked,
             resumed, seconds, cpu_seconds, or `timings`: step to seconds.
+        before: the release that this one follows, which may have figures that show the same.
 
     Raises:
         TimeloomError: the report cannot be written.
@@ -152,9 +158,19 @@ def write_report(
     mode = str(context.get("deid_mode", "not declared"))
     cells = Cells(open=mode == OPEN_MODE)
     tables = build_tables(measurements, judgement, cells)
+    drawn: dict[str, tuple[Callable[[Table, str], Any], str]] = {
+        "figure_a1": (modality_figure, "figure_a1"),
+        "figure_lengths": (length_figure, "lengths"),
+    }
+    relative = ReleaseLayout(Path()).quality
     figures = {
-        "figure_a1": modality_figure(tables["figure_a1"]),
-        "figure_lengths": length_figure(tables["lengths"], measurements.length_unit),
+        name: picture(
+            draw,
+            tables[table],
+            measurements.length_unit,
+            before.whole((relative / f"{name}.png").as_posix()) if before else None,
+        )
+        for name, (draw, table) in drawn.items()
     }
     given = _given(context)
     environment = jinja2.Environment(
@@ -180,7 +196,7 @@ def write_report(
         left_out=left_out(measurements, cells),
         tables=tables | given,
         turn=turn,
-        figures={name: base64.b64encode(picture).decode("ascii") for name, picture in figures.items()},
+        figures={name: base64.b64encode(png).decode("ascii") for name, png in figures.items()},
         length_unit=measurements.length_unit,
     )
     try:

@@ -158,13 +158,6 @@ def test_a_total_beside_its_parts_gives_none_of_them_away() -> None:
     assert OPEN.about(99) == "99"
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures as they are before they become pictures."""
-    monkeypatch.setattr(figures, "_png", lambda figure: figure)
-
-
-@pytest.mark.usefixtures("drawn")
 def test_a_share_that_is_hidden_is_not_drawn_as_none() -> None:
     rows = [
         {"split": split, "set": kind, "subjects": None, "share": share}
@@ -180,7 +173,6 @@ def test_a_share_that_is_hidden_is_not_drawn_as_none() -> None:
     assert sorted(texts) == ["0.0 %", "10.0 %", "90.0 %", "withheld (tuning)"]
 
 
-@pytest.mark.usefixtures("drawn")
 def test_a_length_that_is_hidden_is_a_gap_that_the_legend_names() -> None:
     rows = [
         {"split": split, "low": 2**place, "subjects": None, "share": share}
