@@ -51,6 +51,8 @@ def embed(
         with without_values("the flow embed", "run `timeloom embed --worker --debug` on the worker's machine"):
             worked = work(settings, say, idle_seconds=idle_seconds, gpu=gpu)
         say(worked.line())
+        if not worked.items:
+            get_run_logger().warning("no vectors were wanted: the root was busy with another run")
 
 
 @flow(name="verify", persist_result=False)

@@ -228,15 +228,6 @@ class Standing:
                 del self.lacking[unit.path]
         return alive
 
-    @property
-    def by_modality(self) -> dict[str, int]:
-        """By modality, the vectors that are not made yet, as far as it is known."""
-        counted: dict[str, int] = {}
-        for unit in self.units:
-            if self.lacking.get(unit.path):
-                counted[unit.store.modality] = counted.get(unit.store.modality, 0) + self.lacking[unit.path]
-        return counted
-
 
 def await_workers(
     units: list[Unit],

@@ -6,7 +6,6 @@ Beside each vector stands the digest of what it was made from: where a file has 
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from extractors.items import OK, VerdictError
 from extractors.vectors.files import Held, VectorFile, blocks_of, open_vectors, places_of, units_of
 from extractors.vectors.judge import Digest
 from extractors.vectors.settings import ImportedConfig
-from warehouse.embeddings.bucket_lease import Lease
-from warehouse.embeddings.store import PLACES, SOURCE, EmbeddingStore, EmbeddingWriter, sole_writer
+from warehouse.embeddings.bucket_lease import Lease, sole_writers
+from warehouse.embeddings.store import PLACES, SOURCE, EmbeddingStore, EmbeddingWriter
 from warehouse.errors import TimeloomError
 from warehouse.sealed import write_sealed
 
@@ -115,11 +114,8 @@ def import_buckets(buckets: Sequence[ImportBucket], imported: ImportedConfig, sp
 
 
 def _import(buckets: Sequence[ImportBucket], imported: ImportedConfig, spec: StoreSpec, figures: ImportFigures) -> None:
-    with ExitStack() as locks:
-        filling = []
-        for bucket in buckets:
-            lease = locks.enter_context(sole_writer(bucket.store))
-            filling.append(_Filling(bucket, spec, figures, lease))
+    with sole_writers([bucket.store for bucket in buckets]) as leases:
+        filling = [_Filling(bucket, spec, figures, lease) for bucket, lease in zip(buckets, leases, strict=True)]
         by_file: dict[str, list[tuple[_Filling, ItemToImport]]] = defaultdict(list)
         for target in filling:
             for item in target.todo:

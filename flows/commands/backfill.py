@@ -12,8 +12,9 @@ from flows.runs import gate
 from flows.runs.log import RunLog
 from flows.runs.paths import configured
 from flows.runs.record import key_hashes, make_manifest, with_report
-from flows.runs.run import Run
+from flows.runs.run import Run, encoding_here
 from flows.runs.settings import RunSettings, make_engine
+from pipelines import embed, encode
 from pipelines.config import RunConfig
 from pipelines.engine.context import Standing
 from pipelines.engine.fingerprints import Fingerprints
@@ -109,6 +110,7 @@ def backfill(settings: RunSettings, release: str, *, restore: bool, progress: Pr
         TimeloomError: what it read, or the release that it continued, is gone; another run is at work.
     """
     config, layout = configured(settings)
+    config = encoding_here(config)
     past = past_night(layout, release)
     base = settings.config.parent.resolve()
     with _PastRun(config, base, layout, make_engine(settings, config), past, settings.limit, progress) as run:
@@ -150,7 +152,13 @@ class _PastRun(Run):
         super().__init__(config, base, layout, engine, limit=limit, progress=progress, stages=self._stages())
 
     def _stages(self) -> list[Stage]:
-        return [replace(stage, plan=self._plan(stage)) if stage.name == EXTRACT else stage for stage in NIGHT]
+        # Workers elsewhere fill what a night wants, and a past one wants nothing of them.
+        others: dict[str, Callable[[Stage], Stage]] = {
+            EXTRACT: lambda stage: replace(stage, plan=self._plan(stage)),
+            encode.STAGE.name: lambda stage: replace(stage, before=None),
+            embed.STAGE.name: lambda stage: replace(stage, check=None),
+        }
+        return [others[stage.name](stage) if stage.name in others else stage for stage in NIGHT]
 
     def _adopt_work(self) -> None:
         """Its folder is not one that a night would take over."""

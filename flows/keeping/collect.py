@@ -17,7 +17,7 @@ from flows.keeping.choice import chosen, lineage_of, released
 from pipelines.config import KeepConfig, RunConfig
 from pipelines.dealing import wanted_of
 from pipelines.engine.run_stage import load_record
-from warehouse.embeddings.bucket_lease import dead_leases
+from warehouse.embeddings.bucket_lease import dead_leases, take
 from warehouse.embeddings.compact import compact, spare_of
 from warehouse.errors import REPAIR, TimeloomError
 from warehouse.files import sync_directory
@@ -242,7 +242,9 @@ class _Collector:
             return
         for path in dead_leases(self.layout):
             self._count("lease", path)
-            self._delete(path)
+            # Not merely deleted: a worker may have taken the bucket over since.
+            if self.found.applied and (lease := take(path.with_suffix(".lmdb"))) is not None:
+                lease.give_back()
         wanted = wanted_of(self.layout)
         stores = wanted["stores"].items() if wanted else ()
         filled = {(modality, str(each["entry"]["store"])) for modality, entries in stores for each in entries}

@@ -116,7 +116,10 @@ def _fill(filler: Filler, layout: Layout, served: str, worked: Worked, say: Call
         figures = filler.fill_free(goes_on)
     except FileNotFoundError:
         if goes_on():
-            raise
+            raise TimeloomError(
+                "this machine lacks files that the wanted vectors are made of",
+                remedy="mount the root, and the private folder beside it, where the run has them",
+            ) from None
         return  # what it was made of went with the run that wanted it
     worked.add(figures)
     if figures.items:

@@ -189,7 +189,8 @@ class Run:
             self.log.failure(error)
             if isinstance(error, TimeloomError):
                 error.log = self.log.path
-        self._stack.close()
+        # Engines end their workers at once where the run was told to end.
+        self._stack.__exit__(kind, error, trace)
 
     def _check_root(self) -> None:
         """Holds the run against what was fixed when the root was made."""
@@ -442,6 +443,12 @@ class Run:
         )
 
 
+def encoding_here(config: RunConfig) -> RunConfig:
+    """The configuration of a run whose own processes make vectors, whatever the file says."""
+    embedding = config.embedding.model_copy(update={"workers": "here", "wait": True})
+    return config.model_copy(update={"embedding": embedding})
+
+
 def open_run(
     settings: RunSettings,
     progress: Progress | None,
@@ -458,9 +465,7 @@ def open_run(
     """
     config, layout = configured(settings)
     if encodes:
-        config = config.model_copy(
-            update={"embedding": config.embedding.model_copy(update={"workers": "here", "wait": True})}
-        )
+        config = encoding_here(config)
     return Run(
         config,
         settings.config.parent.resolve(),

@@ -97,9 +97,17 @@ def unpack(parcel: str) -> Task:
     if folder != sent["folder"]:
         raise WorkerRefusedError(f"{worker} does not see the root that the run writes", seen)
     for path, file in task.raw_files.items():
-        if file["signature"] is not None and not Path(path).exists():
+        if file["signature"] is not None and not _is_seen(path):
             raise WorkerRefusedError(f"{worker} does not see {file['what']}", seen)
     return task
+
+
+def _is_seen(path: str) -> bool:
+    """Whether a file is there; an error of the file system would say its path."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def _places() -> list[tuple[str, str]]:

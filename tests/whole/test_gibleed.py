@@ -49,13 +49,13 @@ def sql(gibleed: Path) -> Callable[[str], list[tuple[Any, ...]]]:
 
 
 def aligned(root: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Events and ledger of the documented configuration, run up to its aligned events."""
+    """Events and ledger of the documented configuration, run up to its aligned events and their ledger."""
     monkeypatch.setenv("TIMELOOM_GIBLEED", str(database))
     config = load_config(EXAMPLE).model_copy(update={"buckets": 4})
     with Run(config, EXAMPLE.parent, Layout(root), LocalEngine(1)) as run:
         for name, step in run.steps:
             run.carry_out(name, step)
-            if name == "align":
+            if name == "metadata":
                 break
         tree = ReleaseLayout(run.staging / "release")
         events = pl.concat(pl.read_parquet(tree.events(bucket)) for bucket in range(4))

@@ -9,6 +9,7 @@ which is held for moments: so a worker that was only slow finds that its lease i
 Where several machines share a root, its file system must pass `flock` from one to the others, as NFS 4 does.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -86,8 +87,11 @@ class Held:
         """None where there is no lease; one of nobody where it is damaged, or being written."""
         try:
             text = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            # NFS says of a file that another machine removes between opening and reading that it is stale.
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return None
+            raise
         try:
             found = json.loads(text)
             return cls(
@@ -353,17 +357,37 @@ def sole_writer(store: Path, patience: float = 30.0) -> Iterator[Lease]:
     LMDB lets several processes write in turns. Two workers would embed the same items twice, and share a checkpoint.
 
     Args:
-        patience: seconds to wait for another worker, which may be a killed run's that is about to end.
+        patience: seconds to wait for another worker, which may be a killed run's that is about to end. The lease of
+            another machine, or of this one before it was started, is waited for until it has expired.
 
     Raises:
         TimeloomError: another worker has it still.
     """
+    with sole_writers([store], patience) as leases:
+        yield leases[0]
+
+
+@contextmanager
+def sole_writers(stores: Sequence[Path], patience: float = 30.0) -> Iterator[list[Lease]]:
+    """As `sole_writer`, of several stores. Leases are taken in order, and those of the dead expire together."""
+    first = {store: Held.read(lease_path(store)) for store in stores}
     until = time.monotonic() + patience
-    while (lease := take(store)) is None:
-        if time.monotonic() > until:
-            raise _BusyError(store)
-        time.sleep(0.05)
+    leases: list[Lease] = []
     try:
-        yield lease
+        while len(leases) < len(stores):
+            lease = take(stores[len(leases)])
+            if lease is not None:
+                leases.append(lease)
+                continue
+            silent = True
+            for store in stores[len(leases) :]:
+                held = Held.read(lease_path(store))
+                if held is not None and not _is_dead(lease_path(store), held):
+                    silent &= held == first[store] and held.machine != _machine()
+            if not silent and time.monotonic() > until:
+                raise _BusyError(stores[len(leases)])
+            time.sleep(0.05)
+        yield leases
     finally:
-        lease.give_back()
+        for lease in leases:
+            lease.give_back()

@@ -8,6 +8,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from warehouse.embeddings.value import store_name
 from warehouse.errors import TimeloomError
@@ -64,13 +65,17 @@ class ScratchCopy:
         except FileNotFoundError:
             return None
 
+    def _state(self) -> dict[str, Any]:
+        # A folder that is new may have the number of one that is gone: the store's name tells them apart.
+        return {"store": store_name(self.path), "signature": self._now()}
+
     def _note(self) -> None:
-        write_sealed(self._made_of, {"signature": self._now()})
+        write_sealed(self._made_of, self._state())
 
     def _is_known(self) -> bool:
         try:
-            return bool(read_sealed(self._made_of)["signature"] == self._now())
-        except (OSError, ValueError, KeyError):
+            return bool(read_sealed(self._made_of) == self._state())
+        except (OSError, ValueError):
             return False
 
     def put_in_place(self, changed: bool) -> None:

@@ -1,5 +1,6 @@
 """Leases of buckets: one holder, who notices that it has lost its lease, and whose death is noticed."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from warehouse.embeddings import bucket_lease
-from warehouse.embeddings.bucket_lease import Held, LeaseLostError, dead_leases, holder_of, holders, lease_path, take
+from warehouse.embeddings.bucket_lease import (
+    Held,
+    LeaseLostError,
+    dead_leases,
+    holder_of,
+    holders,
+    lease_path,
+    sole_writer,
+    sole_writers,
+    take,
+)
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
 
@@ -170,3 +181,37 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     (tmp_path / "embeddings").write_text("")
     with pytest.raises(TimeloomError, match="cannot be written"):
         take(tmp_path / "embeddings" / "ct" / "random-0" / "0001.lmdb")
+
+
+def test_dead_leases_of_another_machine_expire_together_for_who_must_have_them(store: Path, clock: Clock) -> None:
+    stores = [store.with_name(f"{number:04d}.lmdb") for number in range(3)]
+    for each in stores:
+        elsewhere(each, seconds=60.0)
+    began = clock.now
+    with sole_writers(stores) as leases:
+        assert [lease.store for lease in leases] == stores
+        assert 60.0 <= clock.now - began < 90.0
+    assert not any(lease_path(each).exists() for each in stores)
+
+
+def test_a_live_worker_of_another_machine_is_not_waited_for_without_end(
+    store: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        elsewhere(store, beat=int(clock.now))
+
+    elsewhere(store)
+    monkeypatch.setattr(clock, "sleep", sleep)
+    with pytest.raises(TimeloomError, match="another worker is writing"), sole_writer(store):
+        pass
+
+
+def test_a_lease_that_is_stale_on_a_shared_file_system_is_none(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere(store)
+
+    def stale(_path: Path) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert Held.read(lease_path(store)) is None

@@ -1,6 +1,7 @@
 """A store that is written in a scratch folder takes its place whole, survives a kill, and undoes no other writer's."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,18 @@ def test_a_scratch_folder_that_is_none_is_refused(store: Path, monkeypatch: pyte
     monkeypatch.setenv(SCRATCH_VARIABLE, str(store.parent / "absent"))
     with pytest.raises(TimeloomError, match="TIMELOOM_SCRATCH names no folder that can be written"):
         put(store, "a")
+
+
+def test_what_is_left_of_another_encoder_s_store_is_not_gone_on_with(store: Path, scratch: Path) -> None:
+    """A folder that is new may have the number of one that was deleted, and both buckets are not there yet."""
+    kept = scratch / "kept"
+    with EmbeddingWriter(store.parent.with_name("first") / store.name) as writer:
+        writer.put_many([("a", VECTOR, 1)])
+        (left,) = scratch.iterdir()
+        shutil.copytree(left, kept)
+    put(store)
+    store.unlink()
+    status = store.parent.stat()
+    kept.rename(scratch / f"timeloom-{status.st_dev:x}-{status.st_ino:x}-{store.stem}")
+    put(store, "b")
+    assert keys_of(store) == {"b"}
