@@ -174,8 +174,8 @@ class _Published:
         ]
         if lags is None or not entries:
             return None
-        # Other stages have records among them.
-        counts = [counts_of(entry, MedsCounts) for entry in entries if entry is not None and "kinds" in entry.counts]
+        # Other stages have records among them, and older versions of meds, whose rows are missed in their number.
+        counts = [counts_of(entry, MedsCounts) for entry in entries if entry is not None and "formers" in entry.counts]
         continued = {part["segment"] for of in counts for part in of["formers"]}
         newest = [of for of in counts if of["segment"] not in continued]
         return cls(context, layout.segments, newest, read_frame(lags.path))

@@ -125,11 +125,12 @@ def plan(night: Night) -> list[Task]:
                 + [config.buckets, config.deid.model_dump(), deid.key_fingerprint, label]
             )
             inputs = [[name, [fingerprints.of(path) for path in export.files(name)]] for name in joined]
+            there = [name for name in joined if export.files(name)]
             looked_up = planned_files(export, joined, fingerprints)
             for part, path in enumerate(files):
                 fingerprint = sha256_json([rules, fingerprints.of(path), inputs, number, part])
-                # The same for this file every night, until its rules change.
-                line = sha256_json([rules, number, deid.item_key(str(path))])[:12]
+                # The same for this file every night, until its rules change, or which of its joined tables are there.
+                line = sha256_json([rules, number, there, deid.item_key(str(path))])[:12]
                 stem = f"{line}-{fingerprint[:24]}"
                 tasks.append(
                     Task(

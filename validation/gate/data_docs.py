@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.engine.context import Standing
 from validation.areas.area import Area
+from validation.gate import great_expectations
 from validation.gate.great_expectations import DISTRIBUTION, Answer, Printer
 from warehouse.files import link_or_copy, sha256_file, sha256_json
 from warehouse.layout import ReleaseLayout
@@ -89,10 +90,10 @@ def _in_release(name: str) -> str:
 def _outcome(area: Area, answer: Answer) -> str:
     """A hash of all that an area's pages say, and of what they are printed by."""
     expected = [
-        [area.name_of(entry), entry.sentence, entry.severity, entry.low, entry.high, entry.pattern]
+        [area.name_of(entry), entry.kind, entry.sentence, entry.severity, entry.low, entry.high, entry.pattern]
         for entry in area.expectations
     ]
-    printed_by = [version(DISTRIBUTION), sha256_file(Path(__file__))]
+    printed_by = [version(DISTRIBUTION), *(sha256_file(Path(each)) for each in (__file__, great_expectations.__file__))]
     return sha256_json([area.name, expected, dict(answer.success), printed_by])[:32]
 
 

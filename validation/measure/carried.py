@@ -60,6 +60,17 @@ def carried(
         inputs: the files that are read, relative to both trees.
         scratch: a folder for files that are gone when this is done.
     """
+    try:
+        return _carried(parts, inputs, tree, former, scratch)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's word, of a full disk say
+        return None  # whoever measures anew says which file is damaged
+
+
+def _carried(
+    parts: Sequence[Params], inputs: Sequence[str], tree: ReleaseLayout, former: Former, scratch: Path
+) -> Tables | None:
     files = _both(inputs, tree, former.tree) if _is_large(parts[0], tree) else None
     if files is None:
         return None

@@ -8,6 +8,8 @@ and so does not outlive a fork.
 import errno
 import os
 import re
+import secrets
+import shutil
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -191,7 +193,11 @@ class Place:
     def send(self, name: str, path: Path, sha256: str) -> None:
         """Writes a file as an object; as `write`."""
         if self._is_local:
-            self.write(name, path.read_bytes(), sha256)
+            try:
+                with self._local(name) as temporary:
+                    shutil.copyfile(path, temporary)
+            except OSError as error:
+                raise self._failed("written", error) from error
             return
         options = self._options(path.stat().st_size, sha256)
         try:
@@ -239,13 +245,16 @@ class Place:
         return self.read(name) or data
 
     def _create_local(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
         try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             os.link(temporary, path)  # fails where the name is taken
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
     def fetch(self, name: str, target: Path) -> None:
         """Copies an object into a file; what arrives is not checked.

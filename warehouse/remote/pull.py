@@ -217,7 +217,10 @@ def _pull(pulling: _Pull, *, make_current: bool) -> None:
     in_parallel(pulling.vectors, tasks, "vectors", pulling.progress, at_once=4)
     for name, entry in shipment.beside.items():
         pulling.beside(name, entry)
-    first = current_release(layout) is None
+    now = current_release(layout)
+    first = now is None
+    # A root that has gone on from the release, as the root that pushed it may have, stays where it is.
+    make_current = make_current and (now is None or now.path.name <= shipment.release_id)
     if published.is_dir():
         if make_current:
             point_at(layout, shipment.release_id)

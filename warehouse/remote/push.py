@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from warehouse.errors import REPAIR, TimeloomError
-from warehouse.files import sha256_file
+from warehouse.files import make_folder, sha256_file
 from warehouse.layout import Layout, ReleaseLayout
 from warehouse.manifest import Manifest, read_manifest
 from warehouse.progress import Progress
@@ -97,11 +97,13 @@ class _Push:
             return True
         with self.guard:
             self.done.mended += 1
-            del self.have[sha256]  # it is asked for once more
+            self.have.pop(sha256, None)  # it is asked for once more
         return False
 
     def _is_whole(self, sha256: str, size: int) -> bool:
-        with TemporaryDirectory(prefix="timeloom-check-") as folder:
+        make_folder(self.layout.work)
+        # In the root: what is read back are rows of patients, and nobody empties another folder behind a kill.
+        with TemporaryDirectory(prefix="timeloom-check-", dir=self.layout.work) as folder:
             copy = Path(folder, "object")
             try:
                 self.place.fetch(object_name(sha256), copy)
@@ -227,7 +229,7 @@ def push(
     _check_sent(place, made, manifest)
     shipments.check_claim(place, origin)
     shipments.write_shipment(place, made)
-    now = current_release(layout)
+    now, current = current_release(layout), shipments.current_at(place)
     if current is None or (now is not None and now.path.name == tree.path.name):
         if current != tree.path.name:
             shipments.point_at(place, tree.path.name)
@@ -241,11 +243,11 @@ def _send(pushing: _Push, settings: dict[str, object]) -> Shipment:
     by_bucket = [(bucket, items_of(tree, manifest, bucket)) for bucket in range(manifest.buckets)]
     # Those of one bucket do not depend on another's.
     tasks = [(*store, bucket, keys) for bucket, found in by_bucket for store, keys in found.items()]
-    own = entry_of_file(tree.manifest)
+    listed = entry_of_file(tree.manifest)
     files = {
         entry.sha256: _File(name, tree.path / name, entry.sha256, entry.bytes) for name, entry in manifest.files.items()
     }
-    files[own.sha256] = _File("manifest.json", tree.manifest, own.sha256, own.bytes)
+    files[listed.sha256] = _File("manifest.json", tree.manifest, listed.sha256, listed.bytes)
     beside = list(pushing.beside({(modality, store) for modality, store, _, _ in tasks}))
     files |= {file.sha256: file for file in beside}
     in_parallel(pushing.send, list(files.values()), "files", pushing.progress)
@@ -259,7 +261,7 @@ def _send(pushing: _Push, settings: dict[str, object]) -> Shipment:
     return Shipment(
         release_id=manifest.release_id,
         root=dict(settings),
-        manifest=own,
+        manifest=listed,
         beside={file.name: ObjectEntry(sha256=file.sha256, bytes=file.bytes) for file in beside},
         vectors={name: dict(sorted(buckets.items())) for name, buckets in sorted(vectors.items())},
     )

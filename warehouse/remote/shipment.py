@@ -206,7 +206,8 @@ def read_shipment(place: Place, release: str) -> Shipment:
     """
     found = _unsealed(place, shipment_name(release)) if _ID.fullmatch(release) else None
     if found is None:
-        known = sorted((name.removesuffix(".json") for name in place.sizes(RELEASES)), reverse=True)
+        names = [name for name in place.sizes(RELEASES) if not name.startswith(".")]
+        known = sorted((name.removesuffix(".json") for name in names), reverse=True)
         raise TimeloomError(
             f"there is no release {release} in {place}", remedy=f"the latest are: {', '.join(known[:3]) or 'none'}"
         )

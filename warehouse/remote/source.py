@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from warehouse.embeddings.environments import supply
 from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_file
@@ -251,7 +253,7 @@ class _Ahead:
     def _work(self) -> None:
         while (task := self._take()) is not None:
             # What cannot be fetched now is fetched, or said, when it is read.
-            with suppress(TimeloomError):
+            with suppress(TimeloomError, OSError, lmdb.Error):
                 task.fetch()
 
     def used(self, key: str) -> None:

@@ -25,7 +25,8 @@ from warehouse.embeddings.environments import WRITER_MAP_BYTES, not_writable, op
 from warehouse.embeddings.environments import close_writer as close
 from warehouse.embeddings.store import EmbeddingStore
 from warehouse.embeddings.value import BESIDE, CHECKSUM_AT, HEADER_BYTES, StoreDamagedError, check_value, store_name
-from warehouse.files import hash_file
+from warehouse.errors import REPAIR, TimeloomError
+from warehouse.files import hash_file, sha256_file
 from warehouse.layout import ReleaseLayout
 from warehouse.manifest import Manifest
 from warehouse.remote.shipment import ObjectEntry
@@ -75,10 +76,17 @@ class Entries:
 
 
 def items_of(tree: ReleaseLayout, manifest: Manifest, bucket: int) -> dict[tuple[str, str], list[str]]:
-    """By modality and store, the sorted keys of a bucket's items that have a vector."""
+    """By modality and store, the sorted keys of a bucket's items that have a vector.
+
+    Raises:
+        TimeloomError: the file of the items is not what the release's manifest says.
+    """
     path = tree.items(bucket)
-    if path.relative_to(tree.path).as_posix() not in manifest.files:
+    name = path.relative_to(tree.path).as_posix()
+    if name not in manifest.files:
         return {}
+    if not path.is_file() or sha256_file(path) != manifest.files[name].sha256:
+        raise TimeloomError(f"{name} of release {tree.path.name} is damaged", remedy=REPAIR)
     items = pl.read_parquet(path, columns=["item_key", "modality", "store", "verdict"])
     usable = items.filter(pl.col("verdict") == "ok", pl.col("store").is_not_null())
     return {
@@ -147,8 +155,8 @@ def plan_packs(needed: Entries, packs: Sequence[ObjectEntry], index: pl.DataFram
         packs: those that are whole in the place; others are None in effect: leave them out of `index` too.
         index: rows of `key`, `checksum`, `pack`, the number in `packs`.
     """
-    mine = needed.frame().with_row_index("place")
-    joined = index.join(mine, on=["key", "checksum"], how="left")
+    wanted = needed.frame().with_row_index("place")
+    joined = index.join(wanted, on=["key", "checksum"], how="left")
     by_pack = {int(str(number)): part for (number,), part in joined.partition_by("pack", as_dict=True).items()}
     kept = [
         (packs[number], part["place"].sort().to_list())
@@ -257,7 +265,10 @@ def make_store(path: Path, packs: Sequence[Path]) -> None:
     Raises:
         TimeloomError: it cannot be written.
     """
-    environment = lmdb.open(str(path), subdir=False, map_size=WRITER_MAP_BYTES, lock=False, readahead=False)
+    try:
+        environment = lmdb.open(str(path), subdir=False, map_size=WRITER_MAP_BYTES, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise not_writable(path, error) from error
     try:
         _put(environment, path, (entry for pack in packs for entry in read_pack(pack)), None, append=len(packs) == 1)
     finally:
