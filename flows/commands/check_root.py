@@ -10,12 +10,12 @@ from warehouse.embeddings.scratch import SCRATCH_VARIABLE, scratch_folder
 from warehouse.errors import TimeloomError
 from warehouse.file_system import REMEDY, held, is_held, is_of_a_network, kind_of, probe
 
-OK, NOTE, FAIL = "ok", "note", "FAIL"
+OK, HINT, FAIL = "ok", "hint", "FAIL"
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was tried, how it went (OK, NOTE or FAIL), and what a person should know of it."""
+    """What was tried, how it went (OK, HINT or FAIL), and what a person should know of it."""
 
     operation: str
     state: str
@@ -31,7 +31,7 @@ def check(root: Path) -> list[Line]:
     folder = local_folder(root, "ROOT")
     lines = []
     for finding in probe(folder):
-        state = (FAIL if finding.needed else NOTE) if finding.fault else OK
+        state = (FAIL if finding.needed else HINT) if finding.fault else OK
         said = f"the file system of {folder} {finding.fault}" if finding.fault else ""
         lines.append(Line(finding.operation, state, f"{said}; {REMEDY}" if state == FAIL else said))
     kind = kind_of(folder)
@@ -40,7 +40,7 @@ def check(root: Path) -> list[Line]:
     shared = f"{kind}, which machines share: run --hold 60 on one and --beside on another"
     if scratch_folder() is None:
         shared += f"; set {SCRATCH_VARIABLE} to a local folder where vectors are made"
-    return [*lines, Line("kind", NOTE, shared)]
+    return [*lines, Line("kind", HINT, shared)]
 
 
 def beside_another(root: Path) -> list[Line]:

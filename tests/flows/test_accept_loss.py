@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
+from flows.commands.terminal import StageProgress
 from flows.runs.gate import check_names
 from flows.runs.settings import RunSettings
 from tests.support.nights.toy_stage import toy_manifest
@@ -51,7 +52,7 @@ def test_the_flow_of_prefect_takes_them_as_a_parameter(monkeypatch: pytest.Monke
     source = "name: s\nsubject: pid\ntables: {t: {events: [{code: X}]}}\n"
     (tmp_path / "s.yaml").write_text(source, encoding="utf-8")
     config.write_text("sources: [{source: s.yaml, path: raw}]\n", encoding="utf-8")
-    cli._in_prefect(RunSettings(config, tmp_path / "warehouse", accept_loss=("labs",)), lambda *_: None)
+    cli._in_prefect(RunSettings(config, tmp_path / "warehouse", accept_loss=("labs",)), StageProgress(quiet=True))
     assert asked[0]["accept_loss"] == ["labs"]
     assert set(asked[0]) <= set(parameters)
 

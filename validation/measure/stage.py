@@ -26,6 +26,7 @@ from pipelines.tokenize import Counts as TokenizeCounts
 from validation.measure.carried import carried
 from validation.measure.probes.bucket import makers_of
 from validation.measure.tasks import Facts, Params, Reading, measured, readings, write_measures
+from warehouse.errors import TimeloomError
 from warehouse.files import sha256_json
 from warehouse.layout import ReleaseLayout, bucket_name
 from warehouse.manifest import LabelsEntry, ProfileEntry
@@ -129,7 +130,13 @@ def _beside(night: Night, reading: Reading, *, before: bool = False) -> list[Any
     tree = former if before else night.tree
     if tree is None or (before and not tree.codes_of(bucket).is_file()):
         return None
-    codes = read_frame(tree.codes_of(bucket)).select("code").join(described, on="code").sort("code")
+    try:
+        held = read_frame(tree.codes_of(bucket)).select("code")
+    except TimeloomError:
+        if before:
+            return None  # damaged since it was published: nobody can tell
+        raise
+    codes = held.join(described, on="code").sort("code")
     return [prefixes, sha256_json([codes["code"].to_list(), codes["parent_codes"].to_list()])]
 
 

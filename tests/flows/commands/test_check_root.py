@@ -39,21 +39,21 @@ def test_it_fails_where_something_is_broken(tmp_path: Path, monkeypatch: pytest.
     assert f"the file system of {tmp_path} loses locks" in failed["detail"]
 
 
-def test_links_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(1, "no links")
 
     monkeypatch.setattr(os, "link", refused)
     code, said = run(tmp_path)
     assert code == 0
-    assert "note hard links: the file system of" in said
+    assert "hint hard links: the file system of" in said
 
 
 def test_a_file_system_of_a_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_root, "kind_of", lambda _: "nfs4")
     code, said = run(tmp_path)
     assert code == 0
-    assert "note kind: nfs4, which machines share" in said
+    assert "hint kind: nfs4, which machines share" in said
     assert "set TIMELOOM_SCRATCH" in said
     monkeypatch.setenv("TIMELOOM_SCRATCH", str(tmp_path))
     assert "TIMELOOM_SCRATCH" not in run(tmp_path)[1]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,11 +114,9 @@ def test_what_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
 def test_threads_and_processes_make_each_file_once(tmp_path: Path) -> None:
     numbers, log = list(range(12)), str(tmp_path / "log")
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        tasks: list[tuple[str, str, list[int]]] = [
-            (str(tmp_path / "cache"), log, numbers[shift:] + numbers[:shift]) for shift in (0, 1, 6)
-        ]
-        pool.starmap(count, tasks)
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        orders = [numbers[shift:] + numbers[:shift] for shift in (0, 1, 6)]
+        list(pool.map(count, [str(tmp_path / "cache")] * 3, [log] * 3, orders))
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda _: count(str(tmp_path / "cache"), log, numbers), range(2)))
     assert sorted(map(int, Path(log).read_text().split())) == numbers
