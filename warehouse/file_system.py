@@ -20,6 +20,7 @@ from pathlib import Path
 import lmdb
 
 from warehouse.errors import TimeloomError
+from warehouse.files import sync_path
 
 REMEDY = "put the root on another file system, or mount this one otherwise: docs/shared-file-systems.md"
 # Those that several machines share; a store of vectors is then written elsewhere first.
@@ -147,11 +148,7 @@ def _sync(folder: Path) -> None:
     file = folder / "file"
     file.write_bytes(b"content")
     for path in (file, folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(path)
 
 
 def _locks(folder: Path) -> None:

@@ -50,7 +50,7 @@ def sync_tree(folder: Path) -> None:
 
 def _sync_or_remove(path: Path) -> None:
     try:
-        _sync(path)
+        sync_path(path)
     except OSError:
         if path.is_file():
             path.unlink()
@@ -71,7 +71,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            _sync(temporary)
+            sync_path(temporary)
         temporary.replace(path)
     except BaseException:
         if temporary.is_dir():
@@ -80,10 +80,11 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     if sync:
-        _sync(path.parent)
+        sync_path(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Waits until the disk has a file's content, or a folder's names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +94,7 @@ def _sync(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Makes a rename inside `path` durable."""
-    _sync(path)
+    sync_path(path)
 
 
 def make_folder(path: Path, *, mode: int = 0o777, sync: bool = True) -> None:
@@ -108,7 +109,7 @@ def make_folder(path: Path, *, mode: int = 0o777, sync: bool = True) -> None:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
     for folder in missing if sync else ():
         with suppress(PermissionError):  # of a folder that may be entered and not listed
-            _sync(folder.parent)
+            sync_path(folder.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

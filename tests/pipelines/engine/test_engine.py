@@ -51,16 +51,6 @@ def importable_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
-    """Five input files."""
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    for number in range(5):
-        (folder / f"{number}.txt").write_text("".join(f"{(7 * line) % 11} {number}\n" for line in range(11)))
-    return sorted(folder.iterdir())
-
-
 def tasks_of(
     inputs: list[Path], staging: Path, faults: dict[int, str] | None = None, settings: str = "s"
 ) -> list[Task]:

@@ -19,15 +19,6 @@ from warehouse.errors import TimeloomError
 from warehouse.files import atomic_write, sha256_file
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    for number in range(5):
-        (folder / f"{number}.txt").write_text("".join(f"{(7 * line) % 11} {number}\n" for line in range(11)))
-    return sorted(folder.iterdir())
-
-
 def engine_with(fault: str) -> BeamEngine:
     return BeamEngine(faulty_runner.NAME, options=[f"--fault={fault}"])
 
