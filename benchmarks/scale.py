@@ -1,10 +1,12 @@
 """From raw CSV to verified shards at several sizes: large simulated hospitals of MEHRT's lengths, and the nights after.
 
-    python benchmarks/scale.py [--subjects N ...] [--quick] [--work DIR] [--buckets N] [--compressed] [--reordered]
+    python benchmarks/scale.py [--subjects N ...] [--quick] [--work DIR] [--buckets N] [--compressed]
+                               [--nights NIGHT ...]
 
 Each size has a root of its own and, one after the other: a full night, one on which nothing changed, one with one
-changed patient, one with 1 % of the patients changed and spread over all, its tables exported whole. Of each the steps:
-seconds of the clock and of processors (all processes), peak of the process tree (PSS), bytes that calls read and wrote.
+changed patient, one with 1 % of the patients changed and spread over all, its tables exported whole; `--nights` names
+others. Of each the steps: seconds of the clock and of processors (all processes), peak of the process tree (PSS), bytes
+that calls read and wrote.
 
 The last line is JSON, of the largest size. Ratios are of processors' seconds: those of the clock say little where
 others work too. `growth_time` is the full night's processor seconds a subject against the size before, `growth_peak`
@@ -27,6 +29,7 @@ from measure import NightCost, night, show_night, work_folder
 from extractors.simulate.large import simulate_large
 
 SIZES = (10_000, 100_000)
+USUAL = ("full", "unchanged", "one", "next")
 QUICK_SIZES = (300, 1_200)
 QUICK_BUCKETS = 16
 COMPRESSED_FROM = 200_000
@@ -84,6 +87,7 @@ def measure_size(work: Path, subjects: int, buckets: int | None, compressed: boo
     return Size(subjects, sum(pq.read_metadata(path).num_rows for path in files), nights)
 
 
+# In the order in which they follow each other.
 TITLES = {
     "full": "full night",
     "unchanged": "nothing changed",
@@ -100,7 +104,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where hospitals and roots are kept; none may lie there yet")
     parser.add_argument("--buckets", type=int, help="of each root; the run's own number if not given")
     parser.add_argument("--compressed", action="store_true", help=f"tables as .csv.gz also below {COMPRESSED_FROM:,}")
-    parser.add_argument("--reordered", action="store_true", help="a night more: the rows in another order")
+    parser.add_argument(
+        "--nights", nargs="+", choices=list(TITLES), default=list(USUAL), help="which, always after a full one"
+    )
     options = parser.parse_args()
     sizes = sorted(options.subjects or (QUICK_SIZES if options.quick else SIZES))
     buckets = options.buckets or (QUICK_BUCKETS if options.quick else None)
@@ -108,9 +114,8 @@ def main() -> None:
     measured = []
     with work_folder(options.work) as work:
         for subjects in sizes:
-            names = ["full", "unchanged", "one", "next", *(["reordered"] if options.reordered else [])]
-            if options.quick and subjects != sizes[-1]:
-                names = ["full"]
+            asked = set(options.nights) if not options.quick or subjects == sizes[-1] else set()
+            names = [name for name in TITLES if name == "full" or name in asked]
             folder = work / str(subjects)
             folder.mkdir(parents=True, exist_ok=True)
             compressed = options.compressed or subjects >= COMPRESSED_FROM
@@ -127,7 +132,7 @@ def main() -> None:
         "full_events_per_cpu_s": round(largest.events / full.cpu_seconds),
         "night_1pct_vs_full": largest.against_full("next"),
         "unchanged_vs_full": largest.against_full("unchanged"),
-        "unchanged_s": round(largest.nights["unchanged"].seconds, 2),
+        "unchanged_s": round(largest.nights["unchanged"].seconds, 2) if "unchanged" in largest.nights else None,
         "one_subject_vs_full": largest.against_full("one"),
         "reordered_vs_full": largest.against_full("reordered"),
         "gate_share": round(full.judging / full.cpu_seconds, 4),

@@ -7,7 +7,7 @@ from extractors.extractor import imported
 from extractors.modalities import EXTRACTORS
 from extractors.vectors.check import check_vectors
 from flows.extras import require
-from flows.runs.root import bind_root, is_used
+from flows.runs.root import bind_root, is_used, with_numbers
 from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, load_config
 from pipelines.night import exports_of
@@ -43,10 +43,11 @@ def configured(settings: RunSettings) -> tuple[RunConfig, Layout]:
         require("images", "images")
     layout = Layout(root_of(config, settings.root))
     check_paths(config, layout)
-    for export in exports_of(config, settings.config.parent.resolve()):
+    base = settings.config.parent.resolve()
+    for export in exports_of(config, base):
         export.mapped()
     if is_used(layout):
-        bind_root(layout, config, settings.limit, new=False)
+        bind_root(layout, with_numbers(config, base, layout), settings.limit, new=False)
     return config, layout
 
 

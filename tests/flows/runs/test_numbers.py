@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from flows.runs.paths import configured
 from flows.runs.root import (
     BUCKET_BYTES,
     GROUP_BYTES,
@@ -14,6 +15,7 @@ from flows.runs.root import (
     suitable_groups,
     with_numbers,
 )
+from flows.runs.settings import RunSettings
 from pipelines.config import RunConfig, parse_config
 from warehouse.errors import TimeloomError
 from warehouse.layout import Layout
@@ -75,6 +77,25 @@ def test_pack_groups_are_left_open_unless_they_are_named(tmp_path: Path, written
     export(tmp_path, 8 * 9 * GROUP_BYTES)
     later = with_numbers(config_of(tmp_path, **written), tmp_path, layout)
     assert later.pack_groups == 3, "what its root was made with stands"
+
+
+def test_a_later_night_of_a_root_that_was_given_its_numbers_is_taken(tmp_path: Path) -> None:
+    config = tmp_path / "night.yaml"
+    config.write_text(
+        "sources: [{source: simulated-hospital, path: tables}]\ndeid: {mode: synthetic}\nbuckets: auto\n", "utf-8"
+    )
+    export(tmp_path, 8 * (2 * GROUP_BYTES + 1))
+    settings = RunSettings(config, tmp_path / "root")
+    asked, layout = configured(settings)
+    first = with_numbers(asked, tmp_path, layout)
+    assert first.pack_groups == 3 and first.buckets > 2
+    layout.root.mkdir()
+    bind_root(layout, first, None, new=True)
+    (layout.releases / "first").mkdir(parents=True)
+    configured(settings)
+    with pytest.raises(TimeloomError, match="made with another number of pack groups"):
+        config.write_text(config.read_text("utf-8") + "pack_groups: 2\n", "utf-8")
+        configured(settings)
 
 
 def test_what_is_left_open_is_no_key(tmp_path: Path) -> None:
