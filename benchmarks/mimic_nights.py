@@ -36,7 +36,7 @@ def with_more_labs(raw: Path, work: Path) -> None:
     path, added = raw / "hosp" / "labevents.csv.gz", work / "added.csv.gz"
     patients = more_labs(raw, added)
     rows = pl.concat([pl.scan_csv(each, infer_schema=False) for each in (path, added)])
-    rows.sink_csv(path.with_suffix(".new"), compression="gzip")
+    rows.sink_csv(path.with_suffix(".new"), compression="gzip", compression_level=1)
     path.with_suffix(".new").replace(path)
     added.unlink()
     print(f"\n{patients} patients have more laboratory rows")
